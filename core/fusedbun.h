@@ -1,0 +1,108 @@
+#pragma once
+// Fusedbun as a LibTorch user expects an optimizer: options with a builder, param groups, closures, zero_grad, state that
+// saves and loads with torch::save, learning rate schedulers of torch::optim. One process, no communication; for sharded
+// training see dist/step/sharded_fusedbun.h, which has the same shape.
+//
+//   fusedbun::Fusedbun optimizer(model->parameters(), fusedbun::FusedbunOptions::recommended(3e-3).Lambda(0.1));
+//
+// The plain constructor's defaults are SGD with momentum (use_rms is false); use a preset.
+//
+// Thread safety: as torch::optim: one thread at a time.
+#include <torch/optim/optimizer.h>
+#include <torch/optim/serialize.h>
+
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "fusedbun/core/options.h"
+#include "fusedbun/core/segment_step.h"
+
+namespace fusedbun {
+
+/// `Options` as LibTorch's param groups carry them. Builder calls chain; each has a reader of the same name.
+class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunOptions> {
+ public:
+  explicit FusedbunOptions(double lr) { values_.lr = lr; }
+  explicit FusedbunOptions(const Options& values) : values_(values) {}
+  static FusedbunOptions of_preset(std::string_view name, double lr) { return FusedbunOptions(preset(name, lr)); }
+  static FusedbunOptions recommended(double lr) { return of_preset("recommended", lr); }
+  static FusedbunOptions sm3(double lr) { return of_preset("sm3", lr); }
+  static FusedbunOptions compact(double lr) { return of_preset("compact", lr); }
+
+  const Options& values() const { return values_; }
+  Options& values() { return values_; }
+
+#define FUSEDBUN_OPTION(type, name)                                  \
+  FusedbunOptions& name(type value) { values_.name = value; return *this; } \
+  type name() const { return values_.name; }
+  FUSEDBUN_OPTION(double, lr)
+  FUSEDBUN_OPTION(double, eps)
+  FUSEDBUN_OPTION(double, beta_decay)
+  FUSEDBUN_OPTION(double, Lambda)
+  FUSEDBUN_OPTION(double, momentum_beta)
+  FUSEDBUN_OPTION(bool, centralize)
+  FUSEDBUN_OPTION(bool, use_rms)
+  FUSEDBUN_OPTION(Accumulator, accumulator)
+  FUSEDBUN_OPTION(Denominator, denominator)
+  FUSEDBUN_OPTION(Decay, decay)
+  FUSEDBUN_OPTION(Momentum, momentum)
+  FUSEDBUN_OPTION(MomentumAt, momentum_at)
+  FUSEDBUN_OPTION(Mask, mask)
+  FUSEDBUN_OPTION(MaskScope, mask_scope)
+  FUSEDBUN_OPTION(HessianSource, hessian_source)
+  FUSEDBUN_OPTION(MomentumDtype, momentum_dtype)
+  FUSEDBUN_OPTION(Nonfinite, nonfinite)
+  FUSEDBUN_OPTION(bool, prepare_hessian)
+  FUSEDBUN_OPTION(bool, scale_by_parameter_rms)
+  FUSEDBUN_OPTION(bool, bias_correction)
+  FUSEDBUN_OPTION(bool, centralize_single_column)
+#undef FUSEDBUN_OPTION
+
+  double get_lr() const override { return values_.lr; }
+  void set_lr(const double lr) override { values_.lr = lr; }
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+
+ private:
+  Options values_;
+};
+
+/// What is kept about one parameter: the state of its one segment (all rows) and its own step count.
+class FusedbunParamState : public torch::optim::OptimizerCloneableParamState<FusedbunParamState> {
+ public:
+  int64_t step = 0;  ///< t: the steps that changed this parameter
+  SegmentState segment;
+  void serialize(torch::serialize::InputArchive& archive) override;
+  void serialize(torch::serialize::OutputArchive& archive) const override;
+};
+
+class Fusedbun : public torch::optim::Optimizer {
+ public:
+  /// Throws ConfigError for an option out of range, naming field, value and range.
+  explicit Fusedbun(const std::vector<torch::optim::OptimizerParamGroup>& groups, FusedbunOptions defaults);
+  explicit Fusedbun(std::vector<torch::Tensor> parameters, FusedbunOptions defaults);
+
+  void add_param_group(const torch::optim::OptimizerParamGroup& group);
+
+  /// Calls `closure` first, with gradients enabled, and returns its loss (undefined without one). Parameters without a
+  /// gradient are untouched; sparse gradients are refused. With nonfinite = skip a NaN or inf gradient anywhere leaves
+  /// everything as it was.
+  torch::Tensor step(LossClosure closure = nullptr) override;
+
+  /// The diagonal for HessianSource::external, the parameter's shape; used by the next step and then dropped.
+  void set_hessian_diagonal(const torch::Tensor& parameter, torch::Tensor diagonal);
+
+  /// How many steps were skipped for non-finite gradients.
+  int64_t skipped_steps() const { return skipped_steps_; }
+
+  void save(torch::serialize::OutputArchive& archive) const override;
+  void load(torch::serialize::InputArchive& archive) override;
+
+ private:
+  int64_t skipped_steps_ = 0;
+  ska::flat_hash_map<void*, torch::Tensor> hessian_diagonals_;
+};
+
+}  // namespace fusedbun

@@ -1,0 +1,100 @@
+#pragma once
+// The optimizer's options: what the arithmetic of one step may depend on, and nothing else.
+//
+// Invariants: 1. Options are plain values; copy means copy. 2. `validate` is the only judge of a value, used by the
+// constructor of the optimizer and by the control plane alike. 3. Structure is fixed when an optimizer is made, because
+// it decides what is stored; Hyperparameters may change between two steps (momentum_beta only within (0,1)).
+//
+// Thread safety: values; share them as you would an int.
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fusedbun {
+
+/// What is kept of the second moment of an n×m matrix: row and column means, column means alone, row and column maxima
+/// (SM3), or all n·m entries. 0-D and 1-D parameters always keep all.
+enum class Accumulator { mean, mean_col, sm3, full };
+/// Which estimate normalises the step: the element's own blend with the reconstruction of the stored statistics
+/// (local: no communication before the update), or the reconstruction of the new ones (global).
+enum class Denominator { local, global };
+/// beta_t = beta_decay, or 1 - t^(-beta_decay) (Adafactor's).
+enum class Decay { ema, power };
+/// buf = b·buf + (1-b)·x, or b·buf + x.
+enum class Momentum { ema, heavy_ball };
+/// The buffer holds normalised updates, or gradients before mask and statistics.
+enum class MomentumAt { update, gradient };
+/// What happens where |g| <= eps: g := 0 (zero), g := 0 and the second moment stays (hold), or nothing (off).
+enum class Mask { zero, hold, off };
+enum class MaskScope { all, matrices };
+/// What feeds exp_hessian when prepare_hessian: masked gradient, raw gradient, or the caller's diagonal.
+enum class HessianSource { same, raw, external };
+/// How the momentum buffer is stored: in the type of the arithmetic, or rounded to bfloat16.
+enum class MomentumDtype { master, bf16 };
+/// A NaN or inf gradient anywhere: skip the whole step on all ranks, or let it through.
+enum class Nonfinite { skip, propagate };
+
+/// May change between two steps of a running job.
+struct Hyperparameters {
+  /// Step size; required, finite, >= 0. NaN here means "not given" and is refused by `validate`.
+  double lr = std::numeric_limits<double>::quiet_NaN();
+  /// Mask threshold and the floor of the denominator; finite, > 0.
+  double eps = 1e-8;
+  /// Decay of the second moment: in [0,1) for Decay::ema, > 0 for Decay::power.
+  double beta_decay = 0.8;
+  /// Decoupled weight decay; finite, >= 0.
+  double Lambda = 0.01;
+  /// Decay of the momentum; in [0,1). 0 means that no buffer is stored, which is fixed at construction.
+  double momentum_beta = 0.9;
+  /// Subtract each matrix row's mean from the gradient (Adalite's gradient centralisation).
+  bool centralize = false;
+  /// Divide by the root of the second moment. Off (the plain default), the step is SGD with momentum.
+  bool use_rms = false;
+};
+
+/// Fixed when the optimizer is made: decides what is stored and what is exchanged.
+struct Structure {
+  Accumulator accumulator = Accumulator::mean;
+  Denominator denominator = Denominator::local;
+  Decay decay = Decay::ema;
+  Momentum momentum = Momentum::ema;
+  MomentumAt momentum_at = MomentumAt::update;
+  Mask mask = Mask::zero;
+  MaskScope mask_scope = MaskScope::all;
+  HessianSource hessian_source = HessianSource::same;
+  MomentumDtype momentum_dtype = MomentumDtype::master;
+  Nonfinite nonfinite = Nonfinite::skip;
+  /// Keep a second, separate second moment (exp_hessian) and divide by its root instead.
+  bool prepare_hessian = false;
+  /// Step relative to the parameter's own RMS (Adafactor's scale_parameter); lr is then about 0.1.
+  bool scale_by_parameter_rms = false;
+  /// Divide the second moment by 1 - beta_decay^t (ema) and the momentum by 1 - b^t (ema).
+  bool bias_correction = false;
+  /// Centralise n×1 matrices too (their gradient then vanishes). Only the golden cases set it.
+  bool centralize_single_column = false;
+};
+
+struct Options : Hyperparameters, Structure {};
+
+/// Throws ConfigError "field = value: allowed range" for the first value out of range.
+void validate(const Options& options);
+
+/// The named presets: recommended, sm3, compact, lean, elementwise.
+const std::vector<std::string>& preset_names();
+
+/// The preset's options with learning rate `lr`. Throws ConfigError naming the nearest preset for an unknown name.
+Options preset(std::string_view name, double lr);
+
+/// One line for logs: every field that differs from the defaults, "field=value".
+std::string describe(const Options& options);
+
+/// Name of an enumerator as the documents spell it ("mean_col"), and back; `parse` throws ConfigError listing the
+/// allowed names. Defined for every enum above.
+template <class Enum>
+std::string_view name_of(Enum value);
+template <class Enum>
+Enum parse(std::string_view name);
+
+}  // namespace fusedbun

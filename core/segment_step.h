@@ -1,0 +1,96 @@
+#pragma once
+// One optimizer step on a segment (some rows of one parameter), in LibTorch tensors: the one door to the fused passes
+// (step_cpu, step_cuda) and the reference (step_reference), for the one-process optimizer and the sharded one alike.
+//
+// A step has three parts, because column statistics belong to the whole matrix while the segment may be a part of it:
+//   begin_step      reads the gradient; with denominator = local it does the whole update, with global only the statistics.
+//                   Leaves the segment's column partials: sums (float64) or, for sm3, maxima.
+//   absorb_columns  takes the partials of *all* rows of the matrix (added up, or their maxima) into the stored columns.
+//   finish_step     with denominator = global the update; with local nothing.
+// One process calls begin, absorb, finish in a row. A sharded caller reduces the partials over ranks before `absorb`:
+// with local at any time before the segment's next step, with global before `finish`.
+//
+// Invariants: 1. `t`, schedules and averaging are the caller's, through StepScalars. 2. A segment without a gradient is not
+// stepped at all. 3. The result for a row does not depend on which other rows are in the segment.
+//
+// Thread safety: distinct segments may be stepped at the same time.
+#include <torch/types.h>
+
+#include "fusedbun/core/options.h"
+#include "fusedbun/core/row_range.h"
+#include "fusedbun/core/step_scalars.h"
+
+namespace fusedbun {
+
+/// The stored second moment of a segment; undefined tensors are not stored under the options at hand.
+struct SecondMoment {
+  torch::Tensor full;  ///< [rows, m]: accumulator full, and every vector
+  torch::Tensor row;   ///< [rows]: mean, sm3
+  torch::Tensor col;   ///< [m]: mean, mean_col, sm3; of the whole matrix, the same on every rank that holds rows
+};
+
+/// Everything the optimizer keeps about one segment. Types: that of the arithmetic (float64 for float64 parameters, else
+/// float32), momentum bfloat16 with MomentumDtype::bf16.
+struct SegmentState {
+  torch::Tensor momentum_buffer;  ///< [rows, m]; undefined with momentum_beta = 0
+  SecondMoment exp_avg_sq;
+  SecondMoment exp_hessian;       ///< only with prepare_hessian
+  torch::Tensor master;           ///< [rows, m] float32 copy of bfloat16 or float16 parameters; else undefined
+};
+
+/// The type in which a parameter of type `parameter` is stepped: float64 for itself, float32 for the rest.
+/// Throws ConfigError for types that are not floating point.
+torch::ScalarType arithmetic_type(torch::ScalarType parameter);
+
+/// State before the first step: all zero, `master` filled from `parameter_rows` ([rows, m]).
+SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRange& range,
+                                const Options& options);
+
+/// Bytes of all tensors of the state (t is not counted).
+int64_t state_bytes(const SegmentState& state);
+
+/// How many column entries `begin_step` leaves: 0 (vectors, full), m, or 2·m with prepare_hessian (then exp_avg_sq's
+/// first).
+int64_t column_entries(const RowRange& range, const Options& options);
+
+/// True if the partials are maxima (accumulator sm3), false if sums.
+bool columns_are_maxima(const Options& options);
+
+/// One step of one segment. Tensors are views; the step works in place.
+struct SegmentStep {
+  torch::Tensor parameter;  ///< [rows, m], contiguous, the parameter's own type
+  torch::Tensor gradient;   ///< [rows, m], contiguous, arithmetic type; sum over ranks; scratch after begin_step
+  torch::Tensor hessian_diagonal;  ///< [rows, m] or undefined (= 0); read only with HessianSource::external
+  RowRange range;
+  StepScalars scalars;
+  /// [column_entries], zeroed by the caller; begin_step adds to it (sums: float64) or takes maxima into it (sm3:
+  /// arithmetic type, never negative, NaN kept). Undefined when column_entries is 0.
+  torch::Tensor column_partials;
+  /// Sum of the squares of the new parameter values, written by the update when asked for with a pointer (float64).
+  double* parameter_sum_of_squares = nullptr;
+
+  /// Kept by begin_step for finish_step (denominator global); the caller leaves it empty.
+  torch::Tensor kept_update_input;
+  torch::Tensor kept_hessian_input;
+};
+
+enum class StepPath { fused_cpu, fused_cuda, reference };
+
+/// Which implementation steps such a segment. Fused passes exist for the presets; other combinations of options take
+/// the reference, which is correct and slower.
+StepPath step_path(const Options& options, torch::Device device, torch::ScalarType arithmetic);
+
+void begin_step(SegmentStep& step, SegmentState& state, const Options& options);
+void absorb_columns(const torch::Tensor& column_totals, const RowRange& range, const StepScalars& scalars,
+                    SegmentState& state, const Options& options);
+void finish_step(SegmentStep& step, SegmentState& state, const Options& options);
+
+/// For tests: every segment takes the reference while an object of this class lives (process-wide, not nested).
+class ForceReference {
+ public:
+  ForceReference();
+  ~ForceReference();
+  ForceReference(const ForceReference&) = delete;
+};
+
+}  // namespace fusedbun

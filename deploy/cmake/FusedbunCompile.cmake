@@ -1,0 +1,45 @@
+# How every target of the project is compiled.
+
+# One spelling of includes inside and outside the tree: #include "fusedbun/core/options.h".
+# In the build tree `fusedbun` is a link to the source root.
+set(FUSEDBUN_INCLUDE_ROOT ${PROJECT_BINARY_DIR}/include)
+file(MAKE_DIRECTORY ${FUSEDBUN_INCLUDE_ROOT})
+file(CREATE_LINK ${PROJECT_SOURCE_DIR} ${FUSEDBUN_INCLUDE_ROOT}/fusedbun SYMBOLIC)
+
+find_program(FUSEDBUN_CCACHE ccache)
+if(FUSEDBUN_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  # base_dir makes paths relative, so that two build folders of one checkout share results.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_NOHASHDIR=1
+      CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} ${FUSEDBUN_CCACHE})
+endif()
+
+add_library(fusedbun_compile INTERFACE)
+target_compile_options(fusedbun_compile INTERFACE
+  -Wall -Wextra -Wpedantic -Werror
+  # The optimizer's arithmetic must give the same bits on every instruction set: no fused multiply-add.
+  $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+target_include_directories(fusedbun_compile INTERFACE ${FUSEDBUN_INCLUDE_ROOT})
+if(FUSEDBUN_SANITIZE STREQUAL "address")
+  add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=address,undefined)
+elseif(FUSEDBUN_SANITIZE STREQUAL "thread")
+  add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=thread)
+elseif(NOT FUSEDBUN_SANITIZE STREQUAL "off")
+  message(FATAL_ERROR "FUSEDBUN_SANITIZE is '${FUSEDBUN_SANITIZE}': use off, address or thread")
+endif()
+
+# fusedbun_library(<name> SOURCES ... [PUBLIC libs...] [PRIVATE libs...]) makes the static library
+# fusedbun_<name>, known as fusedbun::<name>, installed and exported with the package.
+function(fusedbun_library name)
+  cmake_parse_arguments(arg "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  add_library(fusedbun_${name} STATIC ${arg_SOURCES})
+  add_library(fusedbun::${name} ALIAS fusedbun_${name})
+  set_target_properties(fusedbun_${name} PROPERTIES EXPORT_NAME ${name})
+  target_compile_features(fusedbun_${name} PUBLIC cxx_std_20)
+  target_include_directories(fusedbun_${name} PUBLIC
+    $<BUILD_INTERFACE:${FUSEDBUN_INCLUDE_ROOT}> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)
+  target_link_libraries(fusedbun_${name} PUBLIC ${arg_PUBLIC} PRIVATE ${arg_PRIVATE}
+    $<BUILD_INTERFACE:fusedbun_compile>)
+  set_property(GLOBAL APPEND PROPERTY FUSEDBUN_LIBRARIES fusedbun_${name})
+endfunction()

@@ -1,0 +1,94 @@
+#pragma once
+// Communicator: how bytes move between ranks. One interface, one backend per pair of files (local, gloo, mpi, nccl);
+// a backend implements and adds nothing.
+//
+// Invariants:
+// 1. Every rank calls the same operations in the same order with matching counts; an operation returns before it is done.
+// 2. Buffers stay valid and untouched until the returned Work has been waited for.
+// 3. Reductions add float32 and float64 in rank order (0 + 1 + 2 ...), whatever the backend, except NCCL, which uses its
+//    own order. MAX is used on integers only, where it is exact (floats travel as the integers of their bits).
+// 4. Every wait has a deadline. A lost peer is a PeerLostError on the others, a deadline missed is a TimeoutError; after
+//    either the communicator is broken: only abort() and destruction are allowed.
+//
+// Thread safety: one thread at a time per communicator, except abort(), which any thread may call.
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "fusedbun/dist/comm/work.h"
+
+namespace fusedbun::comm {
+
+enum class DataType : uint8_t { u8, i32, i64, f32, f64 };
+enum class ReduceOp : uint8_t { sum, max };
+
+size_t bytes_of(DataType type);
+
+template <class T>
+constexpr DataType data_type_of();
+template <> constexpr DataType data_type_of<std::byte>() { return DataType::u8; }
+template <> constexpr DataType data_type_of<uint8_t>() { return DataType::u8; }
+template <> constexpr DataType data_type_of<int32_t>() { return DataType::i32; }
+template <> constexpr DataType data_type_of<int64_t>() { return DataType::i64; }
+template <> constexpr DataType data_type_of<float>() { return DataType::f32; }
+template <> constexpr DataType data_type_of<double>() { return DataType::f64; }
+
+/// `count` elements of `type` at `data`: host memory, or device memory for a communicator whose device() is cuda.
+struct Buffer {
+  void* data = nullptr;
+  int64_t count = 0;
+  DataType type = DataType::u8;
+
+  template <class T>
+  static Buffer of(std::span<T> elements) {
+    return {const_cast<std::remove_const_t<T>*>(elements.data()), static_cast<int64_t>(elements.size()),
+            data_type_of<std::remove_const_t<T>>()};
+  }
+};
+
+/// Elements per rank of a buffer that holds one portion per rank, in rank order. Portions may differ, and may be empty.
+using Counts = std::vector<int64_t>;
+
+enum class DeviceKind : uint8_t { cpu, cuda };
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  Communicator() = default;
+  Communicator(const Communicator&) = delete;  // owns connections
+  Communicator& operator=(const Communicator&) = delete;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  /// "local", "gloo", "mpi" or "nccl".
+  virtual std::string_view backend() const = 0;
+  /// Where buffers live.
+  virtual DeviceKind device() const = 0;
+
+  /// `input` holds counts[r] elements for every rank r, in rank order; `output` (counts[rank()] elements) receives this
+  /// rank's portion reduced over all ranks. f32 and f64, sum. `output` may be this rank's own portion of `input`.
+  virtual Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) = 0;
+  /// `output` receives every rank's `input` in rank order; `input` may be this rank's own portion of `output`.
+  virtual Work all_gather(Buffer input, Buffer output, const Counts& counts) = 0;
+  /// In place. Sum of f32, f64, i32, i64; max of i32, i64, u8.
+  virtual Work all_reduce(Buffer inout, ReduceOp op) = 0;
+  /// Portion r of `input` goes to rank r; portion r of `output` comes from rank r.
+  virtual Work all_to_all(Buffer input, const Counts& send_counts, Buffer output, const Counts& receive_counts) = 0;
+  virtual Work broadcast(Buffer inout, int root) = 0;
+  virtual Work barrier() = 0;
+
+  /// A communicator of the given ranks (of this one), in that order. Called by all ranks of this one with the same list;
+  /// returns nullptr on ranks that are not in it.
+  virtual std::unique_ptr<Communicator> group(const std::vector<int>& ranks) = 0;
+
+  /// Makes every pending and later wait on this rank fail soon with PeerLostError(reason), and tells the peers as far as the
+  /// backend can. Never blocks, never throws; may be called by any thread, more than once.
+  virtual void abort(const std::string& reason) noexcept = 0;
+};
+
+}  // namespace fusedbun::comm

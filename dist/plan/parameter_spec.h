@@ -1,0 +1,34 @@
+#pragma once
+// What the planner knows of a parameter: name, shape, type, group. No tensor.
+//
+// Thread safety: values.
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fusedbun::plan {
+
+/// Types a parameter may have. Its gradient travels, and is stepped, in float64 for f64 and float32 for the rest.
+enum class ElementType : uint8_t { f32, f64, bf16, f16 };
+int64_t bytes_of(ElementType type);
+std::string_view name_of(ElementType type);
+/// Bytes of one element of its gradient on the wire and of the arithmetic: 8 for f64, else 4.
+int64_t arithmetic_bytes_of(ElementType type);
+
+struct ParameterSpec {
+  std::string name;
+  std::vector<int64_t> shape;
+  ElementType type = ElementType::f32;
+  int group = 0;
+
+  /// Seen as n×m (core/row_range.h): a vector's rows are its elements.
+  bool is_vector() const { return shape.size() < 2; }
+  int64_t rows() const;
+  int64_t columns() const;
+  int64_t elements() const;
+
+  bool operator==(const ParameterSpec&) const = default;
+};
+
+}  // namespace fusedbun::plan
