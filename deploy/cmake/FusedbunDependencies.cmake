@@ -22,7 +22,8 @@ endmacro()
 
 # --- LibTorch, from the wheel -------------------------------------------------------------------
 if(FUSEDBUN_WITH_TORCH)
-  set(FUSEDBUN_TORCH_DIR ${_site_packages}/torch CACHE PATH "The torch folder of an installed wheel")
+  find_path(FUSEDBUN_TORCH_DIR lib/libtorch_cpu.so PATHS ${_site_packages}/torch NO_DEFAULT_PATH
+            DOC "The torch folder of an installed wheel")
   include(FusedbunTorchTarget)
   # c10d's gloo header includes gloo's own, which the wheel lacks; Debian's libgloo-dev has them. Headers only:
   # the code is inside libtorch_cpu, and Debian's libgloo must never be linked beside it.
