@@ -3,20 +3,18 @@ set(FUSEDBUN_PYTHON_ENV ${PROJECT_SOURCE_DIR}/.venv CACHE PATH "Python environme
 file(GLOB _site_packages ${FUSEDBUN_PYTHON_ENV}/lib/python3*/site-packages)
 find_package(Threads REQUIRED)
 
-# fusedbun_part(<PART> <found> <what is missing>): applies AUTO, ON, OFF.
-macro(fusedbun_part part found missing)
-  if(FUSEDBUN_WITH_${part} STREQUAL "AUTO" OR FUSEDBUN_WITH_${part})
-    set(FUSEDBUN_HAS_${part} ${found})
-    if(NOT ${found} AND NOT FUSEDBUN_WITH_${part} STREQUAL "AUTO")
-      message(FATAL_ERROR "FUSEDBUN_WITH_${part}=ON, but ${missing}")
-    endif()
-  else()
-    set(FUSEDBUN_HAS_${part} OFF)
-  endif()
-  if(FUSEDBUN_HAS_${part})
+# fusedbun_part(<PART> <what is missing> <condition>...): applies AUTO, ON, OFF.
+macro(fusedbun_part part missing)
+  set(FUSEDBUN_HAS_${part} OFF)
+  if(NOT FUSEDBUN_WITH_${part} STREQUAL "AUTO" AND NOT FUSEDBUN_WITH_${part})
+    message(STATUS "fusedbun: ${part} off, as asked")
+  elseif(${ARGN})
+    set(FUSEDBUN_HAS_${part} ON)
     message(STATUS "fusedbun: ${part} on")
+  elseif(FUSEDBUN_WITH_${part} STREQUAL "AUTO")
+    message(STATUS "fusedbun: ${part} off: ${missing}")
   else()
-    message(STATUS "fusedbun: ${part} off (FUSEDBUN_WITH_${part}=${FUSEDBUN_WITH_${part}}; ${missing})")
+    message(FATAL_ERROR "FUSEDBUN_WITH_${part}=ON, but ${missing}")
   endif()
 endmacro()
 
@@ -34,12 +32,8 @@ find_path(FUSEDBUN_XXHASH_INCLUDE xxhash.h REQUIRED)
 
 # --- CUDA: nvcc of the wheel's CUDA, so that one process holds one CUDA runtime -------------------
 set(_cuda_root ${_site_packages}/nvidia/cu13)
-if(FUSEDBUN_WITH_TORCH AND EXISTS ${_cuda_root}/bin/nvcc)
-  set(_cuda ON)
-else()
-  set(_cuda OFF)
-endif()
-fusedbun_part(CUDA ${_cuda} "the wheel cuda-toolkit[nvcc] is not in ${FUSEDBUN_PYTHON_ENV}")
+fusedbun_part(CUDA "FUSEDBUN_WITH_TORCH is OFF, or the wheel nvidia-cuda-nvcc is not in ${FUSEDBUN_PYTHON_ENV}"
+              FUSEDBUN_WITH_TORCH AND EXISTS ${_cuda_root}/bin/nvcc)
 if(FUSEDBUN_HAS_CUDA)
   set(FUSEDBUN_CUDA_ROOT ${_cuda_root})
   set(CMAKE_CUDA_COMPILER ${_cuda_root}/bin/nvcc)
@@ -52,32 +46,30 @@ endif()
 # --- NCCL of the wheel, first on the link path ----------------------------------------------------
 file(GLOB _nccl_library ${_site_packages}/nvidia/nccl/lib/libnccl.so.2 ${_cuda_root}/lib/libnccl.so.2)
 file(GLOB _nccl_header ${_site_packages}/nvidia/nccl/include/nccl.h ${_cuda_root}/include/nccl.h)
-if(_nccl_library AND _nccl_header AND EXISTS ${_cuda_root}/include/cuda_runtime_api.h)
-  set(_nccl ON)
-else()
-  set(_nccl OFF)
-endif()
-fusedbun_part(NCCL ${_nccl} "the wheel nvidia-nccl-cu13 is not in ${FUSEDBUN_PYTHON_ENV}")
+fusedbun_part(NCCL "the wheel nvidia-nccl-cu13 is not in ${FUSEDBUN_PYTHON_ENV}"
+              _nccl_library AND _nccl_header AND EXISTS ${_cuda_root}/include/cuda_runtime_api.h)
 if(FUSEDBUN_HAS_NCCL)
-  list(GET _nccl_library 0 _nccl_library)
+  list(GET _nccl_library 0 FUSEDBUN_NCCL_LIBRARY)
   list(GET _nccl_header 0 _nccl_header)
   cmake_path(GET _nccl_header PARENT_PATH _nccl_include)
+  set(FUSEDBUN_CUDART_LIBRARY ${_cuda_root}/lib/libcudart.so.13)
   add_library(fusedbun::nccl SHARED IMPORTED)
-  set_target_properties(fusedbun::nccl PROPERTIES IMPORTED_LOCATION ${_nccl_library}
+  set_target_properties(fusedbun::nccl PROPERTIES IMPORTED_LOCATION ${FUSEDBUN_NCCL_LIBRARY}
     INTERFACE_INCLUDE_DIRECTORIES "${_nccl_include};${_cuda_root}/include"
-    INTERFACE_LINK_LIBRARIES ${_cuda_root}/lib/libcudart.so.13)
+    INTERFACE_LINK_LIBRARIES ${FUSEDBUN_CUDART_LIBRARY})
 endif()
 
 # --- Open MPI -------------------------------------------------------------------------------------
 find_package(MPI COMPONENTS C QUIET)
-fusedbun_part(MPI ${MPI_C_FOUND} "libopenmpi-dev is not installed")
+fusedbun_part(MPI "libopenmpi-dev is not installed" MPI_C_FOUND)
+if(FUSEDBUN_HAS_MPI)
+  # A name of our own, which the installed package can give without FindMPI (that needs C enabled).
+  add_library(fusedbun::mpi INTERFACE IMPORTED)
+  target_link_libraries(fusedbun::mpi INTERFACE MPI::MPI_C)
+endif()
 
 # --- gRPC and protobuf ----------------------------------------------------------------------------
 find_package(Protobuf QUIET)
 find_package(gRPC CONFIG QUIET)
-if(FUSEDBUN_WITH_TORCH AND Protobuf_FOUND AND gRPC_FOUND)
-  set(_control ON)
-else()
-  set(_control OFF)
-endif()
-fusedbun_part(CONTROL ${_control} "libgrpc++-dev, libprotobuf-dev and protobuf-compiler-grpc are not installed")
+fusedbun_part(CONTROL "FUSEDBUN_WITH_TORCH is OFF, or libgrpc++-dev, libprotobuf-dev or protobuf-compiler-grpc is missing"
+              FUSEDBUN_WITH_TORCH AND Protobuf_FOUND AND gRPC_FOUND)
