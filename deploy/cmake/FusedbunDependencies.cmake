@@ -26,9 +26,9 @@ if(FUSEDBUN_WITH_TORCH)
   # c10d's gloo header includes gloo's own, which the wheel lacks; Debian's libgloo-dev has them. Headers only:
   # the code is inside libtorch_cpu, and Debian's libgloo must never be linked beside it.
   find_path(FUSEDBUN_GLOO_INCLUDE gloo/algorithm.h REQUIRED)
-  find_package(nlohmann_json REQUIRED)
 endif()
 find_path(FUSEDBUN_XXHASH_INCLUDE xxhash.h REQUIRED)
+find_package(nlohmann_json REQUIRED)
 
 # --- CUDA: nvcc of the wheel's CUDA, so that one process holds one CUDA runtime -------------------
 set(_cuda_root ${_site_packages}/nvidia/cu13)

@@ -1,0 +1,133 @@
+#include "fusedbun/dist/checkpoint/safetensors.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstring>
+#include <numeric>
+#include <system_error>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/checkpoint/atomic_file.h"
+#include "fusedbun/dist/checkpoint/safetensors_header.h"
+
+namespace fusedbun::checkpoint {
+namespace {
+
+static_assert(std::endian::native == std::endian::little,
+              "the format is little endian, and so is this reader");
+constexpr size_t kPrefixBytes = sizeof(uint64_t);
+
+/// A descriptor that closes itself.
+struct Descriptor {
+  int value;
+  ~Descriptor() { ::close(value); }
+};
+
+[[noreturn]] void fail_io(const std::filesystem::path& path, const char* what) {
+  throw IoError(std::string("cannot ") + what + " " + path.string() + ": " +
+                std::generic_category().message(errno));
+}
+
+std::span<const std::byte> map_file(const std::filesystem::path& path) {
+  // O_NONBLOCK: opening a pipe must not wait for a writer before fstat can refuse it.
+  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
+  if (file.value < 0) {
+    FUSEDBUN_REQUIRE(errno != ELOOP, DataError,
+                     path.string() + " is a symbolic link, which is not followed");
+    fail_io(path, "open");
+  }
+  struct stat facts {};
+  if (::fstat(file.value, &facts) != 0) fail_io(path, "stat");
+  FUSEDBUN_REQUIRE(S_ISREG(facts.st_mode), DataError, path.string() + " is not a regular file");
+  const auto bytes = static_cast<size_t>(facts.st_size);
+  FUSEDBUN_REQUIRE(
+      bytes >= kPrefixBytes, DataError,
+      path.string() + ": " + std::to_string(bytes) + " bytes are too few for a safetensors file");
+  void* memory = ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file.value, 0);
+  if (memory == MAP_FAILED) fail_io(path, "map");
+  return {static_cast<const std::byte*>(memory), bytes};
+}
+
+/// Bytes of the header's text, checked against the file's length.
+size_t header_bytes(std::span<const std::byte> mapping) {
+  uint64_t length = 0;
+  std::memcpy(&length, mapping.data(), kPrefixBytes);
+  FUSEDBUN_REQUIRE(
+      length <= kHeaderBytesMax, DataError,
+      "the header claims " + std::to_string(length) + " bytes; at most 100000000 are read");
+  FUSEDBUN_REQUIRE(
+      length <= mapping.size() - kPrefixBytes, DataError,
+      "the header claims " + std::to_string(length) + " bytes, more than the file has");
+  return length;
+}
+
+}  // namespace
+
+SafetensorsFile::SafetensorsFile(const std::filesystem::path& path)
+    : path_(path), mapping_(map_file(path)) {
+  try {
+    const size_t length = header_bytes(mapping_);
+    const auto data = mapping_.subspan(kPrefixBytes + length);
+    const std::string_view text(reinterpret_cast<const char*>(mapping_.data()) + kPrefixBytes,
+                                length);
+    Header header = parse_header(text, std::ssize(data));
+    metadata_ = std::move(header.metadata);
+    tensors_.reserve(header.entries.size());
+    for (HeaderEntry& entry : header.entries) {
+      tensors_.push_back({std::move(entry.name), entry.dtype, std::move(entry.shape),
+                          data.subspan(entry.begin, entry.end - entry.begin)});
+    }
+  } catch (const DataError& error) {
+    ::munmap(const_cast<std::byte*>(mapping_.data()), mapping_.size());
+    throw DataError(path_.string() + ": " + error.what());
+  } catch (...) {
+    ::munmap(const_cast<std::byte*>(mapping_.data()), mapping_.size());
+    throw;
+  }
+}
+
+SafetensorsFile::~SafetensorsFile() {
+  ::munmap(const_cast<std::byte*>(mapping_.data()), mapping_.size());
+}
+
+const StoredTensor* SafetensorsFile::find(std::string_view name) const {
+  const auto found =
+      std::find_if(tensors_.begin(), tensors_.end(),
+                   [name](const StoredTensor& tensor) { return tensor.name == name; });
+  return found == tensors_.end() ? nullptr : &*found;
+}
+
+void write_safetensors(const std::filesystem::path& path, std::span<const StoredTensor> tensors,
+                       const Metadata& metadata) {
+  // Widest elements first keeps every tensor aligned to its element.
+  std::vector<size_t> order(tensors.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return bits_of(tensors[a].dtype) > bits_of(tensors[b].dtype);
+  });
+  Header header{{}, metadata};
+  int64_t begin = 0;
+  for (const size_t i : order) {
+    const StoredTensor& tensor = tensors[i];
+    FUSEDBUN_ASSERT(std::ssize(tensor.bytes) == tensor_bytes(tensor.dtype, tensor.shape),
+                    "the bytes of " + tensor.name + " do not fit its shape");
+    header.entries.push_back(
+        {tensor.name, tensor.dtype, tensor.shape, begin, begin + std::ssize(tensor.bytes)});
+    begin += std::ssize(tensor.bytes);
+  }
+  const std::string text = format_header(header);
+  const uint64_t length = text.size();
+  AtomicFile file(path);
+  file.write(std::as_bytes(std::span(&length, 1)));
+  file.write(std::as_bytes(std::span(text)));
+  for (const size_t i : order) file.write(tensors[i].bytes);
+  file.commit();
+}
+
+}  // namespace fusedbun::checkpoint
