@@ -1,6 +1,7 @@
 #pragma once
-// ControlPort: what the engine (dist/step) asks of, and tells, whoever controls the job, at a step boundary. dist/control
-// implements it on rank 0; without a control plane there is none. The engine and the service know only this.
+// ControlPort: what the engine (dist/step) asks of, and tells, whoever controls the job, at a step
+// boundary. dist/control implements it on rank 0; without a control plane there is none. The engine
+// and the service know only this.
 //
 // Thread safety: called by the training thread; an implementation guards against its own threads.
 #include <cstdint>
@@ -14,15 +15,15 @@ namespace fusedbun::plan {
 
 /// What a finished job step looked like, for people.
 struct StepReport {
-  int64_t job_step = 0;              ///< the step that just ended, from 0
+  int64_t job_step = 0;  ///< the step that just ended, from 0
   int64_t active_revision = 0;
   int64_t skipped_steps = 0;
-  double gradient_norm = 0;          ///< 0 unless clipping
+  double gradient_norm = 0;            ///< 0 unless clipping
   std::vector<Options> group_options;  ///< as used, lr effective
   std::vector<double> scheduled_lr;    ///< [group] before pin and scale
   std::vector<bool> lr_pinned;         ///< [group]
   double lr_scale = 1;
-  double max_grad_norm = 0;            ///< 0: off
+  double max_grad_norm = 0;  ///< 0: off
 };
 
 enum class LeaveRequest : uint8_t { none, drain, stop };
@@ -31,8 +32,8 @@ class ControlPort {
  public:
   virtual ~ControlPort() = default;
 
-  /// The step's header is about to be sent: from here on `current` is job_step + 1. Returns the newest accepted revision
-  /// and whether the job shall leave. Rank 0 only.
+  /// The step's header is about to be sent: from here on `current` is job_step + 1. Returns the
+  /// newest accepted revision and whether the job shall leave. Rank 0 only.
   struct Boundary {
     int64_t newest_revision = 0;
     LeaveRequest leave = LeaveRequest::none;

@@ -1,9 +1,10 @@
 #pragma once
-// Identity: which rank of how many this process is, and who said so. A pure function of flags and environment.
+// Identity: which rank of how many this process is, and who said so. A pure function of flags and
+// environment.
 //
-// Order: explicit flags > torchrun > Open MPI > Slurm > single process. The innermost launcher wins (mpirun inside sbatch
-// sets both); what was seen and not used is kept, so that `fusedbun env` can say it. A flag that contradicts the winning
-// launcher is a ConfigError.
+// Order: explicit flags > torchrun > Open MPI > Slurm > single process. The innermost launcher wins
+// (mpirun inside sbatch sets both); what was seen and not used is kept, so that `fusedbun env` can
+// say it. A flag that contradicts the winning launcher is a ConfigError.
 //
 // Thread safety: values.
 #include <cstdint>
@@ -34,15 +35,16 @@ struct Identity {
   int local_world_size = 1;
   Launcher launcher = Launcher::single;
   std::string master_addr = "127.0.0.1";
-  int master_port = 0;        ///< 0: none was given
-  bool agent_serves_store = false;  ///< torchrun's agent serves the store on master_port: join as client
-  std::string run_id;         ///< of the launcher, or empty
+  int master_port = 0;  ///< 0: none was given
+  bool agent_serves_store =
+      false;           ///< torchrun's agent serves the store on master_port: join as client
+  std::string run_id;  ///< of the launcher, or empty
   int restart_count = 0;
   std::vector<std::string> ignored;  ///< "Slurm: rank 3 of 8 (SLURM_PROCID)": seen, not used
 };
 
-/// Throws ConfigError for values that are no numbers, a rank outside the world, a world size below 1, half an identity
-/// (RANK without WORLD_SIZE), or a flag that contradicts the launcher.
+/// Throws ConfigError for values that are no numbers, a rank outside the world, a world size below
+/// 1, half an identity (RANK without WORLD_SIZE), or a flag that contradicts the launcher.
 Identity identify(const Environment& environment, const IdentityFlags& flags);
 
 }  // namespace fusedbun::plan

@@ -9,7 +9,8 @@
 
 namespace fusedbun::plan {
 
-/// Types a parameter may have. Its gradient travels, and is stepped, in float64 for f64 and float32 for the rest.
+/// Types a parameter may have. Its gradient travels, and is stepped, in float64 for f64 and float32
+/// for the rest.
 enum class ElementType : uint8_t { f32, f64, bf16, f16 };
 int64_t bytes_of(ElementType type);
 std::string_view name_of(ElementType type);

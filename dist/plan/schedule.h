@@ -1,9 +1,10 @@
 #pragma once
-// Schedule: which bucket leaves when. Gradients become ready in any order; buckets leave in the plan's order on every
-// rank, so the collectives match. It returns what to do and does nothing itself.
+// Schedule: which bucket leaves when. Gradients become ready in any order; buckets leave in the
+// plan's order on every rank, so the collectives match. It returns what to do and does nothing
+// itself.
 //
-// Invariants: 1. Each bucket leaves exactly once per step. 2. Bucket b leaves only after buckets 0..b-1. 3. A bucket leaves
-// when all its parameters are ready, or at `flush`.
+// Invariants: 1. Each bucket leaves exactly once per step. 2. Bucket b leaves only after buckets
+// 0..b-1. 3. A bucket leaves when all its parameters are ready, or at `flush`.
 //
 // Thread safety: none; the engine holds its lock.
 #include <cstdint>
@@ -19,8 +20,8 @@ class Schedule {
 
   /// Starts a job step: nothing is ready. Takes over buckets appended to the plan since.
   void begin_step(const ShardPlan& plan);
-  /// Marks a parameter ready; returns the buckets that may leave now, in order. `ready` twice in one step returns nothing
-  /// and changes nothing.
+  /// Marks a parameter ready; returns the buckets that may leave now, in order. `ready` twice in
+  /// one step returns nothing and changes nothing.
   std::vector<int> ready(int parameter);
   /// The buckets that have not left, in order: they leave with zeros for what is missing.
   std::vector<int> flush();
@@ -30,10 +31,10 @@ class Schedule {
 
  private:
   std::vector<int> bucket_of_;
-  std::vector<int> size_;      ///< [bucket] parameters
-  std::vector<int> waiting_;   ///< [bucket] parameters not yet ready
-  std::vector<bool> ready_;    ///< [parameter]
-  int next_ = 0;               ///< first bucket that has not left
+  std::vector<int> size_;     ///< [bucket] parameters
+  std::vector<int> waiting_;  ///< [bucket] parameters not yet ready
+  std::vector<bool> ready_;   ///< [parameter]
+  int next_ = 0;              ///< first bucket that has not left
   std::vector<int> take_ready();
 };
 

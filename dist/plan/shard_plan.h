@@ -1,20 +1,28 @@
 #pragma once
-// ShardPlan: who owns which rows, and what travels together. A pure function of the parameters and the world size, so every
-// rank computes the same plan alone.
+// ShardPlan: who owns which rows, and what travels together. A pure function of the parameters and
+// the world size, so every rank computes the same plan alone.
 //
-// Words: a *segment* is the rows of one parameter that one rank owns. A *slice* says how a parameter is divided:
-//   split  a matrix with at least min_rows_per_rank·W rows: W segments of n/W rows, the first n mod W one row longer
-//   whole  a smaller matrix: all rows with the least loaded rank
-//   pack   the 0-D and 1-D parameters of one bucket and group laid end to end: W ranges of elements, cut anywhere
-// A *bucket* is what travels in one collective: slices in reverse order of registration, closed at bucket_bytes. Its memory
-// is rank-major: [rank 0's segments | rank 1's | ...], so one reduce-scatter and one all-gather serve it.
+// Words: a *segment* is the rows of one parameter that one rank owns. A *slice* says how a parameter
+// is divided:
+//   split  a matrix with at least min_rows_per_rank·W rows: W segments of n/W rows, the first n mod W
+//          one row longer
+//   whole  a smaller matrix: all rows with the least loaded rank (in elements; ties: the lowest),
+//          placed after the others, largest first
+//   pack   the 0-D and 1-D parameters of one bucket and group laid end to end: W ranges of elements,
+//          cut anywhere, the first ones one element longer
+// A *bucket* is what travels in one collective: parameters of one type in reverse order of
+// registration, closed when its gradients reach bucket_bytes. Its memory is rank-major: [rank 0's
+// segments | rank 1's | ...], so one reduce-scatter and one all-gather serve it. Buckets leave in
+// the order in which their last gradients are expected.
 //
-// Invariants: 1. Every row of every parameter belongs to exactly one segment. 2. Nothing is padded: portions of a bucket
-// differ between ranks by what does not divide. 3. Zero-size parameters are in no slice. 4. A bucket holds one element type.
-// 5. Appending parameters never moves existing segments.
+// Invariants: 1. Every row of every parameter belongs to exactly one segment. 2. Nothing is padded:
+// portions of a bucket differ between ranks by what does not divide. 3. Zero-size parameters are in
+// no slice. 4. A bucket holds one element type. 5. Appending parameters never moves existing
+// segments.
 //
 // Thread safety: values.
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -37,58 +45,64 @@ enum class SliceKind : uint8_t { split, whole, pack };
 
 /// Rows of one parameter on one rank, and where they lie in that rank's portion of the bucket.
 struct Segment {
-  int parameter = 0;    ///< index into ShardPlan::parameters
+  int parameter = 0;  ///< index into ShardPlan::parameters
   RowRange range;
-  int64_t offset = 0;   ///< elements from the start of the rank's portion
+  int64_t offset = 0;  ///< elements from the start of the rank's portion
 };
 
 struct Bucket {
   ElementType type = ElementType::f32;
-  std::vector<int> parameters;                  ///< in the order their gradients are expected
-  std::vector<std::vector<Segment>> segments;   ///< [rank], in order of offset, without gaps
-  std::vector<int64_t> counts;                  ///< [rank] elements of the rank's portion
-  std::vector<int64_t> offsets;                 ///< [rank] elements before the rank's portion
+  std::vector<int> parameters;                 ///< in the order their gradients are expected
+  std::vector<std::vector<Segment>> segments;  ///< [rank], in order of offset, without gaps
+  std::vector<int64_t> counts;                 ///< [rank] elements of the rank's portion
+  std::vector<int64_t> offsets;                ///< [rank] elements before the rank's portion
 
   int64_t elements() const;
 };
 
 struct ShardPlan {
   PlanOptions options;
-  std::vector<ParameterSpec> parameters;   ///< in order of registration
-  std::vector<SliceKind> slices;           ///< [parameter]
-  std::vector<int> bucket_of;              ///< [parameter], -1 for zero-size ones
-  std::vector<Bucket> buckets;             ///< in launch order
-  std::vector<int64_t> load;               ///< [rank] elements owned
+  std::vector<ParameterSpec> parameters;  ///< in order of registration
+  std::vector<SliceKind> slices;          ///< [parameter]
+  std::vector<int> bucket_of;             ///< [parameter], -1 for zero-size ones
+  std::vector<Bucket> buckets;            ///< in launch order
+  std::vector<int64_t> load;              ///< [rank] elements owned
 
   /// Adds parameters (a late param group) in new buckets; existing ones stay as they are.
   void append(std::span<const ParameterSpec> added);
 
-  /// The table a person would draw: slices, owners, buckets, elements and imbalance per rank; with a warning and a proposal
-  /// where the busiest rank owns over 2 % more than the average.
+  /// The table a person would draw: buckets, slices, owners and why, elements per rank, and the
+  /// warning if there is one.
   std::string describe() const;
+  /// One sentence with a proposal where the busiest rank owns over 2 % more elements than the
+  /// average; else nothing.
+  std::optional<std::string> warning() const;
 };
 
-/// Throws ConfigError for a world size or option below 1, a negative dimension, or a name used twice.
+/// Throws ConfigError for a world size or option below 1, a negative dimension or group, or a name
+/// used twice.
 ShardPlan make_plan(std::span<const ParameterSpec> parameters, const PlanOptions& options);
 
-/// Bytes of optimizer state rank `rank` holds under the plan, by the formula (t and message memory not counted).
-/// `group_options[g]` are the options of group g.
+/// Bytes of optimizer state rank `rank` holds under the plan, by the formula (t and message memory
+/// not counted). `group_options[g]` are the options of group g.
 int64_t state_bytes(const ShardPlan& plan, int rank, std::span<const Options> group_options);
 
-/// Where the column statistics of split matrices lie in the step message: sums (float64) and, for sm3, maxima (float64,
-/// exchanged as the integers of their bits). Offsets are -1 for parameters that need none.
+/// Where the column statistics of split matrices lie in the step message: sums (float64) and, for
+/// sm3, maxima (float64, exchanged as the integers of their bits). Offsets are -1 for parameters
+/// that need none.
 struct ColumnLayout {
-  std::vector<int64_t> sum_offset;   ///< [parameter]
-  std::vector<int64_t> max_offset;   ///< [parameter]
-  /// One entry per parameter with scale_by_parameter_rms: the sum of the squares of its values; after the column sums.
+  std::vector<int64_t> sum_offset;  ///< [parameter]
+  std::vector<int64_t> max_offset;  ///< [parameter]
+  /// One entry per parameter with scale_by_parameter_rms: the sum of the squares of its values;
+  /// after the column sums.
   std::vector<int64_t> square_offset;
   int64_t sum_entries = 0;
   int64_t max_entries = 0;
 };
 ColumnLayout column_layout(const ShardPlan& plan, std::span<const Options> group_options);
 
-/// 64-bit digest (XXH3) of everything that must be equal on all ranks, and one line per parameter to name a difference:
-/// "h.0.weight [512, 128] f32 group 0".
+/// 64-bit digest (XXH3) of everything that must be equal on all ranks, and one line per parameter
+/// to name a difference: "h.0.weight [512, 128] f32 group 0".
 uint64_t digest(const ShardPlan& plan);
 std::string line_of(const ParameterSpec& parameter);
 

@@ -1,0 +1,54 @@
+#include "fusedbun/dist/plan/parameter_spec.h"
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::plan {
+
+int64_t bytes_of(ElementType type) {
+  switch (type) {
+    case ElementType::f32:
+      return 4;
+    case ElementType::f64:
+      return 8;
+    case ElementType::bf16:
+    case ElementType::f16:
+      return 2;
+  }
+  FUSEDBUN_ASSERT(false, "an element type outside its enum");
+  return 0;
+}
+
+std::string_view name_of(ElementType type) {
+  switch (type) {
+    case ElementType::f32:
+      return "f32";
+    case ElementType::f64:
+      return "f64";
+    case ElementType::bf16:
+      return "bf16";
+    case ElementType::f16:
+      return "f16";
+  }
+  FUSEDBUN_ASSERT(false, "an element type outside its enum");
+  return {};
+}
+
+int64_t arithmetic_bytes_of(ElementType type) {
+  return type == ElementType::f64 ? 8 : 4;
+}
+
+int64_t ParameterSpec::rows() const {
+  return shape.empty() ? 1 : shape[0];
+}
+
+int64_t ParameterSpec::columns() const {
+  int64_t columns = 1;
+  for (size_t dimension = 1; dimension < shape.size(); ++dimension) columns *= shape[dimension];
+  return columns;
+}
+
+int64_t ParameterSpec::elements() const {
+  return rows() * columns();
+}
+
+}  // namespace fusedbun::plan

@@ -1,0 +1,47 @@
+#include "fusedbun/dist/plan/schedule.h"
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::plan {
+
+Schedule::Schedule(const ShardPlan& plan) {
+  begin_step(plan);
+}
+
+void Schedule::begin_step(const ShardPlan& plan) {
+  // What was there never changes; only what was appended is new.
+  bucket_of_.insert(bucket_of_.end(),
+                    plan.bucket_of.begin() + static_cast<std::ptrdiff_t>(bucket_of_.size()),
+                    plan.bucket_of.end());
+  for (size_t bucket = size_.size(); bucket < plan.buckets.size(); ++bucket) {
+    size_.push_back(static_cast<int>(plan.buckets[bucket].parameters.size()));
+  }
+  waiting_ = size_;
+  ready_.assign(bucket_of_.size(), false);
+  next_ = 0;
+}
+
+std::vector<int> Schedule::ready(int parameter) {
+  FUSEDBUN_ASSERT(parameter >= 0 && static_cast<size_t>(parameter) < ready_.size(),
+                  "parameter " + std::to_string(parameter) + " is not in the schedule");
+  if (ready_[parameter]) return {};
+  ready_[parameter] = true;
+  const int bucket = bucket_of_[parameter];
+  if (bucket < 0) return {};
+  --waiting_[bucket];
+  return take_ready();
+}
+
+std::vector<int> Schedule::flush() {
+  std::vector<int> leaving;
+  while (next_ < static_cast<int>(size_.size())) leaving.push_back(next_++);
+  return leaving;
+}
+
+std::vector<int> Schedule::take_ready() {
+  std::vector<int> leaving;
+  while (next_ < static_cast<int>(size_.size()) && waiting_[next_] == 0) leaving.push_back(next_++);
+  return leaving;
+}
+
+}  // namespace fusedbun::plan

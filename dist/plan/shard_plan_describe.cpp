@@ -1,0 +1,194 @@
+// ShardPlan in words: the table a person would draw, and the advice that follows from it.
+#include <algorithm>
+#include <iomanip>
+#include <sstream>
+
+#include "fusedbun/dist/plan/shard_plan.h"
+
+namespace fusedbun::plan {
+namespace {
+
+/// Above this the planner speaks up: the busiest rank owns that much more than the average.
+constexpr double kImbalanceLimit = 0.02;
+
+std::string fixed(double value, int digits) {
+  std::ostringstream text;
+  text << std::fixed << std::setprecision(digits) << value;
+  return text.str();
+}
+
+std::string percent(double fraction) {
+  return fixed(100 * fraction, 1) + " %";
+}
+
+/// "rank 3" or "ranks 0-3".
+std::string ranks(int first, int last) {
+  if (first == last) return "rank " + std::to_string(first);
+  return "ranks " + std::to_string(first) + "-" + std::to_string(last);
+}
+
+std::string shape_text(const std::vector<int64_t>& shape) {
+  std::string text = "[";
+  for (size_t dimension = 0; dimension < shape.size(); ++dimension) {
+    text += (dimension ? ", " : "") + std::to_string(shape[dimension]);
+  }
+  return text + "]";
+}
+
+/// How much more than the average the busiest rank owns: 0.02 is 2 %.
+double imbalance(const ShardPlan& plan) {
+  int64_t total = 0;
+  for (int64_t load : plan.load) total += load;
+  if (total == 0) return 0;
+  const double average = static_cast<double>(total) / plan.options.world_size;
+  return static_cast<double>(std::ranges::max(plan.load)) / average - 1;
+}
+
+double imbalance_with(const ShardPlan& plan, const PlanOptions& options) {
+  return imbalance(make_plan(plan.parameters, options));
+}
+
+/// The largest smaller world, and the largest smaller min_rows_per_rank, that keep the limit.
+std::string proposal(const ShardPlan& plan) {
+  std::string text;
+  PlanOptions options = plan.options;
+  while (--options.world_size >= 2) {
+    const double other = imbalance_with(plan, options);
+    if (other > kImbalanceLimit) continue;
+    text +=
+        "; " + std::to_string(options.world_size) + " ranks would be uneven by " + percent(other);
+    break;
+  }
+  options = plan.options;
+  while ((options.min_rows_per_rank /= 2) >= 1) {
+    const double other = imbalance_with(plan, options);
+    if (other > kImbalanceLimit) continue;
+    text += "; min_rows_per_rank " + std::to_string(options.min_rows_per_rank) +
+            " would be uneven by " + percent(other);
+    break;
+  }
+  return text.empty() ? "; no smaller world or min_rows_per_rank is within 2 %" : text;
+}
+
+/// First and last rank that own a part of `parameter`, and the first's range.
+struct Owners {
+  int first = -1, last = -1;
+  RowRange range;
+};
+
+Owners owners_of(const ShardPlan& plan, int parameter) {
+  Owners owners;
+  const Bucket& bucket = plan.buckets[plan.bucket_of[parameter]];
+  for (int rank = 0; rank < plan.options.world_size; ++rank) {
+    const auto found = std::ranges::find(bucket.segments[rank], parameter, &Segment::parameter);
+    if (found == bucket.segments[rank].end()) continue;
+    if (owners.first < 0) {
+      owners.first = rank;
+      owners.range = found->range;
+    }
+    owners.last = rank;
+  }
+  return owners;
+}
+
+std::string split_text(const ShardPlan& plan, const RowRange& first) {
+  const int world_size = plan.options.world_size;
+  const int longer = static_cast<int>(first.rows_total % world_size);
+  std::string text =
+      std::to_string(first.rows()) + " rows on " + ranks(0, (longer ? longer : world_size) - 1);
+  if (longer)
+    text += ", " + std::to_string(first.rows() - 1) + " on " + ranks(longer, world_size - 1);
+  return text;
+}
+
+/// "split  192 rows on ranks 0-3 (768 rows >= 4 x 4)"
+std::string slice_text(const ShardPlan& plan, int parameter) {
+  const Owners owners = owners_of(plan, parameter);
+  const std::string limit = std::to_string(plan.options.min_rows_per_rank) + " x " +
+                            std::to_string(plan.options.world_size) + ")";
+  const std::string rows = std::to_string(owners.range.rows_total) + " rows ";
+  switch (plan.slices[parameter]) {
+    case SliceKind::split:
+      return "split  " + split_text(plan, owners.range) + " (" + rows + ">= " + limit;
+    case SliceKind::whole:
+      return "whole  " + ranks(owners.first, owners.last) + ", the least loaded (" + rows + "< " +
+             limit;
+    case SliceKind::pack:
+      return "pack   " + ranks(owners.first, owners.last) + " (a vector is cut anywhere)";
+  }
+  return {};
+}
+
+void describe_bucket(std::ostream& out, const ShardPlan& plan, int index, size_t name_width,
+                     size_t shape_width) {
+  const Bucket& bucket = plan.buckets[index];
+  const auto [least, most] = std::ranges::minmax(bucket.counts);
+  const double bytes = static_cast<double>(bucket.elements() * arithmetic_bytes_of(bucket.type));
+  out << "\nbucket " << index << ": " << name_of(bucket.type) << ", " << bucket.elements()
+      << " elements, " << fixed(bytes / (1 << 20), 1) << " MiB of gradients, per rank " << least;
+  if (least != most) out << " to " << most;
+  out << '\n';
+  for (int parameter : bucket.parameters) {
+    const ParameterSpec& spec = plan.parameters[parameter];
+    out << "  " << std::left << std::setw(static_cast<int>(name_width)) << spec.name << "  "
+        << std::setw(static_cast<int>(shape_width)) << shape_text(spec.shape) << "  group "
+        << spec.group << "  " << slice_text(plan, parameter) << '\n';
+  }
+}
+
+/// One line per run of ranks that own equally much.
+void describe_loads(std::ostream& out, const ShardPlan& plan) {
+  int64_t total = 0;
+  for (int64_t load : plan.load) total += load;
+  const double average = static_cast<double>(total) / plan.options.world_size;
+  out << "\nelements owned\n";
+  for (size_t first = 0, next; first < plan.load.size(); first = next) {
+    next = first + 1;
+    while (next < plan.load.size() && plan.load[next] == plan.load[first]) ++next;
+    const double over = total == 0 ? 0 : static_cast<double>(plan.load[first]) / average - 1;
+    out << "  " << ranks(static_cast<int>(first), static_cast<int>(next) - 1) << ": "
+        << plan.load[first] << " (" << (over < 0 ? "" : "+") << fixed(100 * over, 3)
+        << " % against the average)\n";
+  }
+}
+
+}  // namespace
+
+std::string line_of(const ParameterSpec& parameter) {
+  return parameter.name + " " + shape_text(parameter.shape) + " " +
+         std::string(name_of(parameter.type)) + " group " + std::to_string(parameter.group);
+}
+
+std::optional<std::string> ShardPlan::warning() const {
+  const double uneven = imbalance(*this);
+  if (uneven <= kImbalanceLimit) return std::nullopt;
+  const auto busiest = std::ranges::max_element(load) - load.begin();
+  return "rank " + std::to_string(busiest) + " owns " + percent(uneven) +
+         " more elements than the average of " + std::to_string(options.world_size) + " ranks" +
+         proposal(*this);
+}
+
+std::string ShardPlan::describe() const {
+  std::ostringstream out;
+  int64_t elements = 0;
+  size_t name_width = 0, shape_width = 0;
+  for (const ParameterSpec& parameter : parameters) {
+    elements += parameter.elements();
+    name_width = std::max(name_width, parameter.name.size());
+    shape_width = std::max(shape_width, shape_text(parameter.shape).size());
+  }
+  out << counted(parameters.size(), "parameter") << ", " << elements << " elements, "
+      << counted(load.size(), "rank") << ", " << counted(buckets.size(), "bucket") << " closed at "
+      << fixed(static_cast<double>(options.bucket_bytes) / (1 << 20), 1) << " MiB\n";
+  for (size_t b = 0; b < buckets.size(); ++b) {
+    describe_bucket(out, *this, static_cast<int>(b), name_width, shape_width);
+  }
+  for (size_t p = 0; p < parameters.size(); ++p) {
+    if (bucket_of[p] < 0) out << "\nin no slice (no elements): " << line_of(parameters[p]) << '\n';
+  }
+  describe_loads(out, *this);
+  if (const auto uneven = warning()) out << "warning: " << *uneven << '\n';
+  return out.str();
+}
+
+}  // namespace fusedbun::plan
