@@ -1,13 +1,15 @@
 #pragma once
-// Job: the facade that programs link. It finds out which rank this is, connects the ranks, and, where a run folder is given,
-// serves the control plane from rank 0.
+// Job: the facade that programs link. It finds out which rank this is, connects the ranks, and,
+// where a run folder is given, serves the control plane from rank 0.
 //
-//   fusedbun::Job job;                                                          // under torchrun, mpirun, or alone
-//   fusedbun::ShardedFusedbun optimizer(job.channels(), model->named_parameters(),
+//   fusedbun::Job job;                                                          // under torchrun,
+//   mpirun, or alone fusedbun::ShardedFusedbun optimizer(job.channels(), model->named_parameters(),
 //                                       fusedbun::FusedbunOptions::recommended(3e-3));
-//   job.serve(optimizer);                                                       // optional: fusedbun status, set, health
+//   job.serve(optimizer);                                                       // optional:
+//   fusedbun status, set, health
 //
-// Invariants: 1. The job outlives the optimizers made from its channels. 2. Constructing it is collective.
+// Invariants: 1. The job outlives the optimizers made from its channels. 2. Constructing it is
+// collective.
 //
 // Thread safety: one thread at a time, except fail().
 #include <chrono>
@@ -34,12 +36,14 @@ struct JobOptions {
   bool use_gpu = false;                       ///< the job's parameters live on a GPU
   std::chrono::milliseconds timeout{60'000};  ///< deadline of every wait between ranks
   int64_t total_steps = 0;                    ///< for progress; 0: unknown
-  std::function<void(std::string_view)> notice;  ///< one sentence a person should know; default: stderr on rank 0
+  std::function<void(std::string_view)>
+      notice;  ///< one sentence a person should know; default: stderr on rank 0
 };
 
 class Job {
  public:
-  /// Throws ConfigError (identity, backend), UnavailableError (address or run folder in use), PeerLostError, TimeoutError.
+  /// Throws ConfigError (identity, backend), UnavailableError (address or run folder in use),
+  /// PeerLostError, TimeoutError.
   explicit Job(JobOptions options = {});
   ~Job();
   Job(const Job&) = delete;
@@ -50,13 +54,14 @@ class Job {
   const plan::BackendChoice& backend() const;
   Channels channels();
 
-  /// Connects the control plane to the optimizer; collective. Without a run folder, or without gRPC built in, it says so
-  /// once and does nothing.
+  /// Connects the control plane to the optimizer; collective. Without a run folder, or without gRPC
+  /// built in, it says so once and does nothing.
   void serve(ShardedFusedbun& optimizer);
   /// "unix:/path/control.sock", or empty when nothing is served.
   std::string control_address() const;
 
-  /// The run ends well: waits for all ranks, sets the job's final state, takes the control plane down. Collective.
+  /// The run ends well: waits for all ranks, sets the job's final state, takes the control plane
+  /// down. Collective.
   void finish();
   /// This rank fails: tells the peers and the control plane. Never blocks long, never throws.
   void fail(const std::string& reason) noexcept;

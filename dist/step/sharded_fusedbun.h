@@ -1,14 +1,18 @@
 #pragma once
-// ShardedFusedbun: the optimizer of a data-parallel job whose state is divided over the ranks, as in ZeRO
-// (Rajbhandari et al., 2020). It has the shape of a torch::optim optimizer, so a training loop keeps its own.
+// ShardedFusedbun: the optimizer of a data-parallel job whose state is divided over the ranks, as
+// in ZeRO (Rajbhandari et al., 2020). It has the shape of a torch::optim optimizer, so a training
+// loop keeps its own.
 //
-// Where a gradient goes: its hook copies it into bucket memory -> the bucket's reduce-scatter leaves during backward ->
-// step(): ranks agree (finite? used? norm) -> each rank steps its own rows -> all-gather -> the parameters. Column
-// statistics and the header travel after that and are waited for in the next step.
+// Where a gradient goes: its hook copies it into bucket memory -> the bucket's reduce-scatter
+// leaves during backward -> step(): ranks agree (finite? used? norm) -> each rank steps its own
+// rows -> all-gather -> the parameters. Column statistics and the header travel after that and are
+// waited for in the next step.
 //
-// Invariants: 1. All ranks construct it with the same parameters in the same order, and call step() equally often.
-// 2. Parameters are equal on all ranks after construction (rank 0's are broadcast) and after every step. 3. A skipped step
-// (nonfinite = skip) changes no parameter, no state and no t, but counts as a job step.
+// Invariants: 1. All ranks construct it with the same parameters in the same order, and call step()
+// equally often.
+// 2. Parameters are equal on all ranks after construction (rank 0's are broadcast) and after every
+// step. 3. A skipped step (nonfinite = skip) changes no parameter, no state and no t, but counts as
+// a job step.
 //
 // Thread safety: as torch::optim, one thread at a time; hooks may run on autograd's threads.
 #include <torch/optim/optimizer.h>
@@ -29,42 +33,51 @@ namespace fusedbun {
 
 /// The two ways a job's ranks talk. On CPUs they may be the same object.
 struct Channels {
-  comm::Communicator* data = nullptr;  ///< gradients and parameters; its device is where the parameters live
+  comm::Communicator* data =
+      nullptr;  ///< gradients and parameters; its device is where the parameters live
   comm::Communicator* host = nullptr;  ///< headers and changes: host memory, never NCCL
 };
 
 struct ShardedOptions {
-  int64_t min_rows_per_rank = 4;       ///< a matrix with fewer rows per rank stays whole on one
-  int64_t bucket_bytes = 25 << 20;     ///< gradients that travel together
-  double max_grad_norm = 0;            ///< clip the averaged gradient to this global 2-norm; 0: off
-  /// The summed gradient is divided by this; default: world size x backward passes since the last step.
+  int64_t min_rows_per_rank = 4;    ///< a matrix with fewer rows per rank stays whole on one
+  int64_t bucket_bytes = 25 << 20;  ///< gradients that travel together
+  double max_grad_norm = 0;         ///< clip the averaged gradient to this global 2-norm; 0: off
+  /// The summed gradient is divided by this; default: world size x backward passes since the last
+  /// step.
   std::optional<double> gradient_divisor;
-  bool set_to_none = true;             ///< release gradients after the step
-  bool broadcast_parameters = true;    ///< start from rank 0's parameters
-  /// Called with one sentence about things a person should know once (a slow path taken, an uneven plan).
+  bool set_to_none = true;           ///< release gradients after the step
+  bool broadcast_parameters = true;  ///< start from rank 0's parameters
+  /// Called with one sentence about things a person should know once (a slow path taken, an uneven
+  /// plan).
   std::function<void(std::string_view)> notice;
 };
 
+class StepEngine;
+
 class ShardedFusedbun : public torch::optim::Optimizer {
  public:
-  /// Named parameters of one group; `model->named_parameters()` fits. Frozen ones (requires_grad false) are left alone.
-  /// Throws ConfigError on every rank, naming the first differing parameter, if the ranks' models differ; for an option
-  /// out of range; and for two parameters that share storage without being one tensor.
-  ShardedFusedbun(Channels channels, const torch::OrderedDict<std::string, torch::Tensor>& parameters,
+  /// Named parameters of one group; `model->named_parameters()` fits. Frozen ones (requires_grad
+  /// false) are left alone. Throws ConfigError on every rank, naming the first differing parameter,
+  /// if the ranks' models differ; for an option out of range; and for two parameters that share
+  /// memory without being one tensor. Collective.
+  ShardedFusedbun(Channels channels,
+                  const torch::OrderedDict<std::string, torch::Tensor>& parameters,
                   FusedbunOptions defaults, ShardedOptions options = {});
   /// Param groups, as LibTorch has them; parameters are named group.index.
   ShardedFusedbun(Channels channels, const std::vector<torch::optim::OptimizerParamGroup>& groups,
                   FusedbunOptions defaults, ShardedOptions options = {});
   ~ShardedFusedbun() override;
 
-  /// Calls `closure` first, with gradients enabled, and returns its loss (undefined without one). Collective. Throws
-  /// PeerLostError, TimeoutError, DivergedError; after one of them the optimizer can only be destroyed.
+  /// Calls `closure` first, with gradients enabled, and returns its loss (undefined without one).
+  /// Collective. Throws PeerLostError, TimeoutError, DivergedError; after one of them the optimizer
+  /// can only be destroyed.
   torch::Tensor step(LossClosure closure = nullptr) override;
 
   /// A late group; all ranks, between two steps, with equal parameters. Collective.
   void add_param_group(const torch::optim::OptimizerParamGroup& group);
 
-  /// While the guard lives, backward only accumulates into .grad: nothing travels. For all but the last micro-batch.
+  /// While the guard lives, backward only accumulates into .grad: nothing travels. For all but the
+  /// last micro-batch.
   class [[nodiscard]] NoSync {
    public:
     explicit NoSync(ShardedFusedbun& optimizer);
@@ -76,26 +89,30 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   };
   NoSync no_sync() { return NoSync(*this); }
 
-  /// For HessianSource::external: the whole parameter's diagonal, equal on all ranks; used by the next step, then dropped.
+  /// For HessianSource::external: the whole parameter's diagonal, equal on all ranks; used by the
+  /// next step, then dropped.
   void set_hessian_diagonal(const torch::Tensor& parameter, torch::Tensor diagonal);
 
-  /// Waits for what step() left under way. Called once, after the last step, by all ranks; collective.
+  /// Waits for what step() left under way. Called once, after the last step, by all ranks;
+  /// collective.
   void finish();
 
-  /// Who changes and watches this job; rank 0 gives an object, the others nullptr. All ranks call it, before the first step.
+  /// Who changes and watches this job; rank 0 gives an object, the others nullptr. All ranks call
+  /// it, before the first step.
   void set_control(plan::ControlPort* port);
   /// What the last step looked like; on every rank.
   const plan::StepReport& report() const;
   /// Set on all ranks at the same step when the job was asked to leave: the loop ends.
   plan::LeaveRequest leave_request() const;
-  /// Asks all ranks to leave (a signal arrived here); takes effect on all at the same step. Async-signal-safe.
+  /// Asks all ranks to leave (a signal arrived here); takes effect on all at the same step.
+  /// Async-signal-safe.
   void request_leave(plan::LeaveRequest request) noexcept;
 
-  int64_t job_step() const;                ///< steps done, skipped ones too
+  int64_t job_step() const;  ///< steps done, skipped ones too
   int64_t skipped_steps() const;
   const plan::ShardPlan& shard_plan() const;
-  int64_t state_bytes() const;             ///< measured: bytes of this rank's state tensors
-  int64_t planned_state_bytes() const;     ///< the formula's answer for this rank
+  int64_t state_bytes() const;          ///< measured: bytes of this rank's state tensors
+  int64_t planned_state_bytes() const;  ///< the formula's answer for this rank
 
   /// This rank's state of the rows it owns; for tests and checkpoints.
   struct OwnedRows {
@@ -106,12 +123,15 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   };
   std::vector<OwnedRows> owned_rows() const;
 
+  /// This rank's shard, one file per rank; load throws DataError unless rank, model and world size
+  /// are those of the save.
   void save(torch::serialize::OutputArchive& archive) const override;
   void load(torch::serialize::InputArchive& archive) override;
 
  private:
-  class Engine;
-  std::unique_ptr<Engine> engine_;
+  void require_some() const;
+
+  std::unique_ptr<StepEngine> engine_;
 };
 
 }  // namespace fusedbun

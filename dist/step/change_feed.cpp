@@ -1,0 +1,22 @@
+#include "fusedbun/dist/step/change_feed.h"
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun {
+
+std::vector<plan::ChangeEntry> receive_changes(comm::Communicator& host, plan::ControlPort* port,
+                                               int64_t after, int64_t up_to) {
+  std::vector<plan::ChangeEntry> entries;
+  if (host.rank() == 0) {
+    FUSEDBUN_ASSERT(port != nullptr, "rank 0 announced a change, so it has a control port");
+    entries = port->entries(after, up_to);
+  }
+  int64_t count = static_cast<int64_t>(entries.size());
+  host.broadcast(comm::Buffer::of(std::span(&count, 1)), 0).wait();
+  entries.resize(count);
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(plan::ChangeEntry));
+  if (bytes > 0) host.broadcast({entries.data(), bytes, comm::DataType::u8}, 0).wait();
+  return entries;
+}
+
+}  // namespace fusedbun

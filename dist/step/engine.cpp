@@ -1,0 +1,452 @@
+#include "fusedbun/dist/step/engine.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/step/change_feed.h"
+
+namespace fusedbun {
+
+// ---- gradients ---------------------------------------------------------------------------------
+
+void StepEngine::on_gradient(int parameter, const at::Tensor& tensor) {
+  const std::lock_guard lock(gradient_mutex_);
+  if (no_sync_depth_ > 0) return;
+  const int bucket = plan_.bucket_of[parameter];
+  if (bucket < 0) return;
+  FUSEDBUN_REQUIRE(!schedule_.has_left(bucket), ConfigError,
+                   "parameter '" + parameters_[parameter].name +
+                       "' got another gradient after its bucket had left: run all backward passes "
+                       "but the last before a step under no_sync()");
+  take_gradient(parameter, tensor.grad());
+}
+
+void StepEngine::take_gradient(int parameter, const at::Tensor& gradient) {
+  at::NoGradGuard no_grad;
+  FUSEDBUN_REQUIRE(gradient.layout() == at::kStrided, ConfigError,
+                   "parameter '" + parameters_[parameter].name +
+                       "' has a sparse gradient: Fusedbun takes dense ones");
+  const int bucket = plan_.bucket_of[parameter];
+  finite_ &= buckets_[bucket].take_gradient(parameter, gradient, device_nonfinite_);
+  launch(schedule_.ready(parameter));
+}
+
+void StepEngine::launch(const std::vector<int>& buckets) {
+  for (const int bucket : buckets) {
+    for (const int parameter : plan_.buckets[bucket].parameters) {
+      if (!schedule_.is_ready(parameter)) buckets_[bucket].zero_gradient(parameter);
+    }
+    reductions_[bucket] = buckets_[bucket].reduce_scatter(*channels_.data);
+  }
+}
+
+void StepEngine::collect_remaining() {
+  // Gradients that no hook brought: set by hand, or accumulated under no_sync alone.
+  for (size_t p = 0; p < parameters_.size(); ++p) {
+    const int parameter = static_cast<int>(p);
+    const at::Tensor& gradient = parameters_[p].tensor.grad();
+    if (plan_.bucket_of[p] < 0 || schedule_.is_ready(parameter) || !gradient.defined()) continue;
+    take_gradient(parameter, gradient);
+  }
+  launch(schedule_.flush());
+}
+
+void StepEngine::leave_no_sync() {
+  --no_sync_depth_;
+  ++accumulated_passes_;
+}
+
+// ---- one step ----------------------------------------------------------------------------------
+
+void StepEngine::step() {
+  FUSEDBUN_REQUIRE(no_sync_depth_ == 0, ConfigError,
+                   "step() was called under no_sync(): leave the guard's scope before");
+  at::NoGradGuard no_grad;
+  settle_previous();
+  collect_remaining();
+  const plan::Agreement agreement = agree();
+  const bool skip =
+      agreement.nonfinite && std::ranges::any_of(group_options(), [](const Options& o) {
+        return o.nonfinite == Nonfinite::skip;
+      });
+  if (skip) {
+    ++skipped_steps_;
+    for (comm::Work& work : reductions_) wait(work);
+  } else {
+    update(agreement);
+  }
+  close_step(agreement);
+  release_gradients();
+  schedule_.begin_step(plan_);
+}
+
+void StepEngine::settle_previous() {
+  settle_header();
+  absorb_pending_columns();
+}
+
+void StepEngine::settle_header() {
+  if (!message_.header_under_way()) return;
+  const std::vector<plan::StepHeader>& headers = message_.settle_header();
+  if (const auto difference = plan::disagreement(headers)) throw DivergedError(*difference);
+  const int64_t newest = headers[0].newest_revision;
+  if (newest > changes_.known_revision()) {
+    changes_.accept(receive_changes(*channels_.host, port_, changes_.known_revision(), newest));
+  }
+  for (const plan::StepHeader& header : headers) {
+    if (header.flags & plan::StepHeader::kStopping) {
+      leaving_ = plan::LeaveRequest::stop;
+    } else if ((header.flags & plan::StepHeader::kLeaving) &&
+               leaving_ == plan::LeaveRequest::none) {
+      leaving_ = plan::LeaveRequest::drain;
+    }
+  }
+}
+
+plan::Agreement StepEngine::agree() {
+  const std::optional<double> changed = changes_.max_grad_norm();
+  const double max_grad_norm = changed.value_or(sharded_.max_grad_norm);
+  std::vector<bool> used(parameters_.size());
+  for (size_t p = 0; p < used.size(); ++p) used[p] = schedule_.is_ready(static_cast<int>(p));
+  // On a GPU this reads one number from the device, and the host waits for it.
+  const bool nonfinite = !finite_ || (!device_.is_cpu() && device_nonfinite_.item<float>() > 0);
+  const double squares = max_grad_norm > 0 ? own_sum_of_squares() : 0;
+  std::vector<double> message = plan::agreement_message(nonfinite, squares, used);
+  channels_.host->all_reduce(comm::Buffer::of(std::span(message)), comm::ReduceOp::sum).wait();
+  return plan::read_agreement(message, max_grad_norm);
+}
+
+double StepEngine::own_sum_of_squares() {
+  const double divisor = gradient_divisor();
+  double sum = 0;
+  for (size_t b = 0; b < buckets_.size(); ++b) {
+    wait(reductions_[b]);
+    const double norm =
+        at::linalg_vector_norm(buckets_[b].own_gradients(), 2, {}, false, at::kDouble)
+            .item<double>() /
+        divisor;
+    sum += norm * norm;
+  }
+  return sum;
+}
+
+double StepEngine::gradient_divisor() const {
+  return sharded_.gradient_divisor.value_or(static_cast<double>(channels_.data->size()) *
+                                            (accumulated_passes_ + 1));
+}
+
+void StepEngine::update(const plan::Agreement& agreement) {
+  for (ParameterMatrix& matrix : matrices_) matrix.refresh();
+  message_.clear_columns();
+  count_used(agreement);
+  bool columns_first = false;
+  const int bucket_count = static_cast<int>(buckets_.size());
+  for (int b = 0; b < bucket_count; ++b) {
+    wait(reductions_[b]);
+    begin_bucket(b, agreement.used);
+    if (needs_columns_first(b)) {
+      columns_first = true;
+    } else {
+      send_rows(b);
+    }
+  }
+  message_.send_columns();
+  if (columns_first) {
+    absorb_pending_columns();
+    for (int b = 0; b < bucket_count; ++b) {
+      if (!needs_columns_first(b)) continue;
+      finish_bucket(b, agreement.used);
+      send_rows(b);
+    }
+  }
+  message_.send_squares();
+  squares_under_way_ = true;
+  for (int b = 0; b < bucket_count; ++b) receive_rows(b, agreement.used);
+  for (ParameterMatrix& matrix : matrices_) matrix.write_back();
+}
+
+void StepEngine::count_used(const plan::Agreement& agreement) {
+  std::vector<Options> options = group_options();
+  for (size_t g = 0; g < options.size(); ++g) {
+    options[g].lr = changes_.effective_lr(static_cast<int>(g), options[g].lr);
+    validate(options[g]);
+  }
+  const double divisor = gradient_divisor();
+  stepped_ = agreement.used;
+  for (size_t p = 0; p < parameters_.size(); ++p) {
+    if (!agreement.used[p]) continue;
+    ++t_[p];
+    const double elements = static_cast<double>(plan_.parameters[p].elements());
+    scalars_[p] = step_scalars(options[parameters_[p].group], t_[p],
+                               std::sqrt(sum_of_squares_[p] / elements));
+    scalars_[p].gradient_divisor = divisor;
+    scalars_[p].gradient_scale = agreement.gradient_scale;
+  }
+}
+
+bool StepEngine::needs_columns_first(int bucket) const {
+  return std::ranges::any_of(plan_.buckets[bucket].parameters, [&](int p) {
+    return options_of(p).denominator == Denominator::global && awaits_others(p);
+  });
+}
+
+bool StepEngine::awaits_others(int parameter) const {
+  return columns_.sum_offset[parameter] >= 0 || columns_.max_offset[parameter] >= 0;
+}
+
+void StepEngine::begin_bucket(int bucket, const std::vector<bool>& used) {
+  for (OwnedSegment& owned : owned_[bucket]) {
+    const int parameter = owned.where.parameter;
+    if (!used[parameter]) continue;
+    const Options& options = options_of(parameter);
+    begin_segment(owned, bucket);
+    if (awaits_others(parameter)) {
+      owned.awaits_columns = true;
+      continue;
+    }
+    if (owned.partials.defined()) {
+      absorb_columns(owned.partials, owned.where.range, owned.step.scalars, owned.state, options);
+    }
+    finish_step(owned.step, owned.state, options);
+  }
+}
+
+void StepEngine::begin_segment(OwnedSegment& owned, int bucket) {
+  const int parameter = owned.where.parameter;
+  const RowRange& range = owned.where.range;
+  const Options& options = options_of(parameter);
+  const int64_t entries = column_entries(range, options);
+  if (entries > 0) owned.partials = partials_of(owned, entries);
+
+  owned.step = {};
+  owned.step.parameter = matrices_[parameter].rows(range);
+  owned.step.gradient = buckets_[bucket].gradient_rows(rank_, owned.where);
+  if (const at::Tensor& diagonal = hessian_diagonals_[parameter]; diagonal.defined()) {
+    owned.step.hessian_diagonal = diagonal.narrow(0, range.row_begin, range.rows());
+  }
+  owned.step.range = range;
+  owned.step.scalars = scalars_[parameter];
+  owned.step.column_partials = owned.partials;
+  if (const int64_t offset = columns_.square_offset[parameter]; offset >= 0) {
+    owned.step.parameter_sum_of_squares = message_.square(offset).data_ptr<double>();
+  }
+  begin_step(owned.step, owned.state, options);
+  if (const int64_t offset = columns_.max_offset[parameter]; offset >= 0) {
+    message_.put_maxima(offset, owned.partials);
+  }
+}
+
+at::Tensor StepEngine::partials_of(const OwnedSegment& owned, int64_t entries) {
+  const int parameter = owned.where.parameter;
+  if (const int64_t offset = columns_.sum_offset[parameter]; offset >= 0) {
+    return message_.sums(offset, entries);
+  }
+  if (owned.partials.defined()) {
+    at::Tensor reused = owned.partials;
+    return reused.zero_();
+  }
+  const at::ScalarType type = columns_are_maxima(options_of(parameter))
+                                  ? arithmetic_type(parameters_[parameter].tensor.scalar_type())
+                                  : at::kDouble;
+  return at::zeros({entries}, at::TensorOptions(device_).dtype(type));
+}
+
+void StepEngine::absorb_pending_columns() {
+  message_.settle_columns();
+  for (auto& bucket : owned_) {
+    for (OwnedSegment& owned : bucket) {
+      if (!owned.awaits_columns) continue;
+      const int p = owned.where.parameter;
+      const at::Tensor totals =
+          columns_.max_offset[p] >= 0
+              ? message_.maxima(columns_.max_offset[p], owned.partials.numel(),
+                                owned.partials.scalar_type())
+              : owned.partials;
+      absorb_columns(totals, owned.where.range, owned.step.scalars, owned.state, options_of(p));
+      owned.awaits_columns = false;
+    }
+  }
+  if (!squares_under_way_) return;
+  message_.settle_squares();
+  squares_under_way_ = false;
+  for (size_t p = 0; p < parameters_.size(); ++p) {
+    const int64_t offset = columns_.square_offset[p];
+    if (offset >= 0 && stepped_[p]) sum_of_squares_[p] = message_.square(offset).item<double>();
+  }
+}
+
+void StepEngine::finish_bucket(int bucket, const std::vector<bool>& used) {
+  for (OwnedSegment& owned : owned_[bucket]) {
+    const int parameter = owned.where.parameter;
+    if (used[parameter] && awaits_others(parameter)) {
+      finish_step(owned.step, owned.state, options_of(parameter));
+    }
+  }
+}
+
+void StepEngine::send_rows(int bucket) {
+  if (channels_.data->size() == 1) return;
+  for (const OwnedSegment& owned : owned_[bucket]) {
+    buckets_[bucket]
+        .parameter_rows(rank_, owned.where)
+        .copy_(matrices_[owned.where.parameter].rows(owned.where.range));
+  }
+  gathers_[bucket] = buckets_[bucket].all_gather(*channels_.data);
+}
+
+void StepEngine::receive_rows(int bucket, const std::vector<bool>& used) {
+  wait(gathers_[bucket]);
+  const auto& segments = plan_.buckets[bucket].segments;
+  for (int r = 0; r < static_cast<int>(segments.size()); ++r) {
+    if (r == rank_) continue;
+    for (const plan::Segment& segment : segments[r]) {
+      if (!used[segment.parameter]) continue;
+      matrices_[segment.parameter]
+          .rows(segment.range)
+          .copy_(buckets_[bucket].parameter_rows(r, segment));
+    }
+  }
+}
+
+void StepEngine::wait(comm::Work& work) {
+  if (!work.pending()) return;
+  if (device_.is_cpu()) {
+    work.wait();
+    return;
+  }
+  const c10::impl::VirtualGuardImpl guard(device_.type());
+  work.wait_on(comm::Stream(guard.getStream(guard.getDevice()).native_handle()));
+}
+
+// ---- between two steps -------------------------------------------------------------------------
+
+void StepEngine::close_step(const plan::Agreement& agreement) {
+  plan::ControlPort::Boundary boundary{.newest_revision = changes_.known_revision()};
+  if (port_ != nullptr) boundary = port_->close_step(job_step_);
+  const auto requested = std::max(boundary.leave, plan::LeaveRequest{leave_requested_.load()});
+  plan::StepHeader header;
+  header.job_step = job_step_;
+  header.active_revision = changes_.active_revision();
+  header.newest_revision = boundary.newest_revision;
+  header.chain_hash = changes_.chain_hash();
+  header.state_digest = state_digest();
+  header.skipped_steps = skipped_steps_;
+  header.rank = static_cast<uint32_t>(rank_);
+  if (requested == plan::LeaveRequest::drain) header.flags |= plan::StepHeader::kLeaving;
+  if (requested == plan::LeaveRequest::stop) header.flags |= plan::StepHeader::kStopping;
+  message_.send_header(header);
+
+  make_report(agreement);
+  if (port_ != nullptr) port_->step_finished(report_);
+  ++job_step_;
+  enter_next_step();
+}
+
+void StepEngine::make_report(const plan::Agreement& agreement) {
+  report_.job_step = job_step_;
+  report_.active_revision = changes_.active_revision();
+  report_.skipped_steps = skipped_steps_;
+  report_.gradient_norm = agreement.gradient_norm;
+  report_.group_options = group_options();
+  report_.scheduled_lr.clear();
+  report_.lr_pinned.clear();
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const int group = static_cast<int>(g);
+    const double scheduled = report_.group_options[g].lr;
+    report_.scheduled_lr.push_back(scheduled);
+    report_.lr_pinned.push_back(changes_.lr_pin(group).has_value());
+    report_.group_options[g].lr = changes_.effective_lr(group, scheduled);
+  }
+  report_.lr_scale = changes_.lr_scale();
+  report_.max_grad_norm = changes_.max_grad_norm().value_or(sharded_.max_grad_norm);
+}
+
+uint64_t StepEngine::state_digest() const {
+  XXH3_state_t hash;
+  XXH3_64bits_reset(&hash);
+  const auto add = [&](const void* data, size_t bytes) { XXH3_64bits_update(&hash, data, bytes); };
+  add(t_.data(), t_.size() * sizeof(int64_t));
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const Options options = static_cast<const FusedbunOptions&>(groups_[g].options()).values();
+    const double used[] = {changes_.effective_lr(static_cast<int>(g), options.lr),
+                           options.eps,
+                           options.beta_decay,
+                           options.Lambda,
+                           options.momentum_beta,
+                           static_cast<double>(options.centralize),
+                           static_cast<double>(options.use_rms)};
+    add(used, sizeof(used));
+  }
+  return XXH3_64bits_digest(&hash);
+}
+
+void StepEngine::enter_next_step() {
+  std::vector<Options*> options;
+  for (auto& group : groups_) {
+    options.push_back(&static_cast<FusedbunOptions&>(group.options()).values());
+  }
+  changes_.enter_step(job_step_, options);
+}
+
+void StepEngine::release_gradients() {
+  for (RegisteredParameter& parameter : parameters_) {
+    if (sharded_.set_to_none) parameter.tensor.mutable_grad().reset();
+  }
+  for (at::Tensor& diagonal : hessian_diagonals_) diagonal.reset();
+  finite_ = true;
+  device_nonfinite_.zero_();
+  accumulated_passes_ = 0;
+}
+
+void StepEngine::finish() {
+  at::NoGradGuard no_grad;
+  for (comm::Work& work : reductions_) wait(work);
+  for (comm::Work& work : gathers_) wait(work);
+  settle_previous();
+}
+
+void StepEngine::set_control(plan::ControlPort* port) {
+  port_ = port;
+}
+
+void StepEngine::set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal) {
+  const auto it = std::ranges::find_if(
+      parameters_, [&](const RegisteredParameter& p) { return p.tensor.is_same(parameter); });
+  FUSEDBUN_REQUIRE(
+      it != parameters_.end(), ConfigError,
+      "set_hessian_diagonal was given a tensor that is no parameter of this optimizer");
+  FUSEDBUN_REQUIRE(diagonal.sizes() == parameter.sizes(), ConfigError,
+                   "the Hessian diagonal of '" + it->name + "' has another shape than it");
+  const size_t p = static_cast<size_t>(it - parameters_.begin());
+  const plan::ParameterSpec& spec = plan_.parameters[p];
+  hessian_diagonals_[p] = diagonal.detach()
+                              .to(arithmetic_type(parameter.scalar_type()))
+                              .contiguous()
+                              .view({spec.rows(), spec.columns()});
+}
+
+void StepEngine::request_leave(plan::LeaveRequest request) noexcept {
+  leave_requested_.store(static_cast<uint8_t>(request));
+}
+
+std::vector<ShardedFusedbun::OwnedRows> StepEngine::owned_rows() {
+  at::NoGradGuard no_grad;
+  absorb_pending_columns();
+  std::vector<ShardedFusedbun::OwnedRows> rows;
+  for (const auto& bucket : owned_) {
+    for (const OwnedSegment& owned : bucket) {
+      const int p = owned.where.parameter;
+      rows.push_back({parameters_[p].name, owned.where.range, &owned.state, t_[p]});
+    }
+  }
+  return rows;
+}
+
+}  // namespace fusedbun

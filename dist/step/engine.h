@@ -1,0 +1,153 @@
+#pragma once
+// StepEngine: performs one sharded step. What to do when is decided in dist/plan (plan, schedule,
+// agreement, header verdict, changes); the arithmetic is core's; this moves tensors between the
+// two.
+//
+// One job step:   hooks: take_gradient -> buckets leave        (during backward)
+//   step():       settle the previous step's message           header verdict, changes, columns
+//   absorbed
+//                 flush -> agree -> begin segments -> gather    the update; skipped as a whole if
+//                 ranks saw a NaN close: columns and header leave, next step's hyperparameters
+//                 enter
+//
+// Thread safety: hooks may run on autograd's threads; everything else on one thread.
+#include <ATen/core/Tensor.h>
+#include <torch/optim/optimizer.h>
+
+#include <atomic>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fusedbun/dist/plan/agreement.h"
+#include "fusedbun/dist/plan/schedule.h"
+#include "fusedbun/dist/step/bucket_memory.h"
+#include "fusedbun/dist/step/parameter_matrix.h"
+#include "fusedbun/dist/step/registered_parameters.h"
+#include "fusedbun/dist/step/sharded_fusedbun.h"
+#include "fusedbun/dist/step/step_message.h"
+
+namespace fusedbun {
+
+class StepEngine {
+ public:
+  /// `groups` are the optimizer's own; options are read from them at each step.
+  StepEngine(Channels channels, ShardedOptions options,
+             std::vector<torch::optim::OptimizerParamGroup>& groups);
+  ~StepEngine();
+
+  /// Takes parameters of a new group in. Collective.
+  void add_parameters(std::vector<RegisteredParameter> added);
+  std::span<const RegisteredParameter> parameters() const { return parameters_; }
+
+  void step();
+  void finish();
+
+  void set_control(plan::ControlPort* port);
+  void set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal);
+  void enter_no_sync() { ++no_sync_depth_; }
+  void leave_no_sync();
+  void request_leave(plan::LeaveRequest request) noexcept;
+
+  const plan::StepReport& report() const { return report_; }
+  plan::LeaveRequest leave_request() const { return leaving_; }
+  int64_t job_step() const { return job_step_; }
+  int64_t skipped_steps() const { return skipped_steps_; }
+  const plan::ShardPlan& shard_plan() const { return plan_; }
+  int64_t state_bytes() const;
+  int64_t planned_state_bytes() const;
+  std::vector<ShardedFusedbun::OwnedRows> owned_rows();
+
+  void save(torch::serialize::OutputArchive& archive);
+  void load(torch::serialize::InputArchive& archive);
+
+ private:
+  class GradientHook;
+
+  /// A segment of this rank.
+  struct OwnedSegment {
+    plan::Segment where;
+    SegmentState state;
+    at::Tensor partials;          ///< column partials of the step at hand; undefined: none
+    bool awaits_columns = false;  ///< split matrix stepped, its columns under way
+    SegmentStep step;             ///< the step at hand, between begin and finish
+  };
+
+  // Set-up.
+  const Options& options_of(int parameter) const;
+  std::vector<Options> group_options() const;
+  std::vector<std::string> start_lines() const;
+  void broadcast_parameters(size_t first);
+  void make_state(size_t first_parameter, size_t first_bucket);
+  void install_hook(int parameter);
+
+  // Gradients: from hooks and from step().
+  void on_gradient(int parameter, const at::Tensor& tensor);
+  void take_gradient(int parameter, const at::Tensor& gradient);
+  void launch(const std::vector<int>& buckets);
+  void collect_remaining();
+
+  // One step.
+  void settle_previous();
+  void settle_header();
+  void absorb_pending_columns();
+  plan::Agreement agree();
+  double own_sum_of_squares();
+  double gradient_divisor() const;
+  void update(const plan::Agreement& agreement);
+  void count_used(const plan::Agreement& agreement);
+  void begin_bucket(int bucket, const std::vector<bool>& used);
+  void begin_segment(OwnedSegment& owned, int bucket);
+  void finish_bucket(int bucket, const std::vector<bool>& used);
+  void send_rows(int bucket);
+  void receive_rows(int bucket, const std::vector<bool>& used);
+  at::Tensor partials_of(const OwnedSegment& owned, int64_t entries);
+  /// Other ranks hold rows of the same matrix, so its column partials must be reduced.
+  bool awaits_others(int parameter) const;
+  bool needs_columns_first(int bucket) const;
+  void close_step(const plan::Agreement& agreement);
+  void make_report(const plan::Agreement& agreement);
+  uint64_t state_digest() const;
+  void enter_next_step();
+  void release_gradients();
+  void wait(comm::Work& work);
+
+  Channels channels_;
+  ShardedOptions sharded_;
+  std::vector<torch::optim::OptimizerParamGroup>& groups_;
+  at::Device device_;
+  int rank_;
+
+  std::vector<RegisteredParameter> parameters_;
+  plan::ShardPlan plan_;
+  plan::ColumnLayout columns_;
+  plan::Schedule schedule_;
+  std::vector<ParameterMatrix> matrices_;  ///< [parameter]
+  std::vector<int64_t> t_;                 ///< [parameter]
+  std::vector<double> sum_of_squares_;  ///< [parameter] of its values; scale_by_parameter_rms alone
+  std::vector<StepScalars> scalars_;    ///< [parameter] of the step at hand
+  std::vector<bool> stepped_;           ///< [parameter] in the last step that was not skipped
+  bool squares_under_way_ = false;
+  std::vector<at::Tensor> hessian_diagonals_;  ///< [parameter] for the step at hand
+  std::vector<BucketMemory> buckets_;
+  std::vector<std::vector<OwnedSegment>> owned_;  ///< [bucket]
+  std::vector<comm::Work> reductions_, gathers_;  ///< [bucket]
+  StepMessage message_;
+
+  std::mutex gradient_mutex_;    ///< guards what hooks touch
+  bool finite_ = true;           ///< all gradients seen here in this step
+  at::Tensor device_nonfinite_;  ///< the same on a GPU: > 0 is not finite
+  int no_sync_depth_ = 0;
+  int accumulated_passes_ = 0;  ///< backward passes under no_sync since the last step
+
+  plan::ControlPort* port_ = nullptr;
+  plan::ActiveChanges changes_;
+  plan::StepReport report_;
+  plan::LeaveRequest leaving_ = plan::LeaveRequest::none;
+  std::atomic<uint8_t> leave_requested_{0};
+  int64_t job_step_ = 0;
+  int64_t skipped_steps_ = 0;
+};
+
+}  // namespace fusedbun

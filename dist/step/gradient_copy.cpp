@@ -1,0 +1,32 @@
+#include "fusedbun/dist/step/gradient_copy.h"
+
+#include <bit>
+
+namespace fusedbun {
+namespace {
+
+// A float is NaN or inf exactly if all exponent bits are set. Integers, because a loop that ORs
+// them is one that compilers turn into vector code without being allowed to reorder floating point.
+template <class Float, class Bits, Bits kExponent>
+bool copy_and_test_bits(const Float* source, Float* destination, int64_t count) {
+  Bits nonfinite = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Float g = source[i];
+    destination[i] = g;
+    const Bits square = std::bit_cast<Bits>(g * g);
+    nonfinite |= static_cast<Bits>((square & kExponent) == kExponent);
+  }
+  return nonfinite == 0;
+}
+
+}  // namespace
+
+bool copy_and_test(const float* source, float* destination, int64_t count) {
+  return copy_and_test_bits<float, uint32_t, 0x7f800000u>(source, destination, count);
+}
+
+bool copy_and_test(const double* source, double* destination, int64_t count) {
+  return copy_and_test_bits<double, uint64_t, 0x7ff0000000000000u>(source, destination, count);
+}
+
+}  // namespace fusedbun

@@ -1,0 +1,147 @@
+#include "fusedbun/dist/step/sharded_fusedbun.h"
+
+#include <ATen/ATen.h>
+#include <torch/serialize/archive.h>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/step/engine.h"
+
+namespace fusedbun {
+namespace {
+
+using Groups = std::vector<torch::optim::OptimizerParamGroup>;
+
+std::vector<NamedTensor> named(const torch::OrderedDict<std::string, torch::Tensor>& parameters) {
+  std::vector<NamedTensor> list;
+  for (const auto& item : parameters) list.emplace_back(item.key(), item.value());
+  return list;
+}
+
+std::vector<NamedTensor> named(const torch::optim::OptimizerParamGroup& group, size_t index) {
+  std::vector<NamedTensor> list;
+  for (const torch::Tensor& tensor : group.params()) {
+    list.emplace_back("group" + std::to_string(index) + "." + std::to_string(list.size()), tensor);
+  }
+  return list;
+}
+
+/// One group of the trainable parameters, each once.
+Groups one_group(const torch::OrderedDict<std::string, torch::Tensor>& parameters) {
+  std::vector<torch::Tensor> tensors;
+  for (const RegisteredParameter& parameter : register_parameters(named(parameters), 0, {})) {
+    tensors.push_back(parameter.tensor);
+  }
+  Groups groups;
+  groups.emplace_back(std::move(tensors));
+  return groups;
+}
+
+Channels checked(Channels channels) {
+  FUSEDBUN_REQUIRE(channels.data != nullptr && channels.host != nullptr, ConfigError,
+                   "a sharded optimizer needs two channels: take them from Job::channels()");
+  FUSEDBUN_REQUIRE(channels.data->size() == channels.host->size() &&
+                       channels.data->rank() == channels.host->rank(),
+                   ConfigError, "the data and the host channel connect different ranks");
+  return channels;
+}
+
+}  // namespace
+
+ShardedFusedbun::ShardedFusedbun(Channels channels,
+                                 const torch::OrderedDict<std::string, torch::Tensor>& parameters,
+                                 FusedbunOptions defaults, ShardedOptions options)
+    : Optimizer(one_group(parameters), std::make_unique<FusedbunOptions>(defaults)) {
+  engine_ = std::make_unique<StepEngine>(checked(channels), std::move(options), param_groups_);
+  engine_->add_parameters(register_parameters(named(parameters), 0, {}));
+  require_some();
+}
+
+ShardedFusedbun::ShardedFusedbun(Channels channels, const Groups& groups, FusedbunOptions defaults,
+                                 ShardedOptions options)
+    : Optimizer(groups, std::make_unique<FusedbunOptions>(defaults)) {
+  engine_ = std::make_unique<StepEngine>(checked(channels), std::move(options), param_groups_);
+  std::vector<RegisteredParameter> all;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    for (auto& parameter : register_parameters(named(groups[g], g), static_cast<int>(g), all)) {
+      all.push_back(std::move(parameter));
+    }
+  }
+  engine_->add_parameters(std::move(all));
+  require_some();
+}
+
+ShardedFusedbun::~ShardedFusedbun() = default;
+
+void ShardedFusedbun::require_some() const {
+  FUSEDBUN_REQUIRE(!engine_->parameters().empty(), ConfigError,
+                   "the optimizer was given no parameter that requires a gradient");
+}
+
+torch::Tensor ShardedFusedbun::step(LossClosure closure) {
+  torch::Tensor loss;
+  if (closure) {
+    at::AutoGradMode enable_grad(true);
+    loss = closure();
+  }
+  engine_->step();
+  return loss;
+}
+
+void ShardedFusedbun::add_param_group(const torch::optim::OptimizerParamGroup& group) {
+  const size_t index = param_groups_.size();
+  Optimizer::add_param_group(group);
+  engine_->add_parameters(
+      register_parameters(named(group, index), static_cast<int>(index), engine_->parameters()));
+}
+
+ShardedFusedbun::NoSync::NoSync(ShardedFusedbun& optimizer) : optimizer_(optimizer) {
+  optimizer_.engine_->enter_no_sync();
+}
+ShardedFusedbun::NoSync::~NoSync() {
+  optimizer_.engine_->leave_no_sync();
+}
+
+void ShardedFusedbun::set_hessian_diagonal(const torch::Tensor& parameter, torch::Tensor diagonal) {
+  engine_->set_hessian_diagonal(parameter, std::move(diagonal));
+}
+void ShardedFusedbun::finish() {
+  engine_->finish();
+}
+void ShardedFusedbun::set_control(plan::ControlPort* port) {
+  engine_->set_control(port);
+}
+const plan::StepReport& ShardedFusedbun::report() const {
+  return engine_->report();
+}
+plan::LeaveRequest ShardedFusedbun::leave_request() const {
+  return engine_->leave_request();
+}
+void ShardedFusedbun::request_leave(plan::LeaveRequest request) noexcept {
+  engine_->request_leave(request);
+}
+int64_t ShardedFusedbun::job_step() const {
+  return engine_->job_step();
+}
+int64_t ShardedFusedbun::skipped_steps() const {
+  return engine_->skipped_steps();
+}
+const plan::ShardPlan& ShardedFusedbun::shard_plan() const {
+  return engine_->shard_plan();
+}
+int64_t ShardedFusedbun::state_bytes() const {
+  return engine_->state_bytes();
+}
+int64_t ShardedFusedbun::planned_state_bytes() const {
+  return engine_->planned_state_bytes();
+}
+std::vector<ShardedFusedbun::OwnedRows> ShardedFusedbun::owned_rows() const {
+  return engine_->owned_rows();
+}
+void ShardedFusedbun::save(torch::serialize::OutputArchive& archive) const {
+  engine_->save(archive);
+}
+void ShardedFusedbun::load(torch::serialize::InputArchive& archive) {
+  engine_->load(archive);
+}
+
+}  // namespace fusedbun

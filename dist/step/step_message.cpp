@@ -1,0 +1,89 @@
+#include "fusedbun/dist/step/step_message.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun {
+
+StepMessage::StepMessage(comm::Communicator& data, comm::Communicator& host, at::Device device)
+    : data_(data), host_(host), device_(device), headers_(host.size()) {
+  resize({});
+}
+
+void StepMessage::resize(const plan::ColumnLayout& layout) {
+  FUSEDBUN_ASSERT(!sum_work_.pending() && !max_work_.pending() && !square_work_.pending(),
+                  "the last step's message is settled");
+  const auto squares =
+      std::ranges::count_if(layout.square_offset, [](int64_t o) { return o >= 0; });
+  column_sums_ = layout.sum_entries - squares;
+  const auto options = at::TensorOptions(device_);
+  sums_ = at::zeros({layout.sum_entries}, options.dtype(at::kDouble));
+  maxima_ = at::zeros({layout.max_entries}, options.dtype(at::kLong));
+}
+
+void StepMessage::clear_columns() {
+  sums_.zero_();
+  maxima_.zero_();
+}
+
+at::Tensor StepMessage::sums(int64_t offset, int64_t entries) const {
+  return sums_.narrow(0, offset, entries);
+}
+
+void StepMessage::put_maxima(int64_t offset, const at::Tensor& maxima) {
+  // The sign bit of a NaN would make it the smallest integer, not the largest.
+  const at::Tensor bits = maxima.to(at::kDouble).view(at::kLong);
+  maxima_.narrow(0, offset, maxima.numel())
+      .copy_(bits.bitwise_and(std::numeric_limits<int64_t>::max()));
+}
+
+at::Tensor StepMessage::maxima(int64_t offset, int64_t entries, at::ScalarType type) const {
+  return maxima_.narrow(0, offset, entries).view(at::kDouble).to(type);
+}
+
+void StepMessage::send_columns() {
+  if (column_sums_ > 0) {
+    sum_work_ = data_.all_reduce({sums_.data_ptr(), column_sums_, comm::DataType::f64},
+                                 comm::ReduceOp::sum);
+  }
+  if (maxima_.numel() > 0) {
+    max_work_ = data_.all_reduce({maxima_.data_ptr(), maxima_.numel(), comm::DataType::i64},
+                                 comm::ReduceOp::max);
+  }
+}
+
+void StepMessage::settle_columns() {
+  if (sum_work_.pending()) sum_work_.wait();
+  if (max_work_.pending()) max_work_.wait();
+}
+
+void StepMessage::send_squares() {
+  const int64_t squares = sums_.numel() - column_sums_;
+  if (squares == 0) return;
+  square_work_ = data_.all_reduce(
+      {sums_.data_ptr<double>() + column_sums_, squares, comm::DataType::f64}, comm::ReduceOp::sum);
+}
+
+void StepMessage::settle_squares() {
+  if (square_work_.pending()) square_work_.wait();
+}
+
+void StepMessage::send_header(const plan::StepHeader& header) {
+  sent_ = header;
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(plan::StepHeader));
+  const comm::Counts counts(host_.size(), kBytes);
+  header_work_ =
+      host_.all_gather({&sent_, kBytes, comm::DataType::u8},
+                       {headers_.data(), kBytes * host_.size(), comm::DataType::u8}, counts);
+}
+
+const std::vector<plan::StepHeader>& StepMessage::settle_header() {
+  header_work_.wait();
+  return headers_;
+}
+
+}  // namespace fusedbun
