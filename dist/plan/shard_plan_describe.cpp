@@ -21,6 +21,10 @@ std::string percent(double fraction) {
   return fixed(100 * fraction, 1) + " %";
 }
 
+std::string counted(size_t count, const std::string& noun) {
+  return std::to_string(count) + ' ' + noun + (count == 1 ? "" : "s");
+}
+
 /// "rank 3" or "ranks 0-3".
 std::string ranks(int first, int last) {
   if (first == last) return "rank " + std::to_string(first);
