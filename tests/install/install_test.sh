@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Installs a build into a folder of its own, builds tests/install/project against it as a user would, and runs what
+# came out: one process with Fusedbun, one process with ShardedFusedbun, two ranks under `fusedbun launch`. All must
+# end at the same validation loss.
+#
+#   install_test.sh BUILD_FOLDER SCRATCH_FOLDER TORCH_FOLDER no|before|after
+#
+# The last argument says whether the project also has a find_package(Torch) of its own, and where.
+set -euo pipefail
+build=$1 scratch=$2 torch=$3 own_torch=$4
+here=$(cd "$(dirname "$0")" && pwd)
+prefix=$scratch/prefix project=$scratch/project-$own_torch
+
+fail() { echo "install_test.sh: $*" >&2; exit 1; }
+
+# Every fusedbun header that an installed header includes is installed too.
+check_headers() {
+  local header missing
+  missing=$(grep -rhoE '#include "fusedbun/[^"]+"' "$prefix/include" | sort -u | cut -d'"' -f2 |
+    while read -r header; do [ -e "$prefix/include/$header" ] || echo "$header"; done)
+  [ -z "$missing" ] || fail "installed headers include these, which are not installed: $missing"
+}
+
+check_two_lines() {
+  local changed
+  changed=$(diff "$here/project/plain.cpp" "$here/project/sharded.cpp" | grep -c '^>') || true
+  [ "$changed" = 2 ] || fail "sharded.cpp differs from plain.cpp in $changed lines, not 2"
+  [ "$(wc -l <"$here/project/plain.cpp")" -le 40 ] || fail "plain.cpp has more than 40 lines"
+}
+
+build_project() {
+  local options=(-DCMAKE_PREFIX_PATH="$prefix;$torch" -DOWN_TORCH="$own_torch" -DCMAKE_BUILD_TYPE=Release)
+  if [ "$own_torch" != no ]; then
+    "$here/../../deploy/cuda_of_wheels.sh" "$scratch/cuda" "$(realpath "$torch/../../../..")"
+    export CUDACXX=$scratch/cuda/bin/nvcc
+    options+=(-DCUDA_TOOLKIT_ROOT_DIR="$scratch/cuda" -DTORCH_CUDA_ARCH_LIST=8.0 -Wno-dev)
+  fi
+  command -v ccache >/dev/null && options+=(-DCMAKE_CXX_COMPILER_LAUNCHER=ccache)
+  cmake -G Ninja -S "$here/project" -B "$project" "${options[@]}"
+  cmake --build "$project" --parallel 2
+}
+
+losses() { sed -n 's/.*loss \([0-9.e+-]*\)$/\1/p'; }
+
+# All losses on stdin are within 1e-4 of the first, relative: the gradients' sum has another order with two ranks.
+check_losses() {
+  awk -v wanted="$1" '
+    NR == 1 { first = $1; if (!(first > 0)) bad = 1 }
+    { d = ($1 - first) / first; if (!(d < 1e-4 && d > -1e-4)) bad = 1 }
+    END { exit bad || NR != wanted }' || fail "the losses do not agree"
+}
+
+rm -rf "$prefix"
+cmake --install "$build" --prefix "$prefix" >/dev/null
+check_headers
+check_two_lines
+build_project
+"$prefix/bin/fusedbun" --help >/dev/null || fail "the installed command does not run"
+{
+  "$project/plain"
+  "$project/sharded"
+  "$prefix/bin/fusedbun" launch -n 2 -- "$project/sharded"
+} | tee /dev/stderr | losses | check_losses 4
