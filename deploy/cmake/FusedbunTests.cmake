@@ -1,9 +1,12 @@
-# How tests are added.
+# How tests are added. Labels: fast (the inner loop: no child processes; the default), processes, slow.
 find_package(GTest REQUIRED)
 include(GoogleTest)
 
-# fusedbun_add_test(<name> SOURCES ... LIBRARIES ... [TIMEOUT s] [LABELS ...]): one GoogleTest binary, each of its
-# tests known to ctest by name. Label `fast` (the default) is the inner loop: no child processes.
+# Tests that start processes count as two processors, so that ctest does not starve those with time-outs.
+set(_fusedbun_processors_of_processes 2)
+
+# fusedbun_add_test(<name> SOURCES ... LIBRARIES ... [TIMEOUT s] [LABELS ...] [ENVIRONMENT NAME=VALUE ...]): one
+# GoogleTest binary, each of its tests known to ctest as <name>.<suite>.<test>.
 function(fusedbun_add_test name)
   cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LIBRARIES;LABELS;ENVIRONMENT" ${ARGN})
   if(NOT arg_TIMEOUT)
@@ -12,11 +15,22 @@ function(fusedbun_add_test name)
   if(NOT arg_LABELS)
     set(arg_LABELS fast)
   endif()
+  set(processors 1)
+  if("processes" IN_LIST arg_LABELS)
+    set(processors ${_fusedbun_processors_of_processes})
+  endif()
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_LIBRARIES} fusedbun_compile GTest::gtest_main GTest::gmock)
-  # Listing tests starts the program; with LibTorch that takes a second, so it happens when ctest runs, not in the build.
+  # Listing tests starts the program; with LibTorch that takes a while, so it happens when ctest runs, not in the build.
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 TEST_PREFIX "${name}."
-    PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS "${arg_LABELS}" ENVIRONMENT "${arg_ENVIRONMENT}")
+                       TEST_LIST tests_of_${name} NO_PRETTY_VALUES)
+  # Its PROPERTIES argument would take lists apart; a file that ctest reads after the discovery keeps them whole.
+  set(properties ${CMAKE_CURRENT_BINARY_DIR}/${name}_properties.cmake)
+  file(WRITE ${properties} "if(tests_of_${name})
+  set_tests_properties(\${tests_of_${name}} PROPERTIES TIMEOUT ${arg_TIMEOUT} PROCESSORS ${processors}
+    LABELS [==[${arg_LABELS}]==] ENVIRONMENT [==[${arg_ENVIRONMENT}]==])
+endif()\n")
+  set_property(DIRECTORY APPEND PROPERTY TEST_INCLUDE_FILES ${properties})
 endfunction()
 
 # fusedbun_add_mpi_test(<name> RANKS 1 2 3 ... SOURCES ... LIBRARIES ... [TIMEOUT s]): runs one binary, which has its
@@ -31,7 +45,8 @@ function(fusedbun_add_mpi_test name)
   foreach(ranks IN LISTS arg_RANKS)
     add_test(NAME ${name}.${ranks}ranks
              COMMAND ${MPIEXEC_EXECUTABLE} -np ${ranks} --oversubscribe $<TARGET_FILE:${name}>)
-    set_tests_properties(${name}.${ranks}ranks PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS "processes"
-      PROCESSORS 2 ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+    set_tests_properties(${name}.${ranks}ranks PROPERTIES TIMEOUT ${arg_TIMEOUT} LABELS processes
+      PROCESSORS ${_fusedbun_processors_of_processes}
+      ENVIRONMENT "OMPI_ALLOW_RUN_AS_ROOT=1;OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
   endforeach()
 endfunction()
