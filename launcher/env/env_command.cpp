@@ -1,0 +1,145 @@
+#include "fusedbun/launcher/env/env_command.h"
+
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <iomanip>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "fusedbun/dist/plan/backend_choice.h"
+#include "fusedbun/dist/plan/identity.h"
+#include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/env/host.h"
+#include "fusedbun/launcher/env/versions.h"
+
+extern char** environ;
+
+namespace fusedbun::launcher {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+#ifdef FUSEDBUN_HAS_MPI
+constexpr bool kMpiBuiltIn = true;
+#else
+constexpr bool kMpiBuiltIn = false;
+#endif
+#ifdef FUSEDBUN_HAS_NCCL
+constexpr bool kNcclBuiltIn = true;
+#else
+constexpr bool kNcclBuiltIn = false;
+#endif
+
+plan::Environment process_environment() {
+  plan::Environment environment;
+  for (char** entry = environ; *entry != nullptr; ++entry) {
+    const std::string text = *entry;
+    const size_t end = text.find('=');
+    if (end != text.npos) environment[text.substr(0, end)] = text.substr(end + 1);
+  }
+  return environment;
+}
+
+/// What `--backend auto` decides if all ranks find what this one finds, and ranks of one host take its GPUs in order.
+plan::BackendChoice expected_backend(const plan::Environment& environment,
+                                     const plan::Identity& identity, int gpus) {
+  std::vector<plan::Capability> ranks(identity.world_size);
+  for (int rank = 0; rank < identity.world_size; ++rank) {
+    const int local_rank = rank % identity.local_world_size;
+    ranks[rank].has_mpi = kMpiBuiltIn && environment.contains("OMPI_COMM_WORLD_SIZE");
+    ranks[rank].has_nccl = kNcclBuiltIn && gpus > 0;
+    ranks[rank].wants_gpu = gpus > 0;
+    ranks[rank].host_hash = static_cast<uint64_t>(rank / identity.local_world_size);
+    ranks[rank].gpu_index = local_rank < gpus ? local_rank : -1;
+  }
+  return plan::choose_backend(ranks);
+}
+
+Json identity_json(const plan::Identity& identity) {
+  return {{"rank", identity.rank},
+          {"world_size", identity.world_size},
+          {"local_rank", identity.local_rank},
+          {"local_world_size", identity.local_world_size},
+          {"launcher", plan::name_of(identity.launcher)},
+          {"master_addr", identity.master_addr},
+          {"master_port", identity.master_port},
+          {"agent_serves_store", identity.agent_serves_store},
+          {"run_id", identity.run_id},
+          {"restart_count", identity.restart_count},
+          {"ignored", identity.ignored}};
+}
+
+Json collect() {
+  const plan::Environment environment = process_environment();
+  const plan::Identity identity = plan::identify(environment, {});
+  const std::vector<std::string> gpus = visible_gpus();
+  const plan::BackendChoice choice =
+      expected_backend(environment, identity, static_cast<int>(gpus.size()));
+  Json json;
+  json["identity"] = identity_json(identity);
+  json["backend"] = {{"auto", plan::name_of(choice.backend)}, {"reason", choice.reason}};
+  for (const auto& [name, version] : versions()) json["versions"][std::string(name)] = version;
+  json["cores"] = usable_cores();
+  json["shared_memory"] = nullptr;
+  if (const auto memory = shared_memory()) {
+    json["shared_memory"] = {{"free_bytes", memory->free_bytes},
+                             {"total_bytes", memory->total_bytes}};
+  }
+  json["gpus"] = gpus;
+  return json;
+}
+
+std::string mebibytes(const Json& bytes) {
+  return std::to_string(bytes.get<int64_t>() >> 20) + " MiB";
+}
+
+void print_text(const Json& json, std::ostream& out) {
+  const auto line = [&out](std::string_view name, const std::string& value) {
+    out << std::left << std::setw(14) << name << value << '\n';
+  };
+  const Json& identity = json["identity"];
+  line("identity", "rank " + identity["rank"].dump() + " of " + identity["world_size"].dump() +
+                       ", local rank " + identity["local_rank"].dump() + " of " +
+                       identity["local_world_size"].dump() + " (" +
+                       identity["launcher"].get<std::string>() + ")");
+  for (const Json& other : identity["ignored"]) line("ignored", other.get<std::string>());
+  if (identity["master_port"] != 0) {
+    line("rendezvous", identity["master_addr"].get<std::string>() + ":" +
+                           identity["master_port"].dump() +
+                           (identity["agent_serves_store"] ? ", served by torchrun's agent"
+                                                           : ", served by rank 0"));
+  }
+  line("backend", "auto takes " + json["backend"]["reason"].get<std::string>());
+  for (const auto& [name, version] : json["versions"].items()) line(name, version);
+  line("cores", json["cores"].dump());
+  const Json& memory = json["shared_memory"];
+  line("/dev/shm", memory.is_null() ? "not mounted"
+                                    : mebibytes(memory["free_bytes"]) + " free of " +
+                                          mebibytes(memory["total_bytes"]));
+  if (json["gpus"].empty()) line("GPUs", "none visible");
+  for (const Json& gpu : json["gpus"]) line("GPU", gpu.get<std::string>());
+}
+
+}  // namespace
+
+CLI::App* add_env_command(CLI::App& app) {
+  CLI::App* const command =
+      app.add_subcommand("env", "Say which rank this is, which backend it would take, and why");
+  command->footer(
+      "Examples:\n"
+      "  fusedbun env\n"
+      "  mpirun -np 2 fusedbun env --output json");
+  auto format = add_output_flag(*command);
+  command->callback([format] {
+    const Json json = collect();
+    if (*format == OutputFormat::json) {
+      std::cout << json.dump(2) << '\n';
+    } else {
+      print_text(json, std::cout);
+    }
+  });
+  return command;
+}
+
+}  // namespace fusedbun::launcher

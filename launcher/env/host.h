@@ -1,0 +1,24 @@
+#pragma once
+// What this host offers a rank: cores, shared memory, GPUs.
+//
+// Thread safety: any thread.
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace fusedbun::launcher {
+
+struct SharedMemory {
+  int64_t free_bytes = 0;
+  int64_t total_bytes = 0;
+};
+
+/// How many cores this process may use.
+int usable_cores();
+/// Of /dev/shm, where the ranks of one host share gradients; nothing if it is not mounted.
+std::optional<SharedMemory> shared_memory();
+/// Names of the GPUs that CUDA shows this process (CUDA_VISIBLE_DEVICES holds); empty without a driver.
+std::vector<std::string> visible_gpus();
+
+}  // namespace fusedbun::launcher

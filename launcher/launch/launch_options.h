@@ -1,0 +1,61 @@
+#pragma once
+// What `fusedbun launch` was asked for, and the pure functions that turn it into each rank's environment and streams.
+//
+// Thread safety: values.
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace fusedbun::launch {
+
+/// Bits as torchrun counts them: 1 standard output, 2 standard error.
+enum StreamBits : uint8_t { kNoStream = 0, kOut = 1, kErr = 2, kBoth = 3 };
+
+struct LaunchOptions {
+  int ranks = 1;
+  int master_port = 0;                  ///< 0: a free one, chosen anew for each attempt
+  std::filesystem::path log_dir = {};   ///< empty: no log files
+  std::vector<uint8_t> redirects = {};  ///< [rank] StreamBits that go to the log file alone
+  std::vector<uint8_t> tee = {};        ///< [rank] StreamBits that go to the log file and on
+  double grace_seconds = 30;
+  int max_restarts = 0;
+  std::vector<std::string> command = {};  ///< program and arguments
+};
+
+/// Reads torchrun's notation: "3" for all ranks, or "0:3,1:1" for some (the others get 0). Throws UsageError.
+std::vector<uint8_t> parse_streams(std::string_view flag, const std::string& text, int ranks);
+
+/// Where one stream of one rank goes.
+struct StreamRoute {
+  bool captured =
+      true;  ///< through the launcher; otherwise the rank writes to our descriptor itself
+  bool to_console = true;
+  bool to_log = false;
+};
+
+/// A rank that is alone, or rank 0 on a terminal, writes by itself where no log file is asked for, so that progress lines
+/// look right; everything else passes through the launcher. `stream` is kOut or kErr.
+StreamRoute route(const LaunchOptions& options, int rank, StreamBits stream, bool is_terminal);
+
+/// What is equal for all ranks of one attempt.
+struct AttemptIdentity {
+  int ranks = 1;
+  int master_port = 0;
+  std::string run_id = {};
+  int attempt = 0;
+  int max_restarts = 0;
+  int cores = 1;
+  std::filesystem::path log_dir = {};  ///< of this attempt, empty: none
+};
+
+/// The variables torchrun sets, for a job of one host whose rank 0 serves the store itself. OMP_NUM_THREADS is the ranks'
+/// share of the cores, at least 1; the caller leaves it out where the user has set one.
+std::map<std::string, std::string> rank_environment(const AttemptIdentity& identity, int rank);
+
+/// Where rank `rank`'s log files lie, as torchrun places them: <log_dir of the attempt>/<rank>.
+std::filesystem::path rank_log_dir(const AttemptIdentity& identity, int rank);
+
+}  // namespace fusedbun::launch

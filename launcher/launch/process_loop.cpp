@@ -1,0 +1,256 @@
+#include "fusedbun/launcher/launch/process_loop.h"
+
+#include <poll.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <climits>
+#include <cmath>
+#include <cstring>
+#include <ctime>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/launcher/env/host.h"
+#include "fusedbun/launcher/launch/free_port.h"
+
+namespace fusedbun::launch {
+namespace {
+
+constexpr Milliseconds kFailureGrace = 10'000;
+/// How long output is awaited that a rank's surviving descendants may still hold open.
+constexpr Milliseconds kDrain = 1'000;
+
+Milliseconds now_ms() {
+  const auto since_start = std::chrono::steady_clock::now().time_since_epoch();
+  return std::chrono::duration_cast<std::chrono::milliseconds>(since_start).count();
+}
+
+SupervisionOptions supervision_options(const LaunchOptions& options) {
+  const auto grace = static_cast<Milliseconds>(std::llround(options.grace_seconds * 1000));
+  return {.ranks = options.ranks,
+          .grace = grace,
+          .failure_grace = std::min(grace, kFailureGrace),
+          .max_restarts = options.max_restarts};
+}
+
+std::string host_name() {
+  std::array<char, HOST_NAME_MAX + 1> name{};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "this host";
+}
+
+std::string signal_name(int signal) {
+  const char* const name = ::sigabbrev_np(signal);
+  return name != nullptr ? std::string("SIG") + name : "signal " + std::to_string(signal);
+}
+
+bool has_logs(const LaunchOptions& options) {
+  return !options.log_dir.empty();
+}
+
+}  // namespace
+
+std::string new_run_id() {
+  const std::time_t now = std::time(nullptr);
+  std::tm local{};
+  ::localtime_r(&now, &local);
+  std::array<char, 32> text{};
+  std::strftime(text.data(), text.size(), "%Y%m%d-%H%M%S-", &local);
+  return text.data() + std::to_string(::getpid());
+}
+
+ProcessLoop::ProcessLoop(const LaunchOptions& options)
+    : options_(options),
+      identity_{.ranks = options.ranks,
+                .run_id = new_run_id(),
+                .max_restarts = options.max_restarts,
+                .cores = launcher::usable_cores()},
+      supervision_(supervision_options(options)),
+      out_(STDOUT_FILENO, options.ranks > 1 && ::isatty(STDOUT_FILENO) != 0),
+      err_(STDERR_FILENO, options.ranks > 1 && ::isatty(STDERR_FILENO) != 0) {
+  ::sigemptyset(&served_);
+  for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD}) {
+    ::sigaddset(&served_, signal);
+  }
+  ::signal(SIGPIPE, SIG_IGN);
+  ::sigprocmask(SIG_BLOCK, &served_, &blocked_before_);
+  signals_ = ::signalfd(-1, &served_, SFD_CLOEXEC | SFD_NONBLOCK);
+  FUSEDBUN_REQUIRE(signals_ >= 0, IoError, std::string("no signalfd: ") + std::strerror(errno));
+}
+
+ProcessLoop::~ProcessLoop() {
+  signal_ranks(SIGKILL);
+  while (std::ranges::find(lives_, true) != lives_.end()) {
+    if (const auto end = reap_one(ranks_)) {
+      lives_[end->rank] = false;
+    } else {
+      ::poll(nullptr, 0, 1);
+    }
+  }
+  out_.write_some();  // what was said before an exception
+  err_.write_some();
+  ::close(signals_);
+  ::sigprocmask(SIG_SETMASK, &blocked_before_, nullptr);
+}
+
+void ProcessLoop::run() {
+  perform(supervision_.begin());
+  while (!finished_) {
+    wait(timeout_ms());
+    perform(supervision_.time_passed(now_ms()));
+  }
+  drain_output();
+  const Verdict& verdict = supervision_.verdict();
+  if (verdict.outcome != Outcome::done) {
+    throw Error(static_cast<ExitCode>(verdict.exit_code), last_line());
+  }
+}
+
+void ProcessLoop::perform(const Actions& actions) {
+  if (actions.signal != 0) signal_ranks(actions.signal);
+  if (actions.start_attempt) start_attempt();
+  if (actions.finished) finished_ = true;
+}
+
+void ProcessLoop::start_attempt() {
+  if (supervision_.attempt() > 0) {
+    notice("attempt " + std::to_string(supervision_.attempt()) + " of at most " +
+           std::to_string(options_.max_restarts) + " more starts");
+  }
+  identity_.attempt = supervision_.attempt();
+  identity_.master_port = free_port(options_.master_port);
+  if (has_logs(options_)) {
+    identity_.log_dir =
+        options_.log_dir / identity_.run_id / ("attempt_" + std::to_string(identity_.attempt));
+  }
+  ranks_.clear();
+  lives_.clear();
+  for (int rank = 0; rank < options_.ranks; ++rank) start_one(rank);
+}
+
+void ProcessLoop::start_one(int rank) {
+  if (has_logs(options_)) {
+    std::error_code error;
+    std::filesystem::create_directories(rank_log_dir(identity_, rank), error);
+    FUSEDBUN_REQUIRE(!error, IoError,
+                     "cannot make the log folder " + rank_log_dir(identity_, rank).string() + ": " +
+                         error.message());
+  }
+  const bool out = route(options_, rank, kOut, ::isatty(STDOUT_FILENO) != 0).captured;
+  const bool err = route(options_, rank, kErr, ::isatty(STDERR_FILENO) != 0).captured;
+  const auto environment = merged_environment(rank_environment(identity_, rank));
+  ranks_.push_back(start_rank(options_.command, environment, {rank, out, err}));
+  lives_.push_back(true);
+  if (out) capture(rank, kOut, ranks_.back().out);
+  if (err) capture(rank, kErr, ranks_.back().err);
+}
+
+void ProcessLoop::capture(int rank, StreamBits stream, int descriptor) {
+  const StreamRoute where = route(options_, rank, stream, false);
+  RankStream::Options options = {.descriptor = descriptor};
+  if (where.to_console) options.console = stream == kOut ? &out_ : &err_;
+  if (options_.ranks > 1) options.prefix = "[rank " + std::to_string(rank) + "] ";
+  if (where.to_log) {
+    options.log_file =
+        rank_log_dir(identity_, rank) / (stream == kOut ? "stdout.log" : "stderr.log");
+  }
+  streams_.push_back(std::make_unique<RankStream>(std::move(options)));
+}
+
+int ProcessLoop::timeout_ms() const {
+  const auto deadline = supervision_.deadline();
+  return deadline ? static_cast<int>(std::clamp<Milliseconds>(*deadline - now_ms(), 0, INT_MAX))
+                  : -1;
+}
+
+void ProcessLoop::wait(int timeout_ms) {
+  std::vector<pollfd> waits = {{signals_, POLLIN, 0}};
+  for (const auto& stream : streams_) {
+    if (stream->may_read()) waits.push_back({stream->descriptor(), POLLIN, 0});
+  }
+  for (const Console* console : {&out_, &err_}) {
+    if (console->has_text()) waits.push_back({console->descriptor(), POLLOUT, 0});
+  }
+  ::poll(waits.data(), waits.size(), timeout_ms);
+  read_streams();
+  serve_signals();
+  out_.write_some();
+  err_.write_some();
+}
+
+void ProcessLoop::read_streams() {
+  std::erase_if(streams_, [](const std::unique_ptr<RankStream>& stream) {
+    if (!stream->may_read() || stream->read_some()) return false;
+    stream->finish();
+    return true;
+  });
+}
+
+void ProcessLoop::serve_signals() {
+  signalfd_siginfo info;
+  while (::read(signals_, &info, sizeof(info)) == sizeof(info)) {
+    const int signal = static_cast<int>(info.ssi_signo);
+    if (signal == SIGCHLD) continue;  // several may have merged into one: reap() asks for all
+    if (finished_) {
+      abandon_output_ = true;
+      continue;
+    }
+    const Actions actions = supervision_.signal_received(signal, now_ms());
+    notice(signal_name(signal) + " received, " + signal_name(actions.signal) + " goes to " +
+           std::to_string(supervision_.living()) + " rank(s)");
+    perform(actions);
+  }
+  if (!finished_) reap();
+}
+
+void ProcessLoop::reap() {
+  while (const auto end = reap_one(ranks_)) {
+    lives_[end->rank] = false;
+    const Actions actions = supervision_.rank_ended(*end, now_ms());
+    if (actions.signal != 0) notice(name_of_end(*end) + "; ending the others");
+    perform(actions);
+  }
+}
+
+void ProcessLoop::signal_ranks(int signal) {
+  for (const RankProcess& process : ranks_) {
+    if (lives_[process.rank]) ::kill(-process.pid, signal);
+  }
+}
+
+void ProcessLoop::drain_output() {
+  const Milliseconds end = now_ms() + kDrain;
+  while (!streams_.empty() && now_ms() < end && !abandon_output_) {
+    wait(static_cast<int>(std::max<Milliseconds>(0, end - now_ms())));
+  }
+  for (const auto& stream : streams_) stream->finish();
+  streams_.clear();
+  while ((out_.has_text() || err_.has_text()) && !abandon_output_) wait(-1);
+}
+
+std::string ProcessLoop::name_of_end(const RankEnd& end) const {
+  const std::string who = "rank " + std::to_string(end.rank) + " (pid " +
+                          std::to_string(ranks_[end.rank].pid) + " on " + host_name() + ") ";
+  return who + (end.signal != 0 ? "was ended by " + signal_name(end.signal)
+                                : "left with exit code " + std::to_string(end.code));
+}
+
+std::string ProcessLoop::last_line() const {
+  const Verdict& verdict = supervision_.verdict();
+  std::string line = name_of_end(verdict.culprit);
+  if (verdict.outcome == Outcome::overdue) line += ", because it did not leave in time";
+  if (verdict.outcome == Outcome::left_early) line += ": left on request, run it again";
+  if (has_logs(options_)) {
+    line += "; its output: " + rank_log_dir(identity_, verdict.culprit.rank).string();
+  }
+  return line;
+}
+
+void ProcessLoop::notice(const std::string& sentence) {
+  err_.put_line("fusedbun: ", sentence);
+}
+
+}  // namespace fusedbun::launch

@@ -1,0 +1,105 @@
+#pragma once
+// Supervision: what to do when a rank ends, a signal arrives or time passes. A pure state machine: the loop that owns
+// processes, signals and clocks (process_loop.h) tells it events and performs the actions it returns.
+//
+// Invariants: 1. An attempt starts all ranks and is over when all have ended; only then comes the next one or the end.
+// 2. The first rank that fails ends the others: SIGTERM at once, SIGKILL after `failure_grace`. 3. A signal that the
+// launcher receives goes to all ranks; after the first SIGTERM, SIGINT or SIGQUIT, SIGKILL follows within `grace`, after
+// a second one at once. 4. SIGTERM is never sent a second time by our own decision, because ranks take a second one for
+// "leave now, without a checkpoint". 5. Nothing is restarted once the launcher itself was told to stop.
+//
+// Times are milliseconds of a clock of the caller's.
+//
+// Thread safety: one thread at a time.
+#include <cstdint>
+#include <optional>
+#include <set>
+
+namespace fusedbun::launch {
+
+using Milliseconds = int64_t;
+
+struct SupervisionOptions {
+  int ranks = 1;
+  Milliseconds grace =
+      30'000;  ///< from a stop signal, or the first rank leaving with 75, to SIGKILL
+  Milliseconds failure_grace = 10'000;  ///< from a failure to SIGKILL
+  int max_restarts = 0;
+};
+
+/// How a rank ended: by itself with `code`, or by `signal` when that is not 0.
+struct RankEnd {
+  int rank = 0;
+  int code = 0;
+  int signal = 0;
+
+  bool operator==(const RankEnd&) const = default;
+};
+
+/// What an attempt's end means, from best to worst; the worst rank decides, the earliest among equals.
+enum class Outcome : uint8_t {
+  done,        ///< exit 0
+  left_early,  ///< exit 75: asked to leave, run me again
+  stopped,     ///< ended by a signal that it got from us
+  overdue,     ///< did not leave in time and was killed by us
+  peer_lost,   ///< exit 76: it says that another rank died
+  failed,      ///< anything else: the cause
+};
+
+struct Verdict {
+  Outcome outcome = Outcome::done;
+  RankEnd culprit;  ///< meaningful unless `done`
+  int exit_code = 0;
+};
+
+/// To be performed in this order.
+struct Actions {
+  int signal = 0;              ///< 1. send to the process group of every living rank, if not 0
+  bool start_attempt = false;  ///< 2. start all ranks; `attempt()` is the new one's number
+  bool finished = false;       ///< 3. nothing lives and nothing will; read `verdict()`
+};
+
+class Supervision {
+ public:
+  explicit Supervision(const SupervisionOptions& options);
+
+  /// Once, before any other event.
+  Actions begin();
+  /// Each rank of an attempt exactly once.
+  Actions rank_ended(const RankEnd& end, Milliseconds now);
+  Actions signal_received(int signal, Milliseconds now);
+  /// To be called when `deadline()` has passed; earlier calls do nothing.
+  Actions time_passed(Milliseconds now);
+
+  std::optional<Milliseconds> deadline() const { return deadline_; }
+  int attempt() const { return attempt_; }
+  int living() const { return living_; }
+  /// Of the attempt so far.
+  const Verdict& verdict() const { return verdict_; }
+
+ private:
+  Outcome classify(const RankEnd& end) const;
+  void judge(const RankEnd& end, Outcome outcome);
+  Actions end_others(Outcome outcome, Milliseconds now);
+  Actions attempt_over();
+  bool may_restart() const;
+  void kill_by(Milliseconds time);
+  Actions kill_now();
+
+  SupervisionOptions options_;
+  int attempt_ = 0;
+  int living_ = 0;
+  Verdict verdict_;
+  std::optional<Milliseconds> deadline_;
+  std::set<int> sent_;      ///< to the ranks of this attempt
+  std::set<int> received_;  ///< by the launcher, in all attempts
+  int stop_signal_ = 0;     ///< the newest of SIGTERM, SIGINT, SIGQUIT received
+};
+
+/// The exit code of the rank as a shell shows it: its code, or 128 + signal.
+int shell_code(const RankEnd& end);
+
+/// Whether a rank's own failure is worth another attempt: codes 1, 70, 71, 74, 76, and a signal that hit it alone.
+bool is_restartable(const RankEnd& end, const std::set<int>& received);
+
+}  // namespace fusedbun::launch

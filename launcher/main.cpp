@@ -1,0 +1,85 @@
+// The `fusedbun` command: finds the subcommand, and turns every way to fail into one line and an exit code.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <csignal>
+#include <iostream>
+#include <new>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/launcher/cli/usage.h"
+#include "fusedbun/launcher/env/env_command.h"
+#include "fusedbun/launcher/env/version_command.h"
+#include "fusedbun/launcher/launch/launch_command.h"
+#include "fusedbun/launcher/train/train_command.h"
+#ifdef FUSEDBUN_HAS_CONTROL
+#include "fusedbun/launcher/control/health_command.h"
+#include "fusedbun/launcher/control/set_command.h"
+#include "fusedbun/launcher/control/status_command.h"
+#endif
+
+namespace fusedbun::launcher {
+namespace {
+
+/// A broken invariant aborts after it has printed its sentence; launchers know that by code 70, not by SIGABRT.
+void leave_as_our_bug(int) {
+  ::_exit(static_cast<int>(ExitCode::internal));
+}
+
+void add_commands(CLI::App& app) {
+  app.name("fusedbun");
+  app.formatter(examples_first_formatter());
+  app.option_defaults()->always_capture_default();
+  app.require_subcommand(1);
+  app.footer(
+      "Examples:\n"
+      "  fusedbun launch -n 2 -- train --steps 100 --run-dir runs/first\n"
+      "  mpirun -np 4 fusedbun train --data corpus/ --run-dir runs/second\n");
+  add_launch_command(app);
+  add_train_command(app);
+#ifdef FUSEDBUN_HAS_CONTROL
+  add_status_command(app);
+  add_set_command(app);
+  add_health_command(app);
+#endif
+  add_env_command(app);
+  add_version_command(app);
+}
+
+int fail(ExitCode code, const std::string& sentence) {
+  std::cout.flush();
+  std::cerr << "fusedbun: " << sentence << std::endl;
+  return static_cast<int>(code);
+}
+
+int run(int argc, const char* const* argv) {
+  CLI::App app("Sharded data-parallel training with the Fusedbun optimizer");
+  add_commands(app);
+  try {
+    std::vector<std::string> words = words_of(argc, argv);
+    std::ranges::reverse(words);  // as CLI11 wants them
+    app.parse(std::move(words));
+    return static_cast<int>(ExitCode::done);
+  } catch (const CLI::Success& asked_for_text) {
+    return app.exit(asked_for_text);
+  } catch (const CLI::ParseError& error) {
+    return fail(ExitCode::usage, usage_sentence(app, error));
+  } catch (const Error& error) {
+    return fail(error.code(), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(ExitCode::device, "out of memory");
+  } catch (const std::exception& error) {
+    const std::string text =
+        error.what();  // of LibTorch's errors the first line; the rest is a stack
+    return fail(ExitCode::unclassified, text.substr(0, text.find('\n')));
+  }
+}
+
+}  // namespace
+}  // namespace fusedbun::launcher
+
+int main(int argc, char** argv) {
+  std::signal(SIGABRT, fusedbun::launcher::leave_as_our_bug);
+  return fusedbun::launcher::run(argc, argv);
+}

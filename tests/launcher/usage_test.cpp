@@ -1,0 +1,55 @@
+#include "fusedbun/launcher/cli/usage.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+
+namespace fusedbun::launcher {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+TEST(WordsOf, AcceptsUnderscoresInFlagNamesUpToTheProgram) {
+  const char* const argv[] = {"fusedbun", "launch", "--log_dir=a_b", "--max_restarts", "a_b",
+                              "--",       "x",      "--keep_this"};
+  EXPECT_THAT(words_of(8, argv), ElementsAre("launch", "--log-dir=a_b", "--max-restarts", "a_b",
+                                             "--", "x", "--keep_this"));
+}
+
+TEST(Nearest, NamesWhatWasMeantAndNothingElse) {
+  EXPECT_EQ(nearest("trian", {"launch", "train"}), "train");
+  EXPECT_EQ(nearest("--log-dri", {"--log-dir", "--tee"}), "--log-dir");
+  EXPECT_EQ(nearest("--unlike-all", {"--log-dir", "--tee"}), "");
+}
+
+std::string sentence_for(std::vector<std::string> words) {
+  CLI::App app("", "fusedbun");
+  app.require_subcommand(1);
+  CLI::App* const launch = app.add_subcommand("launch");
+  std::vector<std::string> program;
+  int ranks = 1;
+  launch->add_option("--ranks", ranks);
+  launch->add_option("program", program);
+  std::ranges::reverse(words);
+  try {
+    app.parse(words);
+  } catch (const CLI::ParseError& error) {
+    return usage_sentence(app, error);
+  }
+  return "";
+}
+
+TEST(UsageSentence, SaysWhatWasWrong) {
+  EXPECT_EQ(sentence_for({}), "a command is missing (see 'fusedbun --help')");
+  EXPECT_THAT(sentence_for({"lunch"}), HasSubstr("did you mean launch?"));
+  EXPECT_THAT(sentence_for({"launch", "--rank", "2"}), HasSubstr("did you mean --ranks?"));
+  EXPECT_THAT(sentence_for({"launch", "train", "--steps", "2"}), HasSubstr("put -- before"));
+  EXPECT_THAT(sentence_for({"launch", "--ranks", "x"}), HasSubstr("--ranks = x"));
+  EXPECT_EQ(sentence_for({"launch", "--ranks", "2", "--", "train", "--steps", "2"}), "");
+}
+
+}  // namespace
+}  // namespace fusedbun::launcher
