@@ -33,6 +33,8 @@ struct JobOptions {
   std::filesystem::path run_dir;
   /// Serve the control plane on <run_dir>/control.sock from rank 0 (serve() does it).
   bool control = true;
+  /// Where it listens instead: "127.0.0.1:PORT".
+  std::string control_address;
   bool use_gpu = false;                       ///< the job's parameters live on a GPU
   std::chrono::milliseconds timeout{60'000};  ///< deadline of every wait between ranks
   int64_t total_steps = 0;                    ///< for progress; 0: unknown

@@ -52,6 +52,7 @@ class StepEngine {
 
   const plan::StepReport& report() const { return report_; }
   plan::LeaveRequest leave_request() const { return leaving_; }
+  double max_grad_norm() const { return sharded_.max_grad_norm; }
   int64_t job_step() const { return job_step_; }
   int64_t skipped_steps() const { return skipped_steps_; }
   const plan::ShardPlan& shard_plan() const { return plan_; }

@@ -119,6 +119,9 @@ plan::LeaveRequest ShardedFusedbun::leave_request() const {
 void ShardedFusedbun::request_leave(plan::LeaveRequest request) noexcept {
   engine_->request_leave(request);
 }
+double ShardedFusedbun::max_grad_norm() const {
+  return engine_->max_grad_norm();
+}
 int64_t ShardedFusedbun::job_step() const {
   return engine_->job_step();
 }

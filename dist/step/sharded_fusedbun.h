@@ -108,7 +108,8 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   /// Async-signal-safe.
   void request_leave(plan::LeaveRequest request) noexcept;
 
-  int64_t job_step() const;  ///< steps done, skipped ones too
+  double max_grad_norm() const;  ///< as constructed; 0: off
+  int64_t job_step() const;      ///< steps done, skipped ones too
   int64_t skipped_steps() const;
   const plan::ShardPlan& shard_plan() const;
   int64_t state_bytes() const;          ///< measured: bytes of this rank's state tensors

@@ -1,0 +1,522 @@
+// What a training loop meets: hooks, overlap, groups, frozen, unused and tied parameters, accumulation, clipping, non-finite
+// gradients, closures, late groups, changes while running, and the mistakes a loop can make.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/optim/schedulers/step_lr.h>
+#include <torch/serialize.h>
+
+#include <limits>
+#include <sstream>
+
+#include "fusedbun/core/error.h"
+#include "local_ranks.h"
+#include "random_model.h"
+
+namespace fusedbun {
+namespace {
+
+using ::testing::HasSubstr;
+using testing::run_ranks;
+
+constexpr double kLr = 0.01;
+
+/// Two matrices, a bias, and a loss whose gradient differs between ranks.
+struct TinyModel {
+  torch::OrderedDict<std::string, torch::Tensor> parameters;
+
+  TinyModel() {
+    at::Generator generator = at::detail::createCPUGenerator(3);
+    const auto add = [&](const char* name, at::IntArrayRef shape) {
+      parameters.insert(name, at::randn(shape, generator).mul_(0.3).requires_grad_());
+    };
+    add("in.weight", {16, 8});
+    add("in.bias", {16});
+    add("out.weight", {4, 16});
+  }
+  at::Tensor loss(const at::Tensor& input) {
+    const at::Tensor hidden =
+        at::tanh(at::linear(input, parameters["in.weight"], parameters["in.bias"]));
+    return at::linear(hidden, parameters["out.weight"]).square().mean();
+  }
+  std::vector<at::Tensor> tensors() const {
+    std::vector<at::Tensor> list;
+    for (const auto& item : parameters) list.push_back(item.value());
+    return list;
+  }
+};
+
+at::Tensor batch(int64_t seed, int64_t size) {
+  return at::randn({size, 8}, at::detail::createCPUGenerator(seed));
+}
+
+Channels both(comm::Communicator& communicator) {
+  return {&communicator, &communicator};
+}
+
+/// The parameters after `steps` steps of one process on the whole of each batch of 12.
+std::vector<at::Tensor> alone_on_batches(int steps, const FusedbunOptions& options) {
+  TinyModel model;
+  Fusedbun optimizer(model.tensors(), options);
+  for (int step = 0; step < steps; ++step) {
+    optimizer.zero_grad();
+    model.loss(batch(step, 12)).backward();
+    optimizer.step();
+  }
+  return testing::values_of(model.parameters);
+}
+
+void expect_close(const torch::OrderedDict<std::string, torch::Tensor>& model,
+                  const std::vector<at::Tensor>& expected, double tolerance) {
+  for (size_t p = 0; p < expected.size(); ++p) {
+    const double error = (model[p].value().detach() - expected[p]).abs().max().item<double>();
+    EXPECT_LE(error, tolerance) << model[p].key();
+  }
+}
+
+// Gradients of a third of the batch each, averaged, are those of the batch up to float32 rounding; the elementwise preset
+// centralises, which keeps the sign-like first steps of near-zero gradients out of the comparison.
+constexpr double kAveragingError = 2e-4;
+
+TEST(ShardedFusedbun, TrainsThroughBackwardAsOneProcessDoes) {
+  const auto options = FusedbunOptions::recommended(kLr).eps(1e-4);
+  const auto expected = alone_on_batches(10, options);
+  for (const int world_size : {1, 2, 3, 4}) {
+    run_ranks(world_size, [&](comm::Communicator& communicator) {
+      TinyModel model;
+      ShardedFusedbun optimizer(both(communicator), model.parameters, options,
+                                {.min_rows_per_rank = 1, .bucket_bytes = 256});
+      for (int step = 0; step < 10; ++step) {
+        optimizer.zero_grad();
+        model.loss(batch(step, 12).chunk(world_size)[communicator.rank()]).backward();
+        optimizer.step();
+      }
+      optimizer.finish();
+      expect_close(model.parameters, expected, kAveragingError);
+    });
+  }
+}
+
+TEST(ShardedFusedbun, StartsFromTheParametersOfRankZero) {
+  run_ranks(3, [](comm::Communicator& communicator) {
+    TinyModel model;
+    for (auto& tensor : model.tensors()) tensor.detach().add_(communicator.rank());
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr));
+    EXPECT_TRUE(at::equal(model.parameters["in.bias"], TinyModel().parameters["in.bias"]));
+  });
+}
+
+TEST(ShardedFusedbun, AccumulatesUnderNoSync) {
+  const auto options = FusedbunOptions::recommended(kLr).eps(1e-4);
+  const auto expected = alone_on_batches(5, options);
+  run_ranks(2, [&](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters, options,
+                              {.min_rows_per_rank = 1});
+    for (int step = 0; step < 5; ++step) {
+      const auto micro = batch(step, 12).chunk(2)[communicator.rank()].chunk(3);
+      for (int i = 0; i < 2; ++i) {
+        const auto guard = optimizer.no_sync();
+        model.loss(micro[i]).backward();
+      }
+      model.loss(micro[2]).backward();
+      optimizer.step();
+    }
+    optimizer.finish();
+    expect_close(model.parameters, expected, kAveragingError);
+  });
+}
+
+TEST(ShardedFusedbun, RefusesAGradientAfterItsBucketLeft) {
+  run_ranks(1, [](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr));
+    model.loss(batch(0, 4)).backward();
+    try {
+      model.loss(batch(1, 4)).backward();
+      ADD_FAILURE() << "a second backward was taken";
+    } catch (const std::exception& error) {
+      EXPECT_THAT(error.what(), HasSubstr("no_sync()"));
+    }
+    optimizer.step();
+  });
+}
+
+TEST(ShardedFusedbun, CallsTheClosureWithGradientsEnabledAndReturnsItsLoss) {
+  run_ranks(2, [](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr));
+    const at::Tensor before = model.parameters["in.weight"].detach().clone();
+    const at::NoGradGuard no_grad;
+    const at::Tensor loss = optimizer.step([&] {
+      at::Tensor value = model.loss(batch(0, 4));
+      value.backward();
+      return value;
+    });
+    EXPECT_GT(loss.item<float>(), 0);
+    EXPECT_FALSE(at::equal(before, model.parameters["in.weight"]));
+  });
+}
+
+TEST(ShardedFusedbun, LeavesFrozenAndUnusedParametersAlone) {
+  run_ranks(2, [](comm::Communicator& communicator) {
+    TinyModel model;
+    model.parameters["in.weight"].set_requires_grad(false);
+    model.parameters.insert("unused", at::ones({8, 8}).requires_grad_());
+    const at::Tensor frozen = model.parameters["in.weight"].clone();
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr).Lambda(0.5),
+                              {.min_rows_per_rank = 1});
+    for (int step = 0; step < 3; ++step) {
+      model.loss(batch(step, 4)).backward();
+      optimizer.step();
+    }
+    EXPECT_TRUE(at::equal(model.parameters["in.weight"], frozen));
+    EXPECT_TRUE(at::equal(model.parameters["unused"].detach(), at::ones({8, 8})));
+    for (const auto& owned : optimizer.owned_rows()) {
+      EXPECT_NE(owned.name, "in.weight");
+      EXPECT_EQ(owned.t, owned.name == "unused" ? 0 : 3) << owned.name;
+    }
+  });
+}
+
+// A parameter with a gradient on one rank alone is used on all; its average counts the others as zero.
+TEST(ShardedFusedbun, UsesAGradientThatOneRankAloneHas) {
+  run_ranks(2, [](comm::Communicator& communicator) {
+    torch::OrderedDict<std::string, torch::Tensor> model;
+    model.insert("a", at::ones({8, 2}).requires_grad_());
+    ShardedFusedbun optimizer(both(communicator), model,
+                              FusedbunOptions(0.5).momentum_beta(0).Lambda(0).mask(Mask::off));
+    if (communicator.rank() == 1) model["a"].mutable_grad() = at::full({8, 2}, 4.0f);
+    optimizer.step();
+    EXPECT_TRUE(at::equal(model["a"].detach(), at::zeros({8, 2})));  // 1 - 0.5 · 4 / 2
+  });
+}
+
+TEST(ShardedFusedbun, StepsATiedParameterOnce) {
+  run_ranks(2, [](comm::Communicator& communicator) {
+    torch::OrderedDict<std::string, torch::Tensor> model;
+    const at::Tensor tied = at::ones({8, 8}).requires_grad_();
+    model.insert("wte.weight", tied);
+    model.insert("lm_head.weight", tied);
+    ShardedFusedbun optimizer(both(communicator), model,
+                              FusedbunOptions(0.5).momentum_beta(0).Lambda(0).mask(Mask::off));
+    (tied.sum() + tied.sum()).backward();
+    optimizer.step();
+    EXPECT_TRUE(at::equal(tied.detach(), at::zeros({8, 8})));
+    EXPECT_EQ(optimizer.shard_plan().parameters.size(), 1u);
+  });
+}
+
+TEST(ShardedFusedbun, RefusesParametersThatShareMemory) {
+  run_ranks(1, [](comm::Communicator& communicator) {
+    torch::OrderedDict<std::string, torch::Tensor> model;
+    const at::Tensor base = at::ones({8, 8});
+    model.insert("first", base.view({64}).requires_grad_());
+    model.insert("second", base.view({8, 8}).requires_grad_());
+    try {
+      ShardedFusedbun optimizer(both(communicator), model, FusedbunOptions::recommended(kLr));
+      ADD_FAILURE();
+    } catch (const ConfigError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("'first' and 'second' share memory"));
+    }
+  });
+}
+
+TEST(ShardedFusedbun, StepsParametersThatAreNotContiguous) {
+  const auto options = FusedbunOptions::recommended(kLr);
+  const at::Tensor start = at::arange(96, at::kFloat).view({8, 12}).t();
+  const at::Tensor gradient = at::randn({12, 8}, at::detail::createCPUGenerator(5));
+  const auto expected =
+      testing::train_alone({start.contiguous()}, {{gradient}, {gradient}}, options);
+  run_ranks(2, [&](comm::Communicator& communicator) {
+    torch::OrderedDict<std::string, torch::Tensor> model;
+    model.insert("transposed", start.clone(at::MemoryFormat::Preserve).requires_grad_());
+    ASSERT_FALSE(model["transposed"].is_contiguous());
+    ShardedFusedbun optimizer(both(communicator), model, options, {.gradient_divisor = 2.0});
+    for (int step = 0; step < 2; ++step) {
+      model["transposed"].mutable_grad() = gradient.clone();
+      optimizer.step();
+    }
+    // The column sum over two ranks may round differently from the one over one.
+    EXPECT_TRUE(at::allclose(model["transposed"].detach(), expected[0], 1e-6, 1e-6));
+  });
+}
+
+TEST(ShardedFusedbun, KeepsFloat32MastersOfBfloat16Parameters) {
+  const auto options = FusedbunOptions::sm3(1e-4);
+  const at::Tensor start = at::randn({12, 8}, at::detail::createCPUGenerator(6)).to(at::kBFloat16);
+  const at::Tensor gradient =
+      at::randn({12, 8}, at::detail::createCPUGenerator(7)).to(at::kBFloat16);
+  testing::Gradients gradients(20, {gradient.to(at::kFloat)});
+  const auto expected = testing::train_alone({start.to(at::kFloat)}, gradients, options);
+  run_ranks(3, [&](comm::Communicator& communicator) {
+    torch::OrderedDict<std::string, torch::Tensor> model;
+    model.insert("half", start.clone().requires_grad_());
+    ShardedFusedbun optimizer(both(communicator), model, options, {.gradient_divisor = 3.0});
+    for (int step = 0; step < 20; ++step) {
+      model["half"].mutable_grad() = gradient.clone();
+      optimizer.step();
+    }
+    EXPECT_EQ(optimizer.state_bytes(), optimizer.planned_state_bytes());
+    EXPECT_TRUE(at::equal(model["half"].detach(), expected[0].to(at::kBFloat16)));
+  });
+}
+
+TEST(ShardedFusedbun, SkipsANonFiniteStepOnAllRanks) {
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(), 2e19f}) {
+    run_ranks(3, [&](comm::Communicator& communicator) {
+      TinyModel model;
+      ShardedFusedbun optimizer(both(communicator), model.parameters,
+                                FusedbunOptions::recommended(kLr), {.min_rows_per_rank = 1});
+      model.loss(batch(0, 4)).backward();
+      optimizer.step();
+      const auto before = testing::values_of(model.parameters);
+      model.loss(batch(1, 4)).backward();
+      optimizer.step();
+      const auto after = testing::values_of(model.parameters);
+      for (auto& tensor : model.tensors()) {
+        tensor.mutable_grad() = at::zeros_like(tensor) + (communicator.rank() == 1 ? bad : 1.0f);
+      }
+      optimizer.step();
+      EXPECT_EQ(optimizer.skipped_steps(), 1);
+      EXPECT_EQ(optimizer.job_step(), 3);
+      for (size_t p = 0; p < after.size(); ++p) {
+        EXPECT_FALSE(at::equal(before[p], after[p]));
+        EXPECT_TRUE(at::equal(model.parameters[p].value().detach(), after[p]));
+      }
+      for (const auto& owned : optimizer.owned_rows()) EXPECT_EQ(owned.t, 2);
+    });
+  }
+}
+
+TEST(ShardedFusedbun, ClipsTheGlobalNormOfTheAverage) {
+  for (const int world_size : {1, 2, 3}) {
+    run_ranks(world_size, [&](comm::Communicator& communicator) {
+      torch::OrderedDict<std::string, torch::Tensor> model;
+      model.insert("a", at::zeros({9, 4}).requires_grad_());
+      model.insert("b", at::zeros({13}).requires_grad_());
+      ShardedFusedbun optimizer(both(communicator), model,
+                                FusedbunOptions(1.0).momentum_beta(0).Lambda(0).mask(Mask::off),
+                                {.min_rows_per_rank = 1, .max_grad_norm = 0.5});
+      model["a"].mutable_grad() = at::full({9, 4}, 3.0f);
+      model["b"].mutable_grad() = at::full({13}, -2.0f);
+      optimizer.step();
+      const double norm = std::sqrt(36 * 9.0 + 13 * 4.0);
+      EXPECT_NEAR(optimizer.report().gradient_norm, norm, 1e-9);
+      EXPECT_NEAR(model["a"][0][0].item<double>(), -3.0 * 0.5 / norm, 1e-7);
+      EXPECT_NEAR(model["b"][12].item<double>(), 2.0 * 0.5 / norm, 1e-7);
+    });
+  }
+}
+
+TEST(ShardedFusedbun, TakesGroupsALateGroupAndASchedule) {
+  run_ranks(2, [](comm::Communicator& communicator) {
+    TinyModel model;
+    std::vector<torch::optim::OptimizerParamGroup> groups;
+    groups.emplace_back(std::vector<at::Tensor>{model.parameters["in.weight"]});
+    groups.emplace_back(
+        std::vector<at::Tensor>{model.parameters["in.bias"]},
+        std::make_unique<FusedbunOptions>(FusedbunOptions::recommended(0.5).Lambda(0)));
+    ShardedFusedbun optimizer(both(communicator), groups, FusedbunOptions::recommended(kLr),
+                              {.min_rows_per_rank = 1});
+    torch::optim::StepLR schedule(optimizer, 1, 0.1);
+    model.loss(batch(0, 4)).backward();
+    optimizer.step();
+    EXPECT_EQ(optimizer.report().group_options[1].lr, 0.5);
+    EXPECT_EQ(optimizer.report().group_options[1].Lambda, 0);
+    schedule.step();
+
+    const at::Tensor before = model.parameters["out.weight"].detach().clone();
+    optimizer.add_param_group({std::vector<at::Tensor>{model.parameters["out.weight"]}});
+    model.parameters["out.weight"].mutable_grad().reset();
+    model.loss(batch(1, 4)).backward();
+    optimizer.step();
+    EXPECT_NEAR(optimizer.report().group_options[0].lr, kLr * 0.1, 1e-12);
+    EXPECT_NEAR(optimizer.report().group_options[1].lr, 0.05, 1e-12);
+    EXPECT_FALSE(at::equal(before, model.parameters["out.weight"]));
+    EXPECT_EQ(optimizer.state_bytes(), optimizer.planned_state_bytes());
+    for (const auto& owned : optimizer.owned_rows()) {
+      EXPECT_EQ(owned.t, owned.name.starts_with("group2") ? 1 : 2) << owned.name;
+    }
+  });
+}
+
+TEST(ShardedFusedbun, ReadsAnExternalHessianDiagonal) {
+  const auto options = FusedbunOptions::recommended(kLr)
+                           .accumulator(Accumulator::full)
+                           .prepare_hessian(true)
+                           .hessian_source(HessianSource::external);
+  const at::Tensor diagonal = at::rand({12, 8}, at::detail::createCPUGenerator(1));
+  const at::Tensor start = at::ones({12, 8}), gradient = at::rand({12, 8});
+  at::Tensor alone = start.clone().requires_grad_();
+  Fusedbun reference({alone}, options);
+  alone.mutable_grad() = gradient.clone();
+  reference.set_hessian_diagonal(alone, diagonal);
+  reference.step();
+  run_ranks(3, [&](comm::Communicator& communicator) {
+    torch::OrderedDict<std::string, torch::Tensor> model;
+    model.insert("a", start.clone().requires_grad_());
+    ShardedFusedbun optimizer(both(communicator), model, options, {.gradient_divisor = 3.0});
+    model["a"].mutable_grad() = gradient.clone();
+    optimizer.set_hessian_diagonal(model["a"], diagonal);
+    optimizer.step();
+    // Adding three equal float32 numbers and dividing by three is exact to half a unit in the last place.
+    EXPECT_TRUE(at::allclose(model["a"].detach(), alone.detach(), 1e-6, 1e-7));
+  });
+}
+
+TEST(ShardedFusedbun, ContinuesFromItsSavedShardBitForBit) {
+  run_ranks(2, [](comm::Communicator& communicator) {
+    const auto options = FusedbunOptions::compact(kLr);
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters, options,
+                              {.min_rows_per_rank = 1});
+    const auto step = [](TinyModel& m, ShardedFusedbun& o, int index) {
+      m.loss(batch(index, 4)).backward();
+      o.step();
+    };
+    for (int i = 0; i < 3; ++i) step(model, optimizer, i);
+    std::stringstream saved;
+    torch::save(optimizer, saved);
+    const auto parameters = testing::values_of(model.parameters);
+    for (int i = 3; i < 6; ++i) step(model, optimizer, i);
+
+    TinyModel again;
+    for (size_t p = 0; p < parameters.size(); ++p) {
+      again.parameters[p].value().detach().copy_(parameters[p]);
+    }
+    ShardedFusedbun restored(both(communicator), again.parameters, options,
+                             {.min_rows_per_rank = 1});
+    torch::load(restored, saved);
+    EXPECT_EQ(restored.job_step(), 3);
+    for (int i = 3; i < 6; ++i) step(again, restored, i);
+    for (size_t p = 0; p < parameters.size(); ++p) {
+      EXPECT_TRUE(at::equal(model.parameters[p].value(), again.parameters[p].value()));
+    }
+  });
+}
+
+TEST(ShardedFusedbun, NamesTheFirstDifferenceBetweenTheRanksModels) {
+  std::atomic<int> told = 0;
+  EXPECT_THROW(run_ranks(3,
+                         [&](comm::Communicator& communicator) {
+                           torch::OrderedDict<std::string, torch::Tensor> model;
+                           model.insert("same", at::ones({8, 8}).requires_grad_());
+                           const int64_t columns = communicator.rank() == 2 ? 5 : 4;
+                           model.insert("other", at::ones({8, columns}).requires_grad_());
+                           try {
+                             ShardedFusedbun optimizer(both(communicator), model,
+                                                       FusedbunOptions::recommended(kLr));
+                           } catch (const ConfigError& error) {
+                             EXPECT_THAT(error.what(), HasSubstr("rank 2 has 'other [8, 5]"));
+                             EXPECT_THAT(error.what(), HasSubstr("rank 0 has 'other [8, 4]"));
+                             ++told;
+                             throw;
+                           }
+                         }),
+               ConfigError);
+  EXPECT_EQ(told, 3);
+}
+
+TEST(ShardedFusedbun, RefusesOptionsThatDifferBetweenRanks) {
+  EXPECT_THROW(run_ranks(2,
+                         [&](comm::Communicator& communicator) {
+                           TinyModel model;
+                           ShardedFusedbun optimizer(both(communicator), model.parameters,
+                                                     FusedbunOptions::recommended(kLr).eps(
+                                                         1e-8 * (1 + communicator.rank())));
+                         }),
+               ConfigError);
+}
+
+TEST(ShardedFusedbun, EndsWhenLearningRatesDivergeBetweenRanks) {
+  EXPECT_THROW(run_ranks(2,
+                         [&](comm::Communicator& communicator) {
+                           TinyModel model;
+                           ShardedFusedbun optimizer(both(communicator), model.parameters,
+                                                     FusedbunOptions::recommended(kLr));
+                           for (int step = 0; step < 3; ++step) {
+                             model.loss(batch(step, 4)).backward();
+                             if (step == 1 && communicator.rank() == 1) {
+                               optimizer.param_groups()[0].options().set_lr(0.5);
+                             }
+                             optimizer.step();
+                           }
+                         }),
+               DivergedError);
+}
+
+TEST(ShardedFusedbun, LeavesOnAllRanksAtTheSameStep) {
+  std::vector<int64_t> left_at(3);
+  run_ranks(3, [&](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr));
+    for (int step = 0; step < 20; ++step) {
+      model.loss(batch(step, 4)).backward();
+      if (step == 4 && communicator.rank() == 2) optimizer.request_leave(plan::LeaveRequest::drain);
+      optimizer.step();
+      if (optimizer.leave_request() != plan::LeaveRequest::none) break;
+    }
+    left_at[communicator.rank()] = optimizer.job_step();
+    optimizer.finish();
+  });
+  EXPECT_THAT(left_at, ::testing::Each(6));  // announced by the header of step 4, read in step 5
+}
+
+/// Accepts fixed changes at fixed steps.
+class ScriptedControl : public plan::ControlPort {
+ public:
+  Boundary close_step(int64_t job_step) override {
+    if (job_step == 2) newest_ = 1;
+    if (job_step == 4) newest_ = 3;
+    return {newest_, plan::LeaveRequest::none};
+  }
+  std::vector<plan::ChangeEntry> entries(int64_t after, int64_t up_to) override {
+    std::vector<plan::ChangeEntry> due;
+    for (const plan::ChangeEntry& entry : all_) {
+      if (entry.revision > after && entry.revision <= up_to) due.push_back(entry);
+    }
+    return due;
+  }
+  void step_finished(const plan::StepReport& report) override { reports.push_back(report); }
+
+  std::vector<plan::StepReport> reports;
+
+ private:
+  int64_t newest_ = 0;
+  std::vector<plan::ChangeEntry> all_ = {
+      {.revision = 1, .effective_step = 4, .field = plan::Field::learning_rate, .value = 0.25},
+      {.revision = 2, .effective_step = 6, .field = plan::Field::weight_decay, .value = 0.75},
+      {.revision = 3, .effective_step = 7, .field = plan::Field::max_grad_norm, .value = 2.0},
+  };
+};
+
+TEST(ShardedFusedbun, UsesAChangeFromExactlyItsStepOnAllRanks) {
+  ScriptedControl control;
+  run_ranks(3, [&](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr).Lambda(0));
+    optimizer.set_control(communicator.rank() == 0 ? &control : nullptr);
+    for (int step = 0; step < 9; ++step) {
+      model.loss(batch(step, 4)).backward();
+      optimizer.step();
+      const plan::StepReport& report = optimizer.report();
+      EXPECT_EQ(report.job_step, step);
+      EXPECT_EQ(report.group_options[0].lr, step < 4 ? kLr : 0.25) << step;
+      EXPECT_EQ(report.group_options[0].Lambda, step < 6 ? 0 : 0.75) << step;
+      EXPECT_EQ(report.max_grad_norm, step < 7 ? 0 : 2.0) << step;
+      EXPECT_EQ(report.active_revision, step < 4 ? 0 : step < 6 ? 1 : step < 7 ? 2 : 3) << step;
+    }
+    optimizer.finish();
+  });
+  EXPECT_EQ(control.reports.size(), 9u);
+}
+
+}  // namespace
+}  // namespace fusedbun
