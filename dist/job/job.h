@@ -2,14 +2,14 @@
 // Job: the facade that programs link. It finds out which rank this is, connects the ranks, and,
 // where a run folder is given, serves the control plane from rank 0.
 //
-//   fusedbun::Job job;                                                          // under torchrun,
-//   mpirun, or alone fusedbun::ShardedFusedbun optimizer(job.channels(), model->named_parameters(),
+//   fusedbun::Job job;                               // under torchrun, mpirun, or alone
+//   fusedbun::ShardedFusedbun optimizer(job.channels(), model->named_parameters(),
 //                                       fusedbun::FusedbunOptions::recommended(3e-3));
-//   job.serve(optimizer);                                                       // optional:
-//   fusedbun status, set, health
+//   job.serve(optimizer);                            // optional: fusedbun status, set, health
 //
 // Invariants: 1. The job outlives the optimizers made from its channels. 2. Constructing it is
-// collective.
+// collective. 3. An error on rank 0 alone (run folder in use, socket taken) is the same error on
+// every rank.
 //
 // Thread safety: one thread at a time, except fail().
 #include <chrono>
@@ -38,8 +38,8 @@ struct JobOptions {
   bool use_gpu = false;                       ///< the job's parameters live on a GPU
   std::chrono::milliseconds timeout{60'000};  ///< deadline of every wait between ranks
   int64_t total_steps = 0;                    ///< for progress; 0: unknown
-  std::function<void(std::string_view)>
-      notice;  ///< one sentence a person should know; default: stderr on rank 0
+  /// Called with one sentence a person should know; default: stderr on rank 0.
+  std::function<void(std::string_view)> notice;
 };
 
 class Job {
@@ -62,9 +62,9 @@ class Job {
   /// "unix:/path/control.sock", or empty when nothing is served.
   std::string control_address() const;
 
-  /// The run ends well: waits for all ranks, sets the job's final state, takes the control plane
-  /// down. Collective.
-  void finish();
+  /// The run ends, at its last step (none) or before it on request: waits for all ranks, sets the
+  /// job's final state, takes the control plane down. Collective; the optimizer is finished before.
+  void finish(plan::LeaveRequest left = plan::LeaveRequest::none);
   /// This rank fails: tells the peers and the control plane. Never blocks long, never throws.
   void fail(const std::string& reason) noexcept;
 

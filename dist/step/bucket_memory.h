@@ -1,12 +1,10 @@
 #pragma once
 // The memory of one bucket: rank-major, so that one reduce-scatter and one all-gather serve it.
 //
-//   gradients  [rank 0's segments | rank 1's | ...] in the type of the arithmetic. After the
-//   reduce-scatter this rank's own
-//              portion holds the sums; the rest is free.
-//   rows       the same layout in the parameters' type, for the way back. The same memory where the
-//   types are equal: a
-//              portion's gradients are used up by the step before its new rows are written there.
+//   gradients  [rank 0's segments | rank 1's | ...] in the type of the arithmetic. After the reduce-scatter
+//              this rank's own portion holds the sums; the rest is free.
+//   rows       the same layout in the parameters' type, for the way back. The same memory where the types are
+//              equal: a portion's gradients are used up by the step before its new rows are written there.
 //
 // Thread safety: none; the engine holds its lock.
 #include <ATen/core/Tensor.h>

@@ -3,12 +3,12 @@
 // agreement, header verdict, changes); the arithmetic is core's; this moves tensors between the
 // two.
 //
-// One job step:   hooks: take_gradient -> buckets leave        (during backward)
-//   step():       settle the previous step's message           header verdict, changes, columns
-//   absorbed
-//                 flush -> agree -> begin segments -> gather    the update; skipped as a whole if
-//                 ranks saw a NaN close: columns and header leave, next step's hyperparameters
-//                 enter
+// One job step:
+//   backward   hooks: take_gradient -> buckets leave
+//   step()     settle the previous step's message    header verdict, changes, columns absorbed
+//              flush -> agree                        skipped as a whole if a rank saw a NaN
+//              begin segments -> gather rows         the update
+//              close                                 columns and header leave, the next step's hyperparameters enter
 //
 // Thread safety: hooks may run on autograd's threads; everything else on one thread.
 #include <ATen/core/Tensor.h>
