@@ -14,11 +14,11 @@ wheels=$(echo "$environment"/lib/python3*/site-packages/nvidia/cu13)
   { echo "$0: no nvcc in $wheels; run: deploy/install.sh test" >&2; exit 69; }
 wheels=$(realpath "$wheels")
 
-mkdir -p "$folder/lib64"
-ln -sfn "$wheels/bin" "$folder/bin"
-ln -sfn "$wheels/include" "$folder/include"
-ln -sfn "$wheels/nvvm" "$folder/nvvm"
+mkdir -p "$folder/lib"
+for part in bin include nvvm; do ln -sfn "$wheels/$part" "$folder/$part"; done
+ln -sfn lib "$folder/lib64"
+ln -sf "$wheels"/lib/* "$folder/lib/"
 for library in "$wheels"/lib/*.so.*; do
   name=$(basename "$library")
-  ln -sfn "$library" "$folder/lib64/${name%%.so*}.so"
+  ln -sf "$library" "$folder/lib/${name%%.so.*}.so"
 done
