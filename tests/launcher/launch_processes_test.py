@@ -1,0 +1,258 @@
+"""`fusedbun launch` with real processes: environment, output, signals, failures, restarts."""
+
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from job_process import TestCase, children, lives, run, start, wait_until  # noqa: E402
+
+
+def launch(ranks, script, *flags, **options):
+    """Starts `ranks` shells that run `script`."""
+    return start("launch", "-n", ranks, *flags, "--", "sh", "-c", script, **options)
+
+
+class Environment(TestCase):
+    def test_ranks_get_what_torchrun_sets(self):
+        names = ("RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK MASTER_ADDR MASTER_PORT "
+                 "TORCHELASTIC_RUN_ID TORCHELASTIC_RESTART_COUNT OMP_NUM_THREADS").split()
+        script = "echo " + " ".join(f"${{{name}?}}" for name in names)
+        with launch(2, script) as job:
+            result = job.result()
+        self.assertEqual(result.code, 0, result)
+        lines = sorted(result.out.splitlines())
+        self.assertEqual(len(lines), 2, result)
+        values = [line.partition("] ")[2].split() for line in lines]
+        threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
+        for rank, value in enumerate(values):
+            self.assertEqual(value[:6], [str(rank), str(rank), "2", "2", "0", "127.0.0.1"])
+            self.assertEqual(value[8:], ["0", threads])
+        self.assertEqual(values[0][6:8], values[1][6:8])
+        self.assertGreater(int(values[0][6]), 1023)
+
+    def test_the_users_thread_count_and_port_stay(self):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        with launch(2, "echo $OMP_NUM_THREADS $MASTER_PORT", "--master_port", port,
+                    environment={"OMP_NUM_THREADS": "7"}) as job:
+            result = job.result()
+        self.assertEqual(sorted(result.out.splitlines()), [f"[rank 0] 7 {port}", f"[rank 1] 7 {port}"])
+
+    def test_a_fusedbun_command_runs_this_binary(self):
+        result = run("launch", "--", "version")
+        self.assertEqual(result.code, 0, result)
+        self.assertTrue(result.out.startswith("fusedbun "), result)
+
+    def test_dry_run_prints_lines_that_a_shell_can_run(self):
+        result = run("launch", "-n", "2", "--dry-run", "--", "sh", "-c", "echo \"it's $RANK\"")
+        lines = result.out.splitlines()
+        self.assertEqual(len(lines), 2, result)
+        out = [subprocess.run(line, shell=True, capture_output=True, text=True).stdout for line in lines]
+        self.assertEqual(out, ["it's 0\n", "it's 1\n"])
+
+
+class Refusals(TestCase):
+    def test_wrong_use_is_one_sentence_and_its_code(self):
+        table = [
+            (64, ["launch"], "nothing to launch"),
+            (64, ["launch", "-n", "2", "train", "--steps", "2"], "put -- before the program"),
+            (64, ["launch", "--log-dri", "x", "--", "true"], "--log-dir"),
+            (64, ["lunch"], "launch"),
+            (64, [], "a command is missing"),
+            (64, ["launch", "-n", "two", "--", "true"], "--nproc-per-node"),
+            (64, ["launch", "--tee", "3", "--", "true"], "--log-dir"),
+            (64, ["launch", "--", "no-such-program"], "no-such-program"),
+            (77, ["launch", "--", "/"], "Permission denied"),
+            (78, ["launch", "-n", "0", "--", "true"], "--nproc-per-node = 0"),
+            (78, ["launch", "-n", "-3", "--", "true"], "--nproc-per-node = -3"),
+            (78, ["launch", "--grace", "nan", "--", "true"], "--grace"),
+            (78, ["launch", "--nnodes", "2", "--", "true"], "--nnodes"),
+        ]
+        for code, words, part in table:
+            with self.subTest(words=words):
+                result = run(*words)
+                self.assert_fails(result, code, part)
+                self.assertEqual(len(result.err.splitlines()), 1, result)
+                self.assertEqual(result.out, "")
+
+    def test_a_taken_port_is_refused(self):
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            port = other.getsockname()[1]
+            self.assert_fails(run("launch", "--master-port", port, "--", "true"), 69, str(port))
+
+
+class Output(TestCase):
+    def test_lines_carry_their_rank_and_stay_whole(self):
+        script = "for i in $(seq 500); do printf 'a b %s\\n' $i; done; printf unfinished >&2"
+        with launch(3, script) as job:
+            result = job.result()
+        for rank in range(3):
+            mine = [line for line in result.out.splitlines() if line.startswith(f"[rank {rank}] ")]
+            self.assertEqual(mine, [f"[rank {rank}] a b {i}" for i in range(1, 501)])
+        self.assertEqual(sorted(result.err.splitlines()), [f"[rank {rank}] unfinished" for rank in range(3)])
+
+    def test_one_rank_writes_by_itself(self):
+        with launch(1, "printf out; printf err >&2") as job:
+            result = job.result()
+        self.assertEqual((result.out, result.err), ("out", "err"))
+
+    def test_log_folder_is_laid_out_as_torchruns(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with launch(2, "echo out $RANK; echo err $RANK >&2", "--log-dir", folder) as job:
+                result = job.result()
+            files = {str(path.relative_to(folder)).partition("/")[2]: path.read_text()
+                     for path in Path(folder).rglob("*.log")}
+        self.assertEqual(files, {f"attempt_0/{rank}/{name}.log": f"{name[3:]} {rank}\n"
+                                 for rank in (0, 1) for name in ("stdout", "stderr")})
+        self.assertIn("[rank 1] out 1", result.out)
+
+    def test_redirects_keep_a_stream_from_the_console(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with launch(2, "echo out; echo err >&2", "--log-dir", folder, "--redirects", "1:1") as job:
+                result = job.result()
+            self.assertEqual([path.parent.name for path in Path(folder).rglob("stdout.log")], ["1"])
+        self.assertEqual(result.out, "[rank 0] out\n")
+        self.assertEqual(sorted(result.err.splitlines()), ["[rank 0] err", "[rank 1] err"])
+
+    def test_rank_zero_keeps_the_terminal(self):
+        leader, follower = pty.openpty()
+        script = "test -t 2 && echo $RANK sees a terminal >&2; true"
+        with launch(2, script, streams={"stdout": subprocess.DEVNULL, "stderr": follower}) as job:
+            self.assertEqual(job.result().code, 0)
+        os.close(follower)
+        self.assertEqual(os.read(leader, 1000), b"0 sees a terminal\r\n")
+        os.close(leader)
+
+    def test_a_reader_that_stops_reading_does_not_hold_up_signals(self):
+        with launch(2, "while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done") as job:
+            time.sleep(0.5)  # nobody reads: pipes and the launcher's memory fill
+            job.signal(signal.SIGTERM)
+            pids = [job.pid]
+            wait_until(lambda: not children(job.pid), 5, "the ranks to end")
+            job.signal(signal.SIGTERM)
+            wait_until(lambda: not any(lives(pid) for pid in pids), 5, "the launcher to end")
+            self.assertEqual(job.result().code, 143)
+
+
+class Ending(TestCase):
+    def test_the_first_failing_rank_gives_the_code_and_is_named_last(self):
+        with launch(3, "if [ $RANK = 1 ]; then exit 65; fi; exec sleep 100") as job:
+            began = time.monotonic()
+            result = job.result()
+        self.assertLess(time.monotonic() - began, 5)
+        self.assertEqual(result.code, 65, result)
+        last = result.err.splitlines()[-1]
+        self.assertRegex(last, rf"rank 1 \(pid \d+ on {re.escape(socket.gethostname())}\).* exit code 65")
+
+    def test_a_killed_rank_is_named_with_its_signal_and_log(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with launch(2, "echo $$ up; exec sleep 100", "--log-dir", folder) as job:
+                victim = job.ranks(2)[1]
+                os.kill(victim, signal.SIGKILL)
+                result = job.result()
+        self.assertEqual(result.code, 137, result)
+        last = result.err.splitlines()[-1]
+        self.assertRegex(last, rf"rank 1 \(pid {victim} .* ended by SIGKILL; its output: {folder}/.*/attempt_0/1$")
+
+    def test_a_rank_that_ignores_sigterm_is_killed_after_the_grace(self):
+        script = "trap '' TERM; echo ready; [ $RANK = 0 ] && exit 3; while :; do sleep 0.1; done"
+        began = time.monotonic()
+        with launch(2, script, "--grace", "0.5") as job:
+            self.assertEqual(job.result().code, 3)
+        self.assertLess(time.monotonic() - began, 4)
+
+    def test_descendants_of_a_rank_end_with_it(self):
+        with launch(2, "sleep 100 & echo $!; [ $RANK = 0 ] && sleep 0.3 && exit 1; wait") as job:
+            result = job.result()
+        self.assertEqual(result.code, 1, result)
+        pids = [int(line.split()[-1]) for line in result.out.splitlines()]
+        self.assertEqual(len(pids), 2)
+        wait_until(lambda: not any(lives(pid) for pid in pids), 2, "grandchildren to end")
+
+    def test_a_killed_launcher_leaves_no_orphan(self):
+        for attempt in range(3):
+            with launch(4, "echo up; exec sleep 100") as job:
+                pids = job.ranks(4)
+                if attempt:
+                    time.sleep(0.1)
+                job.signal(signal.SIGKILL)
+                wait_until(lambda: not any(lives(pid) for pid in pids), 5, "the ranks to end")
+
+
+class Signals(TestCase):
+    def ready(self, job, ranks):
+        for _ in range(ranks):
+            self.assertIn("ready", job.popen.stdout.readline())
+
+    def test_stop_signals_reach_all_ranks_and_their_code_comes_back(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+            with self.subTest(number=number):
+                name = number.name[3:]
+                script = f"trap 'echo got {name}; exit 75' {name}; echo ready; while :; do sleep 0.02; done"
+                with launch(2, script) as job:
+                    self.ready(job, 2)
+                    job.signal(number)
+                    result = job.result()
+                self.assertEqual(result.code, 75, result)
+                self.assertEqual(sorted(result.out.splitlines()), [f"[rank {r}] got {name}" for r in (0, 1)])
+
+    def test_ranks_that_do_not_handle_the_signal_end_by_it(self):
+        with launch(2, "echo ready; exec sleep 100") as job:
+            self.ready(job, 2)
+            job.signal(signal.SIGINT)
+            self.assertEqual(job.result().code, 130)
+
+    def test_what_does_not_leave_within_the_grace_is_killed(self):
+        with launch(2, "trap '' TERM; echo ready; while :; do sleep 0.1; done", "--grace", "0.5") as job:
+            self.ready(job, 2)
+            began = time.monotonic()
+            job.signal(signal.SIGTERM)
+            self.assert_fails(job.result(), 143, "did not leave in time")
+            self.assertGreater(time.monotonic() - began, 0.4)
+
+    def test_a_second_signal_kills_at_once(self):
+        with launch(2, "trap '' TERM; echo ready; while :; do sleep 0.1; done", "--grace", "60") as job:
+            self.ready(job, 2)
+            job.signal(signal.SIGTERM)
+            time.sleep(0.2)
+            self.assertEqual(len(children(job.pid)), 2)
+            job.signal(signal.SIGTERM)
+            self.assertEqual(job.result(5).code, 143)
+
+
+class Restarts(TestCase):
+    def test_all_ranks_start_again_until_they_are_done(self):
+        script = "echo $TORCHELASTIC_RESTART_COUNT; [ $RANK$TORCHELASTIC_RESTART_COUNT = 10 ] && sleep 0.3 && exit 1; sleep 0.5"
+        with launch(2, script, "--max-restarts", "3") as job:
+            result = job.result()
+        self.assertEqual(result.code, 0, result)
+        self.assertEqual(sorted(result.out.splitlines()),
+                         ["[rank 0] 0", "[rank 0] 1", "[rank 1] 0", "[rank 1] 1"])
+
+    def test_attempts_are_counted_and_logged_apart(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with launch(1, "exit 70", "--max-restarts", "2", "--log-dir", folder) as job:
+                self.assertEqual(job.result().code, 70)
+            attempts = sorted(path.name for path in Path(folder).glob("*/attempt_*"))
+        self.assertEqual(attempts, ["attempt_0", "attempt_1", "attempt_2"])
+
+    def test_bad_input_is_not_tried_again(self):
+        with launch(1, "echo once; exit 65", "--max-restarts", "5") as job:
+            result = job.result()
+        self.assertEqual((result.code, result.out), (65, "once\n"))
+
+
+if __name__ == "__main__":
+    unittest.main()
