@@ -1,0 +1,164 @@
+#include "fusedbun/dist/control/control_client.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <csignal>
+
+#include "fusedbun/dist/control/control_file.h"
+#include "fusedbun/dist/control/error_details.h"
+#include "grpc/health/v1/health.grpc.pb.h"
+
+namespace fusedbun::control {
+namespace {
+
+constexpr const char* kThisJob = "jobs/-";
+
+/// What the run folder knows of a job that does not answer.
+std::string about_dead_job(const std::optional<ControlFile>& file) {
+  if (!file) return {};
+  const bool is_gone = ::kill(static_cast<pid_t>(file->pid), 0) != 0 && errno == ESRCH;
+  return is_gone
+             ? "; its process, pid " + std::to_string(file->pid) + " on " + file->host + ", is gone"
+             : "; control.json names pid " + std::to_string(file->pid) + " on " + file->host;
+}
+
+[[noreturn]] void throw_error(const grpc::Status& status, const std::string& address,
+                              const std::string& about) {
+  const std::string& said = status.error_message();
+  const bool is_answer = !reason_of(status).reason.empty();
+  switch (status.error_code()) {
+    case grpc::StatusCode::UNAVAILABLE:
+      throw UnavailableError(is_answer ? said : "no job answers on " + address + about);
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+      throw TimeoutError("the job on " + address + " did not answer in time" + about);
+    case grpc::StatusCode::ABORTED:
+      throw EtagConflict(said);
+    case grpc::StatusCode::INVALID_ARGUMENT:
+    case grpc::StatusCode::NOT_FOUND:
+    case grpc::StatusCode::FAILED_PRECONDITION:
+    case grpc::StatusCode::OUT_OF_RANGE:
+    case grpc::StatusCode::RESOURCE_EXHAUSTED:
+      throw ConfigError(said);
+    case grpc::StatusCode::PERMISSION_DENIED:
+    case grpc::StatusCode::UNAUTHENTICATED:
+      throw PermissionError(said);
+    case grpc::StatusCode::UNIMPLEMENTED:
+      throw ConfigError(
+          said.empty() ? "what listens on " + address + " is no control plane of fusedbun" : said);
+    default:
+      throw Error(ExitCode::unclassified, "the job on " + address + " answered: " + said);
+  }
+}
+
+}  // namespace
+
+class ControlClient::Connection {
+ public:
+  Connection(const JobLocation& location, std::chrono::milliseconds deadline)
+      : deadline_(deadline) {
+    FUSEDBUN_REQUIRE(!location.address.empty() || !location.run_dir.empty(), UsageError,
+                     "say which job: --run-dir FOLDER or --address ADDRESS");
+    if (location.address.empty()) file_ = read_control_file(location.run_dir);
+    address_ = file_ ? file_->address : location.address;
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // the job is on this machine
+    const auto channel =
+        grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments);
+    control_ = v1::TrainingControl::NewStub(channel);
+    health_ = grpc::health::v1::Health::NewStub(channel);
+  }
+
+  /// Calls one method of the contract.
+  template <class Request, class Reply>
+  Reply call(grpc::Status (v1::TrainingControl::StubInterface::*method)(grpc::ClientContext*,
+                                                                        const Request&, Reply*),
+             const Request& request) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + deadline_);
+    Reply reply;
+    const grpc::Status status = (control_.get()->*method)(&context, request, &reply);
+    if (!status.ok()) throw_error(status, address_, about_dead_job(file_));
+    return reply;
+  }
+
+  Health check(const std::string& name) {
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + deadline_);
+    grpc::health::v1::HealthCheckRequest request;
+    request.set_service(name);
+    grpc::health::v1::HealthCheckResponse reply;
+    const grpc::Status status = health_->Check(&context, request, &reply);
+    if (status.error_code() == grpc::StatusCode::NOT_FOUND) return Health::unknown_name;
+    if (!status.ok()) throw_error(status, address_, about_dead_job(file_));
+    return reply.status() == grpc::health::v1::HealthCheckResponse::SERVING ? Health::serving
+                                                                            : Health::not_serving;
+  }
+
+ private:
+  const std::chrono::milliseconds deadline_;
+  std::optional<ControlFile> file_;
+  std::string address_;
+  std::unique_ptr<v1::TrainingControl::StubInterface> control_;
+  std::unique_ptr<grpc::health::v1::Health::StubInterface> health_;
+};
+
+using Calls = v1::TrainingControl::StubInterface;
+
+ControlClient::ControlClient(const JobLocation& location, std::chrono::milliseconds deadline)
+    : connection_(std::make_unique<Connection>(location, deadline)) {}
+
+ControlClient::~ControlClient() = default;
+
+v1::Job ControlClient::job() {
+  v1::GetJobRequest request;
+  request.set_name(kThisJob);
+  return connection_->call(&Calls::GetJob, request);
+}
+
+v1::Hyperparameters ControlClient::hyperparameters() {
+  v1::GetHyperparametersRequest request;
+  request.set_name(std::string(kThisJob) + "/hyperparameters");
+  return connection_->call(&Calls::GetHyperparameters, request);
+}
+
+v1::ListHyperparameterSpecsResponse ControlClient::specs() {
+  v1::ListHyperparameterSpecsRequest request;
+  request.set_parent(kThisJob);
+  return connection_->call(&Calls::ListHyperparameterSpecs, request);
+}
+
+v1::Change ControlClient::create_change(v1::CreateChangeRequest request) {
+  request.set_parent(kThisJob);
+  return connection_->call(&Calls::CreateChange, request);
+}
+
+v1::Change ControlClient::change(const std::string& name) {
+  v1::GetChangeRequest request;
+  request.set_name(name);
+  return connection_->call(&Calls::GetChange, request);
+}
+
+v1::ListChangesResponse ControlClient::changes(v1::ListChangesRequest request) {
+  request.set_parent(kThisJob);
+  return connection_->call(&Calls::ListChanges, request);
+}
+
+v1::Job ControlClient::drain(const std::string& reason) {
+  v1::DrainJobRequest request;
+  request.set_name(kThisJob);
+  request.set_reason(reason);
+  return connection_->call(&Calls::DrainJob, request);
+}
+
+v1::Job ControlClient::stop(const std::string& reason) {
+  v1::StopJobRequest request;
+  request.set_name(kThisJob);
+  request.set_reason(reason);
+  return connection_->call(&Calls::StopJob, request);
+}
+
+ControlClient::Health ControlClient::health(const std::string& name) {
+  return connection_->check(name);
+}
+
+}  // namespace fusedbun::control

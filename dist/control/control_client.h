@@ -1,0 +1,60 @@
+#pragma once
+// ControlClient: one connection to a job's control plane, for commands and programs. Every call has a deadline, and every way
+// to fail is an Error with one sentence and the exit code of its kind:
+//   job not running, unreachable, starting or draining  UnavailableError (69)
+//   refused value, group, step or state                 ConfigError (78)
+//   etag outdated                                       EtagConflict (1): read again and decide again
+//   no answer in time                                   TimeoutError (124)
+//
+// Thread safety: all members may be called from any thread.
+#include <chrono>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "fusedbun/control/v1/control.grpc.pb.h"
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::control {
+
+/// Somebody else changed the hyperparameters between the read and the change.
+class EtagConflict : public Error {
+ public:
+  explicit EtagConflict(const std::string& message) : Error(ExitCode::unclassified, message) {}
+};
+
+/// Where a job is found. One of the two is given; the address wins.
+struct JobLocation {
+  std::filesystem::path run_dir;  ///< whose control.json says where
+  std::string address;            ///< "unix:/runs/a/control.sock", "127.0.0.1:41373"
+};
+
+class ControlClient {
+ public:
+  /// Throws UnavailableError if the run folder has no control.json, UsageError if neither is given; does not connect yet.
+  explicit ControlClient(const JobLocation& location,
+                         std::chrono::milliseconds deadline = std::chrono::seconds(10));
+  ~ControlClient();
+  ControlClient(const ControlClient&) = delete;  // owns a connection
+  ControlClient& operator=(const ControlClient&) = delete;
+
+  v1::Job job();
+  v1::Hyperparameters hyperparameters();
+  v1::ListHyperparameterSpecsResponse specs();
+  /// `request.parent` is filled in.
+  v1::Change create_change(v1::CreateChangeRequest request);
+  v1::Change change(const std::string& name);
+  v1::ListChangesResponse changes(v1::ListChangesRequest request = {});
+  v1::Job drain(const std::string& reason);
+  v1::Job stop(const std::string& reason);
+
+  enum class Health { serving, not_serving, unknown_name };
+  Health health(const std::string& name);
+
+ private:
+  class Connection;
+  std::unique_ptr<Connection> connection_;
+};
+
+}  // namespace fusedbun::control

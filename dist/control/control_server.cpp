@@ -1,0 +1,188 @@
+#include "fusedbun/dist/control/control_server.h"
+
+#include <google/protobuf/util/time_util.h>
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/control_file.h"
+#include "fusedbun/dist/control/health_reporter.h"
+#include "fusedbun/dist/control/listen_address.h"
+#include "fusedbun/dist/control/private_folder.h"
+#include "fusedbun/dist/control/training_control_service.h"
+
+namespace fusedbun::control {
+namespace {
+
+constexpr int kMessageBytesMax = 256 << 10;
+constexpr int kMetadataBytesMax = 8 << 10;
+constexpr int kStreamsPerConnectionMax = 64;
+constexpr size_t kMemoryBytesMax = 64 << 20;
+constexpr int kThreadsMax = 16;
+constexpr int kHandshakeMs = 5'000;
+constexpr int kIdleMs = 15 * 60'000;
+constexpr int kKeepaliveMs = 60'000;
+constexpr int kKeepaliveTimeoutMs = 20'000;
+constexpr int kClientPingIntervalMinMs = 30'000;
+constexpr std::chrono::milliseconds kHealthIntervalMax{500};  ///< a turn is seen within a second
+constexpr std::chrono::seconds kShutdownGrace{2};
+
+void set_limits(grpc::ServerBuilder& builder) {
+  builder.SetMaxReceiveMessageSize(kMessageBytesMax);
+  builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMetadataBytesMax);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kStreamsPerConnectionMax);
+  builder.AddChannelArgument(GRPC_ARG_SERVER_HANDSHAKE_TIMEOUT_MS, kHandshakeMs);
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_IDLE_MS, kIdleMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                             kClientPingIntervalMinMs);
+  // gRPC's default lets a second job listen on the same port and take half of the connections.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  grpc::ResourceQuota quota("fusedbun.control");
+  quota.Resize(kMemoryBytesMax).SetMaxThreads(kThreadsMax);
+  builder.SetResourceQuota(quota);
+  builder.SetSyncServerOption(grpc::ServerBuilder::NUM_CQS, 1);
+  builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
+  builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
+}
+
+/// gRPC binds a Unix socket with 0777 & ~umask; there is no moment at which others may open it.
+class PrivateUmask {
+ public:
+  PrivateUmask() : before_(::umask(077)) {}
+  ~PrivateUmask() { ::umask(before_); }
+  PrivateUmask(const PrivateUmask&) = delete;  // restores once
+
+ private:
+  mode_t before_;
+};
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "?";
+}
+
+/// Only the owner can open the socket; whoever is on the machine can reach a port.
+std::string actor_of(const ListenAddress& address) {
+  return address.socket.empty() ? "loopback" : "uid:" + std::to_string(::geteuid());
+}
+
+ControlOptions prepared(ControlOptions options) {
+  make_private_folder(options.run_dir);
+  return options;
+}
+
+ListenAddress free_address(const ControlOptions& options) {
+  ListenAddress address = choose_address(options.run_dir, options.address);
+  require_free(address);
+  return address;
+}
+
+}  // namespace
+
+class ControlServer::Parts {
+ public:
+  Parts(ControlOptions given, JobDescription job)
+      : options_(prepared(std::move(given))),
+        address_(free_address(options_)),
+        service_(options_, std::move(job), actor_of(address_)) {
+    listen();
+    const auto interval =
+        std::clamp(options_.stall_timeout / 4, std::chrono::milliseconds(10), kHealthIntervalMax);
+    health_ = std::make_unique<HealthReporter>(
+        *server_->GetHealthCheckService(),
+        HealthReporter::Sources{[this] { return service_.accepts_changes(); },
+                                [this] { return service_.is_progressing(); }},
+        interval);
+    service_.on_state_change([this] { health_->update(); });
+    write_control_file(options_.run_dir, {.address = address_.text(),
+                                          .run_id = options_.run_id,
+                                          .pid = ::getpid(),
+                                          .host = host_name(),
+                                          .start_time = google::protobuf::util::TimeUtil::ToString(
+                                              google::protobuf::util::TimeUtil::GetCurrentTime())});
+  }
+
+  ~Parts() { shutdown(); }
+
+  void shutdown() {
+    const std::lock_guard lock(shutdown_mutex_);
+    if (is_down_) return;
+    is_down_ = true;
+    remove_control_file(options_.run_dir);
+    if (health_) health_->stop();
+    server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);  // unlinks the socket
+    server_->Wait();
+  }
+
+  TrainingControlService& service() { return service_; }
+  std::string address() const { return address_.text(); }
+
+ private:
+  void listen() {
+    static std::once_flag
+        plugins_once;  // both are process-wide switches that every later server obeys
+    std::call_once(plugins_once, [] {
+      grpc::EnableDefaultHealthCheckService(true);
+      grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    });
+    grpc::ServerBuilder builder;
+    set_limits(builder);
+    int port = 0;
+    builder.AddListeningPort(address_.text(), grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&service_);
+    {
+      const PrivateUmask umask;
+      server_ = builder.BuildAndStart();
+    }
+    FUSEDBUN_REQUIRE(server_ != nullptr && port != 0, UnavailableError,
+                     "cannot listen on " + address_.text() +
+                         ": another process was faster, or it is not allowed");
+    if (address_.socket.empty()) {
+      address_.port = port;
+    } else {
+      FUSEDBUN_REQUIRE(
+          ::chmod(address_.socket.c_str(), 0600) == 0, IoError,
+          "cannot make " + address_.socket.string() + " private: " + std::strerror(errno));
+    }
+  }
+
+  const ControlOptions options_;
+  ListenAddress address_;
+  TrainingControlService service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<HealthReporter> health_;
+  std::mutex shutdown_mutex_;
+  bool is_down_ = false;
+};
+
+ControlServer::ControlServer(ControlOptions options, JobDescription job)
+    : parts_(std::make_unique<Parts>(std::move(options), std::move(job))) {}
+
+ControlServer::~ControlServer() = default;
+
+plan::ControlPort& ControlServer::port() {
+  return parts_->service();
+}
+
+void ControlServer::set_state(JobState state, std::string_view reason) {
+  parts_->service().set_state(state, reason);
+}
+
+std::string ControlServer::address() const {
+  return parts_->address();
+}
+
+void ControlServer::shutdown() noexcept {
+  parts_->shutdown();
+}
+
+}  // namespace fusedbun::control

@@ -1,0 +1,55 @@
+#pragma once
+// HealthReporter: what grpc.health.v1 says about a job. Three names: "" (the process lives),
+// "fusedbun.control.v1.TrainingControl" (changes are taken), "fusedbun.progress" (steps finish). gRPC serves Check and Watch;
+// this object tells it when an answer turns, from a thread of its own, because a stall is the absence of events.
+//
+// Thread safety: update() and stop() may be called from any thread.
+#include <grpcpp/health_check_service_interface.h>
+
+#include <chrono>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+
+namespace fusedbun::control {
+
+inline constexpr const char* kControlHealthName = "fusedbun.control.v1.TrainingControl";
+inline constexpr const char* kProgressHealthName = "fusedbun.progress";
+
+class HealthReporter {
+ public:
+  struct Sources {
+    std::function<bool()> accepts_changes;
+    std::function<bool()> is_progressing;
+  };
+
+  /// Looks every `interval`, and at once on update(). `service` outlives this object.
+  HealthReporter(grpc::HealthCheckServiceInterface& service, Sources sources,
+                 std::chrono::milliseconds interval);
+  ~HealthReporter();
+  HealthReporter(const HealthReporter&) = delete;  // owns a thread
+  HealthReporter& operator=(const HealthReporter&) = delete;
+
+  /// Publishes what holds now, before it returns.
+  void update();
+  /// All names turn NOT_SERVING, for good.
+  void stop();
+
+ private:
+  void publish();  ///< with mutex_ held
+  void run();
+
+  grpc::HealthCheckServiceInterface& service_;
+  const Sources sources_;
+  const std::chrono::milliseconds interval_;
+  std::mutex mutex_;
+  std::condition_variable woken_;
+  bool stopped_ = false;
+  bool control_serving_ = false;
+  bool progress_serving_ = false;
+  std::thread thread_;
+};
+
+}  // namespace fusedbun::control

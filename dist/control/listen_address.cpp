@@ -1,0 +1,144 @@
+#include "fusedbun/dist/control/listen_address.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <charconv>
+#include <cstring>
+#include <functional>
+#include <string_view>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/private_folder.h"
+
+namespace fusedbun::control {
+namespace {
+
+constexpr size_t kSocketPathBytesMax = sizeof(sockaddr_un::sun_path) - 1;  // 107
+
+/// A socket that closes itself.
+class Socket {
+ public:
+  explicit Socket(int family) : fd_(::socket(family, SOCK_STREAM | SOCK_CLOEXEC, 0)) {}
+  ~Socket() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  Socket(const Socket&) = delete;  // owns a file descriptor
+  int fd() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+sockaddr_un unix_address(const std::filesystem::path& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.native().copy(address.sun_path, kSocketPathBytesMax);
+  return address;
+}
+
+/// The pid of whoever listens on the connected socket, as text for a message.
+std::string owner_of(int connected) {
+  ucred owner{};
+  socklen_t size = sizeof owner;
+  if (::getsockopt(connected, SOL_SOCKET, SO_PEERCRED, &owner, &size) != 0) return "a job";
+  return "the job of pid " + std::to_string(owner.pid);
+}
+
+void require_free_socket(const std::filesystem::path& path) {
+  struct stat found {};
+  if (::lstat(path.c_str(), &found) != 0) return;
+  FUSEDBUN_REQUIRE(
+      S_ISSOCK(found.st_mode), IoError,
+      path.string() + " is in the way of the control socket and is no socket: move it");
+  const Socket probe(AF_UNIX);
+  const sockaddr_un address = unix_address(path);
+  if (::connect(probe.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
+    throw UnavailableError(owner_of(probe.fd()) + " already listens on " + path.string() +
+                           ": end it, or give this job another run folder");
+  }
+  FUSEDBUN_REQUIRE(
+      errno == ECONNREFUSED, UnavailableError,
+      "cannot tell whether a job listens on " + path.string() + ": " + std::strerror(errno));
+  ::unlink(path.c_str());  // nobody listens: left by a job that died
+}
+
+void require_free_port(const ListenAddress& address) {
+  if (address.port == 0) return;
+  const bool six = address.host == "[::1]";
+  sockaddr_in6 v6{};
+  v6.sin6_family = AF_INET6;
+  v6.sin6_addr = in6addr_loopback;
+  v6.sin6_port = htons(static_cast<uint16_t>(address.port));
+  sockaddr_in v4{};
+  v4.sin_family = AF_INET;
+  v4.sin_port = v6.sin6_port;
+  ::inet_pton(AF_INET, address.host.c_str(), &v4.sin_addr);
+  const Socket probe(six ? AF_INET6 : AF_INET);
+  const int on = 1;  // as gRPC does: a port in TIME_WAIT is free
+  ::setsockopt(probe.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  const int bound = six ? ::bind(probe.fd(), reinterpret_cast<const sockaddr*>(&v6), sizeof v6)
+                        : ::bind(probe.fd(), reinterpret_cast<const sockaddr*>(&v4), sizeof v4);
+  FUSEDBUN_REQUIRE(bound == 0, UnavailableError,
+                   "cannot listen on " + address.text() + ": " + std::strerror(errno) +
+                       ": choose another port, or 0 for any free one");
+}
+
+std::filesystem::path socket_path(const std::filesystem::path& run_dir) {
+  const std::filesystem::path folder = std::filesystem::absolute(run_dir).lexically_normal();
+  const std::filesystem::path usual = folder / "control.sock";
+  if (usual.native().size() <= kSocketPathBytesMax) return usual;
+  char digits[16];
+  const auto end = std::to_chars(std::begin(digits), std::end(digits),
+                                 std::hash<std::string>{}(folder.native()), 16)
+                       .ptr;
+  return runtime_folder() / (std::string(digits, end) + ".sock");
+}
+
+bool is_loopback(const std::string& host) {
+  if (host == "[::1]") return true;
+  in_addr v4{};
+  return ::inet_pton(AF_INET, host.c_str(), &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127;
+}
+
+}  // namespace
+
+std::string ListenAddress::text() const {
+  return socket.empty() ? host + ":" + std::to_string(port) : "unix:" + socket.string();
+}
+
+ListenAddress choose_address(const std::filesystem::path& run_dir, const std::string& address) {
+  if (address.empty()) return {.socket = socket_path(run_dir), .host = {}, .port = 0};
+  const size_t colon = address.rfind(':');
+  FUSEDBUN_REQUIRE(colon != std::string::npos && colon > 0, ConfigError,
+                   "control address '" + address + "' is not HOST:PORT");
+  std::string host = address.substr(0, colon);
+  const std::string_view digits = std::string_view(address).substr(colon + 1);
+  int port = -1;
+  const auto read = std::from_chars(digits.data(), digits.data() + digits.size(), port);
+  FUSEDBUN_REQUIRE(read.ec == std::errc{} && read.ptr == digits.data() + digits.size() &&
+                       port >= 0 && port <= 65535,
+                   ConfigError, "control address '" + address + "' has no port from 0 to 65535");
+  if (host == "localhost") host = "127.0.0.1";
+  FUSEDBUN_REQUIRE(is_loopback(host), ConfigError,
+                   "control address '" + address +
+                       "' is not on loopback, and nothing is encrypted: use 127.0.0.1:PORT, or the "
+                       "socket in the run "
+                       "folder, and reach it through ssh");
+  return {.socket = {}, .host = std::move(host), .port = port};
+}
+
+void require_free(const ListenAddress& address) {
+  if (address.socket.empty()) {
+    require_free_port(address);
+  } else {
+    require_free_socket(address.socket);
+  }
+}
+
+}  // namespace fusedbun::control

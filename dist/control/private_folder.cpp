@@ -1,0 +1,58 @@
+#include "fusedbun/dist/control/private_folder.h"
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::control {
+namespace {
+
+constexpr size_t kRuntimeRootBytesMax = 64;  // leaves room for /fusedbun/<16 digits>.sock in 107
+
+struct stat make_and_look(const std::filesystem::path& given) {
+  std::filesystem::path folder = std::filesystem::absolute(given).lexically_normal();
+  if (!folder.has_filename()) folder = folder.parent_path();  // "runs/a/"
+  std::error_code error;
+  std::filesystem::create_directories(folder.parent_path(), error);  // mkdir says what went wrong
+  if (::mkdir(folder.c_str(), 0700) != 0 && errno != EEXIST) {
+    throw IoError("cannot make the folder " + folder.string() + ": " + std::strerror(errno));
+  }
+  struct stat found {};
+  FUSEDBUN_REQUIRE(::stat(folder.c_str(), &found) == 0, IoError,
+                   "cannot look at " + folder.string() + ": " + std::strerror(errno));
+  FUSEDBUN_REQUIRE(S_ISDIR(found.st_mode), IoError, folder.string() + " is not a folder");
+  return found;
+}
+
+}  // namespace
+
+void make_private_folder(const std::filesystem::path& folder) {
+  const struct stat found = make_and_look(folder);
+  FUSEDBUN_REQUIRE(
+      (found.st_mode & S_IWOTH) == 0, PermissionError,
+      "every user of this machine may write " + folder.string() +
+          ", so the control plane cannot trust it: take a folder of your own, or chmod o-w");
+}
+
+std::filesystem::path runtime_folder() {
+  const char* given = std::getenv("XDG_RUNTIME_DIR");
+  const bool usable =
+      given != nullptr && given[0] == '/' && std::strlen(given) <= kRuntimeRootBytesMax;
+  const std::filesystem::path folder =
+      usable ? std::filesystem::path(given) / "fusedbun"
+             : std::filesystem::path("/tmp") / ("fusedbun-" + std::to_string(::geteuid()));
+  const struct stat found = make_and_look(folder);
+  FUSEDBUN_REQUIRE(
+      found.st_uid == ::geteuid() && (found.st_mode & (S_IRWXG | S_IRWXO)) == 0, PermissionError,
+      folder.string() +
+          " is not a folder of this user alone (mode 0700): remove it, or set XDG_RUNTIME_DIR");
+  return folder;
+}
+
+}  // namespace fusedbun::control

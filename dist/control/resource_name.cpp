@@ -1,0 +1,57 @@
+#include "fusedbun/dist/control/resource_name.h"
+
+#include <charconv>
+
+namespace fusedbun::control {
+namespace {
+
+constexpr std::string_view kJobs = "jobs/";
+constexpr size_t kEchoBytesMax = 100;  // of what a client sent, in a message to it
+
+std::string echo(std::string_view text) {
+  return "'" + std::string(text.substr(0, kEchoBytesMax)) +
+         (text.size() > kEchoBytesMax ? "...'" : "'");
+}
+
+}  // namespace
+
+std::string job_name(std::string_view run_id) {
+  std::string name(kJobs);
+  for (const char c : run_id) {
+    const bool plain = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                       c == '.' || c == '_' || c == '-';
+    name += plain ? c : '-';
+  }
+  return name;
+}
+
+std::variant<std::string_view, plan::Refusal> within_job(std::string_view name,
+                                                         std::string_view job) {
+  for (const std::string_view known : {job, std::string_view("jobs/-")}) {
+    if (name == known) return std::string_view{};
+    if (name.starts_with(known) && name[known.size()] == '/') return name.substr(known.size() + 1);
+  }
+  return plan::Refusal{
+      plan::RefusalKind::not_found,
+      "UNKNOWN_JOB",
+      echo(name) + " is not of the job served here, " + std::string(job) + " or \"jobs/-\"",
+      {{"job", std::string(job)}}};
+}
+
+std::variant<int64_t, plan::Refusal> change_revision(std::string_view within, int64_t newest) {
+  constexpr std::string_view kChanges = "changes/";
+  int64_t revision = 0;
+  if (within.starts_with(kChanges)) {
+    const std::string_view digits = within.substr(kChanges.size());
+    const auto read = std::from_chars(digits.data(), digits.data() + digits.size(), revision);
+    if (read.ec != std::errc{} || read.ptr != digits.data() + digits.size()) revision = 0;
+  }
+  if (revision >= 1 && revision <= newest) return revision;
+  return plan::Refusal{plan::RefusalKind::not_found,
+                       "UNKNOWN_CHANGE",
+                       "there is no " + echo(within) + "; the newest change is " +
+                           (newest > 0 ? "changes/" + std::to_string(newest) : "none yet"),
+                       {}};
+}
+
+}  // namespace fusedbun::control

@@ -1,0 +1,25 @@
+#pragma once
+// Names of resources: "jobs/{job}", "jobs/{job}/hyperparameters", "jobs/{job}/changes/{revision}". A server has one job, so
+// "jobs/-" names it too.
+//
+// Thread safety: functions without state.
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <variant>
+
+#include "fusedbun/dist/plan/change_request.h"
+
+namespace fusedbun::control {
+
+/// "jobs/" and the run's id, with every character outside [A-Za-z0-9._-] as '-'.
+std::string job_name(std::string_view run_id);
+
+/// What follows the job in `name` ("" or "changes/3"), or NOT_FOUND UNKNOWN_JOB. `job` is what job_name() gave.
+std::variant<std::string_view, plan::Refusal> within_job(std::string_view name,
+                                                         std::string_view job);
+
+/// The revision in "changes/{revision}", or NOT_FOUND UNKNOWN_CHANGE if that is not within [1, newest].
+std::variant<int64_t, plan::Refusal> change_revision(std::string_view within, int64_t newest);
+
+}  // namespace fusedbun::control

@@ -1,0 +1,109 @@
+#pragma once
+// TrainingControlService: the RPCs of the contract on one side, the training loop's ControlPort on the other, the ledger and
+// the log between them.
+//
+// Invariants: 1. A change is in the log before anybody is told of it, the training loop included. 2. close_step is atomic
+// against CreateChange: a change accepted before it is in the boundary's revision, one after it waits for the next. 3. The
+// state only moves forward: starting, running, draining, then one of the final ones.
+//
+// Thread safety: all members, from any thread. Two locks, always in this order: ledger_mutex_ (held while a change is written
+// to disk; close_step waits for that) and progress_mutex_ (never held for long; step_finished takes only it).
+#include <filesystem>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "fusedbun/control/v1/control.grpc.pb.h"
+#include "fusedbun/dist/control/change_log.h"
+#include "fusedbun/dist/control/control_server.h"
+#include "fusedbun/dist/control/step_clock.h"
+#include "fusedbun/dist/plan/change_ledger.h"
+#include "fusedbun/dist/plan/control_port.h"
+
+namespace fusedbun::control {
+
+class TrainingControlService final : public v1::TrainingControl::Service, public plan::ControlPort {
+ public:
+  /// `actor` is who everybody that reaches the listener is.
+  TrainingControlService(const ControlOptions& options, JobDescription job, std::string actor);
+
+  // For the training loop.
+  Boundary close_step(int64_t job_step) override;
+  std::vector<plan::ChangeEntry> entries(int64_t after, int64_t up_to) override;
+  void step_finished(const plan::StepReport& report) override;
+
+  // For the server.
+  void set_state(JobState state, std::string_view reason);
+  bool accepts_changes() const;
+  bool is_progressing() const;
+  /// Called without a lock whenever accepts_changes() may have turned. Set before the first call comes in.
+  void on_state_change(std::function<void()> observer) { observer_ = std::move(observer); }
+
+  using Context = grpc::ServerContext;
+  grpc::Status GetJob(Context*, const v1::GetJobRequest* request, v1::Job* reply) override;
+  grpc::Status GetHyperparameters(Context*, const v1::GetHyperparametersRequest* request,
+                                  v1::Hyperparameters* reply) override;
+  grpc::Status ListHyperparameterSpecs(Context*, const v1::ListHyperparameterSpecsRequest* request,
+                                       v1::ListHyperparameterSpecsResponse* reply) override;
+  grpc::Status CreateChange(Context*, const v1::CreateChangeRequest* request,
+                            v1::Change* reply) override;
+  grpc::Status GetChange(Context*, const v1::GetChangeRequest* request, v1::Change* reply) override;
+  grpc::Status ListChanges(Context*, const v1::ListChangesRequest* request,
+                           v1::ListChangesResponse* reply) override;
+  grpc::Status DrainJob(Context*, const v1::DrainJobRequest* request, v1::Job* reply) override;
+  grpc::Status StopJob(Context*, const v1::StopJobRequest* request, v1::Job* reply) override;
+
+  // Not in this version; each says so.
+  grpc::Status WatchJob(Context*, const v1::WatchJobRequest*,
+                        grpc::ServerWriter<v1::JobEvent>*) override;
+  grpc::Status ListRanks(Context*, const v1::ListRanksRequest*, v1::ListRanksResponse*) override;
+  grpc::Status CancelChange(Context*, const v1::CancelChangeRequest*, v1::Change*) override;
+  grpc::Status CreateCheckpoint(Context*, const v1::CreateCheckpointRequest*,
+                                v1::Checkpoint*) override;
+  grpc::Status GetCheckpoint(Context*, const v1::GetCheckpointRequest*, v1::Checkpoint*) override;
+  grpc::Status ListCheckpoints(Context*, const v1::ListCheckpointsRequest*,
+                               v1::ListCheckpointsResponse*) override;
+  grpc::Status StreamMetrics(Context*, const v1::StreamMetricsRequest*,
+                             grpc::ServerWriter<v1::MetricsSample>*) override;
+  grpc::Status PauseJob(Context*, const v1::PauseJobRequest*, v1::Job*) override;
+  grpc::Status ResumeJob(Context*, const v1::ResumeJobRequest*, v1::Job*) override;
+  grpc::Status DumpDiagnostics(Context*, const v1::DumpDiagnosticsRequest*,
+                               v1::Diagnostics*) override;
+
+ private:
+  // With ledger_mutex_ held:
+  void observe_progress();  ///< the ledger learns of the last finished step
+  std::optional<plan::Refusal> refused_by_state() const;
+  v1::Job job_message() const;
+  v1::Change change_message(const plan::AcceptedChange& change) const;
+  grpc::Status answer_repeated(int64_t revision, bool validate_only, v1::Change* reply) const;
+  void log_end();
+
+  grpc::Status ask_to_leave(plan::LeaveRequest leave, const std::string& name,
+                            const std::string& reason, v1::Job* reply);
+  void fill_schedule(const plan::Settings& settings, v1::Hyperparameters& message) const;
+  std::string address_of_change(int64_t revision) const;
+
+  const JobDescription job_;
+  const std::string run_id_;
+  const std::string name_;  ///< "jobs/..."
+  const std::string actor_;
+  const int64_t start_time_us_;
+  std::function<void()> observer_;
+
+  mutable std::mutex ledger_mutex_;
+  plan::ChangeLedger ledger_;
+  ChangeLog log_;
+  plan::LeaveRequest leave_ = plan::LeaveRequest::none;
+  JobState state_ = JobState::starting;
+  std::string state_reason_;
+
+  mutable std::mutex progress_mutex_;
+  StepClock clock_;
+  std::optional<plan::StepReport> last_report_;
+  int64_t last_step_time_us_ = 0;
+};
+
+}  // namespace fusedbun::control
