@@ -22,10 +22,10 @@ enum class Launcher : uint8_t { flags, torchrun, open_mpi, slurm, single };
 std::string_view name_of(Launcher launcher);
 
 struct IdentityFlags {
-  std::optional<int> rank;
-  std::optional<int> world_size;
-  std::optional<std::string> master_addr;
-  std::optional<int> master_port;
+  std::optional<int> rank = std::nullopt;
+  std::optional<int> world_size = std::nullopt;
+  std::optional<std::string> master_addr = std::nullopt;
+  std::optional<int> master_port = std::nullopt;
 };
 
 struct Identity {

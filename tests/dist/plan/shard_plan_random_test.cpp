@@ -1,0 +1,246 @@
+// ShardPlan against a second implementation that deals rows out one by one, over random models.
+#include "fusedbun/tests/dist/plan/random_model.h"
+
+namespace fusedbun::plan {
+namespace {
+
+constexpr int kModels = 4000;
+
+/// Owners by dealing: [parameter][row] = rank.
+using Owners = std::vector<std::vector<int>>;
+
+/// The first `total` mod `parts` parts are one longer.
+std::vector<int> deal(size_t total, int parts) {
+  std::vector<int> owners;
+  for (int part = 0; part < parts; ++part) {
+    const size_t size = total / parts + (static_cast<size_t>(part) < total % parts ? 1 : 0);
+    owners.insert(owners.end(), size, part);
+  }
+  return owners;
+}
+
+/// Buckets, one type after the other, then sorted by their last parameter.
+std::vector<std::vector<int>> dumb_buckets(const std::vector<ParameterSpec>& parameters, int first,
+                                           const PlanOptions& options) {
+  std::vector<std::vector<int>> buckets;
+  for (ElementType type :
+       {ElementType::f32, ElementType::f64, ElementType::bf16, ElementType::f16}) {
+    std::vector<int> bucket;
+    int64_t bytes = 0;
+    for (int p = static_cast<int>(parameters.size()) - 1; p >= first; --p) {
+      if (parameters[p].type != type || parameters[p].elements() == 0) continue;
+      bucket.push_back(p);
+      bytes += parameters[p].elements() * (type == ElementType::f64 ? 8 : 4);
+      if (bytes < options.bucket_bytes) continue;
+      buckets.push_back(bucket);
+      bucket.clear();
+      bytes = 0;
+    }
+    if (!bucket.empty()) buckets.push_back(bucket);
+  }
+  std::sort(buckets.begin(), buckets.end(),
+            [](const auto& a, const auto& b) { return a.back() > b.back(); });
+  return buckets;
+}
+
+/// What the header of shard_plan.h says, element by element.
+class DumbPlan {
+ public:
+  explicit DumbPlan(const PlanOptions& options) : options_(options), load_(options.world_size) {}
+
+  void append(const std::vector<ParameterSpec>& added) {
+    const int first = static_cast<int>(parameters_.size());
+    for (const ParameterSpec& parameter : added) {
+      parameters_.push_back(parameter);
+      owners.emplace_back(parameter.elements() == 0 ? 0 : parameter.rows(), -1);
+    }
+    const auto fresh = dumb_buckets(parameters_, first, options_);
+    std::vector<int> wholes;
+    for (const auto& bucket : fresh) {
+      for (int group = 0; group <= 2; ++group) deal_pack(bucket, group);
+      for (int p : bucket) {
+        if (parameters_[p].shape.size() < 2) continue;
+        if (parameters_[p].rows() >= options_.min_rows_per_rank * options_.world_size) {
+          owners[p] = deal(parameters_[p].rows(), options_.world_size);
+          for (int rank : owners[p]) load_[rank] += parameters_[p].columns();
+        } else {
+          wholes.push_back(p);
+        }
+      }
+    }
+    while (!wholes.empty()) place(take_largest(wholes));
+    buckets.insert(buckets.end(), fresh.begin(), fresh.end());
+  }
+
+  Owners owners;
+  std::vector<std::vector<int>> buckets;
+  const std::vector<int64_t>& load() const { return load_; }
+
+ private:
+  void deal_pack(const std::vector<int>& bucket, int group) {
+    std::vector<std::pair<int, int64_t>> elements;
+    for (int p : bucket) {
+      if (parameters_[p].shape.size() >= 2 || parameters_[p].group != group) continue;
+      for (int64_t i = 0; i < parameters_[p].elements(); ++i) elements.emplace_back(p, i);
+    }
+    const std::vector<int> ranks = deal(elements.size(), options_.world_size);
+    for (size_t i = 0; i < elements.size(); ++i) {
+      owners[elements[i].first][elements[i].second] = ranks[i];
+      ++load_[ranks[i]];
+    }
+  }
+
+  int take_largest(std::vector<int>& wholes) const {
+    size_t largest = 0;
+    for (size_t i = 1; i < wholes.size(); ++i) {
+      if (parameters_[wholes[i]].elements() > parameters_[wholes[largest]].elements()) largest = i;
+    }
+    const int parameter = wholes[largest];
+    wholes.erase(wholes.begin() + static_cast<std::ptrdiff_t>(largest));
+    return parameter;
+  }
+
+  void place(int parameter) {
+    int least = 0;
+    for (int rank = 1; rank < options_.world_size; ++rank) {
+      if (load_[rank] < load_[least]) least = rank;
+    }
+    owners[parameter].assign(parameters_[parameter].rows(), least);
+    load_[least] += parameters_[parameter].elements();
+  }
+
+  PlanOptions options_;
+  std::vector<ParameterSpec> parameters_;
+  std::vector<int64_t> load_;
+};
+
+/// The plan's owners; fails where a row has two, or is outside its parameter.
+Owners owners_of(const ShardPlan& plan) {
+  Owners owners;
+  for (const ParameterSpec& parameter : plan.parameters) {
+    owners.emplace_back(parameter.elements() == 0 ? 0 : parameter.rows(), -1);
+  }
+  for (const Bucket& bucket : plan.buckets) {
+    for (int rank = 0; rank < plan.options.world_size; ++rank) {
+      for (const Segment& segment : bucket.segments[rank]) {
+        for (int64_t row = segment.range.row_begin; row < segment.range.row_end; ++row) {
+          EXPECT_EQ(owners.at(segment.parameter).at(row), -1) << "a row with two owners";
+          owners.at(segment.parameter).at(row) = rank;
+        }
+      }
+    }
+  }
+  return owners;
+}
+
+/// Segments of a bucket lie one after the other, in the bucket's own order, and describe their parameter.
+void check_layout(const ShardPlan& plan, const Bucket& bucket) {
+  int64_t before = 0;
+  for (int rank = 0; rank < plan.options.world_size; ++rank) {
+    int64_t end = 0;
+    for (const Segment& segment : bucket.segments[rank]) {
+      const ParameterSpec& parameter = plan.parameters[segment.parameter];
+      EXPECT_EQ(segment.offset, end);
+      EXPECT_GT(segment.range.rows(), 0);
+      EXPECT_EQ(segment.range.rows_total, parameter.rows());
+      EXPECT_EQ(segment.range.columns, parameter.columns());
+      EXPECT_EQ(segment.range.is_vector, parameter.shape.size() < 2);
+      EXPECT_EQ(parameter.type, bucket.type);
+      EXPECT_EQ(&plan.buckets[plan.bucket_of[segment.parameter]], &bucket);
+      end += segment.range.elements();
+    }
+    EXPECT_EQ(bucket.counts[rank], end);
+    EXPECT_EQ(bucket.offsets[rank], before);
+    before += end;
+  }
+  EXPECT_EQ(bucket.elements(), before);
+}
+
+/// How far the ranks' shares of a pack, or of a split matrix, lie apart.
+int64_t spread(const std::vector<int64_t>& shares) {
+  return *std::max_element(shares.begin(), shares.end()) -
+         *std::min_element(shares.begin(), shares.end());
+}
+
+void check_balance(const ShardPlan& plan, const Owners& owners) {
+  for (const Bucket& bucket : plan.buckets) {
+    std::vector<std::vector<int64_t>> packs(3, std::vector<int64_t>(plan.options.world_size));
+    for (int p : bucket.parameters) {
+      std::vector<int64_t> rows(plan.options.world_size);
+      for (int rank : owners[p]) {
+        ++rows[rank];
+        if (plan.slices[p] == SliceKind::pack) ++packs[plan.parameters[p].group][rank];
+      }
+      if (plan.slices[p] == SliceKind::split) {
+        EXPECT_LE(spread(rows), 1);
+        EXPECT_GE(*std::min_element(rows.begin(), rows.end()), plan.options.min_rows_per_rank);
+      }
+      if (plan.slices[p] == SliceKind::whole) {
+        EXPECT_EQ(std::count(rows.begin(), rows.end(), 0), plan.options.world_size - 1);
+      }
+    }
+    for (const auto& pack : packs) EXPECT_LE(spread(pack), 1);
+  }
+}
+
+std::vector<std::vector<int>> parameters_of(const std::vector<Bucket>& buckets) {
+  std::vector<std::vector<int>> parameters;
+  for (const Bucket& bucket : buckets) parameters.push_back(bucket.parameters);
+  return parameters;
+}
+
+void check_plan(const ShardPlan& plan, const DumbPlan& dumb) {
+  const Owners owners = owners_of(plan);
+  EXPECT_EQ(owners, dumb.owners);
+  EXPECT_EQ(parameters_of(plan.buckets), dumb.buckets);
+  EXPECT_EQ(plan.load, dumb.load());
+  for (const Bucket& bucket : plan.buckets) check_layout(plan, bucket);
+  check_balance(plan, owners);
+  for (size_t p = 0; p < plan.parameters.size(); ++p) {
+    EXPECT_EQ(plan.bucket_of[p] < 0, plan.parameters[p].elements() == 0);
+    EXPECT_EQ(std::count(owners[p].begin(), owners[p].end(), -1), 0) << "a row without an owner";
+  }
+}
+
+TEST(ShardPlanRandom, DealsRowsAsTheDumbPlanDoes) {
+  const uint64_t seed = test_seed();
+  Random random(seed);
+  for (int model = 0; model < kModels && !testing::Test::HasFailure(); ++model) {
+    SCOPED_TRACE("seed " + std::to_string(seed) + " model " + std::to_string(model));
+    const PlanOptions options = random_plan_options(random);
+    const auto parameters = random_model(random, "p", 30);
+    const ShardPlan plan = make_plan(parameters, options);
+    DumbPlan dumb(options);
+    dumb.append(parameters);
+    check_plan(plan, dumb);
+    EXPECT_EQ(digest(plan), digest(make_plan(parameters, options)));
+  }
+}
+
+TEST(ShardPlanRandom, AppendMovesNothing) {
+  const uint64_t seed = test_seed();
+  Random random(seed);
+  for (int model = 0; model < kModels / 4 && !testing::Test::HasFailure(); ++model) {
+    SCOPED_TRACE("seed " + std::to_string(seed) + " model " + std::to_string(model));
+    const PlanOptions options = random_plan_options(random);
+    ShardPlan plan = make_plan({}, options);
+    DumbPlan dumb(options);
+    for (int portion = 0; portion < 4; ++portion) {
+      const Owners before = owners_of(plan);
+      const auto buckets_before = parameters_of(plan.buckets);
+      const auto added = random_model(random, std::to_string(portion) + ".", 10);
+      plan.append(added);
+      dumb.append(added);
+      check_plan(plan, dumb);
+      const Owners after = owners_of(plan);
+      const auto buckets_after = parameters_of(plan.buckets);
+      ASSERT_GE(after.size(), before.size());
+      EXPECT_TRUE(std::equal(before.begin(), before.end(), after.begin()));
+      ASSERT_GE(buckets_after.size(), buckets_before.size());
+      EXPECT_TRUE(std::equal(buckets_before.begin(), buckets_before.end(), buckets_after.begin()));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusedbun::plan
