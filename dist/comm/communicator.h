@@ -31,12 +31,30 @@ size_t bytes_of(DataType type);
 
 template <class T>
 constexpr DataType data_type_of();
-template <> constexpr DataType data_type_of<std::byte>() { return DataType::u8; }
-template <> constexpr DataType data_type_of<uint8_t>() { return DataType::u8; }
-template <> constexpr DataType data_type_of<int32_t>() { return DataType::i32; }
-template <> constexpr DataType data_type_of<int64_t>() { return DataType::i64; }
-template <> constexpr DataType data_type_of<float>() { return DataType::f32; }
-template <> constexpr DataType data_type_of<double>() { return DataType::f64; }
+template <>
+constexpr DataType data_type_of<std::byte>() {
+  return DataType::u8;
+}
+template <>
+constexpr DataType data_type_of<uint8_t>() {
+  return DataType::u8;
+}
+template <>
+constexpr DataType data_type_of<int32_t>() {
+  return DataType::i32;
+}
+template <>
+constexpr DataType data_type_of<int64_t>() {
+  return DataType::i64;
+}
+template <>
+constexpr DataType data_type_of<float>() {
+  return DataType::f32;
+}
+template <>
+constexpr DataType data_type_of<double>() {
+  return DataType::f64;
+}
 
 /// `count` elements of `type` at `data`: host memory, or device memory for a communicator whose device() is cuda.
 struct Buffer {
@@ -46,8 +64,8 @@ struct Buffer {
 
   template <class T>
   static Buffer of(std::span<T> elements) {
-    return {const_cast<std::remove_const_t<T>*>(elements.data()), static_cast<int64_t>(elements.size()),
-            data_type_of<std::remove_const_t<T>>()};
+    return {const_cast<std::remove_const_t<T>*>(elements.data()),
+            static_cast<int64_t>(elements.size()), data_type_of<std::remove_const_t<T>>()};
   }
 };
 
@@ -78,7 +96,8 @@ class Communicator {
   /// In place. Sum of f32, f64, i32, i64; max of i32, i64, u8.
   virtual Work all_reduce(Buffer inout, ReduceOp op) = 0;
   /// Portion r of `input` goes to rank r; portion r of `output` comes from rank r.
-  virtual Work all_to_all(Buffer input, const Counts& send_counts, Buffer output, const Counts& receive_counts) = 0;
+  virtual Work all_to_all(Buffer input, const Counts& send_counts, Buffer output,
+                          const Counts& receive_counts) = 0;
   virtual Work broadcast(Buffer inout, int root) = 0;
   virtual Work barrier() = 0;
 

@@ -1,0 +1,222 @@
+#include "fusedbun/dist/comm/call.h"
+
+#include <algorithm>
+#include <numeric>
+#include <set>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::comm {
+namespace {
+
+[[noreturn]] void refuse(const Caller& caller, Operation operation, const std::string& what) {
+  throw ConfigError(std::string(caller.backend) + ": rank " + std::to_string(caller.rank) + " of " +
+                    std::to_string(caller.size) + " called " + std::string(name_of(operation)) +
+                    " with " + what);
+}
+
+void check_buffer(const Caller& caller, Operation operation, const char* role,
+                  const Buffer& buffer) {
+  if (buffer.count < 0) {
+    refuse(caller, operation,
+           std::string(role) + " of " + std::to_string(buffer.count) + " elements");
+  }
+  if (buffer.count > 0 && buffer.data == nullptr) {
+    refuse(caller, operation, std::string(role) + " that has elements but no memory");
+  }
+}
+
+// `counts` divide `whole`.
+void check_counts(const Caller& caller, Operation operation, const char* role, const Counts& counts,
+                  const Buffer& whole) {
+  if (std::ssize(counts) != caller.size) {
+    refuse(caller, operation,
+           std::to_string(counts.size()) + " counts for " + role + ": one per rank is needed");
+  }
+  if (std::any_of(counts.begin(), counts.end(), [](int64_t count) { return count < 0; })) {
+    refuse(caller, operation, std::string("a negative count for ") + role);
+  }
+  const int64_t total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  if (total != whole.count) {
+    refuse(caller, operation,
+           std::string("counts that add up to ") + std::to_string(total) + " for " + role + " of " +
+               std::to_string(whole.count) + " elements");
+  }
+}
+
+// `mine` is this rank's portion.
+void check_portion(const Caller& caller, Operation operation, const char* role,
+                   const Counts& counts, const Buffer& mine) {
+  const int64_t expected = counts[static_cast<size_t>(caller.rank)];
+  if (mine.count != expected) {
+    refuse(caller, operation,
+           std::string(role) + " of " + std::to_string(mine.count) +
+               " elements where its count says " + std::to_string(expected));
+  }
+}
+
+void check_types(const Caller& caller, Operation operation, const Buffer& input,
+                 const Buffer& output) {
+  if (input.type != output.type) {
+    refuse(caller, operation,
+           "input of " + std::string(name_of(input.type)) + " and output of " +
+               std::string(name_of(output.type)));
+  }
+}
+
+std::string text_of(const Counts& counts) {
+  std::string text;
+  for (const int64_t count : counts) text.append(" ").append(std::to_string(count));
+  return text;
+}
+
+}  // namespace
+
+std::string_view name_of(Operation operation) {
+  switch (operation) {
+    case Operation::reduce_scatter:
+      return "reduce_scatter";
+    case Operation::all_gather:
+      return "all_gather";
+    case Operation::all_reduce:
+      return "all_reduce";
+    case Operation::all_to_all:
+      return "all_to_all";
+    case Operation::broadcast:
+      return "broadcast";
+    case Operation::barrier:
+      return "barrier";
+  }
+  FUSEDBUN_ASSERT(false, "an Operation that does not exist");
+}
+
+std::string_view name_of(DataType type) {
+  constexpr std::string_view kNames[] = {"u8", "i32", "i64", "f32", "f64"};
+  return kNames[static_cast<size_t>(type)];
+}
+
+Call Call::reduce_scatter(const Caller& caller, Buffer input, Buffer output, const Counts& counts) {
+  constexpr auto kOperation = Operation::reduce_scatter;
+  check_buffer(caller, kOperation, "input", input);
+  check_buffer(caller, kOperation, "output", output);
+  check_types(caller, kOperation, input, output);
+  check_counts(caller, kOperation, "input", counts, input);
+  check_portion(caller, kOperation, "output", counts, output);
+  if (input.type != DataType::f32 && input.type != DataType::f64) {
+    refuse(caller, kOperation, std::string(name_of(input.type)) + ": it takes f32 and f64");
+  }
+  return {.operation = kOperation,
+          .input = input,
+          .output = output,
+          .send_counts = counts,
+          .receive_counts = {}};
+}
+
+Call Call::all_gather(const Caller& caller, Buffer input, Buffer output, const Counts& counts) {
+  constexpr auto kOperation = Operation::all_gather;
+  check_buffer(caller, kOperation, "input", input);
+  check_buffer(caller, kOperation, "output", output);
+  check_types(caller, kOperation, input, output);
+  check_counts(caller, kOperation, "output", counts, output);
+  check_portion(caller, kOperation, "input", counts, input);
+  return {.operation = kOperation,
+          .input = input,
+          .output = output,
+          .send_counts = {},
+          .receive_counts = counts};
+}
+
+Call Call::all_reduce(const Caller& caller, Buffer inout, ReduceOp op) {
+  constexpr auto kOperation = Operation::all_reduce;
+  check_buffer(caller, kOperation, "a buffer", inout);
+  const bool floating = inout.type == DataType::f32 || inout.type == DataType::f64;
+  if (op == ReduceOp::max && floating) {
+    refuse(caller, kOperation,
+           "max of " + std::string(name_of(inout.type)) +
+               ": send the integers of its bits, MAX of floats loses NaN");
+  }
+  if (op == ReduceOp::sum && inout.type == DataType::u8) {
+    refuse(caller, kOperation, "sum of u8, which would overflow: use i32 or i64");
+  }
+  return {.operation = kOperation,
+          .input = inout,
+          .output = inout,
+          .send_counts = {},
+          .receive_counts = {},
+          .op = op};
+}
+
+Call Call::all_to_all(const Caller& caller, Buffer input, const Counts& send_counts, Buffer output,
+                      const Counts& receive_counts) {
+  constexpr auto kOperation = Operation::all_to_all;
+  check_buffer(caller, kOperation, "input", input);
+  check_buffer(caller, kOperation, "output", output);
+  check_types(caller, kOperation, input, output);
+  check_counts(caller, kOperation, "input", send_counts, input);
+  check_counts(caller, kOperation, "output", receive_counts, output);
+  const auto mine = static_cast<size_t>(caller.rank);
+  if (send_counts[mine] != receive_counts[mine]) {
+    refuse(caller, kOperation,
+           std::to_string(send_counts[mine]) + " elements to itself but " +
+               std::to_string(receive_counts[mine]) + " from itself");
+  }
+  return {.operation = kOperation,
+          .input = input,
+          .output = output,
+          .send_counts = send_counts,
+          .receive_counts = receive_counts};
+}
+
+Call Call::broadcast(const Caller& caller, Buffer inout, int root) {
+  constexpr auto kOperation = Operation::broadcast;
+  check_buffer(caller, kOperation, "a buffer", inout);
+  if (root < 0 || root >= caller.size) {
+    refuse(caller, kOperation, "root " + std::to_string(root) + ", which is no rank");
+  }
+  return {.operation = kOperation,
+          .input = inout,
+          .output = inout,
+          .send_counts = {},
+          .receive_counts = {},
+          .root = root};
+}
+
+std::string Call::describe() const {
+  std::string text(name_of(operation));
+  if (operation == Operation::barrier) return text;
+  text += "(" + std::string(name_of(input.type));
+  switch (operation) {
+    case Operation::reduce_scatter:
+      text += ", counts" + text_of(send_counts);
+      break;
+    case Operation::all_gather:
+      text += ", counts" + text_of(receive_counts);
+      break;
+    case Operation::all_reduce:
+      text += ", " + std::to_string(input.count) + (op == ReduceOp::sum ? ", sum" : ", max");
+      break;
+    case Operation::broadcast:
+      text += ", " + std::to_string(input.count) + ", root " + std::to_string(root);
+      break;
+    default:
+      break;  // an all_to_all's counts differ from rank to rank
+  }
+  return text + ")";
+}
+
+int64_t offset_of(const Counts& counts, int rank) {
+  return std::accumulate(counts.begin(), counts.begin() + rank, int64_t{0});
+}
+
+void check_group(const Caller& caller, const std::vector<int>& ranks) {
+  const std::set<int> distinct(ranks.begin(), ranks.end());
+  FUSEDBUN_REQUIRE(
+      !ranks.empty() && distinct.size() == ranks.size() && *distinct.begin() >= 0 &&
+          *distinct.rbegin() < caller.size,
+      ConfigError,
+      std::string(caller.backend) + ": rank " + std::to_string(caller.rank) +
+          " asked for a group whose list is empty, repeats a rank, or names one outside 0.." +
+          std::to_string(caller.size - 1));
+}
+
+}  // namespace fusedbun::comm

@@ -1,0 +1,67 @@
+#pragma once
+// Call: one collective as its caller asked for it, checked. Every backend makes one first, so that
+// a wrong argument is the same ConfigError everywhere and never reaches a library.
+//
+// Invariants: 1. A Call that exists is valid on its own; whether the ranks' calls match is seen
+// where they meet.
+// 2. `receive_counts` and `send_counts` have one entry per rank wherever the operation has
+// portions, else none.
+//
+// Thread safety: a value.
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "fusedbun/dist/comm/communicator.h"
+
+namespace fusedbun::comm {
+
+enum class Operation : uint8_t {
+  reduce_scatter,
+  all_gather,
+  all_reduce,
+  all_to_all,
+  broadcast,
+  barrier
+};
+std::string_view name_of(Operation operation);
+std::string_view name_of(DataType type);
+
+/// Who calls, for messages and checks.
+struct Caller {
+  std::string_view backend;
+  int rank = 0;
+  int size = 1;
+};
+
+struct Call {
+  Operation operation = Operation::barrier;
+  Buffer input;  ///< all_reduce and broadcast: the one buffer is input and output
+  Buffer output;
+  Counts send_counts;     ///< portions of input: reduce_scatter, all_to_all
+  Counts receive_counts;  ///< portions of output: all_gather, all_to_all
+  ReduceOp op = ReduceOp::sum;
+  int root = 0;
+
+  // Each throws ConfigError naming the rank, the operation and what is wrong.
+  static Call reduce_scatter(const Caller& caller, Buffer input, Buffer output,
+                             const Counts& counts);
+  static Call all_gather(const Caller& caller, Buffer input, Buffer output, const Counts& counts);
+  static Call all_reduce(const Caller& caller, Buffer inout, ReduceOp op);
+  static Call all_to_all(const Caller& caller, Buffer input, const Counts& send_counts,
+                         Buffer output, const Counts& receive_counts);
+  static Call broadcast(const Caller& caller, Buffer inout, int root);
+  static Call barrier() { return {}; }
+
+  /// What all ranks must agree on, as a person reads it: "all_gather(f32, counts 3 0 4)".
+  std::string describe() const;
+};
+
+/// First element of portion `rank`.
+int64_t offset_of(const Counts& counts, int rank);
+
+/// Throws ConfigError unless `ranks` are distinct ranks of the caller's communicator, and at least
+/// one.
+void check_group(const Caller& caller, const std::vector<int>& ranks);
+
+}  // namespace fusedbun::comm

@@ -1,0 +1,21 @@
+#pragma once
+// Failure: why a communicator is broken. The first one wins, and every later wait tells it.
+//
+// A value and not an exception_ptr: each thread that tells it throws an exception of its own.
+//
+// Thread safety: a value.
+#include <string>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::comm {
+
+struct Failure {
+  ExitCode code = ExitCode::peer_lost;
+  std::string text;
+
+  /// Throws the Error type that belongs to `code`.
+  [[noreturn]] void raise() const;
+};
+
+}  // namespace fusedbun::comm

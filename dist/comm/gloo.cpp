@@ -1,0 +1,149 @@
+#include "fusedbun/dist/comm/gloo.h"
+
+#include <c10/util/Exception.h>
+
+#include <cstdlib>
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
+#include <torch/csrc/distributed/c10d/TCPStore.hpp>
+#include <utility>
+#include <vector>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/gloo_address.h"
+#include "fusedbun/dist/comm/gloo_process_group.h"
+#include "fusedbun/dist/comm/gloo_transport.h"
+#include "fusedbun/dist/comm/message_communicator.h"
+
+namespace fusedbun::comm {
+namespace {
+
+using StorePtr = c10::intrusive_ptr<c10d::Store>;
+
+std::string rank_text(const GlooOptions& options) {
+  return "gloo: rank " + std::to_string(options.rank) + " of " + std::to_string(options.size);
+}
+
+class TcpStoreServer final : public StoreServer {
+ public:
+  explicit TcpStoreServer(ListeningSocket socket) : port_(socket.port) {
+    c10d::TCPStoreOptions server;
+    server.port = socket.port;
+    server.isServer = true;
+    server.waitWorkers = false;
+    server.masterListenFd = socket.descriptor;  // the store closes it
+    store_ = c10::make_intrusive<c10d::TCPStore>("127.0.0.1", server);
+  }
+  uint16_t port() const override { return port_; }
+
+ private:
+  uint16_t port_;
+  c10::intrusive_ptr<c10d::TCPStore> store_;
+};
+
+StorePtr connect_store(const GlooOptions& options) {
+  c10d::TCPStoreOptions client;
+  client.port = options.master_port;
+  client.waitWorkers = false;
+  client.timeout = options.timeout;
+  try {
+    const auto store = c10::make_intrusive<c10d::TCPStore>(options.master_addr, client);
+    return c10::make_intrusive<c10d::PrefixStore>(options.run_id, store);
+  } catch (const std::exception& error) {
+    throw UnavailableError(
+        rank_text(options) + " cannot reach the store at " + options.master_addr + ":" +
+        std::to_string(options.master_port) + " within " + std::to_string(options.timeout.count()) +
+        " ms (" + first_line(error) + "): is rank 0 running there, and is the port right?");
+  }
+}
+
+std::string key_of(int rank) {
+  return "rank/" + std::to_string(rank);
+}
+
+// Every rank shows itself, so that who is missing or here twice has a name before Gloo waits for all of them.
+void meet(c10d::Store& store, const GlooOptions& options) {
+  const std::string size = std::to_string(options.size);
+  const std::string agreed = store.compareSet("size", "", size);
+  FUSEDBUN_REQUIRE(agreed == size, ConfigError,
+                   rank_text(options) + " joined run '" + options.run_id + "', which has " +
+                       agreed + " ranks: start all ranks with one size");
+  FUSEDBUN_REQUIRE(store.add(key_of(options.rank), 1) == 1, ConfigError,
+                   rank_text(options) + " is there already in run '" + options.run_id +
+                       "': two processes have this rank, or the run's name is used twice");
+  std::vector<std::string> keys;
+  for (int rank = 0; rank < options.size; ++rank) keys.push_back(key_of(rank));
+  try {
+    store.wait(keys, options.timeout);
+  } catch (const std::exception& error) {
+    std::string missing;
+    for (int rank = 0; rank < options.size; ++rank) {
+      if (!store.check({key_of(rank)})) missing += " " + std::to_string(rank);
+    }
+    throw TimeoutError(rank_text(options) + " waited " + std::to_string(options.timeout.count()) +
+                       " ms for the other ranks to start; missing:" + missing + " (" +
+                       first_line(error) + ")");
+  }
+}
+
+std::shared_ptr<gloo::transport::Device> device_for(const GlooOptions& options) {
+  const char* const interface = std::getenv("GLOO_SOCKET_IFNAME");
+  if (interface != nullptr && *interface != '\0' && !is_loopback(options.master_addr)) {
+    return c10d::ProcessGroupGloo::createDeviceForInterface(interface);
+  }
+  return c10d::ProcessGroupGloo::createDeviceForHostname(
+      local_address_towards(options.master_addr));
+}
+
+c10::intrusive_ptr<c10d::ProcessGroupGloo> connect_ranks(const StorePtr& store,
+                                                         const GlooOptions& options) {
+  const auto group_options = c10d::ProcessGroupGloo::Options::create(options.timeout);
+  group_options->threads = 1;  // they run collectives, of which there are none
+  group_options->devices.push_back(device_for(options));
+  try {
+    return c10::make_intrusive<c10d::ProcessGroupGloo>(store, options.rank, options.size,
+                                                       group_options);
+  } catch (const std::exception& error) {
+    throw PeerLostError(rank_text(options) + " could not connect to the other ranks (" +
+                        first_line(error) +
+                        "): can their hosts reach one another on the interface that leads to " +
+                        options.master_addr + "?");
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<StoreServer> serve_store(const std::string& address, uint16_t port) {
+  return std::make_unique<TcpStoreServer>(listen_on(address, port));
+}
+
+std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
+  FUSEDBUN_REQUIRE(options.size >= 1 && options.rank >= 0 && options.rank < options.size,
+                   ConfigError, rank_text(options) + ": there is no such rank");
+  std::shared_ptr<void> server;
+  if (options.serve_store && options.rank == 0) {
+    server = serve_store(options.master_addr, options.master_port);
+  }
+  const StorePtr store = connect_store(options);
+  meet(*store, options);
+  auto messages =
+      std::make_unique<PointToPointOf<c10d::ProcessGroupGloo>>(connect_ranks(store, options));
+  auto communicator = make_message_communicator(
+      make_gloo_transport(std::move(messages), options.rank, options.size, std::move(server)),
+      options.timeout);
+  communicator->barrier()
+      .wait();  // nobody leaves, and takes the store along, while others still connect
+  return communicator;
+}
+
+std::unique_ptr<Communicator> wrap_process_group(c10::intrusive_ptr<c10d::ProcessGroup> group,
+                                                 std::chrono::milliseconds timeout) {
+  FUSEDBUN_REQUIRE(group, ConfigError, "gloo: wrap_process_group was given no process group");
+  const int rank = group->getRank();
+  const int size = group->getSize();
+  auto messages = std::make_unique<PointToPointOf<c10d::ProcessGroup>>(std::move(group));
+  return make_message_communicator(make_gloo_transport(std::move(messages), rank, size, nullptr),
+                                   timeout);
+}
+
+}  // namespace fusedbun::comm

@@ -1,0 +1,125 @@
+#include "fusedbun/dist/comm/gloo_address.h"
+
+#include <arpa/inet.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <utility>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::comm {
+namespace {
+
+struct Descriptor {
+  int value = -1;
+  explicit Descriptor(int descriptor) : value(descriptor) {}
+  ~Descriptor() {
+    if (value >= 0) ::close(value);
+  }
+  Descriptor(const Descriptor&) = delete;  // owns the socket
+  int release() { return std::exchange(value, -1); }
+};
+
+struct FreeAddresses {
+  void operator()(addrinfo* list) const { ::freeaddrinfo(list); }
+};
+using Addresses = std::unique_ptr<addrinfo, FreeAddresses>;
+
+Addresses resolve(const std::string& address) {
+  addrinfo hints{};
+  hints.ai_socktype = SOCK_DGRAM;
+  addrinfo* list = nullptr;
+  const int status =
+      ::getaddrinfo(address.c_str(), "9", &hints, &list);  // any port: nothing is sent
+  FUSEDBUN_REQUIRE(status == 0, UnavailableError,
+                   "gloo: the address '" + address + "' does not resolve (" +
+                       ::gai_strerror(status) +
+                       "): give a name or number that all ranks can reach");
+  return Addresses(list);
+}
+
+int listen_once(const sockaddr* address, socklen_t length) {
+  Descriptor descriptor(::socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  if (descriptor.value < 0) return -1;
+  const int on = 1;
+  const int off = 0;
+  // A restarted job finds its port in TIME_WAIT; a port that is listened on stays refused.
+  ::setsockopt(descriptor.value, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  if (address->sa_family == AF_INET6) {
+    ::setsockopt(descriptor.value, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof off);
+  }
+  if (::bind(descriptor.value, address, length) != 0 || ::listen(descriptor.value, SOMAXCONN) != 0)
+    return -1;
+  return descriptor.release();
+}
+
+uint16_t port_of(int descriptor) {
+  sockaddr_storage bound{};
+  socklen_t length = sizeof bound;
+  FUSEDBUN_REQUIRE(::getsockname(descriptor, reinterpret_cast<sockaddr*>(&bound), &length) == 0,
+                   UnavailableError,
+                   std::string("gloo: a bound socket has no port: ") + std::strerror(errno));
+  return ntohs(bound.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(&bound)->sin6_port
+                                           : reinterpret_cast<sockaddr_in*>(&bound)->sin_port);
+}
+
+}  // namespace
+
+bool is_loopback(const std::string& address) {
+  return address == "localhost" || address == "::1" || address.rfind("127.", 0) == 0;
+}
+
+std::string local_address_towards(const std::string& address) {
+  if (is_loopback(address)) return "127.0.0.1";
+  const Addresses addresses = resolve(address);
+  for (const addrinfo* each = addresses.get(); each != nullptr; each = each->ai_next) {
+    const Descriptor probe(::socket(each->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    // Connecting a datagram socket sends nothing: the kernel only chooses the route, and with it our address.
+    if (probe.value < 0 || ::connect(probe.value, each->ai_addr, each->ai_addrlen) != 0) continue;
+    sockaddr_storage local{};
+    socklen_t length = sizeof local;
+    char text[NI_MAXHOST] = {};
+    if (::getsockname(probe.value, reinterpret_cast<sockaddr*>(&local), &length) == 0 &&
+        ::getnameinfo(reinterpret_cast<sockaddr*>(&local), length, text, sizeof text, nullptr, 0,
+                      NI_NUMERICHOST) == 0) {
+      return text;
+    }
+  }
+  throw UnavailableError("gloo: no network interface leads to '" + address + "' (" +
+                         std::strerror(errno) + ")");
+}
+
+ListeningSocket listen_on(const std::string& address, uint16_t port) {
+  int descriptor = -1;
+  if (is_loopback(address)) {
+    sockaddr_in loopback{};
+    loopback.sin_family = AF_INET;
+    loopback.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    loopback.sin_port = htons(port);
+    descriptor = listen_once(reinterpret_cast<const sockaddr*>(&loopback), sizeof loopback);
+  } else {
+    sockaddr_in6 any{};  // IPv4 too
+    any.sin6_family = AF_INET6;
+    any.sin6_port = htons(port);
+    descriptor = listen_once(reinterpret_cast<const sockaddr*>(&any), sizeof any);
+    if (descriptor < 0 && errno != EADDRINUSE) {  // a kernel without IPv6
+      sockaddr_in any4{};
+      any4.sin_family = AF_INET;
+      any4.sin_port = htons(port);
+      descriptor = listen_once(reinterpret_cast<const sockaddr*>(&any4), sizeof any4);
+    }
+  }
+  FUSEDBUN_REQUIRE(descriptor >= 0, UnavailableError,
+                   "gloo: rank 0 cannot serve the store on " + address + ":" +
+                       std::to_string(port) + " (" + std::strerror(errno) +
+                       "): choose another port, or end the job that holds it");
+  return {descriptor, port_of(descriptor)};
+}
+
+}  // namespace fusedbun::comm

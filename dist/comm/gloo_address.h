@@ -1,0 +1,26 @@
+#pragma once
+// Addresses: which interface leads to the store, and the socket that serves it. Plain sockets, no torch.
+//
+// Thread safety: functions without state.
+#include <chrono>
+#include <cstdint>
+#include <string>
+
+namespace fusedbun::comm {
+
+/// True for localhost, 127.0.0.0/8 and ::1.
+bool is_loopback(const std::string& address);
+
+/// This host's numeric address on the interface that leads to `address`; "127.0.0.1" for loopback. Throws
+/// UnavailableError when the name does not resolve or no route leads there.
+std::string local_address_towards(const std::string& address);
+
+/// A bound and listening socket; the caller owns the descriptor.
+struct ListeningSocket {
+  int descriptor = -1;
+  uint16_t port = 0;
+};
+/// On loopback only if `address` is loopback, else on all interfaces. Port 0 takes a free one. Throws UnavailableError.
+ListeningSocket listen_on(const std::string& address, uint16_t port);
+
+}  // namespace fusedbun::comm

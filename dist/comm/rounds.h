@@ -1,0 +1,44 @@
+#pragma once
+// Rounds: a collective as point-to-point messages. What a rank sends, receives and computes, decided from the call alone;
+// Gloo and MPI both carry these.
+//
+//   reduce_scatter   everybody sends each peer its portion; each adds what it got, in rank order
+//   all_gather       everybody sends its portion to all
+//   all_reduce       short: everybody sends all of it to all; long: reduce_scatter, then all_gather, of equal portions
+//   all_to_all       portion by portion
+//   broadcast        a binomial tree
+//   barrier          one byte from everybody to everybody
+//
+// Invariants: 1. The messages between two ranks match in number, order and size if the two calls match. 2. Empty portions
+// send nothing. 3. A round's memory is touched by its messages only until all of them have moved, then by `then` only.
+//
+// Thread safety: values and a pure function.
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "fusedbun/dist/comm/call.h"
+
+namespace fusedbun::comm {
+
+/// `bytes` bytes to or from rank `peer`.
+struct Message {
+  int peer = 0;
+  std::byte* data = nullptr;
+  int64_t bytes = 0;
+};
+
+/// Messages that travel at the same time, then a computation; each round starts after the one before.
+struct Round {
+  std::vector<Message> sends;
+  std::vector<Message> receives;
+  std::function<void()> then;  ///< may be empty; owns the memory in which messages arrive
+};
+
+/// all_reduce of more bytes than this goes in two rounds and moves less.
+inline constexpr int64_t kShortAllReduceBytes = 64 * 1024;
+
+std::vector<Round> rounds_of(const Call& call, int rank, int size);
+
+}  // namespace fusedbun::comm

@@ -1,0 +1,442 @@
+#include "conformance.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::comm::testing {
+
+template <class T>
+T contribution(int rank, int64_t index, bool exact) {
+  uint64_t bits =
+      (static_cast<uint64_t>(rank) << 40) + static_cast<uint64_t>(index) + 0x9e3779b97f4a7c15ull;
+  bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9ull;
+  bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebull;
+  bits ^= bits >> 31;
+  if constexpr (std::is_floating_point_v<T>) {
+    if (exact) return static_cast<T>(static_cast<int64_t>(bits % 2001) - 1000);
+    const auto fraction = static_cast<T>(1.0 + static_cast<double>(bits >> 12) * 0x1p-52);
+    const int exponent = static_cast<int>(bits % 41) - 20;
+    return std::ldexp((bits & 64) != 0 ? fraction : -fraction, exponent);
+  } else if constexpr (sizeof(T) == 1) {
+    return static_cast<T>(bits);
+  } else {
+    return static_cast<T>(static_cast<int64_t>(bits % 2000001) - 1000000);
+  }
+}
+
+namespace {
+
+// Per-rank counts that are uneven, with an empty portion as soon as there are two ranks.
+Counts uneven_counts(int size, int64_t scale) {
+  Counts counts;
+  for (int r = 0; r < size; ++r) counts.push_back(r == 1 ? 0 : scale + 3 * r);
+  return counts;
+}
+
+int64_t total(const Counts& counts) {
+  return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+}
+int64_t offset(const Counts& counts, int rank) {
+  return std::accumulate(counts.begin(), counts.begin() + rank, int64_t{0});
+}
+
+template <class T>
+std::vector<T> contributions(int rank, int64_t count, bool exact) {
+  std::vector<T> elements;
+  for (int64_t i = 0; i < count; ++i) elements.push_back(contribution<T>(rank, i, exact));
+  return elements;
+}
+
+// The dumb loop that every sum is compared with, bit for bit.
+template <class T>
+T sum_at(int size, int64_t index, bool exact) {
+  T sum = contribution<T>(0, index, exact);
+  for (int r = 1; r < size; ++r) sum = static_cast<T>(sum + contribution<T>(r, index, exact));
+  return sum;
+}
+
+template <class T>
+T max_at(int size, int64_t index) {
+  T largest = contribution<T>(0, index, false);
+  for (int r = 1; r < size; ++r) largest = std::max(largest, contribution<T>(r, index, false));
+  return largest;
+}
+
+template <class T>
+void expect_reduce_scatter(World& world, const Counts& counts, bool in_place) {
+  const bool exact = !world.adds_in_rank_order();
+  world.run([&](Communicator& comm) {
+    const int64_t mine = counts[comm.rank()];
+    const int64_t first = offset(counts, comm.rank());
+    Array<T> input(world, contributions<T>(comm.rank(), total(counts), exact));
+    Array<T> separate(world, mine, T{77});
+    const Buffer output = in_place ? input.part(first, mine) : separate.all();
+    comm.reduce_scatter(input.all(), output, counts).wait();
+    const auto result = in_place ? input.read(first, mine) : separate.read();
+    for (int64_t i = 0; i < mine; ++i) {
+      ASSERT_EQ(result[i], sum_at<T>(comm.size(), first + i, exact))
+          << "rank " << comm.rank() << " element " << i;
+    }
+  });
+}
+
+template <class T>
+void expect_all_gather(World& world, const Counts& counts, bool in_place) {
+  world.run([&](Communicator& comm) {
+    const int64_t mine = counts[comm.rank()];
+    const auto elements = contributions<T>(comm.rank(), mine, false);
+    Array<T> input(world, elements);
+    std::vector<T> before(static_cast<size_t>(total(counts)), T{77});
+    std::copy(elements.begin(), elements.end(), before.begin() + offset(counts, comm.rank()));
+    Array<T> output(world, in_place ? before : std::vector<T>(before.size(), T{77}));
+    const Buffer source = in_place ? output.part(offset(counts, comm.rank()), mine) : input.all();
+    comm.all_gather(source, output.all(), counts).wait();
+    const auto result = output.read();
+    for (int r = 0; r < comm.size(); ++r) {
+      for (int64_t i = 0; i < counts[r]; ++i) {
+        ASSERT_EQ(result[offset(counts, r) + i], contribution<T>(r, i, false))
+            << "from rank " << r << " element " << i;
+      }
+    }
+  });
+}
+
+template <class T>
+void expect_all_reduce(World& world, int64_t count, ReduceOp op) {
+  const bool exact = !world.adds_in_rank_order();
+  world.run([&](Communicator& comm) {
+    Array<T> inout(world, contributions<T>(comm.rank(), count, op == ReduceOp::sum && exact));
+    comm.all_reduce(inout.all(), op).wait();
+    const auto result = inout.read();
+    for (int64_t i = 0; i < count; ++i) {
+      const T expected =
+          op == ReduceOp::sum ? sum_at<T>(comm.size(), i, exact) : max_at<T>(comm.size(), i);
+      ASSERT_EQ(result[i], expected) << "rank " << comm.rank() << " element " << i;
+    }
+  });
+}
+
+// More than a megabyte of floats together.
+constexpr int64_t kLarge = 320'000;
+int64_t large_portion(const World& world) {
+  return kLarge / world.size();
+}
+
+TEST_P(Conformance, RankAndSizeAreTheWorlds) {
+  world().run([&](Communicator& comm) {
+    EXPECT_EQ(comm.size(), world().size());
+    EXPECT_GE(comm.rank(), 0);
+    EXPECT_LT(comm.rank(), comm.size());
+  });
+}
+
+TEST_P(Conformance, ReduceScatterAddsInRankOrder) {
+  expect_reduce_scatter<float>(world(), Counts(static_cast<size_t>(world().size()), 1000), false);
+  expect_reduce_scatter<double>(world(), Counts(static_cast<size_t>(world().size()), 1000), false);
+}
+
+TEST_P(Conformance, ReduceScatterOfUnevenAndEmptyPortions) {
+  expect_reduce_scatter<float>(world(), uneven_counts(world().size(), 5000), false);
+  expect_reduce_scatter<double>(world(), uneven_counts(world().size(), 0), false);
+}
+
+TEST_P(Conformance, ReduceScatterInPlace) {
+  expect_reduce_scatter<float>(world(), uneven_counts(world().size(), 3000), true);
+}
+
+TEST_P(Conformance, ReduceScatterOfLargeBuffers) {
+  expect_reduce_scatter<float>(world(), uneven_counts(world().size(), large_portion(world())),
+                               false);
+}
+
+TEST_P(Conformance, AllGatherOfEveryType) {
+  const Counts counts = uneven_counts(world().size(), 100);
+  expect_all_gather<uint8_t>(world(), counts, false);
+  expect_all_gather<int32_t>(world(), counts, false);
+  expect_all_gather<int64_t>(world(), counts, false);
+  expect_all_gather<float>(world(), counts, false);
+  expect_all_gather<double>(world(), counts, false);
+  expect_all_gather<float>(world(), Counts(static_cast<size_t>(world().size()), 17), false);
+}
+
+TEST_P(Conformance, AllGatherInPlace) {
+  expect_all_gather<float>(world(), uneven_counts(world().size(), 100), true);
+  expect_all_gather<float>(world(), Counts(static_cast<size_t>(world().size()), 64), true);
+}
+
+TEST_P(Conformance, AllGatherOfLargeBuffers) {
+  expect_all_gather<float>(world(), uneven_counts(world().size(), large_portion(world())), false);
+  expect_all_gather<double>(world(), uneven_counts(world().size(), large_portion(world())), true);
+}
+
+TEST_P(Conformance, AllReduceOfEveryTypeAndOperation) {
+  expect_all_reduce<float>(world(), 1001, ReduceOp::sum);
+  expect_all_reduce<double>(world(), 1001, ReduceOp::sum);
+  expect_all_reduce<int32_t>(world(), 1001, ReduceOp::sum);
+  expect_all_reduce<int64_t>(world(), 1001, ReduceOp::sum);
+  expect_all_reduce<int32_t>(world(), 1001, ReduceOp::max);
+  expect_all_reduce<int64_t>(world(), 1001, ReduceOp::max);
+  expect_all_reduce<uint8_t>(world(), 1001, ReduceOp::max);
+}
+
+TEST_P(Conformance, AllReduceOfLargeBuffersAddsInRankOrder) {
+  expect_all_reduce<float>(world(), kLarge + 1, ReduceOp::sum);
+  expect_all_reduce<double>(world(), kLarge + 1, ReduceOp::sum);
+  expect_all_reduce<int64_t>(world(), kLarge + 1, ReduceOp::max);
+}
+
+TEST_P(Conformance, AllToAllOfUnevenPortions) {
+  world().run([&](Communicator& comm) {
+    // Rank s sends (s + 2 r) % 5 elements to rank r: some of them none.
+    const auto count = [](int from, int to) { return int64_t{(from + 2 * to) % 5} * 50; };
+    Counts send_counts;
+    Counts receive_counts;
+    std::vector<int32_t> elements;
+    for (int r = 0; r < comm.size(); ++r) {
+      send_counts.push_back(count(comm.rank(), r));
+      receive_counts.push_back(count(r, comm.rank()));
+      for (int64_t i = 0; i < send_counts.back(); ++i) {
+        elements.push_back(contribution<int32_t>(comm.rank() * 100 + r, i, false));
+      }
+    }
+    Array<int32_t> input(world(), elements);
+    Array<int32_t> output(world(), total(receive_counts), 77);
+    comm.all_to_all(input.all(), send_counts, output.all(), receive_counts).wait();
+    const auto result = output.read();
+    for (int r = 0; r < comm.size(); ++r) {
+      for (int64_t i = 0; i < receive_counts[r]; ++i) {
+        ASSERT_EQ(result[offset(receive_counts, r) + i],
+                  contribution<int32_t>(r * 100 + comm.rank(), i, false));
+      }
+    }
+  });
+}
+
+TEST_P(Conformance, BroadcastFromEveryRoot) {
+  for (const int64_t count : {int64_t{1}, int64_t{1000}, kLarge}) {
+    world().run([&](Communicator& comm) {
+      for (int root = 0; root < comm.size(); ++root) {
+        Array<double> inout(world(), contributions<double>(comm.rank(), count, false));
+        comm.broadcast(inout.all(), root).wait();
+        ASSERT_EQ(inout.read(), contributions<double>(root, count, false)) << "root " << root;
+      }
+    });
+  }
+}
+
+TEST_P(Conformance, BarrierEndsAfterTheLastRankEntered) {
+  world().run([&](Communicator& comm) {
+    // The monotonic clock is one for all processes of a host.
+    const auto now = [] {
+      return int64_t{std::chrono::steady_clock::now().time_since_epoch().count()};
+    };
+    if (comm.rank() == comm.size() - 1) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    const int64_t entered = now();
+    comm.barrier().wait();
+    const int64_t left = now();
+    Array<int64_t> mine(world(), 1, entered);
+    Array<int64_t> all(world(), comm.size(), 0);
+    comm.all_gather(mine.all(), all.all(), Counts(static_cast<size_t>(comm.size()), 1)).wait();
+    for (const int64_t each : all.read()) EXPECT_LE(each, left);
+  });
+}
+
+TEST_P(Conformance, NothingToMove) {
+  world().run([&](Communicator& comm) {
+    const Counts none(static_cast<size_t>(comm.size()), 0);
+    const Buffer empty{nullptr, 0, DataType::f32};
+    comm.reduce_scatter(empty, empty, none).wait();
+    comm.all_gather(empty, empty, none).wait();
+    comm.all_to_all(empty, none, empty, none).wait();
+    comm.all_reduce(empty, ReduceOp::sum).wait();
+    comm.broadcast(empty, 0).wait();
+    comm.barrier().wait();
+  });
+}
+
+TEST_P(Conformance, ManyOperationsUnderWayAreWaitedForInAnyOrder) {
+  const bool exact = !world().adds_in_rank_order();
+  world().run([&](Communicator& comm) {
+    constexpr int kOperations = 24;
+    // Lengths around the one at which all_reduce changes its way, so operations of one and of two rounds mix.
+    const auto count = [](int k) { return int64_t{k % 3 == 0 ? 40'000 : 100 + k}; };
+    std::vector<Array<float>> sums;
+    std::vector<Array<int64_t>> maxima;
+    std::vector<Work> works;
+    for (int k = 0; k < kOperations; ++k) {
+      sums.emplace_back(world(), contributions<float>(comm.rank(), count(k), exact));
+      maxima.emplace_back(world(), 1, int64_t{comm.rank() * 10 + k});
+      works.push_back(comm.all_reduce(sums.back().all(), ReduceOp::sum));
+      works.push_back(comm.all_reduce(maxima.back().all(), ReduceOp::max));
+    }
+    // Every rank in an order of its own.
+    std::vector<size_t> order(works.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    if (comm.rank() % 2 == 0) std::reverse(order.begin(), order.end());
+    std::rotate(order.begin(), order.begin() + comm.rank(), order.end());
+    for (const size_t index : order) works[index].wait();
+    for (int k = 0; k < kOperations; ++k) {
+      const auto result = sums[k].read();
+      for (int64_t i = 0; i < count(k); ++i)
+        ASSERT_EQ(result[i], sum_at<float>(comm.size(), i, exact));
+      ASSERT_EQ(maxima[k].read().front(), (comm.size() - 1) * 10 + k);
+    }
+  });
+}
+
+TEST_P(Conformance, IsUsedManyTimes) {
+  world().run([&](Communicator& comm) {
+    for (int k = 0; k < 200; ++k) {
+      Array<int64_t> inout(world(), 1, int64_t{comm.rank() + k});
+      comm.all_reduce(inout.all(), ReduceOp::sum).wait();
+      ASSERT_EQ(inout.read().front(), comm.size() * (comm.size() - 1) / 2 + comm.size() * k);
+    }
+  });
+}
+
+TEST_P(Conformance, GroupsCountTheirRanksInTheOrderGiven) {
+  world().run([&](Communicator& comm) {
+    std::vector<int> reversed(static_cast<size_t>(comm.size()));
+    std::iota(reversed.rbegin(), reversed.rend(), 0);
+    const auto all = comm.group(reversed);
+    const auto first = comm.group({0});
+    ASSERT_NE(all, nullptr);
+    EXPECT_EQ(all->rank(), comm.size() - 1 - comm.rank());
+    EXPECT_EQ(all->backend(), comm.backend());
+    EXPECT_EQ(first == nullptr, comm.rank() != 0);
+    Array<int32_t> inout(world(), 1, comm.rank());
+    Array<int32_t> other(world(), 1, comm.rank());
+    // Operations of the two may be under way together.
+    Work from_group = all->broadcast(inout.all(), 0);
+    Work from_world = comm.broadcast(other.all(), 0);
+    from_world.wait();
+    from_group.wait();
+    EXPECT_EQ(inout.read().front(), comm.size() - 1);
+    EXPECT_EQ(other.read().front(), 0);
+  });
+}
+
+TEST_P(Conformance, GroupsOfSomeRanksAndTheirGroups) {
+  if (world().size() < 3) GTEST_SKIP() << "needs three ranks";
+  world().run([&](Communicator& comm) {
+    const auto pair = comm.group({0, comm.size() - 1});
+    const auto rest = comm.group({1, 0});
+    if (comm.rank() == 0 || comm.rank() == comm.size() - 1) {
+      ASSERT_NE(pair, nullptr);
+      Array<int32_t> sum(world(), 1, comm.rank() + 1);
+      pair->all_reduce(sum.all(), ReduceOp::sum).wait();
+      EXPECT_EQ(sum.read().front(), comm.size() + 1);
+      const auto swapped = pair->group({1, 0});
+      EXPECT_EQ(swapped->rank(), 1 - pair->rank());
+      Array<int32_t> from(world(), 1, comm.rank());
+      swapped->broadcast(from.all(), 0).wait();
+      EXPECT_EQ(from.read().front(), comm.size() - 1);
+    } else {
+      EXPECT_EQ(pair, nullptr);
+    }
+    EXPECT_EQ(rest != nullptr, comm.rank() <= 1);
+    comm.barrier().wait();
+  });
+}
+
+TEST_P(Conformance, RefusesWrongArgumentsAndGoesOn) {
+  world().run([&](Communicator& comm) {
+    Array<float> data(world(), 10, 1.0f);
+    const Counts wrong(static_cast<size_t>(comm.size()), 9);
+    EXPECT_THROW(comm.all_gather(data.part(0, 1), data.all(), wrong), ConfigError);
+    EXPECT_THROW(comm.reduce_scatter(data.all(), data.part(0, 1), wrong), ConfigError);
+    EXPECT_THROW(comm.all_reduce(data.all(), ReduceOp::max), ConfigError);
+    EXPECT_THROW(comm.broadcast(data.all(), comm.size()), ConfigError);
+    EXPECT_THROW(comm.group({0, 0}), ConfigError);
+    EXPECT_THROW(comm.group({}), ConfigError);
+    comm.all_reduce(data.all(), ReduceOp::sum).wait();
+    EXPECT_EQ(data.read().front(), static_cast<float>(comm.size()));
+  });
+}
+
+TEST_P(Breakage, AbortFailsPendingAndLaterWaits) {
+  const auto world = GetParam().make(std::chrono::seconds(30));
+  const auto begin = std::chrono::steady_clock::now();
+  world->run([&](Communicator& comm) {
+    Array<float> data(*world, 1000, 1.0f);
+    if (comm.rank() == 0) {  // nobody else joins it
+      Work pending = comm.all_reduce(data.all(), ReduceOp::sum);
+      std::thread other([&] {
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+        comm.abort("the test says so");
+        comm.abort("a second reason, which is not told");
+      });
+      try {
+        pending.wait();
+        ADD_FAILURE() << "the wait ended although the communicator was aborted";
+      } catch (const PeerLostError& error) {
+        EXPECT_STREQ(error.what(), "the test says so");
+      }
+      other.join();
+    } else {
+      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      comm.abort("rank 0 aborted 150 ms ago");
+    }
+    EXPECT_THROW(comm.barrier().wait(), PeerLostError);
+    comm.barrier();  // an aborted communicator's operations may be dropped
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+}
+
+TEST_P(Breakage, AbortReachesThePeersWhereTheBackendCanTellThem) {
+  const auto world = GetParam().make(std::chrono::seconds(30));
+  if (!world->abort_reaches_peers())
+    GTEST_SKIP() << "this backend cannot: its launcher ends the peers";
+  const auto begin = std::chrono::steady_clock::now();
+  world->run([&](Communicator& comm) {
+    if (comm.rank() == 0) return comm.abort("rank 0 leaves");
+    Array<float> data(*world, 1000, 1.0f);
+    EXPECT_THROW(comm.all_reduce(data.all(), ReduceOp::sum).wait(), PeerLostError);
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
+}
+
+TEST_P(Breakage, WaitThrowsAtItsDeadline) {
+  constexpr std::chrono::milliseconds kTimeout(300);
+  const auto world = GetParam().make(kTimeout);
+  world->run([&](Communicator& comm) {
+    if (comm.rank() == 0) {
+      Array<float> data(*world, 1000, 1.0f);
+      const auto begin = std::chrono::steady_clock::now();
+      EXPECT_THROW(comm.all_reduce(data.all(), ReduceOp::sum).wait(), TimeoutError);
+      const auto waited = std::chrono::steady_clock::now() - begin;
+      EXPECT_GE(waited, kTimeout);
+      EXPECT_LT(waited, kTimeout + std::chrono::seconds(5));
+      EXPECT_THROW(comm.barrier().wait(), TimeoutError) << "broken communicators stay broken";
+    } else {
+      std::this_thread::sleep_for(kTimeout * 2);
+      comm.abort("this rank was late on purpose");
+    }
+  });
+}
+
+TEST_P(Breakage, AnErrorThatUnwindsDropsOperationsSafely) {
+  const auto world = GetParam().make(std::chrono::seconds(30));
+  world->run([&](Communicator& comm) {
+    if (comm.rank() != 0) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+      return comm.abort("done");
+    }
+    try {
+      Array<float> data(*world, kLarge, 1.0f);
+      Work pending = comm.all_reduce(data.all(), ReduceOp::sum);
+      throw std::runtime_error("the caller's own trouble");
+    } catch (const std::runtime_error&) {
+    }
+    EXPECT_THROW(comm.barrier().wait(), PeerLostError);
+  });
+}
+
+}  // namespace
+}  // namespace fusedbun::comm::testing
