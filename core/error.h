@@ -18,18 +18,18 @@ namespace fusedbun {
 enum class ExitCode : int {
   done = 0,
   unclassified = 1,
-  usage = 64,         ///< bad flag or syntax
-  data = 65,          ///< bad data or checkpoint
-  unavailable = 69,   ///< address or run folder in use, or unreachable
-  internal = 70,      ///< our bug
-  device = 71,        ///< device, driver, out of memory
-  io = 74,            ///< I/O error
-  left_early = 75,    ///< left before the end on request (drain, signal): run me again
-  peer_lost = 76,     ///< another rank died or stopped answering
-  permission = 77,    ///< not allowed
-  config = 78,        ///< bad value, or ranks that disagree at start
-  diverged = 79,      ///< ranks hold different state
-  timeout = 124,      ///< a wait ran out of time
+  usage = 64,        ///< bad flag or syntax
+  data = 65,         ///< bad data or checkpoint
+  unavailable = 69,  ///< address or run folder in use, or unreachable
+  internal = 70,     ///< our bug
+  device = 71,       ///< device, driver, out of memory
+  io = 74,           ///< I/O error
+  left_early = 75,   ///< left before the end on request (drain, signal): run me again
+  peer_lost = 76,    ///< another rank died or stopped answering
+  permission = 77,   ///< not allowed
+  config = 78,       ///< bad value, or ranks that disagree at start
+  diverged = 79,     ///< ranks hold different state
+  timeout = 124,     ///< a wait ran out of time
 };
 
 /// Base of all exceptions that say that the caller or the world is at fault.
@@ -72,7 +72,7 @@ using TimeoutError = ErrorOf<ExitCode::timeout>;
   } while (false)
 
 /// Aborts with a sentence unless `condition` holds: a broken invariant of ours.
-#define FUSEDBUN_ASSERT(condition, sentence)                                              \
-  do {                                                                                    \
+#define FUSEDBUN_ASSERT(condition, sentence)                                                    \
+  do {                                                                                          \
     if (!(condition)) ::fusedbun::assertion_failed(#condition, __FILE__, __LINE__, (sentence)); \
   } while (false)

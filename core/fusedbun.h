@@ -26,7 +26,9 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
  public:
   explicit FusedbunOptions(double lr) { values_.lr = lr; }
   explicit FusedbunOptions(const Options& values) : values_(values) {}
-  static FusedbunOptions of_preset(std::string_view name, double lr) { return FusedbunOptions(preset(name, lr)); }
+  static FusedbunOptions of_preset(std::string_view name, double lr) {
+    return FusedbunOptions(preset(name, lr));
+  }
   static FusedbunOptions recommended(double lr) { return of_preset("recommended", lr); }
   static FusedbunOptions sm3(double lr) { return of_preset("sm3", lr); }
   static FusedbunOptions compact(double lr) { return of_preset("compact", lr); }
@@ -34,9 +36,14 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   const Options& values() const { return values_; }
   Options& values() { return values_; }
 
-#define FUSEDBUN_OPTION(type, name)                                  \
-  FusedbunOptions& name(type value) { values_.name = value; return *this; } \
-  type name() const { return values_.name; }
+#define FUSEDBUN_OPTION(type, name)   \
+  FusedbunOptions& name(type value) { \
+    values_.name = value;             \
+    return *this;                     \
+  }                                   \
+  type name() const {                 \
+    return values_.name;              \
+  }
   FUSEDBUN_OPTION(double, lr)
   FUSEDBUN_OPTION(double, eps)
   FUSEDBUN_OPTION(double, beta_decay)
@@ -60,8 +67,12 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   FUSEDBUN_OPTION(bool, centralize_single_column)
 #undef FUSEDBUN_OPTION
 
-  double get_lr() const override { return values_.lr; }
-  void set_lr(const double lr) override { values_.lr = lr; }
+  double get_lr() const override {
+    return values_.lr;
+  }
+  void set_lr(const double lr) override {
+    values_.lr = lr;
+  }
   void serialize(torch::serialize::InputArchive& archive) override;
   void serialize(torch::serialize::OutputArchive& archive) const override;
 
@@ -81,7 +92,8 @@ class FusedbunParamState : public torch::optim::OptimizerCloneableParamState<Fus
 class Fusedbun : public torch::optim::Optimizer {
  public:
   /// Throws ConfigError for an option out of range, naming field, value and range.
-  explicit Fusedbun(const std::vector<torch::optim::OptimizerParamGroup>& groups, FusedbunOptions defaults);
+  explicit Fusedbun(const std::vector<torch::optim::OptimizerParamGroup>& groups,
+                    FusedbunOptions defaults);
   explicit Fusedbun(std::vector<torch::Tensor> parameters, FusedbunOptions defaults);
 
   void add_param_group(const torch::optim::OptimizerParamGroup& group);
@@ -101,6 +113,9 @@ class Fusedbun : public torch::optim::Optimizer {
   void load(torch::serialize::InputArchive& archive) override;
 
  private:
+  /// False if a group with nonfinite = skip has a NaN or inf gradient. Throws ConfigError for sparse gradients and bad options.
+  bool gradients_allow_step() const;
+
   int64_t skipped_steps_ = 0;
   ska::flat_hash_map<void*, torch::Tensor> hessian_diagonals_;
 };

@@ -8,6 +8,7 @@
 // Thread safety: values; share them as you would an int.
 #include <cstdint>
 #include <limits>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -86,6 +87,9 @@ const std::vector<std::string>& preset_names();
 
 /// The preset's options with learning rate `lr`. Throws ConfigError naming the nearest preset for an unknown name.
 Options preset(std::string_view name, double lr);
+
+/// The entry of `allowed` (not empty) that is the fewest letters away from `name`: what a message suggests.
+std::string nearest_name(std::string_view name, std::span<const std::string> allowed);
 
 /// One line for logs: every field that differs from the defaults, "field=value".
 std::string describe(const Options& options);

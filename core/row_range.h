@@ -14,7 +14,8 @@ struct RowRange {
   int64_t row_end = 0;     ///< one past the last
   int64_t rows_total = 0;  ///< n of the whole parameter: what a mean over i divides by
   int64_t columns = 0;     ///< m
-  bool is_vector = false;  ///< full second moment, never centralised, masked only with MaskScope::all
+  bool is_vector =
+      false;  ///< full second moment, never centralised, masked only with MaskScope::all
 
   int64_t rows() const { return row_end - row_begin; }
   int64_t elements() const { return rows() * columns; }

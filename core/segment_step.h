@@ -3,7 +3,8 @@
 // (step_cpu, step_cuda) and the reference (step_reference), for the one-process optimizer and the sharded one alike.
 //
 // A step has three parts, because column statistics belong to the whole matrix while the segment may be a part of it:
-//   begin_step      reads the gradient; with denominator = local it does the whole update, with global only the statistics.
+//   begin_step      reads the gradient; with denominator = local (and wherever no columns are kept) it does the whole
+//                   update, with global only the statistics.
 //                   Leaves the segment's column partials: sums (float64) or, for sm3, maxima.
 //   absorb_columns  takes the partials of *all* rows of the matrix (added up, or their maxima) into the stored columns.
 //   finish_step     with denominator = global the update; with local nothing.
@@ -26,7 +27,8 @@ namespace fusedbun {
 struct SecondMoment {
   torch::Tensor full;  ///< [rows, m]: accumulator full, and every vector
   torch::Tensor row;   ///< [rows]: mean, sm3
-  torch::Tensor col;   ///< [m]: mean, mean_col, sm3; of the whole matrix, the same on every rank that holds rows
+  torch::Tensor
+      col;  ///< [m]: mean, mean_col, sm3; of the whole matrix, the same on every rank that holds rows
 };
 
 /// Everything the optimizer keeps about one segment. Types: that of the arithmetic (float64 for float64 parameters, else
@@ -34,8 +36,9 @@ struct SecondMoment {
 struct SegmentState {
   torch::Tensor momentum_buffer;  ///< [rows, m]; undefined with momentum_beta = 0
   SecondMoment exp_avg_sq;
-  SecondMoment exp_hessian;       ///< only with prepare_hessian
-  torch::Tensor master;           ///< [rows, m] float32 copy of bfloat16 or float16 parameters; else undefined
+  SecondMoment exp_hessian;  ///< only with prepare_hessian
+  torch::Tensor
+      master;  ///< [rows, m] float32 copy of bfloat16 or float16 parameters; else undefined
 };
 
 /// The type in which a parameter of type `parameter` is stepped: float64 for itself, float32 for the rest.
@@ -53,14 +56,19 @@ int64_t state_bytes(const SegmentState& state);
 /// first).
 int64_t column_entries(const RowRange& range, const Options& options);
 
+/// True if `begin_step` does the whole update: the denominator needs nothing of other rows.
+bool updates_in_begin(const RowRange& range, const Options& options);
+
 /// True if the partials are maxima (accumulator sm3), false if sums.
 bool columns_are_maxima(const Options& options);
 
 /// One step of one segment. Tensors are views; the step works in place.
 struct SegmentStep {
   torch::Tensor parameter;  ///< [rows, m], contiguous, the parameter's own type
-  torch::Tensor gradient;   ///< [rows, m], contiguous, arithmetic type; sum over ranks; scratch after begin_step
-  torch::Tensor hessian_diagonal;  ///< [rows, m] or undefined (= 0); read only with HessianSource::external
+  torch::Tensor
+      gradient;  ///< [rows, m], contiguous, arithmetic type; sum over ranks; scratch after begin_step
+  torch::Tensor
+      hessian_diagonal;  ///< [rows, m] or undefined (= 0); read only with HessianSource::external
   RowRange range;
   StepScalars scalars;
   /// [column_entries], zeroed by the caller; begin_step adds to it (sums: float64) or takes maxima into it (sm3:
@@ -71,9 +79,9 @@ struct SegmentStep {
 
   /// Kept by begin_step for finish_step (denominator global); the caller leaves it empty.
   torch::Tensor kept_update_input;
-  torch::Tensor kept_hessian_input;
 };
 
+/// fused_cpu: step_cpu.h. fused_cuda: step_cuda.h. reference: step_reference.h.
 enum class StepPath { fused_cpu, fused_cuda, reference };
 
 /// Which implementation steps such a segment. Fused passes exist for the presets; other combinations of options take
@@ -81,8 +89,8 @@ enum class StepPath { fused_cpu, fused_cuda, reference };
 StepPath step_path(const Options& options, torch::Device device, torch::ScalarType arithmetic);
 
 void begin_step(SegmentStep& step, SegmentState& state, const Options& options);
-void absorb_columns(const torch::Tensor& column_totals, const RowRange& range, const StepScalars& scalars,
-                    SegmentState& state, const Options& options);
+void absorb_columns(const torch::Tensor& column_totals, const RowRange& range,
+                    const StepScalars& scalars, SegmentState& state, const Options& options);
 void finish_step(SegmentStep& step, SegmentState& state, const Options& options);
 
 /// For tests: every segment takes the reference while an object of this class lives (process-wide, not nested).

@@ -15,7 +15,9 @@ endif()
 
 add_library(fusedbun_compile INTERFACE)
 target_compile_options(fusedbun_compile INTERFACE
-  -Wall -Wextra -Wpedantic -Werror
+  "$<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Wpedantic;-Werror>"
+  # The host code that nvcc makes is not pedantic; its own warnings are errors all the same.
+  "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler -Wall,-Wextra --Werror all-warnings>"
   # GCC 12 warns of overlapping copies in "text" + std::string, falsely (GCC bug 105651).
   $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
   # The optimizer's arithmetic must give the same bits on every instruction set: no fused multiply-add.

@@ -1,0 +1,39 @@
+#pragma once
+// What the fused steps (step_cpu, step_cuda) are given: one segment for one step, as plain pointers.
+//
+// Thread safety: values; the memory is the caller's.
+#include <cstdint>
+
+#include "fusedbun/core/options.h"
+#include "fusedbun/core/row_range.h"
+#include "fusedbun/core/step_scalars.h"
+
+namespace fusedbun {
+
+/// True if the fused steps cover these options: the five presets, with everything but their structure free to choose.
+///   accumulator mean or sm3, denominator local, momentum (if any) of the update
+///   accumulator full, either denominator, momentum of either
+///   accumulator mean_col, denominator global, momentum (if any) of the update
+/// all of them without prepare_hessian.
+bool has_fused_step(const Options& options);
+
+/// One segment for one step, T = float or double. Pointers that the options do not need stay null. What the parts of a
+/// step do is said in segment_step.h.
+template <class T>
+struct FusedStep {
+  T* parameter = nullptr;       ///< [rows, m]
+  const T* gradient = nullptr;  ///< [rows, m], summed over ranks; only read
+  void* momentum =
+      nullptr;  ///< [rows, m] of T, or of bfloat16 with MomentumDtype::bf16; null: momentum_beta = 0
+  T* full = nullptr;              ///< [rows, m]
+  T* row = nullptr;               ///< [rows]
+  const T* col = nullptr;         ///< [m]
+  double* column_sums = nullptr;  ///< [m], added to (mean, mean_col)
+  T* column_maxima =
+      nullptr;  ///< [m], maxima are taken into it (sm3); never negative, NaN without sign
+  RowRange range;
+  StepScalars scalars;
+  Structure structure;
+};
+
+}  // namespace fusedbun

@@ -1,0 +1,296 @@
+#include "fusedbun/core/fusedbun.h"
+
+#include <ATen/ATen.h>
+#include <torch/serialize/archive.h>
+
+#include <cmath>
+#include <unordered_set>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/core/option_fields.h"
+#include "fusedbun/core/step_cpu.h"
+
+namespace fusedbun {
+namespace {
+
+using torch::Tensor;
+using torch::optim::OptimizerParamGroup;
+using torch::serialize::InputArchive;
+using torch::serialize::OutputArchive;
+
+const Options& options_of(const OptimizerParamGroup& group) {
+  const auto* options = dynamic_cast<const FusedbunOptions*>(&group.options());
+  FUSEDBUN_REQUIRE(options != nullptr, ConfigError,
+                   "the options of a param group are not FusedbunOptions");
+  return options->values();
+}
+
+// A tied parameter is one tensor that a module lists twice; it is stepped once. In two groups it would have two sets of
+// options, so that is refused.
+OptimizerParamGroup checked(const OptimizerParamGroup& group, const FusedbunOptions& defaults,
+                            std::unordered_set<void*>& seen) {
+  std::unordered_set<void*> own;
+  std::vector<Tensor> parameters;
+  for (const Tensor& parameter : group.params()) {
+    FUSEDBUN_REQUIRE(parameter.defined(), ConfigError, "a param group holds an undefined tensor");
+    arithmetic_type(parameter.scalar_type());  // refuses integers
+    void* identity = parameter.unsafeGetTensorImpl();
+    FUSEDBUN_REQUIRE(!seen.contains(identity), ConfigError,
+                     "a parameter is in two param groups: put it in one");
+    if (own.insert(identity).second) parameters.push_back(parameter);
+  }
+  seen.insert(own.begin(), own.end());
+  OptimizerParamGroup result(
+      std::move(parameters),
+      group.has_options() ? group.options().clone() : std::make_unique<FusedbunOptions>(defaults));
+  validate(options_of(result));
+  return result;
+}
+
+std::vector<OptimizerParamGroup> checked(const std::vector<OptimizerParamGroup>& groups,
+                                         const FusedbunOptions& defaults) {
+  std::unordered_set<void*> seen;
+  std::vector<OptimizerParamGroup> result;
+  for (const auto& group : groups) result.push_back(checked(group, defaults, seen));
+  return result;
+}
+
+RowRange all_rows(const Tensor& parameter) {
+  const bool is_vector = parameter.dim() < 2;
+  const int64_t rows = is_vector ? parameter.numel() : parameter.size(0);
+  return {.row_begin = 0,
+          .row_end = rows,
+          .rows_total = rows,
+          .columns = is_vector ? 1 : parameter.numel() / rows,
+          .is_vector = is_vector};
+}
+
+// [rows, m] in row-major order: a view where the tensor's memory allows it, else a copy.
+Tensor as_rows(const Tensor& tensor, const RowRange& range) {
+  return tensor.detach().contiguous().view({range.rows(), range.columns});
+}
+
+bool squares_finite(const Tensor& gradient, at::ScalarType arithmetic) {
+  const Tensor g = gradient.detach().to(arithmetic).contiguous();
+  if (!g.device().is_cpu()) return at::isfinite(g.square()).all().item<bool>();
+  return arithmetic == at::kDouble ? squares_are_finite(g.data_ptr<double>(), g.numel())
+                                   : squares_are_finite(g.data_ptr<float>(), g.numel());
+}
+
+double root_mean_square(const Tensor& rows) {
+  const bool plain = rows.device().is_cpu() &&
+                     (rows.scalar_type() == at::kDouble || rows.scalar_type() == at::kFloat);
+  double sum = 0;
+  if (!plain) {
+    sum = rows.to(at::kDouble).square().sum().item<double>();
+  } else if (rows.scalar_type() == at::kDouble) {
+    sum = sum_of_squares(rows.data_ptr<double>(), rows.numel());
+  } else {
+    sum = sum_of_squares(rows.data_ptr<float>(), rows.numel());
+  }
+  return std::sqrt(sum / static_cast<double>(rows.numel()));
+}
+
+void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
+                    FusedbunParamState& state, const Options& options) {
+  const RowRange range = all_rows(parameter);
+  const Tensor rows = as_rows(parameter, range);
+  if (state.step == 0) state.segment = make_segment_state(rows, range, options);
+  SegmentState& segment = state.segment;
+  const double rms = options.scale_by_parameter_rms
+                         ? root_mean_square(segment.master.defined() ? segment.master : rows)
+                         : 1;
+  ++state.step;
+
+  SegmentStep step;
+  step.parameter = rows;
+  step.gradient = as_rows(parameter.grad().to(arithmetic_type(parameter.scalar_type())), range);
+  if (hessian_diagonal.defined()) step.hessian_diagonal = as_rows(hessian_diagonal, range);
+  step.range = range;
+  step.scalars = step_scalars(options, state.step, rms);
+  if (const int64_t entries = column_entries(range, options); entries > 0) {
+    const auto type = columns_are_maxima(options) ? step.gradient.scalar_type() : at::kDouble;
+    step.column_partials = at::zeros({entries}, step.gradient.options().dtype(type));
+  }
+  begin_step(step, segment, options);
+  absorb_columns(step.column_partials, range, step.scalars, segment, options);
+  finish_step(step, segment, options);
+  if (!parameter.is_contiguous()) parameter.detach().copy_(rows.view(parameter.sizes()));
+}
+
+}  // namespace
+
+// --- options and state in archives --------------------------------------------------------------
+
+void FusedbunOptions::serialize(OutputArchive& archive) const {
+  visit_options(values_, [&]<class Field>(std::string_view name, const Field& field) {
+    if constexpr (std::is_enum_v<Field>) {
+      archive.write(std::string(name), torch::IValue(std::string(name_of(field))));
+    } else {
+      archive.write(std::string(name), torch::IValue(field));
+    }
+  });
+}
+
+void FusedbunOptions::serialize(InputArchive& archive) {
+  Options loaded;
+  visit_options(loaded, [&]<class Field>(std::string_view name, Field& field) {
+    torch::IValue value;
+    FUSEDBUN_REQUIRE(archive.try_read(std::string(name), value), DataError,
+                     "the saved optimizer has no option '" + std::string(name) + "'");
+    if constexpr (std::is_enum_v<Field>) {
+      field = parse<Field>(value.toStringRef());
+    } else {
+      field = value.to<Field>();
+    }
+  });
+  validate(loaded);
+  values_ = loaded;
+}
+
+namespace {
+
+template <class Segment, class Visit>
+void visit_tensors(Segment& segment, Visit&& visit) {
+  visit("momentum_buffer", segment.momentum_buffer);
+  visit("exp_avg_sq", segment.exp_avg_sq.full);
+  visit("exp_avg_sq_row", segment.exp_avg_sq.row);
+  visit("exp_avg_sq_col", segment.exp_avg_sq.col);
+  visit("exp_hessian", segment.exp_hessian.full);
+  visit("exp_hessian_row", segment.exp_hessian.row);
+  visit("exp_hessian_col", segment.exp_hessian.col);
+  visit("master", segment.master);
+}
+
+// A loaded state must be what this parameter would have under these options.
+void require_fit(const Tensor& parameter, const FusedbunParamState& state, const Options& options) {
+  const RowRange range = all_rows(parameter);
+  SegmentState expected = make_segment_state(as_rows(parameter, range), range, options);
+  SegmentState loaded = state.segment;
+  std::vector<Tensor> tensors;
+  visit_tensors(loaded, [&](const char*, Tensor& tensor) { tensors.push_back(tensor); });
+  size_t index = 0;
+  visit_tensors(expected, [&](const char* name, const Tensor& tensor) {
+    const Tensor& have = tensors[index++];
+    const bool fits = have.defined() == tensor.defined() &&
+                      (!have.defined() || (have.sizes() == tensor.sizes() &&
+                                           have.scalar_type() == tensor.scalar_type()));
+    FUSEDBUN_REQUIRE(fits, DataError,
+                     std::string("the saved state '") + name +
+                         "' does not fit a parameter of shape " + c10::str(parameter.sizes()) +
+                         " and type " + c10::toString(parameter.scalar_type()));
+  });
+}
+
+}  // namespace
+
+void FusedbunParamState::serialize(OutputArchive& archive) const {
+  archive.write("step", torch::IValue(step));
+  visit_tensors(segment, [&](const char* name, const Tensor& tensor) {
+    if (tensor.defined()) archive.write(name, tensor, /*is_buffer=*/true);
+  });
+}
+
+void FusedbunParamState::serialize(InputArchive& archive) {
+  torch::IValue count;
+  archive.read("step", count);
+  step = count.toInt();
+  visit_tensors(segment, [&](const char* name, Tensor& tensor) {
+    Tensor loaded;
+    if (archive.try_read(name, loaded, /*is_buffer=*/true)) tensor = loaded;
+  });
+}
+
+// --- the optimizer ------------------------------------------------------------------------------
+
+Fusedbun::Fusedbun(const std::vector<OptimizerParamGroup>& groups, FusedbunOptions defaults)
+    : Optimizer(checked(groups, defaults), std::make_unique<FusedbunOptions>(defaults)) {
+  validate(defaults.values());
+}
+
+Fusedbun::Fusedbun(std::vector<Tensor> parameters, FusedbunOptions defaults)
+    : Fusedbun({OptimizerParamGroup(std::move(parameters))}, std::move(defaults)) {}
+
+void Fusedbun::add_param_group(const OptimizerParamGroup& group) {
+  std::unordered_set<void*> seen;
+  for (const auto& known : param_groups()) {
+    for (const Tensor& parameter : known.params()) seen.insert(parameter.unsafeGetTensorImpl());
+  }
+  Optimizer::add_param_group(checked(group, static_cast<const FusedbunOptions&>(*defaults_), seen));
+}
+
+Tensor Fusedbun::step(LossClosure closure) {
+  Tensor loss;
+  if (closure != nullptr) {
+    at::AutoGradMode with_gradients(true);
+    loss = closure();
+  }
+  at::NoGradGuard no_grad;
+  if (!gradients_allow_step()) {
+    ++skipped_steps_;
+  } else {
+    for (const auto& group : param_groups()) {
+      const Options& options = options_of(group);
+      for (const Tensor& parameter : group.params()) {
+        if (!parameter.grad().defined() || parameter.numel() == 0) continue;
+        void* identity = parameter.unsafeGetTensorImpl();
+        auto& state = state_[identity];
+        if (state == nullptr) state = std::make_unique<FusedbunParamState>();
+        const auto diagonal = hessian_diagonals_.find(identity);
+        step_parameter(parameter,
+                       diagonal == hessian_diagonals_.end() ? Tensor() : diagonal->second,
+                       static_cast<FusedbunParamState&>(*state), options);
+      }
+    }
+  }
+  hessian_diagonals_.clear();
+  return loss;
+}
+
+bool Fusedbun::gradients_allow_step() const {
+  bool allowed = true;
+  for (const auto& group : param_groups()) {
+    const Options& options = options_of(group);
+    validate(options);
+    for (const Tensor& parameter : group.params()) {
+      const Tensor& gradient = parameter.grad();
+      if (!gradient.defined()) continue;
+      FUSEDBUN_REQUIRE(gradient.layout() == at::kStrided, ConfigError,
+                       "Fusedbun does not take sparse gradients: use a dense layer (Embedding with "
+                       "sparse = false)");
+      const bool tested = allowed && options.nonfinite == Nonfinite::skip;
+      if (tested) allowed = squares_finite(gradient, arithmetic_type(parameter.scalar_type()));
+    }
+  }
+  return allowed;
+}
+
+void Fusedbun::set_hessian_diagonal(const Tensor& parameter, Tensor diagonal) {
+  FUSEDBUN_REQUIRE(
+      diagonal.defined() && diagonal.sizes() == parameter.sizes(), ConfigError,
+      "the Hessian's diagonal must have the parameter's shape " + c10::str(parameter.sizes()));
+  hessian_diagonals_[parameter.unsafeGetTensorImpl()] = std::move(diagonal);
+}
+
+void Fusedbun::save(OutputArchive& archive) const {
+  torch::optim::serialize<FusedbunParamState, FusedbunOptions>(archive, *this);
+  archive.write("skipped_steps", torch::IValue(skipped_steps_));
+}
+
+void Fusedbun::load(InputArchive& archive) {
+  state().clear();  // parameters that had no state when it was saved have none afterwards
+  torch::optim::serialize<FusedbunParamState, FusedbunOptions>(archive, *this);
+  torch::IValue skipped;
+  archive.read("skipped_steps", skipped);
+  skipped_steps_ = skipped.toInt();
+  for (const auto& group : param_groups()) {
+    for (const Tensor& parameter : group.params()) {
+      const auto entry = state().find(parameter.unsafeGetTensorImpl());
+      if (entry == state().end()) continue;
+      require_fit(parameter, static_cast<const FusedbunParamState&>(*entry->second),
+                  options_of(group));
+    }
+  }
+}
+
+}  // namespace fusedbun

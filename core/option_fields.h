@@ -1,0 +1,48 @@
+#pragma once
+// Every field of Options with its name, in one list: whoever prints, saves, parses or compares options walks it, so a new
+// field is added here and is known everywhere.
+//
+// Invariant: the list is complete. Thread safety: as the options it is given.
+#include "fusedbun/core/options.h"
+
+namespace fusedbun {
+
+/// Calls `visit(name, field)` for every hyperparameter. `Target` is Hyperparameters or Options, const or not.
+template <class Target, class Visit>
+void visit_hyperparameters(Target& options, Visit&& visit) {
+  visit("lr", options.lr);
+  visit("eps", options.eps);
+  visit("beta_decay", options.beta_decay);
+  visit("Lambda", options.Lambda);
+  visit("momentum_beta", options.momentum_beta);
+  visit("centralize", options.centralize);
+  visit("use_rms", options.use_rms);
+}
+
+/// Calls `visit(name, field)` for every structural option. `Target` is Structure or Options, const or not.
+template <class Target, class Visit>
+void visit_structure(Target& options, Visit&& visit) {
+  visit("accumulator", options.accumulator);
+  visit("denominator", options.denominator);
+  visit("decay", options.decay);
+  visit("momentum", options.momentum);
+  visit("momentum_at", options.momentum_at);
+  visit("mask", options.mask);
+  visit("mask_scope", options.mask_scope);
+  visit("hessian_source", options.hessian_source);
+  visit("momentum_dtype", options.momentum_dtype);
+  visit("nonfinite", options.nonfinite);
+  visit("prepare_hessian", options.prepare_hessian);
+  visit("scale_by_parameter_rms", options.scale_by_parameter_rms);
+  visit("bias_correction", options.bias_correction);
+  visit("centralize_single_column", options.centralize_single_column);
+}
+
+/// Calls `visit(name, field)` for every field; the field's type is double, bool or one of the enums.
+template <class Target, class Visit>
+void visit_options(Target& options, Visit&& visit) {
+  visit_hyperparameters(options, visit);
+  visit_structure(options, visit);
+}
+
+}  // namespace fusedbun

@@ -1,0 +1,256 @@
+#include "fusedbun/core/segment_step.h"
+
+#include <ATen/ATen.h>
+
+#include <atomic>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/core/step_cpu.h"
+#include "fusedbun/core/step_reference.h"
+#if defined(FUSEDBUN_HAS_CUDA)
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include "fusedbun/core/step_cuda.h"
+#endif
+
+namespace fusedbun {
+namespace {
+
+std::atomic<bool> reference_forced{false};
+
+SecondMoment make_second_moment(const RowRange& range, const Options& options,
+                                const at::TensorOptions& type) {
+  SecondMoment moment;
+  if (range.is_vector || options.accumulator == Accumulator::full) {
+    moment.full = at::zeros({range.rows(), range.columns}, type);
+    return moment;
+  }
+  if (options.accumulator != Accumulator::mean_col) moment.row = at::zeros({range.rows()}, type);
+  moment.col = at::zeros({range.columns}, type);
+  return moment;
+}
+
+int64_t bytes_of(const torch::Tensor& tensor) {
+  return tensor.defined() ? tensor.numel() * tensor.element_size() : 0;
+}
+int64_t bytes_of(const SecondMoment& moment) {
+  return bytes_of(moment.full) + bytes_of(moment.row) + bytes_of(moment.col);
+}
+
+// A bfloat16 or float16 parameter is stepped through its float32 master and is its rounding.
+class MasterStep {
+ public:
+  MasterStep(SegmentStep& step, const SegmentState& state) : step_(step), rounded_(step.parameter) {
+    if (state.master.defined()) step_.parameter = state.master;
+  }
+  void round_into_parameter() {
+    if (step_.parameter.is_same(rounded_)) return;
+    rounded_.copy_(step_.parameter);
+    step_.parameter = rounded_;
+  }
+
+ private:
+  SegmentStep& step_;
+  torch::Tensor rounded_;
+};
+
+template <class T>
+T* data_or_null(const torch::Tensor& tensor) {
+  return tensor.defined() ? tensor.data_ptr<T>() : nullptr;
+}
+
+template <class T>
+FusedStep<T> fused_step(const SegmentStep& step, const SegmentState& state,
+                        const Options& options) {
+  FusedStep<T> fused;
+  fused.parameter = step.parameter.data_ptr<T>();
+  fused.gradient = step.gradient.data_ptr<T>();
+  if (state.momentum_buffer.defined()) fused.momentum = state.momentum_buffer.data_ptr();
+  fused.full = data_or_null<T>(state.exp_avg_sq.full);
+  fused.row = data_or_null<T>(state.exp_avg_sq.row);
+  fused.col = data_or_null<T>(state.exp_avg_sq.col);
+  if (columns_are_maxima(options)) {
+    fused.column_maxima = data_or_null<T>(step.column_partials);
+  } else {
+    fused.column_sums = data_or_null<double>(step.column_partials);
+  }
+  fused.range = step.range;
+  fused.scalars = step.scalars;
+  fused.structure = options;
+  return fused;
+}
+
+void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
+               const Options& options) {
+  const auto run = [&]<class T>(T) {
+    const FusedStep<T> fused = fused_step<T>(step, state, options);
+    double* sum_of_squares = step.parameter_sum_of_squares;
+    begin ? cpu_begin(fused, sum_of_squares) : cpu_finish(fused, sum_of_squares);
+  };
+  step.parameter.scalar_type() == at::kDouble ? run(double{}) : run(float{});
+}
+
+#if defined(FUSEDBUN_HAS_CUDA)
+void fused_cuda(bool begin, const SegmentStep& step, const SegmentState& state,
+                const Options& options) {
+  const torch::Device device = step.parameter.device();
+  const auto stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  c10::DeviceGuard on_device(device);
+  const torch::Tensor scratch =
+      at::empty({cuda_scratch_bytes(step.range)}, step.parameter.options().dtype(at::kByte));
+  const auto run = [&]<class T>(T) {
+    const FusedStep<T> fused = fused_step<T>(step, state, options);
+    const CudaStream on{stream.native_handle()};
+    begin ? cuda_begin(fused, scratch.data_ptr(), on) : cuda_finish(fused, scratch.data_ptr(), on);
+  };
+  step.parameter.scalar_type() == at::kDouble ? run(double{}) : run(float{});
+  if (step.parameter_sum_of_squares != nullptr && begin == updates_in_begin(step.range, options)) {
+    *step.parameter_sum_of_squares = step.parameter.to(at::kDouble).square().sum().item<double>();
+  }
+}
+#else
+void fused_cuda(bool, const SegmentStep&, const SegmentState&, const Options&) {
+  FUSEDBUN_ASSERT(false, "a segment took the CUDA step, which this build does not have");
+}
+#endif
+
+// A state that was made for other options has other tensors; stepping it would forget or invent something.
+void require_fit(const SegmentStep& step, const SegmentState& state, const Options& options) {
+  const bool keeps_full = step.range.is_vector || options.accumulator == Accumulator::full;
+  const bool fits = state.exp_avg_sq.full.defined() == keeps_full &&
+                    state.exp_avg_sq.col.defined() != keeps_full &&
+                    state.momentum_buffer.defined() == (options.momentum_beta > 0) &&
+                    (state.exp_hessian.full.defined() || state.exp_hessian.col.defined()) ==
+                        options.prepare_hessian;
+  FUSEDBUN_REQUIRE(fits, ConfigError,
+                   "the optimizer's structure (" + describe(options) +
+                       ") is not the one that its state was made for; structural options and "
+                       "momentum_beta = 0 are fixed when the optimizer is made");
+}
+
+StepPath path_of(const SegmentStep& step, const Options& options) {
+  return step_path(options, step.parameter.device(), step.parameter.scalar_type());
+}
+
+}  // namespace
+
+torch::ScalarType arithmetic_type(torch::ScalarType parameter) {
+  FUSEDBUN_REQUIRE(at::isFloatingType(parameter), ConfigError,
+                   std::string("a parameter of type ") + c10::toString(parameter) +
+                       " cannot be optimized: use a floating point type");
+  return parameter == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRange& range,
+                                const Options& options) {
+  const at::ScalarType arithmetic = arithmetic_type(parameter_rows.scalar_type());
+  const auto type = at::TensorOptions().dtype(arithmetic).device(parameter_rows.device());
+  SegmentState state;
+  if (options.momentum_beta > 0) {
+    const bool bf16 = options.momentum_dtype == MomentumDtype::bf16;
+    state.momentum_buffer =
+        at::zeros({range.rows(), range.columns}, bf16 ? type.dtype(at::kBFloat16) : type);
+  }
+  state.exp_avg_sq = make_second_moment(range, options, type);
+  if (options.prepare_hessian) state.exp_hessian = make_second_moment(range, options, type);
+  if (parameter_rows.scalar_type() != arithmetic) {
+    state.master =
+        parameter_rows.detach().to(arithmetic).reshape({range.rows(), range.columns}).contiguous();
+  }
+  return state;
+}
+
+int64_t state_bytes(const SegmentState& state) {
+  return bytes_of(state.momentum_buffer) + bytes_of(state.exp_avg_sq) +
+         bytes_of(state.exp_hessian) + bytes_of(state.master);
+}
+
+int64_t column_entries(const RowRange& range, const Options& options) {
+  if (range.is_vector || options.accumulator == Accumulator::full) return 0;
+  return range.columns * (options.prepare_hessian ? 2 : 1);
+}
+
+bool updates_in_begin(const RowRange& range, const Options& options) {
+  return options.denominator == Denominator::local || column_entries(range, options) == 0;
+}
+
+bool columns_are_maxima(const Options& options) {
+  return options.accumulator == Accumulator::sm3;
+}
+
+StepPath step_path(const Options& options, torch::Device device, torch::ScalarType arithmetic) {
+  const bool has_type = arithmetic == at::kFloat || arithmetic == at::kDouble;
+  if (reference_forced || !has_type || !has_fused_step(options)) return StepPath::reference;
+  if (device.is_cpu()) return StepPath::fused_cpu;
+#if defined(FUSEDBUN_HAS_CUDA)
+  if (device.is_cuda()) return StepPath::fused_cuda;
+#endif
+  return StepPath::reference;
+}
+
+void begin_step(SegmentStep& step, SegmentState& state, const Options& options) {
+  require_fit(step, state, options);
+  if (step.range.elements() == 0) {
+    if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares = 0;
+    return;
+  }
+  at::NoGradGuard no_grad;
+  MasterStep master(step, state);
+  switch (path_of(step, options)) {
+    case StepPath::fused_cpu:
+      fused_cpu(/*begin=*/true, step, state, options);
+      break;
+    case StepPath::fused_cuda:
+      fused_cuda(/*begin=*/true, step, state, options);
+      break;
+    case StepPath::reference:
+      reference_begin(step, state, options);
+      break;
+  }
+  master.round_into_parameter();
+}
+
+void absorb_columns(const torch::Tensor& column_totals, const RowRange& range,
+                    const StepScalars& scalars, SegmentState& state, const Options& options) {
+  if (column_entries(range, options) == 0) return;
+  at::NoGradGuard no_grad;
+  torch::Tensor& col = state.exp_avg_sq.col;
+  const StepPath path = step_path(options, col.device(), col.scalar_type());
+  if (path != StepPath::fused_cpu || columns_are_maxima(options)) {
+    return reference_absorb(column_totals, range, scalars, state, options);
+  }
+  const double* sums = column_totals.data_ptr<double>();
+  if (col.scalar_type() == at::kDouble) {
+    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<double>());
+  } else {
+    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<float>());
+  }
+}
+
+void finish_step(SegmentStep& step, SegmentState& state, const Options& options) {
+  if (updates_in_begin(step.range, options) || step.range.elements() == 0) return;
+  at::NoGradGuard no_grad;
+  MasterStep master(step, state);
+  switch (path_of(step, options)) {
+    case StepPath::fused_cpu:
+      fused_cpu(/*begin=*/false, step, state, options);
+      break;
+    case StepPath::fused_cuda:
+      fused_cuda(/*begin=*/false, step, state, options);
+      break;
+    case StepPath::reference:
+      reference_finish(step, state, options);
+      break;
+  }
+  master.round_into_parameter();
+}
+
+ForceReference::ForceReference() {
+  FUSEDBUN_ASSERT(!reference_forced.exchange(true), "ForceReference is not nested");
+}
+ForceReference::~ForceReference() {
+  reference_forced = false;
+}
+
+}  // namespace fusedbun
