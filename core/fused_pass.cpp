@@ -12,7 +12,9 @@ bool has_fused_step(const Options& options) {
     case Accumulator::sm3:
       return options.denominator == Denominator::local && momentum_fits;
     case Accumulator::mean_col:
-      return options.denominator == Denominator::global && momentum_fits;
+      // A held element needs P = c_j while the new c is being summed; the statistics pass does not read it.
+      return options.denominator == Denominator::global && momentum_fits &&
+             options.mask != Mask::hold;
   }
   return false;
 }

@@ -13,7 +13,7 @@ namespace fusedbun {
 /// True if the fused steps cover these options: the five presets, with everything but their structure free to choose.
 ///   accumulator mean or sm3, denominator local, momentum (if any) of the update
 ///   accumulator full, either denominator, momentum of either
-///   accumulator mean_col, denominator global, momentum (if any) of the update
+///   accumulator mean_col, denominator global, mask zero or off, momentum (if any) of the update
 /// all of them without prepare_hessian.
 bool has_fused_step(const Options& options);
 

@@ -1,0 +1,109 @@
+// Every golden case through the reference and, where its options have one, the fused CPU step, in one process.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <string>
+
+#include "fusedbun/core/fusedbun.h"
+#include "fusedbun/tests/support/golden_cases.h"
+
+namespace fusedbun {
+namespace {
+
+using golden::Case;
+using golden::Precision;
+
+RowRange all_rows(const torch::Tensor& parameter) {
+  const bool is_vector = parameter.dim() < 2;
+  const int64_t rows = is_vector ? parameter.numel() : parameter.size(0);
+  return {.row_begin = 0,
+          .row_end = rows,
+          .rows_total = rows,
+          .columns = is_vector ? 1 : parameter.numel() / rows,
+          .is_vector = is_vector};
+}
+
+std::vector<torch::Tensor> initial_parameters(const Case& golden, Precision precision) {
+  std::vector<torch::Tensor> parameters;
+  for (size_t k = 0; k < golden.parameters.size(); ++k) {
+    parameters.push_back(golden.initial(static_cast<int>(k), precision).requires_grad_());
+  }
+  return parameters;
+}
+
+// Runs the case with the optimizer as a user would; returns the first mismatch.
+std::optional<std::string> run(const Case& golden, Precision precision) {
+  std::vector<torch::Tensor> parameters = initial_parameters(golden, precision);
+  Fusedbun optimizer(parameters, FusedbunOptions(golden.options));
+  for (int step = 1; step <= golden.steps; ++step) {
+    for (size_t k = 0; k < parameters.size(); ++k) {
+      const int index = static_cast<int>(k);
+      parameters[k].mutable_grad() = golden.gradient(step, index, precision);
+      const torch::Tensor diagonal = golden.hessian_diagonal(step, index, precision);
+      if (diagonal.defined()) optimizer.set_hessian_diagonal(parameters[k], diagonal);
+    }
+    optimizer.step();
+    if (auto wrong = golden::compare_parameters(golden, precision, step, parameters)) return wrong;
+  }
+  for (size_t k = 0; k < parameters.size(); ++k) {
+    const auto entry = optimizer.state().find(parameters[k].unsafeGetTensorImpl());
+    const RowRange range = all_rows(parameters[k]);
+    const SegmentState state =
+        entry == optimizer.state().end()
+            ? make_segment_state(parameters[k].detach().reshape({range.rows(), range.columns}),
+                                 range, golden.options)
+            : static_cast<const FusedbunParamState&>(*entry->second).segment;
+    if (auto wrong = golden::compare_state(golden, precision, static_cast<int>(k), range, state))
+      return wrong;
+  }
+  return std::nullopt;
+}
+
+struct Count {
+  int reference = 0;
+  int fused = 0;
+};
+
+TEST(Golden, EveryCaseThroughReferenceAndFusedStep) {
+  const std::vector<Case> cases = golden::read_cases(golden::directory());
+  std::map<Precision, Count> counts;
+  for (const Case& golden : cases) {
+    for (const auto& [precision, expected] : golden.expected) {
+      const StepPath path = step_path(golden.options, at::kCPU, golden::scalar_type(precision));
+      if (path == StepPath::fused_cpu) {
+        ++counts[precision].fused;
+        const auto wrong = run(golden, precision);
+        EXPECT_FALSE(wrong) << "fused step: " << *wrong;
+      }
+      const ForceReference reference;
+      ASSERT_EQ(step_path(golden.options, at::kCPU, golden::scalar_type(precision)),
+                StepPath::reference);
+      ++counts[precision].reference;
+      const auto wrong = run(golden, precision);
+      EXPECT_FALSE(wrong) << "reference: " << *wrong;
+    }
+  }
+  std::printf(
+      "golden: %zu cases from %s; float64: %d reference, %d fused; float32: %d reference, %d "
+      "fused\n",
+      cases.size(), golden::directory().c_str(), counts[Precision::f64].reference,
+      counts[Precision::f64].fused, counts[Precision::f32].reference, counts[Precision::f32].fused);
+  EXPECT_GT(counts[Precision::f64].fused, 0) << "no case took the fused step";
+}
+
+// The comparer must notice what it is there for.
+TEST(Golden, ComparerSeesADifferentElement) {
+  const Case golden = golden::read_cases(golden::directory()).front();
+  std::vector<torch::Tensor> parameters;
+  const auto& expected = golden.expected.at(Precision::f64).parameters.begin();
+  for (size_t k = 0; k < golden.parameters.size(); ++k) {
+    parameters.push_back(at::tensor(expected->second[k], at::kDouble));
+  }
+  EXPECT_FALSE(golden::compare_parameters(golden, Precision::f64, expected->first, parameters));
+  parameters.back()[0] += 1e-9;
+  EXPECT_TRUE(golden::compare_parameters(golden, Precision::f64, expected->first, parameters));
+}
+
+}  // namespace
+}  // namespace fusedbun
