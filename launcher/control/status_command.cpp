@@ -1,0 +1,99 @@
+#include "fusedbun/launcher/control/status_command.h"
+
+#include <google/protobuf/util/time_util.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/control/job_flags.h"
+
+namespace fusedbun::launcher {
+namespace {
+
+using control::v1::Hyperparameters;
+using control::v1::Job;
+using google::protobuf::util::TimeUtil;
+
+std::string age_of(const google::protobuf::Timestamp& time) {
+  const int64_t milliseconds = TimeUtil::DurationToMilliseconds(TimeUtil::GetCurrentTime() - time);
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1f s ago", static_cast<double>(milliseconds) / 1e3);
+  return text;
+}
+
+void line(const std::string& name, const std::string& text) {
+  std::cout << name << std::string(name.size() < 10 ? 10 - name.size() : 1, ' ') << text << '\n';
+}
+
+void print_job(const Job& job) {
+  line("state", Job::State_Name(job.state()) +
+                    (job.state_reason().empty() ? "" : ": " + job.state_reason()));
+  line("run", job.run_id() + ", " + std::to_string(job.world_size()) +
+                  (job.world_size() == 1 ? " rank" : " ranks") + " over " + job.backend() +
+                  ", fusedbun " + job.version());
+  std::string step = std::to_string(job.step());
+  if (job.total_steps() > 0) step += " of " + std::to_string(job.total_steps());
+  if (job.has_last_step_time()) step += ", the last ended " + age_of(job.last_step_time());
+  if (job.skipped_steps() > 0) step += ", " + std::to_string(job.skipped_steps()) + " skipped";
+  line("step", step);
+}
+
+std::string learning_rate_text(const control::v1::ParamGroup& group, double scale) {
+  std::string text = "lr " + text_of(group.effective_learning_rate());
+  if (group.values().has_learning_rate()) {
+    return text + " (pinned; schedule " + text_of(group.scheduled_learning_rate()) + ")";
+  }
+  return text + " (schedule " + text_of(group.scheduled_learning_rate()) + " x scale " +
+         text_of(scale) + ")";
+}
+
+void print_hyperparameters(const Hyperparameters& all, int64_t revision_in_use) {
+  line("changes", "newest " + std::to_string(all.revision()) + ", in use " +
+                      std::to_string(revision_in_use) + "; values from step " +
+                      std::to_string(all.effective_step()) + " on:");
+  for (const auto& group : all.groups()) {
+    const auto& values = group.values();
+    line(group.name(),
+         learning_rate_text(group, all.job_values().lr_scale()) + ", Lambda " +
+             text_of(values.weight_decay()) + ", eps " + text_of(values.eps()) + ", beta_decay " +
+             text_of(values.beta_decay()) + ", momentum_beta " + text_of(values.momentum_beta()) +
+             (values.centralize() ? ", centralize" : "") + (values.use_rms() ? ", use_rms" : ""));
+  }
+  const double norm = all.job_values().max_grad_norm();
+  line("clipping", norm > 0 ? "max_grad_norm " + text_of(norm) : "off");
+}
+
+void run(const control::JobLocation& location, OutputFormat format) {
+  control::ControlClient client(location);
+  const Job job = client.job();
+  const Hyperparameters hyperparameters = client.hyperparameters();
+  if (format == OutputFormat::json) {
+    const nlohmann::ordered_json json = {
+        {"job", nlohmann::ordered_json::parse(json_of(job))},
+        {"hyperparameters", nlohmann::ordered_json::parse(json_of(hyperparameters))}};
+    std::cout << json.dump(2) << '\n';
+    return;
+  }
+  print_job(job);
+  print_hyperparameters(hyperparameters, job.config_revision());
+}
+
+}  // namespace
+
+CLI::App* add_status_command(CLI::App& app) {
+  CLI::App* const command =
+      app.add_subcommand("status", "Say what a running job does, and with which hyperparameters");
+  command->footer(
+      "Examples:\n"
+      "  fusedbun status --run-dir runs/first\n"
+      "  fusedbun status --run-dir runs/first --output json | jq .job.state");
+  const auto location = add_job_flags(*command);
+  const auto format = add_output_flag(*command);
+  command->callback([location, format] { run(*location, *format); });
+  return command;
+}
+
+}  // namespace fusedbun::launcher

@@ -1,0 +1,10 @@
+#pragma once
+// `fusedbun status`: what a running job does, and the hyperparameters that hold.
+#include <CLI/App.hpp>
+
+namespace fusedbun::launcher {
+
+/// Its callback throws Error for whatever goes wrong.
+CLI::App* add_status_command(CLI::App& app);
+
+}  // namespace fusedbun::launcher
