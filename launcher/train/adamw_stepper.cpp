@@ -1,0 +1,113 @@
+#include <ATen/ATen.h>
+#include <torch/optim/adamw.h>
+#include <torch/utils.h>
+
+#include <atomic>
+#include <cmath>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/launcher/train/stepper.h"
+
+namespace fusedbun::train {
+namespace {
+
+torch::optim::AdamWOptions adamw_options(const Options& options) {
+  return torch::optim::AdamWOptions(options.lr)
+      .betas({options.momentum_beta, options.beta_decay})
+      .eps(options.eps)
+      .weight_decay(options.Lambda);
+}
+
+/// All gradients travel in one all-reduce; state is kept whole on every rank. The message's last element counts the ranks that
+/// were asked to leave, so that all leave at the same step.
+class AdamwStepper : public Stepper {
+ public:
+  AdamwStepper(Job& job, Gpt2& model, const StepperOptions& options)
+      : data_(*job.channels().data),
+        parameters_(model->parameters()),
+        optimizer_(parameters_, adamw_options(options.optimizer)),
+        max_grad_norm_(options.max_grad_norm),
+        divisor_(static_cast<double>(data_.size()) * options.accumulation) {
+    FUSEDBUN_REQUIRE(data_.device() == comm::DeviceKind::cpu, ConfigError,
+                     "optimizer = adamw is for comparisons on the CPU: use --device cpu");
+    for (const torch::Tensor& parameter : parameters_) {
+      data_.broadcast(buffer_of(parameter), 0).wait();
+      elements_ += parameter.numel();
+    }
+    message_ = at::empty({elements_ + 1}, at::kFloat);
+  }
+
+  void begin(double lr) override { optimizer_.param_groups()[0].options().set_lr(lr); }
+  void accumulate(const std::function<void()>& backward) override { backward(); }
+
+  StepOutcome step() override {
+    average_gradients();
+    const torch::Tensor gradient = message_.narrow(0, 0, elements_);
+    double norm = 0;
+    if (max_grad_norm_ > 0) {
+      norm = gradient.norm().item<double>();
+      if (norm > max_grad_norm_) gradient.mul_(max_grad_norm_ / norm);
+    }
+    optimizer_.step();
+    for (const torch::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
+    return {optimizer_.param_groups()[0].options().get_lr(), norm, 0, 0};
+  }
+
+  void finish() override {}
+  plan::LeaveRequest leave_request() const override { return leaving_; }
+  void request_leave(plan::LeaveRequest request) noexcept override { asked_ = request; }
+  bool skips_nonfinite() const override { return false; }
+  int64_t planned_state_bytes() const override {
+    return 2 * elements_ * static_cast<int64_t>(sizeof(float));
+  }
+
+  int64_t state_bytes() const override {
+    int64_t bytes = 0;
+    for (const auto& [parameter, state] : optimizer_.state()) {
+      const auto& moments = static_cast<const torch::optim::AdamWParamState&>(*state);
+      bytes += static_cast<int64_t>(moments.exp_avg().nbytes() + moments.exp_avg_sq().nbytes());
+    }
+    return bytes;
+  }
+
+  std::string plan() const override { return "every rank keeps the state of all parameters\n"; }
+
+ private:
+  static comm::Buffer buffer_of(const torch::Tensor& tensor) {
+    return {tensor.data_ptr(), tensor.numel(), comm::DataType::f32};
+  }
+
+  /// Leaves each parameter's gradient as a view of the reduced message.
+  void average_gradients() {
+    const torch::NoGradGuard no_grad;
+    int64_t begin = 0;
+    for (const torch::Tensor& parameter : parameters_) {
+      torch::Tensor place = message_.narrow(0, begin, parameter.numel()).view(parameter.sizes());
+      parameter.grad().defined() ? place.copy_(parameter.grad()) : place.zero_();
+      parameter.mutable_grad() = place;
+      begin += parameter.numel();
+    }
+    message_[elements_] = asked_.load() == plan::LeaveRequest::none ? 0.0 : 1.0;
+    data_.all_reduce(buffer_of(message_), comm::ReduceOp::sum).wait();
+    if (message_[elements_].item<double>() > 0) leaving_ = plan::LeaveRequest::drain;
+    message_.narrow(0, 0, elements_).div_(divisor_);
+  }
+
+  comm::Communicator& data_;
+  std::vector<torch::Tensor> parameters_;
+  torch::optim::AdamW optimizer_;
+  double max_grad_norm_;
+  double divisor_;
+  int64_t elements_ = 0;
+  torch::Tensor message_;  ///< [elements_ + 1]
+  std::atomic<plan::LeaveRequest> asked_{plan::LeaveRequest::none};
+  plan::LeaveRequest leaving_ = plan::LeaveRequest::none;
+};
+
+}  // namespace
+
+std::unique_ptr<Stepper> make_adamw_stepper(Job& job, Gpt2& model, const StepperOptions& options) {
+  return std::make_unique<AdamwStepper>(job, model, options);
+}
+
+}  // namespace fusedbun::train

@@ -1,0 +1,55 @@
+#include "fusedbun/dist/step/sharded_fusedbun.h"
+#include "fusedbun/launcher/train/stepper.h"
+
+namespace fusedbun::train {
+namespace {
+
+class FusedbunStepper : public Stepper {
+ public:
+  FusedbunStepper(Job& job, Gpt2& model, const StepperOptions& options)
+      : optimizer_(job.channels(), model->named_parameters(), FusedbunOptions(options.optimizer),
+                   {.max_grad_norm = options.max_grad_norm,
+                    .gradient_divisor = {},
+                    .notice = options.notice}) {
+    job.serve(optimizer_);
+  }
+
+  void begin(double lr) override { optimizer_.param_groups()[0].options().set_lr(lr); }
+
+  void accumulate(const std::function<void()>& backward) override {
+    const auto local = optimizer_.no_sync();
+    backward();
+  }
+
+  StepOutcome step() override {
+    optimizer_.step();
+    const plan::StepReport& report = optimizer_.report();
+    return {report.group_options[0].lr, report.gradient_norm, report.active_revision,
+            report.skipped_steps};
+  }
+
+  void finish() override { optimizer_.finish(); }
+  plan::LeaveRequest leave_request() const override { return optimizer_.leave_request(); }
+  void request_leave(plan::LeaveRequest request) noexcept override {
+    optimizer_.request_leave(request);
+  }
+  bool skips_nonfinite() const override { return values().nonfinite == Nonfinite::skip; }
+  int64_t planned_state_bytes() const override { return optimizer_.planned_state_bytes(); }
+  int64_t state_bytes() const override { return optimizer_.state_bytes(); }
+  std::string plan() const override { return optimizer_.shard_plan().describe(); }
+
+ private:
+  const Options& values() const {
+    return static_cast<const FusedbunOptions&>(optimizer_.param_groups()[0].options()).values();
+  }
+  ShardedFusedbun optimizer_;
+};
+
+}  // namespace
+
+std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, Gpt2& model,
+                                               const StepperOptions& options) {
+  return std::make_unique<FusedbunStepper>(job, model, options);
+}
+
+}  // namespace fusedbun::train

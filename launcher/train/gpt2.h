@@ -1,0 +1,57 @@
+#pragma once
+// GPT-2's architecture (Radford et al., 2019) as LibTorch modules: learned positions, layer norm before attention and MLP,
+// GELU with tanh, and an output layer tied to the token embedding. No dropout: a run is a function of its seed and data.
+//
+// Parameter names are those of Hugging Face's GPT2Model ("h.0.attn.c_attn.weight"); linear weights are [out, in] as LibTorch
+// has them (hf_gpt2.h transposes at the border).
+//
+// Thread safety: as torch::nn::Module: one thread at a time.
+#include <torch/nn/module.h>
+#include <torch/nn/modules/container/modulelist.h>
+#include <torch/nn/modules/embedding.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/nn/modules/normalization.h>
+#include <torch/nn/pimpl.h>
+
+#include <cstdint>
+
+namespace fusedbun::train {
+
+struct Gpt2Config {
+  int64_t n_layer = 4;
+  int64_t n_head = 4;
+  int64_t n_embd = 128;  ///< width, a multiple of n_head
+  int64_t n_ctx = 128;   ///< positions: the longest sequence
+  int64_t vocab = 256;   ///< token ids; 256: bytes
+
+  bool operator==(const Gpt2Config&) const = default;
+};
+
+/// Throws ConfigError naming the first value that cannot be: below 1, or a width that the heads do not divide.
+void validate(const Gpt2Config& config);
+
+class Gpt2Impl : public torch::nn::Module {
+ public:
+  /// Weights drawn from `seed` alone (normal, 0.02; layers that end in the residual stream 0.02 / sqrt(2·n_layer)), so they
+  /// are the same on every rank.
+  Gpt2Impl(const Gpt2Config& config, uint64_t seed);
+
+  /// `tokens` [batch, time <= n_ctx], int64, each below vocab; returns logits [batch, time, vocab].
+  torch::Tensor forward(const torch::Tensor& tokens);
+  /// Mean cross entropy in nats of `targets` [batch, time] given `tokens`; a scalar.
+  torch::Tensor loss(const torch::Tensor& tokens, const torch::Tensor& targets);
+
+  const Gpt2Config& config() const { return config_; }
+  int64_t parameter_count() const;
+
+ private:
+  void initialise(uint64_t seed);
+
+  Gpt2Config config_;
+  torch::nn::Embedding wte_{nullptr}, wpe_{nullptr};
+  torch::nn::ModuleList h_;
+  torch::nn::LayerNorm ln_f_{nullptr};
+};
+TORCH_MODULE(Gpt2);
+
+}  // namespace fusedbun::train

@@ -1,0 +1,37 @@
+#pragma once
+// metrics.jsonl of a run folder: one JSON object per line, for programs. Two kinds of lines:
+//   {"step":0,"loss":5.45,"lr":1e-4,"tokens_per_second":13000.0,"grad_norm":1.9,"revision":0,"skipped":0}
+//   {"step":50,"validation_loss":3.21}      loss before job step 50, in nats per token
+// A number that is NaN or inf is null. Each line is flushed, so a reader never waits for the end of the run.
+//
+// Thread safety: none.
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+
+namespace fusedbun::train {
+
+struct StepMetrics {
+  int64_t step = 0;  ///< job step, from 0
+  double loss = 0;   ///< mean over the global batch, nats per token
+  double lr = 0;     ///< as used
+  double tokens_per_second = 0;
+  double grad_norm = 0;  ///< before clipping; 0: not clipping
+  int64_t revision = 0;  ///< of the hyperparameters in use
+  int64_t skipped = 0;   ///< steps skipped so far
+};
+
+class MetricsFile {
+ public:
+  /// Appends to `path`. Throws IoError here and when a line cannot be written.
+  explicit MetricsFile(std::filesystem::path path);
+  void write(const StepMetrics& metrics);
+  void write_validation(int64_t step, double loss);
+
+ private:
+  void put(const std::string& line);
+  std::filesystem::path path_;
+  std::ofstream out_;
+};
+
+}  // namespace fusedbun::train

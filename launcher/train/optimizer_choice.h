@@ -1,0 +1,33 @@
+#pragma once
+// Which optimizer `fusedbun train` runs, and with which options. No LibTorch.
+//
+// Thread safety: values and pure functions.
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "fusedbun/core/options.h"
+
+namespace fusedbun::train {
+
+enum class OptimizerKind : uint8_t { fusedbun, adamw };
+
+struct OptimizerChoice {
+  OptimizerKind kind = OptimizerKind::fusedbun;
+  std::string preset = "recommended";  ///< of Fusedbun
+  /// Unset: the preset's value, or AdamW's; lr: what suits it (options_of). For AdamW momentum_beta and beta_decay are its two
+  /// betas.
+  std::optional<double> lr, eps, weight_decay, beta_decay, momentum_beta;
+  bool momentum_bf16 = false;
+  bool propagate_nonfinite =
+      false;  ///< let a NaN or inf gradient through instead of skipping the step
+};
+
+/// The options in full. For AdamW lr, eps, Lambda, beta_decay and momentum_beta are meant. Throws ConfigError for a value out
+/// of range.
+Options options_of(const OptimizerChoice& choice);
+
+/// One line for people.
+std::string describe(const OptimizerChoice& choice);
+
+}  // namespace fusedbun::train

@@ -1,0 +1,85 @@
+#include "fusedbun/launcher/train/progress.h"
+
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::train {
+namespace {
+
+using namespace std::chrono_literals;
+constexpr std::string_view kEraseLine = "\r\033[K";
+
+std::string clock_of(double seconds) {
+  const auto whole = static_cast<int64_t>(std::lround(std::max(0.0, seconds)));
+  char text[32];
+  if (whole >= 3600) {
+    std::snprintf(text, sizeof text, "%d:%02d:%02d", static_cast<int>(whole / 3600),
+                  static_cast<int>(whole / 60 % 60), static_cast<int>(whole % 60));
+  } else {
+    std::snprintf(text, sizeof text, "%d:%02d", static_cast<int>(whole / 60),
+                  static_cast<int>(whole % 60));
+  }
+  return text;
+}
+
+}  // namespace
+
+std::string format(const StepLine& line) {
+  char text[160];
+  const bool thousands = line.tokens_per_second >= 1000;
+  std::snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %.1f%s tokens/s  %s left",
+                static_cast<long long>(line.job_step + 1), static_cast<long long>(line.total_steps),
+                line.loss, thousands ? line.tokens_per_second / 1000 : line.tokens_per_second,
+                thousands ? " k" : "", clock_of(line.seconds_left).c_str());
+  return text;
+}
+
+Progress::~Progress() {
+  if (line_open_) *screen_ << '\n' << std::flush;
+}
+
+void Progress::write_to(const std::filesystem::path& log) {
+  log_.open(log, std::ios::app);
+  FUSEDBUN_REQUIRE(log_.good(), IoError, "cannot write " + log.string());
+}
+
+void Progress::say(std::string_view sentence) {
+  const std::lock_guard lock(mutex_);
+  put(sentence);
+}
+
+void Progress::put(std::string_view line) {
+  if (log_.is_open()) log_ << line << std::endl;
+  if (screen_ == nullptr) return;
+  if (line_open_) *screen_ << kEraseLine;
+  line_open_ = false;
+  *screen_ << line << '\n' << std::flush;
+}
+
+void Progress::step(const StepLine& line, Clock::time_point now) {
+  const std::lock_guard lock(mutex_);
+  const auto interval = style_ == Style::rewritten ? 100ms : 10s;
+  const bool is_last = line.job_step + 1 == line.total_steps;
+  if (last_shown_ && now - *last_shown_ < interval && !is_last) return;
+  last_shown_ = now;
+  if (style_ == Style::plain) {
+    put(format(line));
+  } else if (screen_ != nullptr) {
+    *screen_ << kEraseLine << format(line) << std::flush;
+    line_open_ = true;
+  }
+}
+
+Progress::Style style_of_stderr() {
+  const char* terminal = std::getenv("TERM");
+  const bool can_erase = terminal != nullptr && std::string_view(terminal) != "dumb";
+  return ::isatty(STDERR_FILENO) != 0 && can_erase ? Progress::Style::rewritten
+                                                   : Progress::Style::plain;
+}
+
+}  // namespace fusedbun::train

@@ -1,0 +1,63 @@
+#pragma once
+// What a run tells a person: sentences, and where training stands. On a terminal one line that is rewritten at most each
+// 0.1 s; otherwise plain lines at most each 10 s. All but the rewritten line also goes to the run's log file. No colours,
+// so NO_COLOR has nothing to switch off.
+//
+// Invariants: 1. A sentence never lands in the middle of the rewritten line. 2. Ranks other than 0 are silent: they hold an
+// object without a screen.
+//
+// Thread safety: say() may be called from any thread; step() from one.
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <fstream>
+#include <mutex>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <string_view>
+
+namespace fusedbun::train {
+
+struct StepLine {
+  int64_t job_step = 0;  ///< from 0, just done
+  int64_t total_steps = 0;
+  double loss = 0;
+  double tokens_per_second = 0;
+  double seconds_left = 0;
+};
+/// "step 120/300  loss 2.3456  13.2 k tokens/s  1:23 left"
+std::string format(const StepLine& line);
+
+class Progress {
+ public:
+  using Clock = std::chrono::steady_clock;
+  enum class Style : uint8_t { rewritten, plain };
+
+  /// `screen` may be nullptr (silent). It outlives the object.
+  Progress(std::ostream* screen, Style style) : screen_(screen), style_(style) {}
+  ~Progress();
+  Progress(const Progress&) = delete;  // one line of one screen
+
+  /// From now on sentences and plain lines are appended to `log`. Throws IoError.
+  void write_to(const std::filesystem::path& log);
+
+  void say(std::string_view sentence);
+  /// Shown only if the last one is long enough ago, or it is the last step.
+  void step(const StepLine& line, Clock::time_point now);
+
+ private:
+  void put(std::string_view line);
+
+  std::mutex mutex_;
+  std::ostream* screen_;
+  Style style_;
+  std::ofstream log_;
+  std::optional<Clock::time_point> last_shown_;
+  bool line_open_ = false;
+};
+
+/// How standard error wants it: rewritten on a terminal that can, plain otherwise.
+Progress::Style style_of_stderr();
+
+}  // namespace fusedbun::train

@@ -1,0 +1,71 @@
+#include "fusedbun/launcher/train/run_report.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::train {
+namespace {
+
+/// 1234567 -> "1,234,567"
+std::string grouped(int64_t value) {
+  std::string text = std::to_string(value);
+  for (auto at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) text.insert(static_cast<size_t>(at), 1, ',');
+  return text;
+}
+
+std::string fixed(double value, int digits) {
+  char text[48];
+  std::snprintf(text, sizeof text, "%.*f", digits, value);
+  return text;
+}
+
+}  // namespace
+
+std::vector<std::string> start_sentences(const TrainOptions& options, const Gpt2Config& config,
+                                         int64_t parameters, const TextData& text) {
+  std::string sources;
+  for (const auto& source : options.data) sources += " " + source.string();
+  return {"model: GPT-2, " + grouped(parameters) + " parameters (" +
+              std::to_string(config.n_layer) + " layers, " + std::to_string(config.n_head) +
+              " heads, width " + std::to_string(config.n_embd) + ", context " +
+              std::to_string(config.n_ctx) + "), " +
+              (options.init.empty() ? "from seed " + std::to_string(options.seed)
+                                    : "from " + options.init.string()),
+          "text:" + sources + ": " + grouped(text.files()) + " files, " +
+              grouped(static_cast<int64_t>(text.training().size())) + " bytes to train on, " +
+              grouped(static_cast<int64_t>(text.validation().size())) + " to validate"};
+}
+
+std::string bytes_per_rank(const std::vector<int64_t>& bytes) {
+  const auto [least, most] = std::ranges::minmax_element(bytes);
+  if (*least == *most)
+    return grouped(*most) + " bytes on each of " + std::to_string(bytes.size()) + " ranks";
+  const auto entry = [&](auto at) {
+    return grouped(*at) + " bytes (rank " + std::to_string(at - bytes.begin()) + ")";
+  };
+  return entry(least) + " to " + entry(most);
+}
+
+void print_end(const RunEnd& end, std::ostream& out) {
+  const LoopResult& result = end.result;
+  const double change = 100 * (result.last_validation_loss / result.first_validation_loss - 1);
+  out << "validation loss    " << fixed(result.first_validation_loss, 4) << " -> "
+      << fixed(result.last_validation_loss, 4) << " (" << (change > 0 ? "+" : "")
+      << fixed(change, 1) << " %) in " << result.steps << " steps\n"
+      << "tokens/s           " << fixed(result.tokens_per_second, 0) << "\n"
+      << "optimizer state    " << bytes_per_rank(end.measured_bytes) << "; planned "
+      << bytes_per_rank(end.planned_bytes) << "\n"
+      << "metrics            " << end.metrics.string() << "\n"
+      << "model              " << end.model.string() << std::endl;
+}
+
+void write_plan(const std::filesystem::path& path, const std::string& plan) {
+  std::ofstream out(path);
+  out << plan << std::flush;
+  FUSEDBUN_REQUIRE(out.good(), IoError, "cannot write " + path.string());
+}
+
+}  // namespace fusedbun::train

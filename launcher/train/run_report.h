@@ -1,0 +1,36 @@
+#pragma once
+// What a run says about itself at its start and at its end.
+//
+// Thread safety: pure functions, but for the streams and files given.
+#include <filesystem>
+#include <ostream>
+#include <string>
+#include <vector>
+
+#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/train/text_data.h"
+#include "fusedbun/launcher/train/train_options.h"
+#include "fusedbun/launcher/train/training_loop.h"
+
+namespace fusedbun::train {
+
+/// The model and the text, one sentence each.
+std::vector<std::string> start_sentences(const TrainOptions& options, const Gpt2Config& config,
+                                         int64_t parameters, const TextData& text);
+
+/// "1,234 on each of 2 ranks", or "1,234 (rank 1) to 2,345 (rank 0)".
+std::string bytes_per_rank(const std::vector<int64_t>& bytes);
+
+struct RunEnd {
+  LoopResult result;
+  std::vector<int64_t> planned_bytes;   ///< [rank] of optimizer state
+  std::vector<int64_t> measured_bytes;  ///< [rank]
+  std::filesystem::path metrics;
+  std::filesystem::path model;
+};
+void print_end(const RunEnd& end, std::ostream& out);
+
+/// Throws IoError.
+void write_plan(const std::filesystem::path& path, const std::string& plan);
+
+}  // namespace fusedbun::train

@@ -1,0 +1,63 @@
+#pragma once
+// Stepper: how a job's gradients become parameters, as the training loop sees it. Two of them: the sharded Fusedbun
+// optimizer, and AdamW with plain data-parallel averaging, to compare with.
+//
+// A job step is: begin(lr); accumulate(backward) for all but the last backward pass; the last backward pass; step().
+// All ranks call the same in the same order.
+//
+// Thread safety: one thread at a time, except request_leave, which is async-signal-safe.
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "fusedbun/dist/job/job.h"
+#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/train/optimizer_choice.h"
+
+namespace fusedbun::train {
+
+struct StepOutcome {
+  double lr = 0;         ///< as used
+  double grad_norm = 0;  ///< of the averaged gradient, before clipping; 0: not clipping
+  int64_t revision = 0;  ///< of the hyperparameters in use
+  int64_t skipped = 0;   ///< steps skipped so far
+};
+
+class Stepper {
+ public:
+  virtual ~Stepper() = default;
+  Stepper() = default;
+  Stepper(const Stepper&) = delete;  // has hooks in the model
+
+  virtual void begin(double lr) = 0;
+  virtual void accumulate(const std::function<void()>& backward) = 0;
+  virtual StepOutcome step() = 0;
+  /// Waits for what is under way; once, after the last step.
+  virtual void finish() = 0;
+
+  virtual plan::LeaveRequest leave_request() const = 0;
+  virtual void request_leave(plan::LeaveRequest request) noexcept = 0;
+
+  /// True if a step with NaN or inf gradients changes nothing.
+  virtual bool skips_nonfinite() const = 0;
+  virtual int64_t planned_state_bytes() const = 0;  ///< by the formula, this rank
+  virtual int64_t state_bytes() const = 0;          ///< of the tensors there are, this rank
+  virtual std::string plan() const = 0;             ///< who owns what; many lines
+};
+
+struct StepperOptions {
+  Options optimizer;         ///< options_of(choice)
+  double max_grad_norm = 0;  ///< 0: no clipping
+  int accumulation = 1;
+  std::function<void(std::string_view)> notice;
+};
+
+/// Serves the control plane of `job`. Collective; throws ConfigError.
+std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, Gpt2& model,
+                                               const StepperOptions& options);
+/// CPU only. Collective; throws ConfigError.
+std::unique_ptr<Stepper> make_adamw_stepper(Job& job, Gpt2& model, const StepperOptions& options);
+
+}  // namespace fusedbun::train

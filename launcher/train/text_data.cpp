@@ -1,0 +1,115 @@
+#include "fusedbun/launcher/train/text_data.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <fstream>
+#include <iterator>
+#include <system_error>
+
+#include "fusedbun/core/error.h"
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+namespace fusedbun::train {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr size_t kTextProbeBytes = 8 << 10;  // as git tells text from binary
+
+/// splitmix64's finaliser (Steele, Lea, Flood 2014): a bijection that leaves no visible pattern.
+uint64_t mixed(uint64_t x) {
+  x += 0x9E3779B97F4A7C15u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+void copy_tokens(std::string_view text, size_t offset, std::span<int64_t> tokens) {
+  std::transform(text.begin() + offset, text.begin() + offset + tokens.size(), tokens.begin(),
+                 [](char byte) { return static_cast<unsigned char>(byte); });
+}
+
+std::vector<fs::path> files_below(const fs::path& folder) {
+  std::vector<fs::path> files;
+  // A folder inside that is closed to us is passed over; the walk does not follow links.
+  for (const auto& entry :
+       fs::recursive_directory_iterator(folder, fs::directory_options::skip_permission_denied)) {
+    if (entry.is_regular_file() && !entry.is_symlink()) files.push_back(entry.path());
+  }
+  std::sort(files.begin(), files.end());
+  return files;
+}
+
+std::string joined(const std::vector<fs::path>& paths) {
+  std::string text;
+  for (const fs::path& path : paths) text += (text.empty() ? "" : ", ") + path.string();
+  return text;
+}
+
+}  // namespace
+
+TextData::TextData(const std::vector<fs::path>& sources, int64_t context) {
+  for (const fs::path& source : sources) read(source);
+  const size_t sequence = static_cast<size_t>(context) + 1;
+  FUSEDBUN_REQUIRE(!text_.empty(), DataError, "no text in " + joined(sources));
+  FUSEDBUN_REQUIRE(text_.size() >= 2 * sequence, DataError,
+                   joined(sources) + ": " + std::to_string(text_.size()) +
+                       " bytes of text are too few; training and validation need " +
+                       std::to_string(2 * sequence) + " at a context of " +
+                       std::to_string(context));
+  training_bytes_ =
+      text_.size() - std::max(sequence, std::min<size_t>(text_.size() / 10, kValidationBytesMax));
+}
+
+void TextData::read(const fs::path& source) {
+  std::error_code error;
+  const fs::file_status status = fs::status(source, error);
+  FUSEDBUN_REQUIRE(
+      fs::exists(status), DataError,
+      "no text at " + source.string() + ": " + (error ? error.message() : "it does not exist"));
+  if (!fs::is_directory(status)) {
+    append(source, false);
+    return;
+  }
+  try {
+    for (const fs::path& file : files_below(source)) append(file, true);
+  } catch (const fs::filesystem_error& failure) {
+    throw DataError("cannot walk " + source.string() + ": " + failure.code().message());
+  }
+}
+
+void TextData::append(const fs::path& file, bool must_be_text) {
+  std::ifstream in(file, std::ios::binary);
+  FUSEDBUN_REQUIRE(in.good(), DataError,
+                   "cannot read " + file.string() + ": " + std::generic_category().message(errno));
+  std::string content{std::istreambuf_iterator<char>(in), {}};
+  FUSEDBUN_REQUIRE(!in.bad(), DataError, "cannot read " + file.string() + " to its end");
+  const bool is_text =
+      std::string_view(content).substr(0, kTextProbeBytes).find('\0') == std::string_view::npos;
+  if (must_be_text && !is_text) return;
+  FUSEDBUN_REQUIRE(must_be_text || !content.empty(), DataError, file.string() + " is empty");
+  text_ += content;
+  if (!content.empty() && content.back() != '\n') text_ += '\n';
+  ++files_;
+}
+
+uint64_t TextData::digest() const {
+  return XXH3_64bits(text_.data(), text_.size());
+}
+
+void TextData::training_sample(const SampleId& id, std::span<int64_t> tokens) const {
+  const uint64_t key = mixed(mixed(mixed(id.seed) ^ static_cast<uint64_t>(id.job_step)) ^
+                             static_cast<uint64_t>(id.index));
+  copy_tokens(training(), key % (training_bytes_ - tokens.size() + 1), tokens);
+}
+
+int64_t TextData::validation_samples(int64_t context) const {
+  return (static_cast<int64_t>(text_.size() - training_bytes_) - 1) / context;
+}
+
+void TextData::validation_sample(int64_t index, std::span<int64_t> tokens) const {
+  const size_t context = tokens.size() - 1;
+  copy_tokens(validation(), static_cast<size_t>(index) * context, tokens);
+}
+
+}  // namespace fusedbun::train

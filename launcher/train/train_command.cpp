@@ -1,0 +1,156 @@
+#include "fusedbun/launcher/train/train_command.h"
+
+#include <CLI/CLI.hpp>
+#include <map>
+#include <memory>
+
+#include "fusedbun/launcher/train/text_data.h"
+#include "fusedbun/launcher/train/trainer.h"
+
+namespace fusedbun::launcher {
+namespace {
+
+using train::TrainOptions;
+
+/// What was typed, before names become values.
+struct Flags {
+  TrainOptions options;
+  std::string backend = "auto";
+  double timeout_seconds = 60;
+  bool no_control = false;
+};
+
+void add_data_flags(CLI::App& command, TrainOptions& options) {
+  command
+      .add_option("--data", options.data,
+                  "Text files and folders, read as bytes; the last tenth validates")
+      ->default_str(std::string(train::kDefaultTextFolder))
+      ->group("Data and files");
+  command
+      .add_option("--init", options.init, "Start from this GPT-2 (safetensors, Hugging Face names)")
+      ->group("Data and files");
+  command.add_option("--save", options.save, "Write the model here")
+      ->default_str("RUN_DIR/model.safetensors")
+      ->group("Data and files");
+  command.add_option("--run-dir", options.run_dir, "Everything else that a run writes")
+      ->default_str("runs/DATE-TIME-PID")
+      ->group("Data and files");
+}
+
+void add_model_flags(CLI::App& command, TrainOptions& options) {
+  const auto add = [&](const char* name, std::optional<int64_t>& value, const char* what,
+                       const char* shown) {
+    command.add_option(name, value, what)->default_str(shown)->group("Model");
+  };
+  add("--layers", options.model.layers, "Transformer blocks", "4, or --init's");
+  add("--heads", options.model.heads, "Attention heads", "4, or --init's");
+  add("--width", options.model.width, "Width of the residual stream", "128, or --init's");
+  add("--context", options.model.context, "Bytes per sequence", "128, or --init's");
+}
+
+void add_optimizer_flags(CLI::App& command, TrainOptions& options) {
+  const std::map<std::string, train::OptimizerKind> kinds = {
+      {"fusedbun", train::OptimizerKind::fusedbun}, {"adamw", train::OptimizerKind::adamw}};
+  train::OptimizerChoice& choice = options.optimizer;
+  command
+      .add_option("--optimizer", choice.kind,
+                  "fusedbun (sharded), or adamw (LibTorch's, to compare with)")
+      ->transform(CLI::CheckedTransformer(kinds).description(""))
+      ->default_str("fusedbun")
+      ->group("Optimizer");
+  command.add_option("--preset", choice.preset, "recommended, sm3, compact, lean or elementwise")
+      ->group("Optimizer");
+  const auto add = [&](const char* name, std::optional<double>& value, const char* what) {
+    command.add_option(name, value, what)->default_str("the preset's")->group("Optimizer");
+  };
+  add("--lr", choice.lr, "Peak learning rate");
+  add("--eps", choice.eps, "Mask threshold and floor of the denominator");
+  add("--weight-decay", choice.weight_decay, "Decoupled weight decay");
+  add("--beta-decay", choice.beta_decay, "Decay of the second moment (adamw: beta2)");
+  add("--momentum-beta", choice.momentum_beta, "Decay of the momentum (adamw: beta1)");
+  command.add_flag("--momentum-bf16", choice.momentum_bf16, "Keep the momentum in bfloat16")
+      ->group("Optimizer");
+  command
+      .add_flag("--propagate-nonfinite", choice.propagate_nonfinite,
+                "Do not skip steps whose gradients are NaN or inf")
+      ->group("Optimizer");
+  command
+      .add_option("--clip", options.max_grad_norm, "Largest norm of the averaged gradient, 0: any")
+      ->group("Optimizer");
+}
+
+void add_run_flags(CLI::App& command, TrainOptions& options) {
+  command.add_option("--steps", options.steps, "Job steps")->group("Run");
+  command.add_option("--batch", options.batch, "Sequences per job step, all ranks together")
+      ->group("Run");
+  command.add_option("--accumulate", options.accumulation, "Backward passes per job step")
+      ->group("Run");
+  command.add_option("--warmup", options.warmup_steps, "Steps until the peak learning rate")
+      ->group("Run");
+  command.add_option("--seed", options.seed, "Of the weights and of the order of the data")
+      ->group("Run");
+  command
+      .add_option("--eval-every", options.eval_every, "Steps between validations, 0: start and end")
+      ->group("Run");
+  command
+      .add_option("--validation-batches", options.validation_batches,
+                  "Batches per validation, at most")
+      ->group("Run");
+  command.add_flag("-q,--quiet", options.quiet, "Print the end only")->group("Run");
+}
+
+void add_rank_flags(CLI::App& command, Flags& flags) {
+  TrainOptions& options = flags.options;
+  const std::map<std::string, bool> devices = {{"cpu", false}, {"cuda", true}};
+  command.add_option("--backend", flags.backend, "auto, gloo, mpi or nccl")->group("Ranks");
+  command.add_option("--device", options.use_gpu, "cpu or cuda")
+      ->transform(CLI::CheckedTransformer(devices).description(""))
+      ->default_str("cpu")
+      ->group("Ranks");
+  command
+      .add_option("--threads", options.threads,
+                  "Per rank, 0: processors divided by the ranks of this host")
+      ->group("Ranks");
+  command.add_option("--timeout", flags.timeout_seconds, "Seconds a rank waits for the others")
+      ->group("Ranks");
+  command.add_flag("--no-control", flags.no_control, "Serve no control plane")->group("Ranks");
+  command.add_option("--control", options.control_address, "Serve it at 127.0.0.1:PORT")
+      ->default_str("a socket in RUN_DIR")
+      ->group("Ranks");
+  const auto add = [&](const char* name, auto& value, const char* what) {
+    command.add_option(name, value, what)->default_str("the launcher's")->group("Ranks");
+  };
+  add("--rank", options.identity.rank, "This process");
+  add("--world-size", options.identity.world_size, "All processes");
+  add("--master-addr", options.identity.master_addr, "Host of rank 0");
+  add("--master-port", options.identity.master_port, "Port of the rendezvous there");
+}
+
+void run(Flags flags) {
+  TrainOptions& options = flags.options;
+  if (options.data.empty()) options.data = {train::kDefaultTextFolder};
+  options.backend = plan::parse_backend(flags.backend);
+  options.control = !flags.no_control;
+  options.timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.timeout_seconds * 1000));
+  train::train(options);
+}
+
+}  // namespace
+
+CLI::App* add_train_command(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* const command = app.add_subcommand("train", "Train a GPT-2 on text");
+  command->footer(
+      "Examples:\n"
+      "  fusedbun launch -n 2 -- train --steps 300 --save english.safetensors\n"
+      "  fusedbun launch -n 2 -- train --data /usr/lib/python3.11 --init english.safetensors");
+  add_data_flags(*command, flags->options);
+  add_model_flags(*command, flags->options);
+  add_optimizer_flags(*command, flags->options);
+  add_run_flags(*command, flags->options);
+  add_rank_flags(*command, *flags);
+  command->callback([flags] { run(*flags); });
+  return command;
+}
+
+}  // namespace fusedbun::launcher

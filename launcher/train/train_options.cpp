@@ -1,0 +1,34 @@
+#include "fusedbun/launcher/train/train_options.h"
+
+#include <cmath>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::train {
+namespace {
+
+void require_at_least(const char* flag, int64_t value, int64_t least) {
+  FUSEDBUN_REQUIRE(value >= least, ConfigError,
+                   std::string(flag) + " = " + std::to_string(value) + ": must be at least " +
+                       std::to_string(least));
+}
+
+}  // namespace
+
+void validate(const TrainOptions& options) {
+  require_at_least("--steps", options.steps, 1);
+  require_at_least("--batch", options.batch, 1);
+  require_at_least("--accumulate", options.accumulation, 1);
+  require_at_least("--warmup", options.warmup_steps, 0);
+  require_at_least("--eval-every", options.eval_every, 0);
+  require_at_least("--validation-batches", options.validation_batches, 1);
+  require_at_least("--threads", options.threads, 0);
+  if (options.model.context) require_at_least("--context", *options.model.context, 1);
+  FUSEDBUN_REQUIRE(
+      std::isfinite(options.max_grad_norm) && options.max_grad_norm >= 0, ConfigError,
+      "--clip = " + std::to_string(options.max_grad_norm) + ": must be finite, >= 0 (0: off)");
+  FUSEDBUN_REQUIRE(options.timeout.count() > 0, ConfigError, "--timeout: must be above 0 seconds");
+  options_of(options.optimizer);
+}
+
+}  // namespace fusedbun::train

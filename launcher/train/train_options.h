@@ -1,0 +1,52 @@
+#pragma once
+// What a person asked `fusedbun train` for. No LibTorch, so that the command line can be parsed without it.
+//
+// Thread safety: values.
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "fusedbun/dist/plan/backend_choice.h"
+#include "fusedbun/dist/plan/identity.h"
+#include "fusedbun/launcher/train/optimizer_choice.h"
+
+namespace fusedbun::train {
+
+/// Sizes of the model; unset ones come from --init, else from Gpt2Config's defaults.
+struct ModelChoice {
+  std::optional<int64_t> layers, heads, width, context;
+};
+
+struct TrainOptions {
+  std::vector<std::filesystem::path> data;
+  std::filesystem::path init;     ///< empty: weights drawn from the seed
+  std::filesystem::path save;     ///< empty: model.safetensors in the run folder
+  std::filesystem::path run_dir;  ///< empty: runs/<date-time>-<pid>
+  ModelChoice model;
+  OptimizerChoice optimizer;
+  int64_t steps = 300;
+  int64_t batch = 16;    ///< sequences per job step, all ranks together
+  int accumulation = 1;  ///< backward passes per job step
+  int64_t warmup_steps = 20;
+  double max_grad_norm = 1;  ///< 0: no clipping
+  uint64_t seed = 1;
+  int64_t eval_every =
+      50;  ///< job steps between validations; 0: only before the first and after the last
+  int64_t validation_batches = 8;  ///< of `batch` sequences, at most
+  int threads = 0;                 ///< 0: this host's processors divided by its ranks
+  bool use_gpu = false;
+  bool control = true;
+  std::string control_address;  ///< empty: a socket in the run folder
+  bool quiet = false;
+  plan::BackendRequest backend = plan::BackendRequest::automatic;
+  plan::IdentityFlags identity;
+  std::chrono::milliseconds timeout{60'000};
+};
+
+/// Throws ConfigError "--flag = value: allowed range" for the first value that cannot be.
+void validate(const TrainOptions& options);
+
+}  // namespace fusedbun::train

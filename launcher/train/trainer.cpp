@@ -1,0 +1,222 @@
+#include "fusedbun/launcher/train/trainer.h"
+
+#include <ATen/Parallel.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <ctime>
+#include <iostream>
+#include <memory>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/checkpoint/atomic_file.h"
+#include "fusedbun/dist/job/capability.h"
+#include "fusedbun/dist/job/job.h"
+#include "fusedbun/launcher/env/host.h"
+#include "fusedbun/launcher/train/across_ranks.h"
+#include "fusedbun/launcher/train/hf_gpt2.h"
+#include "fusedbun/launcher/train/leave_signals.h"
+#include "fusedbun/launcher/train/run_report.h"
+#include "fusedbun/launcher/train/training_loop.h"
+
+namespace fusedbun::train {
+namespace {
+
+namespace fs = std::filesystem;
+
+Gpt2 make_model(const TrainOptions& options) {
+  const ModelChoice& asked = options.model;
+  if (options.init.empty()) {
+    const Gpt2Config base;
+    return Gpt2(Gpt2Config{.n_layer = asked.layers.value_or(base.n_layer),
+                           .n_head = asked.heads.value_or(base.n_head),
+                           .n_embd = asked.width.value_or(base.n_embd),
+                           .n_ctx = asked.context.value_or(base.n_ctx),
+                           .vocab = base.vocab},
+                options.seed);
+  }
+  std::error_code error;  // a path that a person gave may be a link, as in Hugging Face's cache
+  const fs::path file_path = fs::canonical(options.init, error);
+  FUSEDBUN_REQUIRE(!error, DataError,
+                   "cannot read --init " + options.init.string() + ": " + error.message());
+  const checkpoint::SafetensorsFile file(file_path);
+  const Gpt2Config config = config_of(file, asked.heads);
+  const auto require_fits = [&](const char* flag, std::optional<int64_t> wish, int64_t found) {
+    FUSEDBUN_REQUIRE(wish.value_or(found) == found, ConfigError,
+                     std::string(flag) + " = " + std::to_string(wish.value_or(found)) + ": " +
+                         options.init.string() + " has " + std::to_string(found));
+  };
+  require_fits("--layers", asked.layers, config.n_layer);
+  require_fits("--width", asked.width, config.n_embd);
+  FUSEDBUN_REQUIRE(asked.context.value_or(1) <= config.n_ctx, ConfigError,
+                   "--context = " + std::to_string(asked.context.value_or(1)) + ": " +
+                       options.init.string() + " knows " + std::to_string(config.n_ctx) +
+                       " positions");
+  FUSEDBUN_REQUIRE(config.vocab == Gpt2Config{}.vocab, DataError,
+                   options.init.string() + " has " + std::to_string(config.vocab) +
+                       " token ids; text is read as bytes here, which needs 256");
+  Gpt2 model(config, options.seed);
+  load_hf(file, model);
+  return model;
+}
+
+fs::path run_folder(const TrainOptions& options) {
+  if (!options.run_dir.empty()) return options.run_dir;
+  const std::time_t now = std::time(nullptr);
+  std::tm parts{};
+  char text[32];
+  std::strftime(text, sizeof text, "%Y%m%d-%H%M%S-", ::localtime_r(&now, &parts));
+  return fs::path("runs") / (text + std::to_string(::getpid()));
+}
+
+void set_threads(int asked, int local_ranks) {
+  if (asked > 0) {
+    at::set_num_threads(asked);
+  } else if (std::getenv("OMP_NUM_THREADS") ==
+             nullptr) {  // launchers set it, and LibTorch has read it
+    at::set_num_threads(std::max(1, launcher::usable_cores() / local_ranks));
+  }
+}
+
+void require_same_run(comm::Communicator& host, const TrainOptions& options, const TextData& text,
+                      int64_t context) {
+  require_same_start(host, {{"--steps", options.steps},
+                            {"--batch", options.batch},
+                            {"--accumulate", options.accumulation},
+                            {"--context", context},
+                            {"--seed", static_cast<int64_t>(options.seed)},
+                            {"--eval-every", options.eval_every},
+                            {"--validation-batches", options.validation_batches},
+                            {"--optimizer", static_cast<int64_t>(options.optimizer.kind)},
+                            {"the text of --data", static_cast<int64_t>(text.digest())}});
+}
+
+LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t context, double lr) {
+  LoopOptions loop;
+  loop.schedule = {.peak = lr, .warmup_steps = options.warmup_steps, .total_steps = options.steps};
+  loop.share = share_of_batch(options.batch, options.accumulation, job.rank(), job.world_size());
+  loop.validation = {.context = context,
+                     .sequences_max = options.validation_batches * options.batch,
+                     .sequences_per_pass = loop.share.micro_sequences};
+  loop.seed = options.seed;
+  loop.context = context;
+  loop.eval_every = options.eval_every;
+  return loop;
+}
+
+/// From a connected job to a saved model.
+class Run {
+ public:
+  Run(const TrainOptions& options, const fs::path& run_dir, Job& job, Gpt2& model,
+      const TextData& text, Progress& progress)
+      : options_(options),
+        run_dir_(run_dir),
+        job_(job),
+        model_(model),
+        text_(text),
+        progress_(progress) {}
+
+  plan::LeaveRequest execute() {
+    const int64_t context = options_.model.context.value_or(model_->config().n_ctx);
+    comm::Communicator& host = *job_.channels().host;
+    require_same_run(host, options_, text_, context);
+    const Options optimizer = options_of(options_.optimizer);
+    const LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
+    if (options_.use_gpu)
+      model_->to(torch::Device(torch::kCUDA, static_cast<int8_t>(job_.identity().local_rank)));
+    if (job_.rank() == 0) {
+      progress_.write_to(run_dir_ / "train.log");
+      metrics_ = std::make_unique<MetricsFile>(run_dir_ / "metrics.jsonl");
+    }
+    const std::unique_ptr<Stepper> stepper = make_stepper(optimizer);
+    const LeaveSignals signals(*stepper);
+    const std::vector<int64_t> planned = gather_from_ranks(host, stepper->planned_state_bytes());
+    if (job_.rank() == 0) say_start(*stepper, planned);
+
+    const LoopResult result =
+        TrainingLoop({model_, text_, *stepper, host, progress_, metrics_.get()}, loop).run();
+    const std::vector<int64_t> measured = gather_from_ranks(host, stepper->state_bytes());
+    if (job_.rank() == 0) {
+      const fs::path model_path = model_file(options_, run_dir_);
+      save_hf(model_path, model_);
+      print_end({result, planned, measured, run_dir_ / "metrics.jsonl", model_path}, std::cout);
+    }
+    job_.finish(result.leave);
+    return result.leave;
+  }
+
+  static fs::path model_file(const TrainOptions& options, const fs::path& run_dir) {
+    return options.save.empty() ? run_dir / "model.safetensors" : options.save;
+  }
+
+ private:
+  std::unique_ptr<Stepper> make_stepper(const Options& optimizer) {
+    const StepperOptions stepper{
+        .optimizer = optimizer,
+        .max_grad_norm = options_.max_grad_norm,
+        .accumulation = options_.accumulation,
+        .notice = [this](std::string_view sentence) { progress_.say(sentence); }};
+    return options_.optimizer.kind == OptimizerKind::adamw
+               ? make_adamw_stepper(job_, model_, stepper)
+               : make_fusedbun_stepper(job_, model_, stepper);
+  }
+
+  void say_start(const Stepper& stepper, const std::vector<int64_t>& planned_bytes) {
+    for (const std::string& sentence :
+         start_sentences(options_, model_->config(), model_->parameter_count(), text_)) {
+      progress_.say(sentence);
+    }
+    progress_.say("ranks: " + std::to_string(job_.world_size()) + ", " +
+                  std::to_string(at::get_num_threads()) + " threads each; " +
+                  job_.backend().reason);
+    progress_.say("optimizer: " + describe(options_.optimizer));
+    progress_.say("optimizer state by the plan: " + bytes_per_rank(planned_bytes));
+    write_plan(run_dir_ / "plan.txt", stepper.plan());
+    progress_.say("run folder: " + run_dir_.string());
+    if (!job_.control_address().empty()) progress_.say("control plane: " + job_.control_address());
+  }
+
+  const TrainOptions& options_;
+  const fs::path& run_dir_;
+  Job& job_;
+  Gpt2& model_;
+  const TextData& text_;
+  Progress& progress_;
+  std::unique_ptr<MetricsFile> metrics_;  ///< rank 0
+};
+
+}  // namespace
+
+void train(const TrainOptions& options) {
+  validate(options);
+  const plan::Identity identity = plan::identify(read_environment(), options.identity);
+  Gpt2 model = make_model(options);
+  const TextData text(options.data, options.model.context.value_or(model->config().n_ctx));
+  share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
+  if (identity.rank == 0 && !options.save.empty()) checkpoint::require_writable(options.save);
+  set_threads(options.threads, identity.local_world_size);
+  const fs::path run_dir = run_folder(options);
+  Progress progress(identity.rank == 0 && !options.quiet ? &std::cerr : nullptr, style_of_stderr());
+  Job job({.backend = options.backend,
+           .identity = options.identity,
+           .run_dir = run_dir,
+           .control = options.control,
+           .control_address = options.control_address,
+           .use_gpu = options.use_gpu,
+           .timeout = options.timeout,
+           .total_steps = options.steps,
+           .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
+  plan::LeaveRequest leave = plan::LeaveRequest::none;
+  try {
+    leave = Run(options, run_dir, job, model, text, progress).execute();
+  } catch (const std::exception& error) {
+    job.fail(error.what());
+    throw;
+  }
+  if (leave == plan::LeaveRequest::drain) {
+    throw Error(ExitCode::left_early,
+                "left before the last step as asked; the model so far is saved");
+  }
+}
+
+}  // namespace fusedbun::train

@@ -1,0 +1,112 @@
+#include "fusedbun/launcher/train/training_loop.h"
+
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <cstdio>
+#include <string>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/launcher/train/across_ranks.h"
+
+namespace fusedbun::train {
+namespace {
+
+/// Skipped steps in a row after which nothing better is to be expected.
+constexpr int kNonfiniteInARowMax = 10;
+
+std::string number(const char* format, double value) {
+  char text[48];
+  std::snprintf(text, sizeof text, format, value);
+  return text;
+}
+
+}  // namespace
+
+LoopResult TrainingLoop::run() {
+  const int64_t steps = options_.schedule.total_steps;
+  validate(0);
+  result_.first_validation_loss = result_.last_validation_loss;
+  for (int64_t job_step = 0; job_step < steps && result_.leave == plan::LeaveRequest::none;
+       ++job_step) {
+    const bool due = options_.eval_every > 0 && job_step > 0 && job_step % options_.eval_every == 0;
+    if (due) validate(job_step);
+    one_step(job_step);
+    result_.steps = job_step + 1;
+    result_.leave = parts_.stepper.leave_request();
+  }
+  parts_.stepper.finish();
+  // Who drains a job has seconds to give, not a validation.
+  if (result_.leave != plan::LeaveRequest::drain) validate(result_.steps);
+  return result_;
+}
+
+void TrainingLoop::validate(int64_t job_step) {
+  const double loss = validation_loss(parts_.model, parts_.text, options_.validation, parts_.host);
+  result_.last_validation_loss = loss;
+  if (parts_.metrics != nullptr) parts_.metrics->write_validation(job_step, loss);
+  parts_.progress.say("validation loss " + number("%.4f", loss) + " after " +
+                      std::to_string(job_step) + " steps");
+}
+
+void TrainingLoop::one_step(int64_t job_step) {
+  const auto start = Progress::Clock::now();
+  parts_.stepper.begin(learning_rate(options_.schedule, job_step));
+  const double local_loss = compute_gradients(job_step);
+  const StepOutcome outcome = parts_.stepper.step();
+  const double loss = sum_over_ranks(parts_.host, {local_loss})[0] / options_.share.world_size;
+  const double seconds = std::chrono::duration<double>(Progress::Clock::now() - start).count();
+  report(job_step, loss, outcome, seconds);
+  require_finite(job_step, loss, outcome);
+}
+
+double TrainingLoop::compute_gradients(int64_t job_step) {
+  const torch::Device device = parts_.model->parameters()[0].device();
+  torch::Tensor loss_sum;
+  for (int micro_step = 0; micro_step < options_.share.accumulation; ++micro_step) {
+    const auto fill = [&](int64_t i, std::span<int64_t> tokens) {
+      parts_.text.training_sample({options_.seed, job_step, options_.share.index(micro_step, i)},
+                                  tokens);
+    };
+    const Batch batch = make_batch(options_.share.micro_sequences, options_.context, device, fill);
+    const torch::Tensor loss = parts_.model->loss(batch.tokens, batch.targets);
+    if (micro_step + 1 < options_.share.accumulation) {
+      parts_.stepper.accumulate([&] { loss.backward(); });
+    } else {
+      loss.backward();
+    }
+    loss_sum = loss_sum.defined() ? loss_sum + loss.detach() : loss.detach();
+  }
+  return loss_sum.item<double>() / options_.share.accumulation;
+}
+
+void TrainingLoop::report(int64_t job_step, double loss, const StepOutcome& outcome,
+                          double seconds) {
+  training_seconds_ += seconds;
+  const auto tokens = static_cast<double>(options_.share.global_sequences * options_.context);
+  const auto steps_done = static_cast<double>(job_step + 1);
+  const auto steps_left = static_cast<double>(options_.schedule.total_steps - job_step - 1);
+  result_.tokens_per_second = tokens * steps_done / training_seconds_;
+  if (parts_.metrics != nullptr) {
+    parts_.metrics->write({job_step, loss, outcome.lr, tokens / seconds, outcome.grad_norm,
+                           outcome.revision, outcome.skipped});
+  }
+  parts_.progress.step({job_step, options_.schedule.total_steps, loss, result_.tokens_per_second,
+                        training_seconds_ / steps_done * steps_left},
+                       Progress::Clock::now());
+}
+
+void TrainingLoop::require_finite(int64_t job_step, double loss, const StepOutcome& outcome) {
+  if (std::isfinite(loss)) {
+    nonfinite_in_a_row_ = 0;
+    return;
+  }
+  const bool skipped = parts_.stepper.skips_nonfinite();
+  if (skipped && ++nonfinite_in_a_row_ < kNonfiniteInARowMax) return;
+  throw ConfigError("the loss became " + number("%g", loss) + " in job step " +
+                    std::to_string(job_step) + " at lr " + number("%g", outcome.lr) +
+                    (skipped ? ", the last of several skipped steps" : "") +
+                    ": no model is saved; try a lower --lr, a longer --warmup, or --clip 1");
+}
+
+}  // namespace fusedbun::train

@@ -1,0 +1,66 @@
+#pragma once
+// TrainingLoop: job step after job step until the last, a request to leave, or a loss that is no number.
+//
+// Thread safety: none; one per process.
+#include <cstdint>
+#include <functional>
+
+#include "fusedbun/launcher/train/global_batch.h"
+#include "fusedbun/launcher/train/metrics_file.h"
+#include "fusedbun/launcher/train/progress.h"
+#include "fusedbun/launcher/train/schedule.h"
+#include "fusedbun/launcher/train/stepper.h"
+#include "fusedbun/launcher/train/validation.h"
+
+namespace fusedbun::train {
+
+struct LoopOptions {
+  Schedule schedule;
+  BatchShare share;
+  ValidationOptions validation;
+  uint64_t seed = 0;
+  int64_t context = 0;
+  int64_t eval_every = 0;  ///< 0: only before the first and after the last step
+};
+
+/// What the loop works with; all outlive it.
+struct LoopParts {
+  Gpt2& model;
+  const TextData& text;
+  Stepper& stepper;
+  comm::Communicator& host;
+  Progress& progress;
+  MetricsFile* metrics;  ///< nullptr but on rank 0
+};
+
+struct LoopResult {
+  double first_validation_loss = 0;
+  double last_validation_loss = 0;  ///< the newest there is when the job was drained
+  int64_t steps = 0;
+  double tokens_per_second = 0;  ///< all ranks, validation not counted
+  plan::LeaveRequest leave = plan::LeaveRequest::none;
+};
+
+class TrainingLoop {
+ public:
+  TrainingLoop(const LoopParts& parts, const LoopOptions& options)
+      : parts_(parts), options_(options) {}
+
+  /// Collective. Throws ConfigError when the loss is no number, on all ranks alike, and what the stepper throws.
+  LoopResult run();
+
+ private:
+  void validate(int64_t job_step);
+  double compute_gradients(int64_t job_step);
+  void one_step(int64_t job_step);
+  void report(int64_t job_step, double loss, const StepOutcome& outcome, double seconds);
+  void require_finite(int64_t job_step, double loss, const StepOutcome& outcome);
+
+  LoopParts parts_;
+  LoopOptions options_;
+  LoopResult result_;
+  double training_seconds_ = 0;
+  int nonfinite_in_a_row_ = 0;
+};
+
+}  // namespace fusedbun::train
