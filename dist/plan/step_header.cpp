@@ -1,7 +1,8 @@
 #include "fusedbun/dist/plan/step_header.h"
 
 #include <algorithm>
-#include <cstdio>
+#include <charconv>
+#include <iterator>
 #include <map>
 #include <vector>
 
@@ -17,10 +18,12 @@ std::string decimal(uint64_t value) {
   return std::to_string(static_cast<int64_t>(value));
 }
 
+/// 16 digits, as hashes are written.
 std::string hexadecimal(uint64_t value) {
-  char text[19];
-  std::snprintf(text, sizeof text, "%#018llx", static_cast<unsigned long long>(value));
-  return text;
+  char digits[16];
+  const auto end = std::to_chars(std::begin(digits), std::end(digits), value, 16).ptr;
+  const std::string text(digits, end);
+  return "0x" + std::string(16 - text.size(), '0') + text;
 }
 
 /// A field that must be equal. In order of the table the first difference explains the later ones.
