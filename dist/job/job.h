@@ -28,18 +28,18 @@ namespace fusedbun {
 
 struct JobOptions {
   plan::BackendRequest backend = plan::BackendRequest::automatic;
-  plan::IdentityFlags identity;
+  plan::IdentityFlags identity = {};
   /// Everything a run writes. Empty: nothing is written and there is no control plane.
-  std::filesystem::path run_dir;
+  std::filesystem::path run_dir = {};
   /// Serve the control plane on <run_dir>/control.sock from rank 0 (serve() does it).
   bool control = true;
   /// Where it listens instead: "127.0.0.1:PORT".
-  std::string control_address;
+  std::string control_address = {};
   bool use_gpu = false;                       ///< the job's parameters live on a GPU
   std::chrono::milliseconds timeout{60'000};  ///< deadline of every wait between ranks
   int64_t total_steps = 0;                    ///< for progress; 0: unknown
   /// Called with one sentence a person should know; default: stderr on rank 0.
-  std::function<void(std::string_view)> notice;
+  std::function<void(std::string_view)> notice = {};
 };
 
 class Job {

@@ -44,12 +44,12 @@ struct ShardedOptions {
   double max_grad_norm = 0;         ///< clip the averaged gradient to this global 2-norm; 0: off
   /// The summed gradient is divided by this; default: world size x backward passes since the last
   /// step.
-  std::optional<double> gradient_divisor;
+  std::optional<double> gradient_divisor = {};
   bool set_to_none = true;           ///< release gradients after the step
   bool broadcast_parameters = true;  ///< start from rank 0's parameters
   /// Called with one sentence about things a person should know once (a slow path taken, an uneven
   /// plan).
-  std::function<void(std::string_view)> notice;
+  std::function<void(std::string_view)> notice = {};
 };
 
 class StepEngine;
