@@ -1,8 +1,8 @@
 #pragma once
 // A communicator over a process group that the caller already has. The only header of dist/comm that sees torch.
 //
-// Thread safety: as Communicator. While it lives, point-to-point messages of the group's owner must not use tags below
-// 2^30 that collide with it; collectives of the owner are free.
+// Thread safety: as Communicator. While it lives, tags below 2^23 of point-to-point messages are its own; the group's owner
+// is free to use other tags, and collectives.
 #include <chrono>
 #include <memory>
 

@@ -5,8 +5,9 @@
 namespace fusedbun::comm {
 namespace {
 
-// A tag is a group's number and an operation's, the latter modulo 2^20: far more than can be under way at once.
-constexpr int kOperationBits = 20;
+// A tag is a group's number and an operation's, the latter modulo how many may be under way at once.
+constexpr int kOperationBits = 13;
+constexpr size_t kUnderWayMax = (size_t{1} << kOperationBits) - 1;
 constexpr int64_t kGroupCountMax = int64_t{Transport::kTagMax + 1} >> kOperationBits;
 
 // How long a broken transport may take to let go of an operation's memory.
@@ -78,9 +79,11 @@ std::shared_ptr<MessageQueue::Entry> MessageQueue::post(Call call) {
   }
   entry->call = std::move(call);
   const std::lock_guard lock(mutex_);
+  FUSEDBUN_REQUIRE(entries_.size() < kUnderWayMax, ConfigError,
+                   "more than " + std::to_string(kUnderWayMax) + " operations are under way: wait for some of them");
   entry->number = next_number_++;
   entry->tag = static_cast<int>((group_ << kOperationBits) |
-                                static_cast<int64_t>(entry->number & ((1u << kOperationBits) - 1)));
+                                static_cast<int64_t>(entry->number & kUnderWayMax));
   if (size() == 1) {  // nobody to wait for
     entry->failure = finish(*entry);
     entry->ended = true;

@@ -37,7 +37,7 @@ class Transport {
   /// Gives up all connections: pending waits throw soon, and the peers notice as far as the library can tell them.
   virtual void close() noexcept = 0;
 
-  static constexpr int kTagMax = (1 << 30) - 1;
+  static constexpr int kTagMax = (1 << 23) - 1;  // what Open MPI has over UCX
 };
 
 }  // namespace fusedbun::comm

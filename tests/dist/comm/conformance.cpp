@@ -10,7 +10,10 @@
 #include "fusedbun/core/error.h"
 
 namespace fusedbun::comm::testing {
+namespace {
 
+// What rank `rank` contributes as element `index` of an operation. Floating-point values differ so much in size that
+// their sum depends on the order; with `exact`, small integers whose sum does not.
 template <class T>
 T contribution(int rank, int64_t index, bool exact) {
   uint64_t bits =
@@ -29,8 +32,6 @@ T contribution(int rank, int64_t index, bool exact) {
     return static_cast<T>(static_cast<int64_t>(bits % 2000001) - 1000000);
   }
 }
-
-namespace {
 
 // Per-rank counts that are uneven, with an empty portion as soon as there are two ranks.
 Counts uneven_counts(int size, int64_t scale) {
@@ -110,15 +111,15 @@ void expect_all_gather(World& world, const Counts& counts, bool in_place) {
 template <class T>
 void expect_all_reduce(World& world, int64_t count, ReduceOp op) {
   const bool exact = !world.adds_in_rank_order();
+  std::vector<T> expected;
+  for (int64_t i = 0; i < count; ++i) {
+    expected.push_back(op == ReduceOp::sum ? sum_at<T>(world.size(), i, exact)
+                                           : max_at<T>(world.size(), i));
+  }
   world.run([&](Communicator& comm) {
     Array<T> inout(world, contributions<T>(comm.rank(), count, op == ReduceOp::sum && exact));
     comm.all_reduce(inout.all(), op).wait();
-    const auto result = inout.read();
-    for (int64_t i = 0; i < count; ++i) {
-      const T expected =
-          op == ReduceOp::sum ? sum_at<T>(comm.size(), i, exact) : max_at<T>(comm.size(), i);
-      ASSERT_EQ(result[i], expected) << "rank " << comm.rank() << " element " << i;
-    }
+    ASSERT_EQ(inout.read(), expected) << "rank " << comm.rank();
   });
 }
 
@@ -220,11 +221,13 @@ TEST_P(Conformance, AllToAllOfUnevenPortions) {
 
 TEST_P(Conformance, BroadcastFromEveryRoot) {
   for (const int64_t count : {int64_t{1}, int64_t{1000}, kLarge}) {
+    const auto expected = contributions<double>(0, count, false);
     world().run([&](Communicator& comm) {
       for (int root = 0; root < comm.size(); ++root) {
-        Array<double> inout(world(), contributions<double>(comm.rank(), count, false));
+        Array<double> inout(
+            world(), comm.rank() == root ? expected : std::vector<double>(expected.size(), 77.0));
         comm.broadcast(inout.all(), root).wait();
-        ASSERT_EQ(inout.read(), contributions<double>(root, count, false)) << "root " << root;
+        ASSERT_EQ(inout.read(), expected) << "root " << root;
       }
     });
   }
@@ -357,84 +360,6 @@ TEST_P(Conformance, RefusesWrongArgumentsAndGoesOn) {
     EXPECT_THROW(comm.group({}), ConfigError);
     comm.all_reduce(data.all(), ReduceOp::sum).wait();
     EXPECT_EQ(data.read().front(), static_cast<float>(comm.size()));
-  });
-}
-
-TEST_P(Breakage, AbortFailsPendingAndLaterWaits) {
-  const auto world = GetParam().make(std::chrono::seconds(30));
-  const auto begin = std::chrono::steady_clock::now();
-  world->run([&](Communicator& comm) {
-    Array<float> data(*world, 1000, 1.0f);
-    if (comm.rank() == 0) {  // nobody else joins it
-      Work pending = comm.all_reduce(data.all(), ReduceOp::sum);
-      std::thread other([&] {
-        std::this_thread::sleep_for(std::chrono::milliseconds(50));
-        comm.abort("the test says so");
-        comm.abort("a second reason, which is not told");
-      });
-      try {
-        pending.wait();
-        ADD_FAILURE() << "the wait ended although the communicator was aborted";
-      } catch (const PeerLostError& error) {
-        EXPECT_STREQ(error.what(), "the test says so");
-      }
-      other.join();
-    } else {
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));
-      comm.abort("rank 0 aborted 150 ms ago");
-    }
-    EXPECT_THROW(comm.barrier().wait(), PeerLostError);
-    comm.barrier();  // an aborted communicator's operations may be dropped
-  });
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
-}
-
-TEST_P(Breakage, AbortReachesThePeersWhereTheBackendCanTellThem) {
-  const auto world = GetParam().make(std::chrono::seconds(30));
-  if (!world->abort_reaches_peers())
-    GTEST_SKIP() << "this backend cannot: its launcher ends the peers";
-  const auto begin = std::chrono::steady_clock::now();
-  world->run([&](Communicator& comm) {
-    if (comm.rank() == 0) return comm.abort("rank 0 leaves");
-    Array<float> data(*world, 1000, 1.0f);
-    EXPECT_THROW(comm.all_reduce(data.all(), ReduceOp::sum).wait(), PeerLostError);
-  });
-  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5));
-}
-
-TEST_P(Breakage, WaitThrowsAtItsDeadline) {
-  constexpr std::chrono::milliseconds kTimeout(300);
-  const auto world = GetParam().make(kTimeout);
-  world->run([&](Communicator& comm) {
-    if (comm.rank() == 0) {
-      Array<float> data(*world, 1000, 1.0f);
-      const auto begin = std::chrono::steady_clock::now();
-      EXPECT_THROW(comm.all_reduce(data.all(), ReduceOp::sum).wait(), TimeoutError);
-      const auto waited = std::chrono::steady_clock::now() - begin;
-      EXPECT_GE(waited, kTimeout);
-      EXPECT_LT(waited, kTimeout + std::chrono::seconds(5));
-      EXPECT_THROW(comm.barrier().wait(), TimeoutError) << "broken communicators stay broken";
-    } else {
-      std::this_thread::sleep_for(kTimeout * 2);
-      comm.abort("this rank was late on purpose");
-    }
-  });
-}
-
-TEST_P(Breakage, AnErrorThatUnwindsDropsOperationsSafely) {
-  const auto world = GetParam().make(std::chrono::seconds(30));
-  world->run([&](Communicator& comm) {
-    if (comm.rank() != 0) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-      return comm.abort("done");
-    }
-    try {
-      Array<float> data(*world, kLarge, 1.0f);
-      Work pending = comm.all_reduce(data.all(), ReduceOp::sum);
-      throw std::runtime_error("the caller's own trouble");
-    } catch (const std::runtime_error&) {
-    }
-    EXPECT_THROW(comm.barrier().wait(), PeerLostError);
   });
 }
 
