@@ -179,7 +179,7 @@ class HeadersAlone(TreeTest):
 
 class Readmes(TreeTest):
     def test_missing_long_and_good(self):
-        self.write("core/README.md", "# core\n\nOne step.\n")
+        self.write("core/README.md", "# core\n\n| One step |" + "x" * 200 + "|\n")
         self.write("dist/plan/README.md", "# plan\n" * 81)
         self.write("dist/comm/a.h", "")
         self.write("tests/README.md", "# tests\n\n" + "x" * 141)
