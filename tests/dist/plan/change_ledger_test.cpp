@@ -1,0 +1,277 @@
+#include "fusedbun/dist/plan/change_ledger.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+namespace fusedbun::plan {
+namespace {
+
+using testing::HasSubstr;
+
+Options options_with(double momentum_beta) {
+  Options options = preset("recommended", 1e-3);
+  options.momentum_beta = momentum_beta;
+  return options;
+}
+
+ChangeLedger two_groups(int64_t first_step = 0) {
+  return ChangeLedger({{"body", 100, options_with(0.9)}, {"head", 10, options_with(0)}}, 1.0,
+                      first_step);
+}
+
+ChangeRequest request_of(std::vector<ValuePatch> patches, std::string etag = "*") {
+  ChangeRequest request;
+  request.patches = std::move(patches);
+  request.etag = std::move(etag);
+  request.actor = "uid:1";
+  return request;
+}
+
+AcceptedChange accept(ChangeLedger& ledger, const ChangeRequest& request) {
+  auto verdict = ledger.propose(request);
+  if (auto* refusal = std::get_if<Refusal>(&verdict)) {
+    ADD_FAILURE() << refusal->message;
+    return {};
+  }
+  AcceptedChange change = std::get<AcceptedChange>(verdict);
+  ledger.commit(change);
+  return change;
+}
+
+std::string refusal_of(const ChangeLedger& ledger, const ChangeRequest& request) {
+  const auto verdict = ledger.propose(request);
+  const auto* refusal = std::get_if<Refusal>(&verdict);
+  return refusal == nullptr ? "accepted" : refusal->reason;
+}
+
+std::string refusal_of(const std::vector<ValuePatch>& patches) {
+  return refusal_of(two_groups(), request_of(patches));
+}
+
+StepReport report_of(const ChangeLedger& ledger, int64_t job_step) {
+  const Settings settings = ledger.settings_at(job_step);
+  StepReport report;
+  report.job_step = job_step;
+  report.group_options = settings.groups;
+  report.max_grad_norm = settings.max_grad_norm;
+  report.lr_scale = settings.lr_scale;
+  return report;
+}
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+TEST(ChangeLedger, NumbersChangesFromOneAndUsesThemALeadLater) {
+  ChangeLedger ledger = two_groups(10);
+  EXPECT_EQ(accept(ledger, request_of({{"*", Field::eps, 1e-6}})).effective_step, 12);
+  ledger.close_step(10);
+  const AcceptedChange second = accept(ledger, request_of({{"*", Field::eps, 1e-7}}));
+  EXPECT_EQ(second.revision, 2);
+  EXPECT_EQ(second.effective_step, 11 + kLead);
+  EXPECT_EQ(second.previous.groups[0].eps, 1e-6);
+  EXPECT_EQ(second.resulting.groups[1].eps, 1e-7);
+}
+
+TEST(ChangeLedger, TheStepBoundaryDecidesWhichStepAChangeReaches) {
+  ChangeLedger ledger = two_groups();
+  const auto before =
+      std::get<AcceptedChange>(ledger.propose(request_of({{"*", Field::eps, 1e-6}})));
+  ledger.close_step(0);
+  const auto after =
+      std::get<AcceptedChange>(ledger.propose(request_of({{"*", Field::eps, 1e-6}})));
+  EXPECT_EQ(before.effective_step + 1, after.effective_step);
+}
+
+TEST(ChangeLedger, ProposingChangesNothing) {
+  const ChangeLedger ledger = two_groups();
+  const std::string etag = ledger.etag();
+  EXPECT_EQ(refusal_of(ledger, request_of({{"*", Field::learning_rate, 0.5}})), "accepted");
+  EXPECT_EQ(ledger.etag(), etag);
+  EXPECT_EQ(ledger.newest_revision(), 0);
+  EXPECT_FALSE(ledger.settings_at(100).lr_pins[0].has_value());
+}
+
+TEST(ChangeLedger, EtagIsAskedForAndMustBeTheNewest) {
+  ChangeLedger ledger = two_groups();
+  const std::vector<ValuePatch> patch = {{"body", Field::weight_decay, 0.1}};
+  EXPECT_EQ(refusal_of(ledger, request_of(patch, "")), "ETAG_REQUIRED");
+  const std::string first = ledger.etag();
+  EXPECT_FALSE(accept(ledger, request_of(patch, first)).unconditional);
+  EXPECT_EQ(refusal_of(ledger, request_of(patch, first)), "ETAG_MISMATCH");
+  EXPECT_NE(ledger.etag(), first);
+  EXPECT_TRUE(accept(ledger, request_of(patch, "*")).unconditional);
+  const auto refused = std::get<Refusal>(ledger.propose(request_of(patch, first)));
+  EXPECT_EQ(refused.kind, RefusalKind::aborted);
+  EXPECT_EQ(refused.metadata.at(0).second, ledger.etag());
+}
+
+TEST(ChangeLedger, HostileValuesAreRefused) {
+  EXPECT_EQ(refusal_of({{"*", Field::learning_rate, kNan}}), "NOT_FINITE");
+  EXPECT_EQ(refusal_of({{"*", Field::learning_rate, kInf}}), "NOT_FINITE");
+  EXPECT_EQ(refusal_of({{"*", Field::lr_scale, -kInf}}), "NOT_FINITE");
+  EXPECT_EQ(refusal_of({{"*", Field::learning_rate, -1e-300}}), "OUT_OF_SPEC");
+  EXPECT_EQ(refusal_of({{"*", Field::eps, 0}}), "OUT_OF_SPEC");
+  EXPECT_EQ(refusal_of({{"body", Field::momentum_beta, 0}}), "OUT_OF_SPEC");
+  EXPECT_EQ(refusal_of({{"body", Field::momentum_beta, 1}}), "OUT_OF_SPEC");
+  EXPECT_EQ(refusal_of({{"*", Field::beta_decay, 0}}), "OUT_OF_SPEC")
+      << "the constructor's rule for decay power";
+  EXPECT_EQ(refusal_of({{"*", Field::unpin_learning_rate, 0}}), "OUT_OF_SPEC");
+  EXPECT_EQ(refusal_of({{"nobody", Field::eps, 1}}), "UNKNOWN_GROUP");
+  EXPECT_EQ(refusal_of({{"", Field::eps, 1}}), "UNKNOWN_GROUP");
+  EXPECT_EQ(refusal_of({{"body", Field::lr_scale, 1}}), "JOB_FIELD_IN_GROUP");
+  EXPECT_EQ(refusal_of({{"head", Field::momentum_beta, 0.5}}), "MOMENTUM_FIXED");
+  EXPECT_EQ(refusal_of({{"*", Field::momentum_beta, 0.5}}), "MOMENTUM_FIXED");
+  EXPECT_EQ(refusal_of({}), "EMPTY_CHANGE");
+  EXPECT_EQ(refusal_of({{"body", Field::eps, 1}, {"body", Field::eps, 2}}), "FIELD_SET_TWICE");
+  EXPECT_EQ(
+      refusal_of({{"body", Field::learning_rate, 1}, {"body", Field::unpin_learning_rate, 1}}),
+      "FIELD_SET_TWICE");
+  EXPECT_EQ(refusal_of(std::vector<ValuePatch>(kPatchesMax + 1, {"body", Field::eps, 1})),
+            "TOO_MANY_VALUES");
+  EXPECT_EQ(refusal_of({{"*", Field::learning_rate, std::numeric_limits<double>::max()}}),
+            "accepted");
+}
+
+TEST(ChangeLedger, OneBadValueRefusesTheWhole) {
+  ChangeLedger ledger = two_groups();
+  EXPECT_EQ(refusal_of(ledger,
+                       request_of({{"*", Field::eps, 1e-3}, {"body", Field::weight_decay, kNan}})),
+            "NOT_FINITE");
+  EXPECT_EQ(ledger.settings_at(100).groups[0].eps, 1e-8);
+}
+
+TEST(ChangeLedger, LongTextsAreRefused) {
+  ChangeRequest request = request_of({{"*", Field::eps, 1}});
+  request.reason = std::string(kReasonBytesMax + 1, 'x');
+  EXPECT_EQ(refusal_of(two_groups(), request), "REASON_TOO_LONG");
+  request.reason.pop_back();
+  EXPECT_EQ(refusal_of(two_groups(), request), "accepted");
+  request.request_id = std::string(kRequestIdBytesMax + 1, 'x');
+  EXPECT_EQ(refusal_of(two_groups(), request), "REQUEST_ID_TOO_LONG");
+}
+
+TEST(ChangeLedger, AStepTooNearIsOutOfRange) {
+  const ChangeLedger ledger = two_groups(10);
+  ChangeRequest request = request_of({{"*", Field::eps, 1}});
+  request.apply_at_step = 11;
+  const auto refused = std::get<Refusal>(ledger.propose(request));
+  EXPECT_EQ(refused.kind, RefusalKind::out_of_range);
+  EXPECT_THAT(refused.message, HasSubstr("from step 12 on"));
+  request.apply_at_step = std::numeric_limits<int64_t>::min();
+  EXPECT_EQ(refusal_of(ledger, request), "STEP_TOO_NEAR");
+  request.apply_at_step = 12;
+  EXPECT_EQ(refusal_of(ledger, request), "accepted");
+  request.apply_at_step = std::numeric_limits<int64_t>::max();
+  EXPECT_EQ(refusal_of(ledger, request), "accepted");
+}
+
+TEST(ChangeLedger, APinHoldsUntilItIsUnpinned) {
+  ChangeLedger ledger = two_groups();
+  accept(ledger,
+         request_of({{"*", Field::learning_rate, 0.5}, {"head", Field::learning_rate, 0.25}}));
+  EXPECT_EQ(ledger.settings_at(2).lr_pins[0], 0.5);
+  EXPECT_EQ(ledger.settings_at(2).lr_pins[1], 0.25) << "a named group after * overrides it";
+  accept(ledger, request_of({{"head", Field::unpin_learning_rate, 1}}));
+  EXPECT_EQ(ledger.settings_at(2).lr_pins[0], 0.5);
+  EXPECT_EQ(ledger.settings_at(2).lr_pins[1], std::nullopt);
+}
+
+TEST(ChangeLedger, AChangeForALaterStepIsSeenThere) {
+  ChangeLedger ledger = two_groups();
+  ChangeRequest later = request_of({{"*", Field::max_grad_norm, 0.5}});
+  later.apply_at_step = 100;
+  accept(ledger, later);
+  EXPECT_EQ(ledger.settings_at(ledger.earliest_step()).max_grad_norm, 1.0);
+  EXPECT_EQ(ledger.settings_at(99).max_grad_norm, 1.0);
+  EXPECT_EQ(ledger.settings_at(100).max_grad_norm, 0.5);
+}
+
+TEST(ChangeLedger, StateFollowsTheStepsThatEnded) {
+  ChangeLedger ledger = two_groups();
+  accept(ledger, request_of({{"*", Field::eps, 1e-5}}));
+  ChangeRequest later = request_of({{"*", Field::eps, 1e-4}});
+  later.apply_at_step = 50;
+  accept(ledger, later);
+  for (int64_t step = 0; step < 2; ++step) {
+    ledger.close_step(step);
+    ledger.observe(report_of(ledger, step));
+    EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::scheduled);
+  }
+  ledger.close_step(2);
+  EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::scheduled);
+  ledger.observe(report_of(ledger, 2));
+  EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::applied);
+  EXPECT_EQ(ledger.state_of(ledger.change(2)), ChangeState::scheduled);
+  ledger.end_run();
+  EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::applied);
+  EXPECT_EQ(ledger.state_of(ledger.change(2)), ChangeState::rejected);
+}
+
+TEST(ChangeLedger, ARepeatedRequestBringsTheSameChangeBack) {
+  ChangeLedger ledger = two_groups();
+  ChangeRequest request = request_of({{"*", Field::eps, 1e-5}}, ledger.etag());
+  request.request_id = "a";
+  accept(ledger, request);
+  const auto again = ledger.propose(request);  // its etag is outdated by itself
+  ASSERT_TRUE(std::holds_alternative<ChangeLedger::Replay>(again));
+  EXPECT_EQ(std::get<ChangeLedger::Replay>(again).revision, 1);
+  request.patches[0].value = 1e-4;
+  EXPECT_EQ(refusal_of(ledger, request), "REQUEST_ID_REUSED");
+  request.actor = "uid:2";
+  request.etag = "*";
+  EXPECT_EQ(refusal_of(ledger, request), "accepted") << "ids are an actor's own";
+}
+
+TEST(ChangeLedger, RequestIdsAreForgottenAfterManyChanges) {
+  ChangeLedger ledger = two_groups();
+  ChangeRequest first = request_of({{"*", Field::eps, 1e-5}});
+  first.request_id = "a";
+  accept(ledger, first);
+  auto accept_another = [&, step = int64_t{0}]() mutable {
+    accept(ledger, request_of({{"*", Field::eps, 1e-6}}));
+    ledger.close_step(step);
+    ledger.observe(report_of(ledger, step++));
+  };
+  for (int64_t i = 1; i < ChangeLedger::kRememberedRequests; ++i) accept_another();
+  EXPECT_TRUE(std::holds_alternative<ChangeLedger::Replay>(ledger.propose(first)));
+  accept_another();
+  EXPECT_EQ(refusal_of(ledger, first), "accepted");
+}
+
+TEST(ChangeLedger, OnlySoManyMayWait) {
+  ChangeLedger ledger = two_groups();
+  ChangeRequest later = request_of({{"*", Field::eps, 1e-5}});
+  later.apply_at_step = 1'000'000;
+  for (size_t i = 0; i < ChangeLedger::kPendingMax; ++i) accept(ledger, later);
+  EXPECT_EQ(refusal_of(ledger, later), "TOO_MANY_PENDING");
+}
+
+TEST(ChangeLedger, ALateGroupBecomesKnownByItsReport) {
+  ChangeLedger ledger = two_groups();
+  StepReport report = report_of(ledger, 0);
+  report.group_options.push_back(preset("recommended", 1e-3));
+  ledger.close_step(0);
+  ledger.observe(report);
+  ASSERT_EQ(ledger.groups().size(), 3U);
+  EXPECT_EQ(accept(ledger, request_of({{"group2", Field::eps, 0.5}})).entries.at(0).group, 2);
+  EXPECT_EQ(ledger.settings_at(3).groups[2].eps, 0.5);
+}
+
+TEST(ChangeLedger, WhatTheTrainingLoopSetsItselfIsSeen) {
+  ChangeLedger ledger = two_groups();
+  accept(ledger, request_of({{"body", Field::eps, 1e-5}}));
+  StepReport report = report_of(ledger, 0);
+  report.group_options[0].Lambda = 0.7;
+  report.max_grad_norm = 3;
+  ledger.close_step(0);
+  ledger.observe(report);
+  EXPECT_EQ(ledger.settings_at(2).groups[0].Lambda, 0.7);
+  EXPECT_EQ(ledger.settings_at(2).groups[0].eps, 1e-5) << "still to come";
+  EXPECT_EQ(ledger.settings_at(2).max_grad_norm, 3);
+}
+
+}  // namespace
+}  // namespace fusedbun::plan
