@@ -73,8 +73,7 @@ std::string unknown_word(const CLI::App& command, const std::string& word) {
   // The positional words of `launch` are a program: the flag may have been meant for it.
   const bool has_program =
       std::ranges::any_of(command.get_options(), [](const CLI::Option* option) {
-        return option->get_positional() && option->get_items_expected_max() > 1 &&
-               option->count() > 0;
+        return option->get_single_name() == "program" && option->count() > 0;
       });
   if (!close.empty()) {
     sentence += ", did you mean " + close + "?";

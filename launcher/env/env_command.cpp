@@ -1,59 +1,34 @@
 #include "fusedbun/launcher/env/env_command.h"
 
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <iomanip>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/plan/backend_choice.h"
 #include "fusedbun/dist/plan/identity.h"
 #include "fusedbun/launcher/cli/output_format.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/env/versions.h"
 
-extern char** environ;
-
 namespace fusedbun::launcher {
 namespace {
 
 using Json = nlohmann::ordered_json;
 
-#ifdef FUSEDBUN_HAS_MPI
-constexpr bool kMpiBuiltIn = true;
-#else
-constexpr bool kMpiBuiltIn = false;
-#endif
-#ifdef FUSEDBUN_HAS_NCCL
-constexpr bool kNcclBuiltIn = true;
-#else
-constexpr bool kNcclBuiltIn = false;
-#endif
-
-plan::Environment process_environment() {
-  plan::Environment environment;
-  for (char** entry = environ; *entry != nullptr; ++entry) {
-    const std::string text = *entry;
-    const size_t end = text.find('=');
-    if (end != text.npos) environment[text.substr(0, end)] = text.substr(end + 1);
-  }
-  return environment;
-}
-
-/// What `--backend auto` decides if all ranks find what this one finds, and ranks of one host take its GPUs in order.
-plan::BackendChoice expected_backend(const plan::Environment& environment,
-                                     const plan::Identity& identity, int gpus) {
-  std::vector<plan::Capability> ranks(identity.world_size);
-  for (int rank = 0; rank < identity.world_size; ++rank) {
+/// What `--backend auto` decides for a job on this device, if all ranks find what this one finds and the ranks of one host
+/// take its GPUs in order.
+Json expected_backend(const plan::Identity& identity, bool use_gpu, int gpus) {
+  const plan::Capability here = capability_of(identity, plan::BackendRequest::automatic, use_gpu);
+  std::vector<plan::Capability> ranks(identity.world_size, here);
+  for (int rank = 0; rank < identity.world_size && use_gpu; ++rank) {
     const int local_rank = rank % identity.local_world_size;
-    ranks[rank].has_mpi = kMpiBuiltIn && environment.contains("OMPI_COMM_WORLD_SIZE");
-    ranks[rank].has_nccl = kNcclBuiltIn && gpus > 0;
-    ranks[rank].wants_gpu = gpus > 0;
     ranks[rank].host_hash = static_cast<uint64_t>(rank / identity.local_world_size);
     ranks[rank].gpu_index = local_rank < gpus ? local_rank : -1;
   }
-  return plan::choose_backend(ranks);
+  const plan::BackendChoice choice = plan::choose_backend(ranks);
+  return {{"auto", plan::name_of(choice.backend)}, {"reason", choice.reason}};
 }
 
 Json identity_json(const plan::Identity& identity) {
@@ -71,14 +46,14 @@ Json identity_json(const plan::Identity& identity) {
 }
 
 Json collect() {
-  const plan::Environment environment = process_environment();
-  const plan::Identity identity = plan::identify(environment, {});
+  const plan::Identity identity = plan::identify(read_environment(), {});
   const std::vector<std::string> gpus = visible_gpus();
-  const plan::BackendChoice choice =
-      expected_backend(environment, identity, static_cast<int>(gpus.size()));
   Json json;
   json["identity"] = identity_json(identity);
-  json["backend"] = {{"auto", plan::name_of(choice.backend)}, {"reason", choice.reason}};
+  json["backend"]["cpu"] = expected_backend(identity, false, 0);
+  if (!gpus.empty()) {
+    json["backend"]["cuda"] = expected_backend(identity, true, static_cast<int>(gpus.size()));
+  }
   for (const auto& [name, version] : versions()) json["versions"][std::string(name)] = version;
   json["cores"] = usable_cores();
   json["shared_memory"] = nullptr;
@@ -110,7 +85,9 @@ void print_text(const Json& json, std::ostream& out) {
                            (identity["agent_serves_store"] ? ", served by torchrun's agent"
                                                            : ", served by rank 0"));
   }
-  line("backend", "auto takes " + json["backend"]["reason"].get<std::string>());
+  for (const auto& [device, backend] : json["backend"].items()) {
+    line("backend", "auto on " + device + " takes " + backend["reason"].get<std::string>());
+  }
   for (const auto& [name, version] : json["versions"].items()) line(name, version);
   line("cores", json["cores"].dump());
   const Json& memory = json["shared_memory"];

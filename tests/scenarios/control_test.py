@@ -1,0 +1,65 @@
+"""The control plane of a live job: status, health, and a change that all ranks use from one step on."""
+
+import json
+import re
+import signal
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from job_process import run, start  # noqa: E402
+from training import TrainingTestCase, steps  # noqa: E402
+
+
+class Control(TrainingTestCase):
+    def command(self, *words):
+        return run(*words, "--run-dir", self.run_dir)
+
+    def test_a_change_is_used_from_one_step_on(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(3)
+            result = self.command("set", "lr=0.00123", "--reason", "a test", "--wait", "--output", "json")
+            self.assertEqual(result.code, 0, result)
+            change = json.loads(result.out)
+            first = int(change["effective_step"])
+            self.wait_for_steps(first + 5)
+            job.signal(signal.SIGTERM)
+            # Ranks that switched at different steps would hold different digests and leave with 79.
+            self.assertEqual(job.result().code, 75)
+        lines = steps(self.run_dir)
+        self.assertTrue(all(line["revision"] == 0 for line in lines[:first]))
+        self.assertTrue(all(line["lr"] != 0.00123 for line in lines[:first]))
+        self.assertTrue(all((line["lr"], line["revision"]) == (0.00123, 1) for line in lines[first:]))
+        self.assertEqual(change["reason"], "a test")
+
+    def test_status_and_health(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(3)
+            status = json.loads(self.command("status", "--output", "json").out)
+            self.assertEqual((status["job"]["state"], status["job"]["world_size"]), ("RUNNING", 2))
+            self.assertGreaterEqual(int(status["job"]["step"]), 3)
+            self.assertRegex(self.command("status").out, r"state +RUNNING")
+            health = self.command("health")
+            self.assertEqual(health.code, 0, health)
+            self.assertEqual(len(re.findall(r"\bSERVING", health.out)), 3)
+            job.signal(signal.SIGTERM)
+            job.result()
+        self.assertEqual(self.command("health").code, 69)
+        self.assertEqual(self.command("status").code, 69)
+
+    def test_what_is_refused_changes_nothing(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(2)
+            self.assert_fails(self.command("set", "lr=nan"), 78, "learning_rate")
+            self.assert_fails(self.command("set", "lrr=1"), 64, "lrr")
+            self.assert_fails(self.command("set", "lr=1", "--group", "nobody"), 78, "nobody")
+            self.assertEqual(self.command("set", "lr=0.5", "--dry-run").code, 0)
+            self.wait_for_steps(len(steps(self.run_dir)) + 5)
+            job.signal(signal.SIGTERM)
+            job.result()
+        self.assertTrue(all(line["revision"] == 0 for line in steps(self.run_dir)))
+
+
+if __name__ == "__main__":
+    unittest.main()

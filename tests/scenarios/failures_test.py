@@ -1,0 +1,91 @@
+"""What goes wrong in a job ends in one clear sentence and the right exit code, on the real binary."""
+
+import os
+import signal
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from job_process import BINARY, run, start  # noqa: E402
+from training import TrainingTestCase  # noqa: E402
+
+
+def launch(*words, **options):
+    return run("launch", "-n", "2", "--", *words, **options)
+
+
+class BadInput(TrainingTestCase):
+    def assert_nothing_written(self):
+        left = [path for path in self.run_dir.rglob("*") if path.suffix == ".safetensors"]
+        self.assertEqual(left, [])
+
+    def test_missing_or_empty_data(self):
+        missing = self.folder / "no-such-text"
+        self.assert_fails(launch(*self.train(5, "--data", missing)), 65, str(missing))
+        empty = self.folder / "empty.txt"
+        empty.touch()
+        self.assert_fails(launch(*self.train(5, "--data", empty)), 65, str(empty))
+        self.assert_nothing_written()
+
+    def test_bad_values(self):
+        table = [("--lr", "nan", "lr"), ("--lr", "-1", "lr"), ("--steps", "0", "--steps"),
+                 ("--world-size", "3", "world-size"), ("--world-size", "0", "world-size"),
+                 ("--preset", "recomended", "recommended"), ("--backend", "glue", "gloo")]
+        for flag, value, part in table:
+            with self.subTest(flag=flag, value=value):
+                self.assert_fails(launch(*self.train(5, flag, value)), 78, part)
+        self.assert_nothing_written()
+
+    def test_unknown_flag(self):
+        result = run(*self.train(5), "--stpes", "3")
+        self.assert_fails(result, 64, "--stpes", "did you mean --steps?")
+        self.assertEqual(len(result.err.splitlines()), 1, result)
+
+
+class RanksThatDisagree(TrainingTestCase):
+    def by_rank(self, script, *more):
+        return run("launch", "-n", "2", "--", "sh", "-c", f'exec "$0" "$@" {script}', BINARY,
+                   *self.train(5, *more), seconds=90)
+
+    def test_models_that_differ(self):
+        self.assert_fails(self.by_rank("--width $((32 + 32 * RANK))", "--heads", "1"), 78, "rank 1")
+
+    def test_steps_that_differ(self):
+        self.assert_fails(self.by_rank("--seed $RANK"), 78, "--seed")
+
+    def test_world_sizes_that_differ(self):
+        script = 'export WORLD_SIZE=$((2 + RANK)); exec "$0" "$@"'
+        result = run("launch", "-n", "2", "--", "sh", "-c", script, BINARY, *self.train(5, "--timeout", "10"),
+                     seconds=90)
+        self.assert_fails(result, 78, "of 3", "of 2")
+
+
+class LostRank(TrainingTestCase):
+    def test_a_killed_rank_is_named_and_the_other_leaves_with_76(self):
+        # Rank 0 runs under a shell that reports its code; it must outlive the SIGTERM that ends the others.
+        script = ('[ $RANK = 1 ] && exec "$0" "$@"\n'
+                  'trap "" TERM; "$0" "$@"; code=$?; echo rank 0 left with $code; exit $code')
+        with start("launch", "-n", "2", "--", "sh", "-c", script, BINARY, *self.train(100_000)) as job:
+            victim = job.ranks(2)[1]
+            self.wait_for_steps(3)
+            os.kill(victim, signal.SIGKILL)
+            result = job.result()
+        self.assertEqual(result.code, 137, result)
+        self.assertIn("rank 0 left with 76", result.out)
+        self.assertRegex(result.err.splitlines()[-1], rf"rank 1 \(pid {victim} .*SIGKILL")
+        self.assertFalse((self.run_dir / "model.safetensors").exists())
+
+
+class SharedRunFolder(TrainingTestCase):
+    def test_a_second_job_in_the_same_folder_is_refused_and_the_first_goes_on(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as first:
+            self.wait_for_steps(2)
+            self.assert_fails(launch(*self.train(5)), 69, str(self.run_dir))
+            self.wait_for_steps(20)
+            first.signal(signal.SIGTERM)
+            self.assertEqual(first.result().code, 75)
+
+
+if __name__ == "__main__":
+    unittest.main()
