@@ -1,6 +1,7 @@
 #include "fusedbun/core/fused_pass.h"
 
 namespace fusedbun {
+
 bool has_fused_step(const Options& options) {
   if (options.prepare_hessian) return false;
   const bool momentum_fits =
@@ -82,9 +83,13 @@ PassArguments<T> begin_pass(const FusedStep<T>& step) {
   } else if (step.structure.accumulator == Accumulator::sm3) {
     a.kind = PassKind::sm3;
     a.column_values = step.col;
+  } else if (step.structure.accumulator == Accumulator::mean) {
+    a.kind = PassKind::mean;
   } else {
-    a.kind =
-        step.structure.accumulator == Accumulator::mean ? PassKind::mean : PassKind::statistics;
+    a.kind = PassKind::statistics;  // of the gradient alone
+    a.parameter = nullptr;
+    a.momentum = nullptr;
+    a.momentum_kind = MomentumKind::none;
   }
   return a;
 }

@@ -1,0 +1,269 @@
+// Fusedbun as a LibTorch user meets it.
+#include "fusedbun/core/fusedbun.h"
+
+#include <ATen/ATen.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <torch/optim/schedulers/step_lr.h>
+#include <torch/serialize.h>
+
+#include <limits>
+#include <sstream>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun {
+namespace {
+
+using torch::Tensor;
+using torch::optim::OptimizerParamGroup;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+Tensor parameter(at::IntArrayRef shape) {
+  return at::randn(shape).requires_grad_();
+}
+
+void give_gradients(const std::vector<Tensor>& parameters) {
+  for (const Tensor& p : parameters) p.mutable_grad() = at::randn(p.sizes());
+}
+
+const FusedbunParamState& state_of(Fusedbun& optimizer, const Tensor& p) {
+  return static_cast<const FusedbunParamState&>(*optimizer.state().at(p.unsafeGetTensorImpl()));
+}
+
+std::vector<Tensor> copies(const std::vector<Tensor>& parameters) {
+  std::vector<Tensor> result;
+  for (const Tensor& p : parameters) result.push_back(p.detach().clone().requires_grad_());
+  return result;
+}
+
+class FusedbunTest : public testing::Test {
+ protected:
+  void SetUp() override { at::manual_seed(11); }
+};
+
+TEST_F(FusedbunTest, LearnsALeastSquaresProblem) {
+  const Tensor inputs = at::randn({64, 8}), targets = inputs.mm(at::randn({8, 3}));
+  Tensor weight = at::zeros({8, 3}).requires_grad_();
+  Fusedbun optimizer({weight}, FusedbunOptions::recommended(0.05).Lambda(0));
+  const auto closure = [&] {
+    optimizer.zero_grad();
+    Tensor loss = (inputs.mm(weight) - targets).square().mean();
+    loss.backward();
+    return loss;
+  };
+  const double first = optimizer.step(closure).item<double>();
+  double last = first;
+  for (int i = 0; i < 150; ++i) last = optimizer.step(closure).item<double>();
+  EXPECT_LT(last, 0.01 * first);
+}
+
+TEST_F(FusedbunTest, TheClosureRunsFirstWithGradientsEvenUnderNoGrad) {
+  Tensor p = parameter({4, 3});
+  const Tensor before = p.detach().clone();
+  Fusedbun optimizer({p}, FusedbunOptions::recommended(0.1));
+  at::NoGradGuard no_grad;
+  const Tensor loss = optimizer.step([&] {
+    EXPECT_TRUE(at::GradMode::is_enabled());
+    EXPECT_TRUE(p.equal(before));
+    Tensor value = p.square().sum();
+    value.backward();
+    return value;
+  });
+  EXPECT_TRUE(loss.defined());
+  EXPECT_FALSE(p.equal(before));
+  EXPECT_FALSE(optimizer.step().defined());
+}
+
+TEST_F(FusedbunTest, GroupsKeepTheirOwnOptionsAndLateOnesJoin) {
+  Tensor a = at::ones({2, 2}).requires_grad_(), b = at::ones({2, 2}).requires_grad_(),
+         c = at::ones({2, 2}).requires_grad_();
+  std::vector<OptimizerParamGroup> groups;
+  groups.emplace_back(std::vector<Tensor>{a});
+  groups.emplace_back(std::vector<Tensor>{b}, std::make_unique<FusedbunOptions>(
+                                                  FusedbunOptions::recommended(0.5).Lambda(0)));
+  Fusedbun optimizer(groups, FusedbunOptions::recommended(0.25).Lambda(0));
+  optimizer.add_param_group(OptimizerParamGroup({c}));
+  for (const Tensor& p : {a, b, c}) p.mutable_grad() = at::ones({2, 2});
+  optimizer.step();
+  // At t = 1 the estimate is g² itself, so u = 1/(1+eps) and the momentum returns a tenth of it.
+  EXPECT_TRUE(a.allclose(at::full({2, 2}, 1 - 0.25 * 0.1)));
+  EXPECT_TRUE(b.allclose(at::full({2, 2}, 1 - 0.5 * 0.1)));
+  EXPECT_TRUE(c.equal(a));
+}
+
+TEST_F(FusedbunTest, BadOptionsAndParametersAreRefusedWhereTheyComeIn) {
+  Tensor p = parameter({2, 2});
+  EXPECT_THROW(Fusedbun({p}, FusedbunOptions(kNan)), ConfigError);
+  EXPECT_THROW(Fusedbun({at::ones({2}, at::kLong)}, FusedbunOptions(1e-3)), ConfigError);
+  Fusedbun optimizer({p}, FusedbunOptions::recommended(1e-3));
+  EXPECT_THROW(optimizer.add_param_group(OptimizerParamGroup({p})), ConfigError);
+  EXPECT_THROW(
+      optimizer.add_param_group(OptimizerParamGroup(
+          {parameter({2})}, std::make_unique<FusedbunOptions>(FusedbunOptions(1e-3).eps(0)))),
+      ConfigError);
+  EXPECT_THROW(optimizer.set_hessian_diagonal(p, at::ones({3})), ConfigError);
+  const Tensor ones = at::ones({2, 2});
+  p.mutable_grad() = ones.to_sparse();
+  EXPECT_THROW(optimizer.step(), ConfigError);
+  p.mutable_grad() = ones;
+  static_cast<FusedbunOptions&>(optimizer.param_groups()[0].options()).lr(-1);
+  EXPECT_THROW(optimizer.step(), ConfigError);
+}
+
+TEST_F(FusedbunTest, ParametersWithoutAGradientAreUntouchedAndCountTheirOwnSteps) {
+  Tensor used = parameter({3, 5}), rare = parameter({3, 5}), frozen = at::randn({3, 5}),
+         empty = parameter({0, 5});
+  const Tensor rare_before = rare.detach().clone(), frozen_before = frozen.clone();
+  Fusedbun optimizer({used, rare, frozen, empty}, FusedbunOptions::recommended(1e-2));
+  for (int i = 0; i < 3; ++i) {
+    give_gradients({used});
+    if (i == 2) give_gradients({rare});
+    optimizer.step();
+    if (i == 1) EXPECT_TRUE(rare.equal(rare_before));
+  }
+  EXPECT_TRUE(frozen.equal(frozen_before));
+  EXPECT_EQ(state_of(optimizer, used).step, 3);
+  EXPECT_EQ(state_of(optimizer, rare).step, 1);
+  EXPECT_EQ(optimizer.state().size(), 2u);
+}
+
+TEST_F(FusedbunTest, ASkippedStepLeavesEverything) {
+  std::vector<Tensor> parameters = {parameter({3, 5}), parameter({7})};
+  Fusedbun optimizer(parameters, FusedbunOptions::recommended(1e-2));
+  give_gradients(parameters);
+  optimizer.step();
+  const std::vector<Tensor> before = copies(parameters);
+  const Tensor momentum = state_of(optimizer, parameters[0]).segment.momentum_buffer.clone();
+  for (double bad : {kNan, HUGE_VAL, 1e20}) {  // the last one's square overflows float32
+    give_gradients(parameters);
+    parameters[1].mutable_grad()[3] = bad;
+    optimizer.step();
+  }
+  EXPECT_EQ(optimizer.skipped_steps(), 3);
+  EXPECT_TRUE(parameters[0].equal(before[0]) && parameters[1].equal(before[1]));
+  EXPECT_TRUE(state_of(optimizer, parameters[0]).segment.momentum_buffer.equal(momentum));
+  EXPECT_EQ(state_of(optimizer, parameters[0]).step, 1);
+}
+
+TEST_F(FusedbunTest, ATiedParameterIsSteppedOnce) {
+  Tensor once = parameter({4, 4});
+  Tensor tied = once.detach().clone().requires_grad_();
+  Fusedbun single({once}, FusedbunOptions::recommended(1e-2)),
+      listed_twice({tied, tied}, FusedbunOptions::recommended(1e-2));
+  once.mutable_grad() = at::randn({4, 4});
+  tied.mutable_grad() = once.grad().clone();
+  single.step();
+  listed_twice.step();
+  EXPECT_TRUE(once.equal(tied));
+  std::vector<OptimizerParamGroup> two = {OptimizerParamGroup({tied}), OptimizerParamGroup({tied})};
+  EXPECT_THROW(Fusedbun(two, FusedbunOptions::recommended(1e-2)), ConfigError);
+}
+
+TEST_F(FusedbunTest, MemoryLayoutDoesNotMatter) {
+  for (const char* name : {"recommended", "lean", "elementwise"}) {
+    Tensor plain = parameter({6, 4, 3, 3});
+    Tensor strided =
+        plain.detach().clone().contiguous(at::MemoryFormat::ChannelsLast).requires_grad_();
+    Tensor transposed = at::randn({5, 8}).t().requires_grad_();
+    Tensor straight = transposed.detach().contiguous().clone().requires_grad_();
+    ASSERT_FALSE(strided.is_contiguous() || transposed.is_contiguous());
+    FusedbunOptions options = FusedbunOptions::of_preset(name, 1e-2).use_rms(true);
+    Fusedbun one({plain, straight}, options), other({strided, transposed}, options);
+    for (int i = 0; i < 3; ++i) {
+      give_gradients({plain, straight});
+      strided.mutable_grad() = plain.grad().contiguous(at::MemoryFormat::ChannelsLast);
+      transposed.mutable_grad() = straight.grad().clone();
+      const Tensor kept = plain.grad().clone();
+      one.step();
+      other.step();
+      EXPECT_TRUE(plain.grad().equal(kept)) << "a step must not write to the gradient";
+    }
+    EXPECT_TRUE(plain.equal(strided)) << name;
+    EXPECT_TRUE(straight.equal(transposed)) << name;
+  }
+}
+
+TEST_F(FusedbunTest, ALearningRateScheduleReachesTheStep) {
+  Tensor p = at::ones({2, 2}).requires_grad_();
+  Fusedbun optimizer({p}, FusedbunOptions::recommended(0.1).momentum_beta(0).Lambda(0));
+  torch::optim::StepLR schedule(optimizer, /*step_size=*/1, /*gamma=*/0.5);
+  std::vector<double> moved;
+  for (int i = 0; i < 3; ++i) {
+    const double before = p[0][0].item<double>();
+    p.mutable_grad() = at::ones({2, 2});
+    optimizer.step();
+    schedule.step();
+    moved.push_back(before - p[0][0].item<double>());
+  }
+  EXPECT_THAT(moved,
+              testing::ElementsAre(testing::DoubleNear(0.1, 1e-6), testing::DoubleNear(0.05, 1e-6),
+                                   testing::DoubleNear(0.025, 1e-6)));
+}
+
+TEST_F(FusedbunTest, SavedAndLoadedItContinuesWithTheSameBits) {
+  for (const std::string& name : preset_names()) {
+    FusedbunOptions options =
+        FusedbunOptions::of_preset(name, 1e-2).use_rms(true).momentum_dtype(MomentumDtype::bf16);
+    if (name == "elementwise") options.prepare_hessian(true);
+    std::vector<Tensor> parameters = {parameter({6, 5}), parameter({9}), parameter({4, 4})};
+    Fusedbun optimizer(parameters, options);
+    for (int i = 0; i < 3; ++i) {
+      give_gradients({parameters[0], parameters[1]});  // the third has no state yet
+      optimizer.step();
+    }
+    static_cast<FusedbunOptions&>(optimizer.param_groups()[0].options()).lr(3e-3);
+    std::stringstream file;
+    torch::save(optimizer, file);
+
+    std::vector<Tensor> loaded = copies(parameters);
+    Fusedbun other(loaded,
+                   FusedbunOptions::of_preset(name, 1));  // everything else comes from the file
+    torch::load(other, file);
+    EXPECT_EQ(state_of(other, loaded[0]).step, 3);
+    EXPECT_EQ(other.state().size(), 2u);
+    for (int i = 0; i < 3; ++i) {
+      give_gradients(parameters);
+      for (size_t k = 0; k < loaded.size(); ++k)
+        loaded[k].mutable_grad() = parameters[k].grad().clone();
+      optimizer.step();
+      other.step();
+    }
+    for (size_t k = 0; k < loaded.size(); ++k)
+      EXPECT_TRUE(parameters[k].equal(loaded[k])) << name << " " << k;
+  }
+}
+
+TEST_F(FusedbunTest, AStateThatDoesNotFitIsRefused) {
+  Tensor p = parameter({6, 5});
+  Fusedbun optimizer({p}, FusedbunOptions::recommended(1e-2));
+  give_gradients({p});
+  optimizer.step();
+  std::stringstream file;
+  torch::save(optimizer, file);
+  Fusedbun other({parameter({6, 4})}, FusedbunOptions::recommended(1e-2));
+  EXPECT_THROW(torch::load(other, file), DataError);
+}
+
+TEST_F(FusedbunTest, AnExternalDiagonalNormalisesTheNextStepOnly) {
+  Tensor p = at::zeros({2, 2}).requires_grad_();
+  FusedbunOptions options = FusedbunOptions(1.0)
+                                .prepare_hessian(true)
+                                .hessian_source(HessianSource::external)
+                                .accumulator(Accumulator::full)
+                                .momentum_beta(0)
+                                .beta_decay(0)
+                                .Lambda(0)
+                                .eps(1);
+  Fusedbun optimizer({p}, options);
+  p.mutable_grad() = at::ones({2, 2}) * 2;
+  optimizer.set_hessian_diagonal(p, at::tensor({9.0, 4.0, -1.0, 0.0}).reshape({2, 2}));
+  optimizer.step();  // u = 2 / (sqrt(max(h, 0)) + 1)
+  EXPECT_TRUE(p.allclose(-at::tensor({0.5, 2.0 / 3, 2.0, 2.0}).reshape({2, 2}).to(at::kFloat)));
+  optimizer.step();  // no diagonal: 0
+  EXPECT_TRUE(p.allclose(-at::tensor({2.5, 2.0 / 3 + 2, 4.0, 4.0}).reshape({2, 2}).to(at::kFloat)));
+}
+
+}  // namespace
+}  // namespace fusedbun

@@ -1,0 +1,212 @@
+// The fused CPU step against the reference, on random segments: parameters and every state tensor, over several steps.
+#include "fusedbun/core/segment_step.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/tests/core/random_segment.h"
+
+namespace fusedbun {
+namespace {
+
+struct Shape {
+  int64_t rows;
+  int64_t columns;
+  bool is_vector = false;
+};
+const Shape kShapes[] = {{7, 1}, {1, 37}, {19, 15}, {17, 48}, {3, 1041}, {53, 1, true}};
+
+struct Run {
+  torch::Tensor parameter;
+  SegmentState state;
+};
+
+// One step of a whole matrix, as one process does it.
+void step(Run& run, const torch::Tensor& gradient, const Shape& shape, const Options& options,
+          int64_t t) {
+  SegmentStep step;
+  step.parameter = run.parameter;
+  step.gradient = gradient.clone();
+  step.range = {0, shape.rows, shape.rows, shape.columns, shape.is_vector};
+  step.scalars = step_scalars(options, t, 0.5);
+  step.scalars.gradient_divisor = 3;
+  step.scalars.gradient_scale = 0.75;
+  if (const int64_t entries = column_entries(step.range, options); entries > 0) {
+    step.column_partials =
+        at::zeros({entries}, columns_are_maxima(options) ? gradient.scalar_type() : at::kDouble);
+  }
+  begin_step(step, run.state, options);
+  absorb_columns(step.column_partials, step.range, step.scalars, run.state, options);
+  finish_step(step, run.state, options);
+}
+
+// Equal within `relative` of |want| + 1e-3·max|want|; NaN and inf in place and sign.
+testing::AssertionResult near(const torch::Tensor& have, const torch::Tensor& want,
+                              double relative) {
+  if (have.defined() != want.defined()) return testing::AssertionFailure() << "only one is stored";
+  if (!have.defined()) return testing::AssertionSuccess();
+  const torch::Tensor a = have.to(at::kDouble).flatten(), b = want.to(at::kDouble).flatten();
+  const torch::Tensor finite = at::where(b.isfinite(), b.abs(), at::zeros_like(b));
+  const torch::Tensor bound = (b.abs() + 1e-3 * finite.max()) * relative;
+  const torch::Tensor same =
+      (a == b).logical_or(a.isnan().logical_and(b.isnan())).logical_or((a - b).abs() <= bound);
+  if (same.all().item<bool>()) return testing::AssertionSuccess();
+  const int64_t i = same.logical_not().nonzero()[0].item<int64_t>();
+  return testing::AssertionFailure() << "element " << i << " is " << a[i].item<double>()
+                                     << ", the reference has " << b[i].item<double>();
+}
+
+// Both paths do the same operations but for where they divide by corrections and multiply by lr, and in which order they add
+// up means: a few roundings per step. A rounding that falls on the edge between two bfloat16 values changes the stored
+// momentum by 2^-8 of itself, in float32 often enough to be met here.
+double tolerance(const Options& options, torch::ScalarType type) {
+  if (type == at::kDouble) return 1e-12;
+  return options.momentum_dtype == MomentumDtype::bf16 ? 1e-2 : 1e-5;
+}
+
+class FusedAgainstReference : public testing::TestWithParam<torch::ScalarType> {
+ protected:
+  void compare(const Options& options, const Shape& shape,
+               const std::vector<torch::Tensor>& gradients) {
+    const RowRange range{0, shape.rows, shape.rows, shape.columns, shape.is_vector};
+    const torch::Tensor initial = at::randn({shape.rows, shape.columns}, GetParam());
+    Run fused{initial.clone(), make_segment_state(initial, range, options)};
+    Run reference{initial.clone(), make_segment_state(initial, range, options)};
+    ASSERT_EQ(step_path(options, at::kCPU, GetParam()), StepPath::fused_cpu);
+    for (size_t t = 1; t <= gradients.size(); ++t) {
+      step(fused, gradients[t - 1], shape, options, static_cast<int64_t>(t));
+      const ForceReference forced;
+      step(reference, gradients[t - 1], shape, options, static_cast<int64_t>(t));
+    }
+    const double relative = tolerance(options, GetParam());
+    EXPECT_TRUE(near(fused.parameter, reference.parameter, relative)) << "parameter";
+    EXPECT_TRUE(near(fused.state.momentum_buffer, reference.state.momentum_buffer, relative))
+        << "momentum_buffer";
+    EXPECT_TRUE(near(fused.state.exp_avg_sq.full, reference.state.exp_avg_sq.full, relative))
+        << "full";
+    EXPECT_TRUE(near(fused.state.exp_avg_sq.row, reference.state.exp_avg_sq.row, relative))
+        << "row";
+    EXPECT_TRUE(near(fused.state.exp_avg_sq.col, reference.state.exp_avg_sq.col, relative))
+        << "col";
+  }
+
+  std::vector<torch::Tensor> random_gradients(const Shape& shape, std::mt19937_64& random) {
+    std::vector<torch::Tensor> gradients;
+    for (int t = 0; t < 3; ++t) {
+      torch::Tensor g = at::empty({shape.rows, shape.columns}, at::kDouble);
+      for (int64_t i = 0; i < g.numel(); ++i)
+        g.data_ptr<double>()[i] = random_gradient<double>(random);
+      gradients.push_back(g.to(GetParam()));
+    }
+    return gradients;
+  }
+};
+
+TEST_P(FusedAgainstReference, OverAllPresetsAndSwitches) {
+  const uint64_t seed = test_seed();
+  std::mt19937_64 random(seed);
+  at::manual_seed(seed);
+  for (const Shape& shape : kShapes) {
+    const auto gradients = random_gradients(shape, random);
+    for (const Options& options : fused_options()) {
+      SCOPED_TRACE(describe(options) + " on " + std::to_string(shape.rows) + "x" +
+                   std::to_string(shape.columns));
+      compare(options, shape, gradients);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_P(FusedAgainstReference, NanAndInfGoTheSameWay) {
+  const uint64_t seed = test_seed();
+  std::mt19937_64 random(seed);
+  at::manual_seed(seed);
+  const Shape shape{19, 37};
+  for (double bad : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL}) {
+    auto gradients = random_gradients(shape, random);
+    gradients[1][4][33] = bad;
+    for (const Options& options : fused_options()) {
+      if (options.momentum_dtype == MomentumDtype::bf16 && GetParam() == at::kFloat)
+        continue;  // edges, as above
+      SCOPED_TRACE(describe(options) + ", a gradient of " + std::to_string(bad));
+      compare(options, shape, gradients);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, FusedAgainstReference, testing::Values(at::kFloat, at::kDouble),
+                         [](const auto& info) {
+                           return info.param == at::kFloat ? "float32" : "float64";
+                         });
+
+TEST(SegmentStep, OptionsWithoutAFusedStepTakeTheReference) {
+  Options options = preset("recommended", 1e-3);
+  EXPECT_EQ(step_path(options, at::kCPU, at::kFloat), StepPath::fused_cpu);
+  EXPECT_EQ(step_path(options, at::kCPU, at::kHalf), StepPath::reference);
+  options.prepare_hessian = true;
+  EXPECT_EQ(step_path(options, at::kCPU, at::kFloat), StepPath::reference);
+  options.prepare_hessian = false;
+  options.denominator = Denominator::global;
+  EXPECT_EQ(step_path(options, at::kCPU, at::kFloat), StepPath::reference);
+}
+
+TEST(SegmentStep, BytesOfStateAreThoseOfTheFormula) {
+  const RowRange matrix{0, 30, 30, 20, false};
+  const torch::Tensor p = at::zeros({30, 20});
+  const auto bytes = [&](const Options& options) {
+    return state_bytes(make_segment_state(p, matrix, options));
+  };
+  EXPECT_EQ(bytes(preset("recommended", 1e-3)), 4 * 600 + 4 * (30 + 20));
+  EXPECT_EQ(bytes(preset("compact", 1e-3)), 4 * (30 + 20));
+  EXPECT_EQ(bytes(preset("lean", 1e-3)), 4 * 600 + 4 * 20);
+  EXPECT_EQ(bytes(preset("elementwise", 1e-3)), 4 * 600 + 4 * 600);
+  Options halved = preset("recommended", 1e-3);
+  halved.momentum_dtype = MomentumDtype::bf16;
+  EXPECT_EQ(bytes(halved), 2 * 600 + 4 * (30 + 20));
+  halved.prepare_hessian = true;
+  EXPECT_EQ(bytes(halved), 2 * 600 + 2 * 4 * (30 + 20));
+  EXPECT_EQ(state_bytes(make_segment_state(p.to(at::kBFloat16), matrix, preset("compact", 1e-3))),
+            4 * (30 + 20) + 4 * 600);
+}
+
+TEST(SegmentStep, ABfloat16ParameterIsTheRoundingOfItsMaster) {
+  at::manual_seed(7);
+  const Shape shape{9, 33};
+  const RowRange range{0, 9, 9, 33, false};
+  const torch::Tensor initial = at::randn({9, 33}).to(at::kBFloat16);
+  for (const char* name : {"recommended", "lean"}) {
+    Options options = preset(name, 1e-4);  // steps far below bfloat16's resolution
+    options.use_rms = true;
+    Run half{initial.clone(), make_segment_state(initial, range, options)};
+    const torch::Tensor wide = initial.to(at::kFloat);
+    Run full{wide.clone(), make_segment_state(wide, range, options)};
+    for (int64_t t = 1; t <= 20; ++t) {
+      const torch::Tensor g = at::randn({9, 33}) + 1;
+      step(half, g, shape, options, t);
+      step(full, g, shape, options, t);
+    }
+    EXPECT_TRUE(half.state.master.equal(full.parameter)) << name;
+    EXPECT_TRUE(half.parameter.equal(full.parameter.to(at::kBFloat16))) << name;
+  }
+}
+
+TEST(SegmentStep, AStateMadeForOtherOptionsIsRefused) {
+  const Shape shape{3, 4};
+  const RowRange range{0, 3, 3, 4, false};
+  const torch::Tensor p = at::zeros({3, 4});
+  const Options made = preset("recommended", 1e-3);
+  Run run{p, make_segment_state(p, range, made)};
+  Options changed = made;
+  changed.momentum_beta = 0;
+  EXPECT_THROW(step(run, at::ones({3, 4}), shape, changed, 1), ConfigError);
+  EXPECT_THROW(step(run, at::ones({3, 4}), shape, preset("elementwise", 1e-3), 1), ConfigError);
+  EXPECT_THROW(arithmetic_type(at::kLong), ConfigError);
+}
+
+}  // namespace
+}  // namespace fusedbun

@@ -1,0 +1,160 @@
+// What the fused CPU step promises about bits: the same for every instruction set, and for a row whatever rows are beside it.
+// That its numbers are right is shown by golden_test and segment_step_test.
+#include "fusedbun/core/step_cpu.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/tests/core/random_segment.h"
+
+namespace fusedbun {
+namespace {
+
+struct Shape {
+  int64_t rows;
+  int64_t columns;
+  bool is_vector = false;
+};
+// One column, one row, rows that end within, at and after 16 columns and within, at and after a block of 1024; more rows
+// than a group of 16.
+const Shape kShapes[] = {{1, 1},  {5, 1},    {1, 37},    {19, 15},     {17, 16},
+                         {3, 33}, {2, 1024}, {17, 1041}, {1, 1, true}, {53, 1, true}};
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+std::string label(const Options& options, const Shape& shape) {
+  return describe(options) + " on " + std::to_string(shape.rows) + "x" +
+         std::to_string(shape.columns);
+}
+
+template <class T>
+class StepCpu : public testing::Test {};
+using Types = testing::Types<float, double>;
+TYPED_TEST_SUITE(StepCpu, Types);
+
+TYPED_TEST(StepCpu, EveryInstructionSetGivesTheSameBits) {
+  using T = TypeParam;
+  if (best_instruction_set() == InstructionSet::baseline)
+    GTEST_SKIP() << "this machine has one instruction set only";
+  const uint64_t seed = test_seed();
+  for (const Shape& shape : kShapes) {
+    for (const Options& options : fused_options()) {
+      std::vector<RandomMatrix<T>> runs;
+      for (auto set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
+        if (!is_supported(set)) continue;
+        std::mt19937_64 random(seed);
+        RandomMatrix<T>& run =
+            runs.emplace_back(options, shape.rows, shape.columns, shape.is_vector);
+        for (T& p : run.parameter) p = std::normal_distribution<T>()(random);
+        for (int64_t t = 1; t <= 2; ++t) {
+          for (T& g : run.gradient) g = random_gradient<T>(random);
+          run.step(t, {0, shape.rows}, set);
+        }
+      }
+      for (size_t i = 1; i < runs.size(); ++i) {
+        const bool same = same_bits(runs[0].parameter, runs[i].parameter) &&
+                          same_bits(runs[0].momentum, runs[i].momentum) &&
+                          same_bits(runs[0].full, runs[i].full) &&
+                          same_bits(runs[0].row, runs[i].row) &&
+                          same_bits(runs[0].col, runs[i].col);
+        ASSERT_TRUE(same) << label(options, shape) << ", instruction set " << i;
+      }
+    }
+  }
+}
+
+TYPED_TEST(StepCpu, ARowsBitsDoNotDependOnTheOtherRowsOfTheSegment) {
+  using T = TypeParam;
+  std::mt19937_64 random(test_seed());
+  for (const Shape& shape : kShapes) {
+    for (const Options& options : fused_options()) {
+      RandomMatrix<T> whole(options, shape.rows, shape.columns, shape.is_vector);
+      for (T& p : whole.parameter) p = std::normal_distribution<T>()(random);
+      RandomMatrix<T> parts = whole;
+      std::vector<int64_t> boundaries = {0, shape.rows};
+      for (int i = 0; i < 3; ++i)
+        boundaries.push_back(std::uniform_int_distribution<int64_t>(0, shape.rows)(random));
+      std::sort(boundaries.begin(), boundaries.end());
+      for (int64_t t = 1; t <= 2; ++t) {
+        for (T& g : whole.gradient) g = random_gradient<T>(random);
+        parts.gradient = whole.gradient;
+        whole.step(t, {0, shape.rows}, best_instruction_set());
+        parts.step(t, boundaries, best_instruction_set());
+      }
+      // Column sums are added up row after row here too, so even the means agree to the bit.
+      const bool same = same_bits(whole.parameter, parts.parameter) &&
+                        same_bits(whole.momentum, parts.momentum) &&
+                        same_bits(whole.full, parts.full) && same_bits(whole.row, parts.row) &&
+                        same_bits(whole.col, parts.col);
+      ASSERT_TRUE(same) << label(options, shape);
+    }
+  }
+}
+
+TYPED_TEST(StepCpu, ColumnMaximaKeepNanWithoutItsSign) {
+  using T = TypeParam;
+  Options options = preset("sm3", 1e-2);
+  options.centralize = false;
+  RandomMatrix<T> matrix(options, 3, 20, false);
+  std::fill(matrix.gradient.begin(), matrix.gradient.end(), T{1});
+  matrix.gradient[20 + 7] = -std::numeric_limits<T>::infinity();  // next step: inf
+  matrix.step(1, {0, 3}, best_instruction_set());
+  EXPECT_TRUE(std::isinf(matrix.column_maxima[7]));
+  options.mask = Mask::off;  // else a NaN is held
+  matrix.options = options;
+  matrix.gradient[20 + 7] = -std::numeric_limits<T>::quiet_NaN();
+  matrix.step(2, {0, 3}, best_instruction_set());
+  EXPECT_TRUE(std::isnan(matrix.column_maxima[7]));
+  EXPECT_FALSE(std::signbit(matrix.column_maxima[7]));
+  EXPECT_TRUE(std::isnan(matrix.row[1]));
+  EXPECT_FALSE(std::isnan(matrix.row[0]));
+}
+
+TYPED_TEST(StepCpu, TheUpdateLeavesTheNewParametersSumOfSquares) {
+  using T = TypeParam;
+  std::mt19937_64 random(test_seed());
+  for (const char* name : {"compact", "lean", "elementwise"}) {
+    RandomMatrix<T> matrix(preset(name, 1e-2), 19, 1041, false);
+    for (T& p : matrix.parameter) p = std::normal_distribution<T>()(random);
+    for (T& g : matrix.gradient) g = random_gradient<T>(random);
+    double sum = -1;
+    const FusedStep<T> step = matrix.rows(0, 19, 1);
+    const bool updates_in_finish = matrix.options.denominator == Denominator::global;
+    cpu_begin(step, updates_in_finish ? nullptr : &sum);
+    if (updates_in_finish) cpu_finish(step, &sum);
+    double expected = 0;
+    for (T p : matrix.parameter) expected += static_cast<double>(p) * static_cast<double>(p);
+    EXPECT_NEAR(sum, expected, 1e-12 * expected) << name;  // the same terms in another order
+    EXPECT_NEAR(sum_of_squares(matrix.parameter.data(), matrix.range.elements()), expected,
+                1e-12 * expected);
+  }
+}
+
+TYPED_TEST(StepCpu, FinitenessIsAskedOfTheSquares) {
+  using T = TypeParam;
+  for (int64_t count : {1, 15, 4096, 4097, 10000}) {
+    for (int64_t place : {int64_t{0}, count / 2, count - 1}) {
+      std::vector<T> values(count, T{1});
+      EXPECT_TRUE(squares_are_finite(values.data(), count));
+      const T too_large = std::sqrt(std::numeric_limits<T>::max()) * T{1.5};
+      for (T bad :
+           {std::numeric_limits<T>::quiet_NaN(), -std::numeric_limits<T>::infinity(), too_large}) {
+        values[place] = bad;
+        EXPECT_FALSE(squares_are_finite(values.data(), count))
+            << bad << " at " << place << " of " << count;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusedbun
