@@ -36,6 +36,12 @@ Groups one_group(const torch::OrderedDict<std::string, torch::Tensor>& parameter
   return groups;
 }
 
+/// LibTorch merges a group's options with the defaults for its own optimizers only; for any other it drops them (2.15).
+void keep_own_options(torch::optim::OptimizerParamGroup& added,
+                      const torch::optim::OptimizerParamGroup& given) {
+  if (given.has_options()) added.set_options(given.options().clone());
+}
+
 Channels checked(Channels channels) {
   FUSEDBUN_REQUIRE(channels.data != nullptr && channels.host != nullptr, ConfigError,
                    "a sharded optimizer needs two channels: take them from Job::channels()");
@@ -62,6 +68,7 @@ ShardedFusedbun::ShardedFusedbun(Channels channels, const Groups& groups, Fusedb
   engine_ = std::make_unique<StepEngine>(checked(channels), std::move(options), param_groups_);
   std::vector<RegisteredParameter> all;
   for (size_t g = 0; g < groups.size(); ++g) {
+    keep_own_options(param_groups_[g], groups[g]);
     for (auto& parameter : register_parameters(named(groups[g], g), static_cast<int>(g), all)) {
       all.push_back(std::move(parameter));
     }
@@ -90,6 +97,7 @@ torch::Tensor ShardedFusedbun::step(LossClosure closure) {
 void ShardedFusedbun::add_param_group(const torch::optim::OptimizerParamGroup& group) {
   const size_t index = param_groups_.size();
   Optimizer::add_param_group(group);
+  keep_own_options(param_groups_[index], group);
   engine_->add_parameters(
       register_parameters(named(group, index), static_cast<int>(index), engine_->parameters()));
 }
