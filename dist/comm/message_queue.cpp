@@ -80,7 +80,8 @@ std::shared_ptr<MessageQueue::Entry> MessageQueue::post(Call call) {
   entry->call = std::move(call);
   const std::lock_guard lock(mutex_);
   FUSEDBUN_REQUIRE(entries_.size() < kUnderWayMax, ConfigError,
-                   "more than " + std::to_string(kUnderWayMax) + " operations are under way: wait for some of them");
+                   "more than " + std::to_string(kUnderWayMax) +
+                       " operations are under way: wait for some of them");
   entry->number = next_number_++;
   entry->tag = static_cast<int>((group_ << kOperationBits) |
                                 static_cast<int64_t>(entry->number & kUnderWayMax));

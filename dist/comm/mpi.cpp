@@ -25,8 +25,9 @@ namespace {
 std::string text_of(int code) {
   char text[MPI_MAX_ERROR_STRING] = {};
   int length = 0;
-  return MPI_Error_string(code, text, &length) == MPI_SUCCESS ? std::string(text, static_cast<size_t>(length))
-                                                             : "code " + std::to_string(code);
+  return MPI_Error_string(code, text, &length) == MPI_SUCCESS
+             ? std::string(text, static_cast<size_t>(length))
+             : "code " + std::to_string(code);
 }
 
 void check(int code, const char* call) {
@@ -58,9 +59,10 @@ class Runtime {
     } else {
       FUSEDBUN_MPI(MPI_Query_thread(&level));
     }
-    FUSEDBUN_REQUIRE(level == MPI_THREAD_MULTIPLE, ConfigError,
-                     "mpi: MPI runs without MPI_THREAD_MULTIPLE: call MPI_Init_thread with it, or leave "
-                     "initialising to connect_mpi");
+    FUSEDBUN_REQUIRE(
+        level == MPI_THREAD_MULTIPLE, ConfigError,
+        "mpi: MPI runs without MPI_THREAD_MULTIPLE: call MPI_Init_thread with it, or leave "
+        "initialising to connect_mpi");
     ++users_;
   }
 
@@ -89,7 +91,8 @@ class Patience {
     if (++looks_ < kBusyLooks) {
       std::this_thread::yield();
     } else {
-      std::this_thread::sleep_for(std::chrono::microseconds(std::min(looks_ - kBusyLooks + 10, 100)));
+      std::this_thread::sleep_for(
+          std::chrono::microseconds(std::min(looks_ - kBusyLooks + 10, 100)));
     }
   }
 
@@ -100,7 +103,8 @@ class Patience {
 
 class MpiTransfer final : public Transfer {
  public:
-  explicit MpiTransfer(std::shared_ptr<const std::atomic<bool>> closed) : closed_(std::move(closed)) {}
+  explicit MpiTransfer(std::shared_ptr<const std::atomic<bool>> closed)
+      : closed_(std::move(closed)) {}
 
   // Messages that a failure left behind: receives that nothing has matched can be taken back. The others stay as they are,
   // and no MPI call of ours follows that could move them on.
@@ -114,13 +118,15 @@ class MpiTransfer final : public Transfer {
 
   void receive(const Message& message, int tag, MPI_Comm comm) {
     for_each_piece(message, [&](std::byte* data, int bytes) {
-      FUSEDBUN_MPI(MPI_Irecv(data, bytes, MPI_BYTE, message.peer, tag, comm, add(message.peer, false)));
+      FUSEDBUN_MPI(
+          MPI_Irecv(data, bytes, MPI_BYTE, message.peer, tag, comm, add(message.peer, false)));
     });
   }
 
   void send(const Message& message, int tag, MPI_Comm comm) {
     for_each_piece(message, [&](std::byte* data, int bytes) {
-      FUSEDBUN_MPI(MPI_Isend(data, bytes, MPI_BYTE, message.peer, tag, comm, add(message.peer, true)));
+      FUSEDBUN_MPI(
+          MPI_Isend(data, bytes, MPI_BYTE, message.peer, tag, comm, add(message.peer, true)));
     });
   }
 
@@ -135,8 +141,9 @@ class MpiTransfer final : public Transfer {
                                     finished.data(), statuses.data());
       if (code == MPI_ERR_IN_STATUS) throw_first_error(finished, statuses, count);
       check(code, "MPI_Testsome");
-      const auto left = std::find_if(requests_.begin(), requests_.end(),
-                                     [](MPI_Request request) { return request != MPI_REQUEST_NULL; });
+      const auto left = std::find_if(requests_.begin(), requests_.end(), [](MPI_Request request) {
+        return request != MPI_REQUEST_NULL;
+      });
       if (left == requests_.end()) return;
       peer = peers_[static_cast<size_t>(left - requests_.begin())];
       if (count > 0) patience.reset();
@@ -158,14 +165,15 @@ class MpiTransfer final : public Transfer {
     return &requests_.emplace_back(MPI_REQUEST_NULL);
   }
 
-  [[noreturn]] void throw_first_error(const std::vector<int>& finished, const std::vector<MPI_Status>& statuses,
-                                      int count) const {
+  [[noreturn]] void throw_first_error(const std::vector<int>& finished,
+                                      const std::vector<MPI_Status>& statuses, int count) const {
     for (int i = 0; i < count; ++i) {
       const auto index = static_cast<size_t>(finished[static_cast<size_t>(i)]);
       const int code = statuses[static_cast<size_t>(i)].MPI_ERROR;
       if (code == MPI_SUCCESS) continue;
-      throw std::runtime_error(std::string(is_send_[index] ? "sending to" : "receiving from") + " rank " +
-                               std::to_string(peers_[index]) + " failed (" + text_of(code) + ")");
+      throw std::runtime_error(std::string(is_send_[index] ? "sending to" : "receiving from") +
+                               " rank " + std::to_string(peers_[index]) + " failed (" +
+                               text_of(code) + ")");
     }
     throw std::runtime_error("MPI_Testsome: an error without a status");
   }
@@ -202,8 +210,8 @@ class MpiTransport final : public Transport {
   int rank() const override { return rank_; }
   int size() const override { return size_; }
 
-  std::unique_ptr<Transfer> start(const std::vector<Message>& sends, const std::vector<Message>& receives,
-                                  int tag) override {
+  std::unique_ptr<Transfer> start(const std::vector<Message>& sends,
+                                  const std::vector<Message>& receives, int tag) override {
     auto transfer = std::make_unique<MpiTransfer>(closed_);
     for (const Message& message : receives) transfer->receive(message, tag, comm_);
     for (const Message& message : sends) transfer->send(message, tag, comm_);
@@ -218,8 +226,9 @@ class MpiTransport final : public Transport {
     int* tag_max = nullptr;
     int found = 0;
     FUSEDBUN_MPI(MPI_Comm_get_attr(comm_, MPI_TAG_UB, &tag_max, &found));
-    FUSEDBUN_REQUIRE(found != 0 && *tag_max >= kTagMax, ConfigError,
-                     "mpi: this MPI transport has too few message tags; choose another (--mca pml ob1)");
+    FUSEDBUN_REQUIRE(
+        found != 0 && *tag_max >= kTagMax, ConfigError,
+        "mpi: this MPI transport has too few message tags; choose another (--mca pml ob1)");
   }
 
   MPI_Comm comm_ = MPI_COMM_NULL;
@@ -237,8 +246,9 @@ std::unique_ptr<Communicator> connect_mpi(const MpiOptions& options) {
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {
-    throw UnavailableError(std::string("mpi: cannot connect the ranks (") + error.what() +
-                           "): start the program with mpirun of the Open MPI that it was built with");
+    throw UnavailableError(
+        std::string("mpi: cannot connect the ranks (") + error.what() +
+        "): start the program with mpirun of the Open MPI that it was built with");
   }
   return make_message_communicator(std::move(transport), options.timeout);
 }

@@ -13,7 +13,10 @@ namespace fusedbun::comm::testing {
 
 class Conformance : public ::testing::TestWithParam<WorldFactory> {
  protected:
-  void SetUp() override { world_ = GetParam().make(std::chrono::seconds(30)); }
+  void SetUp() override {
+    if (!GetParam().problem.empty()) GTEST_SKIP() << GetParam().problem;
+    world_ = GetParam().make(std::chrono::seconds(30));
+  }
   World& world() { return *world_; }
 
  private:
@@ -21,6 +24,11 @@ class Conformance : public ::testing::TestWithParam<WorldFactory> {
 };
 
 /// Worlds of at least two ranks that a test may break.
-class Breakage : public ::testing::TestWithParam<WorldFactory> {};
+class Breakage : public ::testing::TestWithParam<WorldFactory> {
+ protected:
+  void SetUp() override {
+    if (!GetParam().problem.empty()) GTEST_SKIP() << GetParam().problem;
+  }
+};
 
 }  // namespace fusedbun::comm::testing

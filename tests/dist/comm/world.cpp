@@ -31,10 +31,6 @@ ThreadWorld::ThreadWorld(int size,
 }
 
 ThreadWorld::~ThreadWorld() {
-  disconnect();
-}
-
-void ThreadWorld::disconnect() {
   run_threads(size(), [&](int rank) { communicators_[static_cast<size_t>(rank)].reset(); });
 }
 

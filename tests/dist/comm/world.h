@@ -40,6 +40,8 @@ class World {
 struct WorldFactory {
   std::string name;
   std::function<std::unique_ptr<World>(std::chrono::milliseconds timeout)> make;
+  std::string
+      problem{};  ///< why no world can be made on this machine: tests are skipped and say so
   friend void PrintTo(const WorldFactory& factory, std::ostream* out) { *out << factory.name; }
 };
 
@@ -81,10 +83,6 @@ class ThreadWorld : public World {
   ~ThreadWorld() override;
   int size() const override { return static_cast<int>(communicators_.size()); }
   void run(const std::function<void(Communicator&)>& body) override;
-
- protected:
-  /// Called by destructors of worlds whose memory must go after the communicators.
-  void disconnect();
 
  private:
   std::vector<std::unique_ptr<Communicator>> communicators_;

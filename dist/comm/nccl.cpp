@@ -1,0 +1,267 @@
+#include "fusedbun/dist/comm/nccl.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/call.h"
+#include "fusedbun/dist/comm/nccl_api.h"
+#include "fusedbun/dist/comm/nccl_session.h"
+
+#define FUSEDBUN_NCCL(call) session_->check((call), #call)
+
+namespace fusedbun::comm {
+namespace {
+
+ncclDataType_t nccl_type(DataType type) {
+  switch (type) {
+    case DataType::u8:
+      return ncclUint8;
+    case DataType::i32:
+      return ncclInt32;
+    case DataType::i64:
+      return ncclInt64;
+    case DataType::f32:
+      return ncclFloat32;
+    case DataType::f64:
+      return ncclFloat64;
+  }
+  FUSEDBUN_ASSERT(false, "a DataType that does not exist");
+}
+
+void* at(const Buffer& buffer, int64_t element) {
+  return static_cast<std::byte*>(buffer.data) +
+         element * static_cast<int64_t>(bytes_of(buffer.type));
+}
+
+bool is_equal(const Counts& counts) {
+  return std::all_of(counts.begin(), counts.end(),
+                     [&](int64_t count) { return count == counts.front(); });
+}
+
+class NcclOperation final : public PendingOperation {
+ public:
+  NcclOperation(std::shared_ptr<NcclSession> session, cudaEvent_t done, std::string what)
+      : session_(std::move(session)), done_(done), what_(std::move(what)) {}
+  ~NcclOperation() override {
+    if (!waited_)
+      session_->fail(
+          {ExitCode::peer_lost, "nccl: " + what_ + " was dropped while an error unwound it"});
+    session_->recycle(done_);
+  }
+
+  void wait(std::chrono::milliseconds timeout) override {
+    waited_ = true;
+    session_->wait(done_, what_, timeout);
+  }
+  void wait_on(Stream stream, std::chrono::milliseconds) override {
+    waited_ = true;
+    session_->wait_on(done_, what_, stream);
+  }
+  bool aborted() const noexcept override { return session_->failure().has_value(); }
+
+ private:
+  const std::shared_ptr<NcclSession> session_;
+  const cudaEvent_t done_;
+  const std::string what_;
+  bool waited_ = false;
+};
+
+// An operation that could not be launched because the communicator was broken before: its wait says so.
+class BrokenOperation final : public PendingOperation {
+ public:
+  explicit BrokenOperation(Failure failure) : failure_(std::move(failure)) {}
+  void wait(std::chrono::milliseconds) override { failure_.raise(); }
+  void wait_on(Stream, std::chrono::milliseconds) override { failure_.raise(); }
+  bool aborted() const noexcept override { return true; }
+
+ private:
+  const Failure failure_;
+};
+
+class NcclCommunicator final : public Communicator {
+ public:
+  explicit NcclCommunicator(std::shared_ptr<NcclSession> session) : session_(std::move(session)) {}
+
+  int rank() const override { return session_->options().rank; }
+  int size() const override { return session_->options().size; }
+  std::string_view backend() const override { return "nccl"; }
+  DeviceKind device() const override { return DeviceKind::cuda; }
+
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) override {
+    const Call call = Call::reduce_scatter(caller(), input, output, counts);
+    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+      const ncclDataType_t type = nccl_type(input.type);
+      if (is_equal(counts)) {
+        if (output.count == 0) return;
+        return FUSEDBUN_NCCL(api().reduce_scatter(input.data, output.data,
+                                                  static_cast<size_t>(output.count), type, ncclSum,
+                                                  comm, stream));
+      }
+      for_each_portion(counts, [&](int root, int64_t offset, size_t count) {
+        void* const target = root == rank() ? output.data : nullptr;  // others receive nothing
+        FUSEDBUN_NCCL(
+            api().reduce(at(input, offset), target, count, type, ncclSum, root, comm, stream));
+      });
+    });
+  }
+
+  Work all_gather(Buffer input, Buffer output, const Counts& counts) override {
+    const Call call = Call::all_gather(caller(), input, output, counts);
+    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+      const ncclDataType_t type = nccl_type(input.type);
+      if (is_equal(counts)) {
+        if (input.count == 0) return;
+        return FUSEDBUN_NCCL(api().all_gather(
+            input.data, output.data, static_cast<size_t>(input.count), type, comm, stream));
+      }
+      for_each_portion(counts, [&](int root, int64_t offset, size_t count) {
+        const void* const source = root == rank() ? input.data : nullptr;  // others send nothing
+        FUSEDBUN_NCCL(api().broadcast(source, at(output, offset), count, type, root, comm, stream));
+      });
+    });
+  }
+
+  Work all_reduce(Buffer inout, ReduceOp op) override {
+    const Call call = Call::all_reduce(caller(), inout, op);
+    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+      if (inout.count == 0) return;
+      FUSEDBUN_NCCL(api().all_reduce(inout.data, inout.data, static_cast<size_t>(inout.count),
+                                     nccl_type(inout.type), op == ReduceOp::sum ? ncclSum : ncclMax,
+                                     comm, stream));
+    });
+  }
+
+  Work all_to_all(Buffer input, const Counts& send_counts, Buffer output,
+                  const Counts& receive_counts) override {
+    const Call call = Call::all_to_all(caller(), input, send_counts, output, receive_counts);
+    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+      const ncclDataType_t type = nccl_type(input.type);
+      for_each_portion(send_counts, [&](int peer, int64_t offset, size_t count) {
+        FUSEDBUN_NCCL(api().send(at(input, offset), count, type, peer, comm, stream));
+      });
+      for_each_portion(receive_counts, [&](int peer, int64_t offset, size_t count) {
+        FUSEDBUN_NCCL(api().recv(at(output, offset), count, type, peer, comm, stream));
+      });
+    });
+  }
+
+  Work broadcast(Buffer inout, int root) override {
+    const Call call = Call::broadcast(caller(), inout, root);
+    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+      if (inout.count == 0) return;
+      FUSEDBUN_NCCL(api().broadcast(inout.data, inout.data, static_cast<size_t>(inout.count),
+                                    nccl_type(inout.type), root, comm, stream));
+    });
+  }
+
+  Work barrier() override {
+    return launch(Call::barrier(), [&](ncclComm_t comm, cudaStream_t stream) {
+      FUSEDBUN_NCCL(api().all_reduce(session_->scratch(), session_->scratch(), 1, ncclUint8,
+                                     ncclMax, comm, stream));
+    });
+  }
+
+  std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
+    check_group(caller(), ranks);
+    const auto mine = std::find(ranks.begin(), ranks.end(), rank());
+    const int place = static_cast<int>(mine - ranks.begin());
+    const bool is_member = mine != ranks.end();
+    const ncclComm_t part = session_->split(is_member ? 0 : NCCL_SPLIT_NOCOLOR, place);
+    if (!is_member) return nullptr;
+    NcclOptions options = session_->options();
+    options.rank = place;
+    options.size = static_cast<int>(ranks.size());
+    return std::make_unique<NcclCommunicator>(
+        std::make_shared<NcclSession>(api(), options, [part](ncclComm_t* comm) {
+          *comm = part;
+          return ncclSuccess;
+        }));
+  }
+
+  void abort(const std::string& reason) noexcept override {
+    session_->fail({ExitCode::peer_lost, reason});
+  }
+
+ private:
+  Caller caller() const { return {"nccl", rank(), size()}; }
+  const NcclApi& api() const { return session_->api(); }
+
+  // Skips empty portions: NCCL need not hear of them.
+  template <class Visit>
+  static void for_each_portion(const Counts& counts, Visit visit) {
+    int64_t offset = 0;
+    for (size_t r = 0; r < counts.size(); ++r) {
+      if (counts[r] > 0) visit(static_cast<int>(r), offset, static_cast<size_t>(counts[r]));
+      offset += counts[r];
+    }
+  }
+
+  Work launch(const Call& call, const std::function<void(ncclComm_t, cudaStream_t)>& enqueue) {
+    const auto timeout = session_->options().timeout;
+    if (auto failure = session_->failure()) {
+      return Work(std::make_unique<BrokenOperation>(std::move(*failure)), timeout);
+    }
+    std::string what = call.describe();
+    const cudaEvent_t done = session_->launch(what, enqueue);
+    return Work(std::make_unique<NcclOperation>(session_, done, std::move(what)), timeout);
+  }
+
+  const std::shared_ptr<NcclSession> session_;
+};
+
+// Rank 0's id on all ranks, or rank 0's trouble: its result goes first, so nobody waits for an id that never comes.
+ncclUniqueId share_id(const NcclOptions& options, Communicator& host, const NcclApi& api) {
+  struct Message {
+    int32_t result = ncclSuccess;
+    ncclUniqueId id{};
+  } message;
+  if (options.rank == 0) message.result = api.get_unique_id(&message.id);
+  host.broadcast({&message, sizeof message, DataType::u8}, 0).wait();
+  FUSEDBUN_REQUIRE(message.result == ncclSuccess, DeviceError,
+                   std::string("nccl: rank 0 could not make NCCL's id: ") +
+                       api.get_error_string(static_cast<ncclResult_t>(message.result)));
+  return message.id;
+}
+
+}  // namespace
+
+Stream default_stream() {
+  return Stream(cudaStreamLegacy);
+}
+
+std::unique_ptr<Communicator> connect_nccl(const NcclOptions& options, Communicator& host,
+                                           const NcclApi& api) {
+  FUSEDBUN_REQUIRE(options.rank == host.rank() && options.size == host.size(), ConfigError,
+                   "nccl: rank " + std::to_string(options.rank) + " of " +
+                       std::to_string(options.size) +
+                       " was asked for over a host communicator of rank " +
+                       std::to_string(host.rank()) + " of " + std::to_string(host.size()));
+  const ncclUniqueId id = share_id(options, host, api);
+  return std::make_unique<NcclCommunicator>(
+      std::make_shared<NcclSession>(api, options, [&](ncclComm_t* comm) {
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        config.blocking = 0;
+        return api.comm_init_rank_config(comm, options.size, id, options.rank, &config);
+      }));
+}
+
+std::unique_ptr<Communicator> connect_nccl(const NcclOptions& options, Communicator& host) {
+  return connect_nccl(options, host, NcclApi::real());
+}
+
+NcclAbility probe_nccl() {
+  const NcclApi& api = NcclApi::real();
+  NcclAbility ability;
+  const cudaError_t result = api.cuda_get_device_count(&ability.device_count);
+  if (result != cudaSuccess) {
+    ability = {0, std::string("CUDA sees no GPU: ") + api.cuda_get_error_string(result)};
+  } else if (ability.device_count == 0) {
+    ability.problem = "this host has no GPU";
+  }
+  return ability;
+}
+
+}  // namespace fusedbun::comm

@@ -1,0 +1,171 @@
+#include "nccl_double.h"
+
+#include <gtest/gtest.h>
+
+namespace fusedbun::comm::testing {
+namespace {
+
+NcclDouble* current = nullptr;
+
+// Distinct addresses that stand for handles; nobody looks behind them.
+template <class Handle>
+Handle new_handle() {
+  static char room[4096];
+  static size_t used = 0;
+  return reinterpret_cast<Handle>(&room[1 + used++ % 4095]);
+}
+
+std::string collective(size_t count, ncclDataType_t type) {
+  const char* const name = type == ncclFloat32 ? "f32" : type == ncclUint8 ? "u8" : "other";
+  return "count " + std::to_string(count) + ", " + name;
+}
+
+ncclResult_t nccl(const std::string& entry, const std::string& arguments = "") {
+  return static_cast<ncclResult_t>(current->record(entry, arguments));
+}
+cudaError_t cuda(const std::string& entry, const std::string& arguments = "") {
+  return static_cast<cudaError_t>(current->record(entry, arguments));
+}
+
+ncclResult_t close(const std::string& entry) {
+  --current->communicators;
+  return nccl(entry);
+}
+
+ncclResult_t open(const std::string& entry, const std::string& arguments, ncclComm_t* comm) {
+  const ncclResult_t result = nccl(entry, arguments);
+  if (result == ncclSuccess || result == ncclInProgress) {
+    *comm = new_handle<ncclComm_t>();
+    ++current->communicators;
+  }
+  return result;
+}
+
+template <class Handle>
+cudaError_t make(const std::string& entry, Handle* handle) {
+  const cudaError_t result = cuda(entry);
+  if (result != cudaSuccess) return result;
+  *handle = new_handle<Handle>();
+  ++current->resources;
+  return result;
+}
+
+cudaError_t destroy(const std::string& entry) {
+  --current->resources;
+  return cuda(entry);
+}
+
+NcclApi make_nccl_table() {
+  NcclApi api{};
+  api.get_unique_id = [](ncclUniqueId*) { return nccl("get_unique_id"); };
+  api.comm_init_rank_config = [](ncclComm_t* comm, int size, ncclUniqueId, int rank,
+                                 ncclConfig_t* config) {
+    EXPECT_EQ(config->blocking, 0);
+    return open("comm_init_rank_config", std::to_string(rank) + " of " + std::to_string(size),
+                comm);
+  };
+  api.comm_split = [](ncclComm_t, int color, int key, ncclComm_t* part, ncclConfig_t*) {
+    if (color == NCCL_SPLIT_NOCOLOR) return nccl("comm_split", "none");
+    return open("comm_split", "key " + std::to_string(key), part);
+  };
+  api.comm_finalize = [](ncclComm_t) { return nccl("comm_finalize"); };
+  api.comm_destroy = [](ncclComm_t) { return close("comm_destroy"); };
+  api.comm_abort = [](ncclComm_t) { return close("comm_abort"); };
+  api.comm_get_async_error = [](ncclComm_t, ncclResult_t* state) {
+    *state = current->async_state;
+    return ncclSuccess;
+  };
+  api.get_error_string = [](ncclResult_t) { return "the double's error"; };
+  api.get_last_error = [](ncclComm_t) { return "its detail"; };
+  api.group_start = [] { return nccl("group_start"); };
+  api.group_end = [] { return nccl("group_end"); };
+  api.reduce_scatter = [](const void*, void*, size_t count, ncclDataType_t type, ncclRedOp_t,
+                          ncclComm_t,
+                          cudaStream_t) { return nccl("reduce_scatter", collective(count, type)); };
+  api.reduce = [](const void*, void* target, size_t count, ncclDataType_t type, ncclRedOp_t,
+                  int root, ncclComm_t, cudaStream_t) {
+    return nccl("reduce", collective(count, type) + ", root " + std::to_string(root) +
+                              (target ? ", mine" : ""));
+  };
+  api.all_gather = [](const void*, void*, size_t count, ncclDataType_t type, ncclComm_t,
+                      cudaStream_t) { return nccl("all_gather", collective(count, type)); };
+  api.broadcast = [](const void* source, void*, size_t count, ncclDataType_t type, int root,
+                     ncclComm_t, cudaStream_t) {
+    return nccl("broadcast", collective(count, type) + ", root " + std::to_string(root) +
+                                 (source ? ", mine" : ""));
+  };
+  api.all_reduce = [](const void*, void*, size_t count, ncclDataType_t type, ncclRedOp_t op,
+                      ncclComm_t, cudaStream_t) {
+    return nccl("all_reduce", collective(count, type) + (op == ncclSum ? ", sum" : ", max"));
+  };
+  api.send = [](const void*, size_t count, ncclDataType_t type, int peer, ncclComm_t,
+                cudaStream_t) {
+    return nccl("send", collective(count, type) + ", to " + std::to_string(peer));
+  };
+  api.recv = [](void*, size_t count, ncclDataType_t type, int peer, ncclComm_t, cudaStream_t) {
+    return nccl("recv", collective(count, type) + ", from " + std::to_string(peer));
+  };
+  return api;
+}
+
+void add_cuda_table(NcclApi& api) {
+  api.cuda_get_device_count = [](int* count) {
+    *count = 1;
+    return cudaSuccess;
+  };
+  api.cuda_get_device = [](int* device) {
+    *device = 0;
+    return cudaSuccess;
+  };
+  api.cuda_set_device = [](int device) { return cuda("set_device", std::to_string(device)); };
+  api.cuda_stream_priority_range = [](int* least, int* greatest) {
+    *least = 0;
+    *greatest = -5;
+    return cudaSuccess;
+  };
+  api.cuda_stream_create = [](cudaStream_t* stream, unsigned flags, int priority) {
+    EXPECT_EQ(flags, cudaStreamNonBlocking);
+    EXPECT_EQ(priority, -5);
+    return make("stream_create", stream);
+  };
+  api.cuda_stream_destroy = [](cudaStream_t) { return destroy("stream_destroy"); };
+  api.cuda_stream_wait_event = [](cudaStream_t stream, cudaEvent_t, unsigned) {
+    return cuda("stream_wait_event", stream == cudaStreamPerThread ? "consumer" : "own");
+  };
+  api.cuda_event_create = [](cudaEvent_t* event, unsigned flags) {
+    EXPECT_EQ(flags, cudaEventDisableTiming);
+    return make("event_create", event);
+  };
+  api.cuda_event_destroy = [](cudaEvent_t) { return destroy("event_destroy"); };
+  api.cuda_event_record = [](cudaEvent_t, cudaStream_t stream) {
+    return cuda("event_record", stream == cudaStreamLegacy ? "producer" : "own");
+  };
+  api.cuda_event_query = [](cudaEvent_t) {
+    return current->events_are_reached ? cudaSuccess : cudaErrorNotReady;
+  };
+  api.cuda_malloc = [](void** data, size_t) { return make("malloc", data); };
+  api.cuda_free = [](void*) { return destroy("free"); };
+  api.cuda_get_error_string = [](cudaError_t) { return "the double's CUDA error"; };
+}
+
+}  // namespace
+
+NcclDouble::NcclDouble() : api_(make_nccl_table()) {
+  add_cuda_table(api_);
+  current = this;
+}
+
+NcclDouble::~NcclDouble() {
+  current = nullptr;
+}
+
+int NcclDouble::record(const std::string& entry, const std::string& arguments) {
+  calls.push_back(arguments.empty() ? entry : entry + "(" + arguments + ")");
+  const auto failure = failures.find(entry);
+  if (failure == failures.end()) return 0;
+  const int code = failure->second;
+  failures.erase(failure);
+  return code;
+}
+
+}  // namespace fusedbun::comm::testing
