@@ -47,20 +47,26 @@ if(FUSEDBUN_HAS_CUDA)
   endif()
 endif()
 
+# --- The wheel's CUDA runtime, for the step and for NCCL -------------------------------------------
+set(FUSEDBUN_CUDART_LIBRARY ${_cuda_root}/lib/libcudart.so.13)
+if(EXISTS ${FUSEDBUN_CUDART_LIBRARY} AND EXISTS ${_cuda_root}/include/cuda_runtime_api.h)
+  add_library(fusedbun::cudart SHARED IMPORTED)
+  set_target_properties(fusedbun::cudart PROPERTIES IMPORTED_LOCATION ${FUSEDBUN_CUDART_LIBRARY}
+    INTERFACE_INCLUDE_DIRECTORIES ${_cuda_root}/include)
+endif()
+
 # --- NCCL of the wheel, first on the link path ----------------------------------------------------
 file(GLOB _nccl_library ${_site_packages}/nvidia/nccl/lib/libnccl.so.2 ${_cuda_root}/lib/libnccl.so.2)
 file(GLOB _nccl_header ${_site_packages}/nvidia/nccl/include/nccl.h ${_cuda_root}/include/nccl.h)
 fusedbun_part(NCCL "the wheel nvidia-nccl-cu13 is not in ${FUSEDBUN_PYTHON_ENV}"
-              _nccl_library AND _nccl_header AND EXISTS ${_cuda_root}/include/cuda_runtime_api.h)
+              _nccl_library AND _nccl_header AND TARGET fusedbun::cudart)
 if(FUSEDBUN_HAS_NCCL)
   list(GET _nccl_library 0 FUSEDBUN_NCCL_LIBRARY)
   list(GET _nccl_header 0 _nccl_header)
   cmake_path(GET _nccl_header PARENT_PATH _nccl_include)
-  set(FUSEDBUN_CUDART_LIBRARY ${_cuda_root}/lib/libcudart.so.13)
   add_library(fusedbun::nccl SHARED IMPORTED)
   set_target_properties(fusedbun::nccl PROPERTIES IMPORTED_LOCATION ${FUSEDBUN_NCCL_LIBRARY}
-    INTERFACE_INCLUDE_DIRECTORIES "${_nccl_include};${_cuda_root}/include"
-    INTERFACE_LINK_LIBRARIES ${FUSEDBUN_CUDART_LIBRARY})
+    INTERFACE_INCLUDE_DIRECTORIES ${_nccl_include} INTERFACE_LINK_LIBRARIES fusedbun::cudart)
 endif()
 
 # --- Open MPI -------------------------------------------------------------------------------------
