@@ -44,21 +44,20 @@ class BadInput(TrainingTestCase):
 
 
 class RanksThatDisagree(TrainingTestCase):
-    def by_rank(self, script, *more):
-        return run("launch", "-n", "2", "--", "sh", "-c", f'exec "$0" "$@" {script}', BINARY,
-                   *self.train(5, *more), seconds=90)
+    def by_rank(self, before, *flags):
+        """Runs two ranks under a shell, which puts $RANK into `before` and the flags' values."""
+        words = " ".join([BINARY, *self.train(5, "--timeout", "10", *flags)])
+        return run("launch", "-n", "2", "--", "sh", "-c", f"{before} exec {words}", seconds=90)
 
     def test_models_that_differ(self):
-        self.assert_fails(self.by_rank("--width $((32 + 32 * RANK))", "--heads", "1"), 78, "rank 1")
+        self.assert_fails(self.by_rank("", "--width", "$((32+32*RANK))"), 78, "rank 1 has", "[256, 64]", "[256, 32]")
 
-    def test_steps_that_differ(self):
-        self.assert_fails(self.by_rank("--seed $RANK"), 78, "--seed")
+    def test_seeds_that_differ(self):
+        self.assert_fails(self.by_rank("", "--seed", "$RANK"), 78, "--seed", "rank 1")
 
     def test_world_sizes_that_differ(self):
-        script = 'export WORLD_SIZE=$((2 + RANK)); exec "$0" "$@"'
-        result = run("launch", "-n", "2", "--", "sh", "-c", script, BINARY, *self.train(5, "--timeout", "10"),
-                     seconds=90)
-        self.assert_fails(result, 78, "of 3", "of 2")
+        self.assert_fails(self.by_rank("export WORLD_SIZE=$((2+RANK));", "--batch", "6"), 78,
+                          "start all ranks with one size")
 
 
 class LostRank(TrainingTestCase):
@@ -75,6 +74,14 @@ class LostRank(TrainingTestCase):
         self.assertIn("rank 0 left with 76", result.out)
         self.assertRegex(result.err.splitlines()[-1], rf"rank 1 \(pid {victim} .*SIGKILL")
         self.assertFalse((self.run_dir / "model.safetensors").exists())
+
+
+    def test_a_rank_that_aborts_is_our_bug(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            victim = job.ranks(2)[0]
+            self.wait_for_steps(2)
+            os.kill(victim, signal.SIGABRT)  # as a broken assertion does
+            self.assert_fails(job.result(), 70, f"rank 0 (pid {victim} ")
 
 
 class SharedRunFolder(TrainingTestCase):
