@@ -26,8 +26,8 @@ class EtagConflict : public Error {
 
 /// Where a job is found. One of the two is given; the address wins.
 struct JobLocation {
-  std::filesystem::path run_dir;  ///< whose control.json says where
-  std::string address;            ///< "unix:/runs/a/control.sock", "127.0.0.1:41373"
+  std::filesystem::path run_dir = {};  ///< whose control.json says where
+  std::string address = {};            ///< "unix:/runs/a/control.sock", "127.0.0.1:41373"
 };
 
 class ControlClient {

@@ -29,7 +29,7 @@ struct ControlOptions {
   std::filesystem::path run_dir;
   /// Empty: the Unix socket <run_dir>/control.sock. Else "127.0.0.1:PORT", "[::1]:PORT" or
   /// "localhost:PORT"; port 0 takes a free one.
-  std::string address;
+  std::string address = {};
   std::string run_id = "run";
   /// Health name fusedbun.progress is SERVING only while steps end within max(stall_timeout, 10
   /// median steps).
@@ -49,10 +49,10 @@ struct JobDescription {
   int64_t first_step = 0;   ///< the job step that comes first (not 0 after a checkpoint was loaded)
   int64_t total_steps = 0;  ///< 0: unknown
   int restart_count = 0;
-  std::string version;       ///< of this program
-  std::string backend;       ///< "gloo"
+  std::string version = {};  ///< of this program
+  std::string backend = {};  ///< "gloo"
   double max_grad_norm = 0;  ///< 0: off
-  std::vector<GroupDescription> groups;
+  std::vector<GroupDescription> groups = {};
 };
 
 enum class JobState : uint8_t { starting, running, draining, succeeded, failed, stopped };

@@ -1,0 +1,180 @@
+// The listener: who may reach it, what it leaves behind, and that it never takes another job's place.
+#include "fusedbun/dist/control/control_server.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <fstream>
+#include <functional>
+#include <nlohmann/json.hpp>
+
+#include "fusedbun/control/v1/control.grpc.pb.h"
+#include "fusedbun/dist/control/control_client.h"
+#include "fusedbun/dist/control/control_file.h"
+#include "fusedbun/tests/dist/control/fake_loop.h"
+
+namespace fusedbun::control {
+namespace {
+
+using testing::HasSubstr;
+
+mode_t mode_of(const std::filesystem::path& path) {
+  struct stat found {};
+  EXPECT_EQ(::stat(path.c_str(), &found), 0) << path;
+  return found.st_mode & 0777;
+}
+
+ControlOptions on_port(const std::filesystem::path& run_dir, const std::string& address) {
+  ControlOptions options = options_in(run_dir);
+  options.address = address;
+  return options;
+}
+
+template <class ErrorType>
+std::string message_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const ErrorType& error) {
+    return error.what();
+  }
+  return "no such error";
+}
+
+TEST(ControlServer, OnlyTheOwnerReachesIt) {
+  const TemporaryFolder folder;
+  const auto run_dir = folder.path() / "runs" / "a";
+  const ControlServer server(options_in(run_dir), two_group_job());
+  EXPECT_EQ(server.address(), "unix:" + (run_dir / "control.sock").string());
+  EXPECT_EQ(mode_of(run_dir), 0700U);
+  EXPECT_EQ(mode_of(run_dir / "control.sock"), 0600U);
+  EXPECT_EQ(mode_of(run_dir / "control.json"), 0600U);
+  EXPECT_EQ(mode_of(run_dir / "changes.log"), 0600U);
+}
+
+TEST(ControlServer, SaysWhereItIsAndTakesThatBackAtTheEnd) {
+  const TemporaryFolder folder;
+  ControlServer server(options_in(folder.path()), two_group_job());
+  std::ifstream stream(folder.path() / "control.json");
+  const auto json = nlohmann::json::parse(stream);
+  EXPECT_EQ(json.at("address"), server.address());
+  EXPECT_EQ(json.at("run_id"), "test");
+  EXPECT_EQ(json.at("pid"), ::getpid());
+  EXPECT_THAT(json.at("start_time").get<std::string>(), testing::EndsWith("Z"));
+  server.shutdown();
+  server.shutdown();
+  EXPECT_FALSE(std::filesystem::exists(folder.path() / "control.json"));
+  EXPECT_FALSE(std::filesystem::exists(folder.path() / "control.sock"));
+  EXPECT_THAT(message_of<UnavailableError>([&] { ControlClient({.run_dir = folder.path()}); }),
+              HasSubstr("no job with a control plane runs in"));
+  EXPECT_EQ(server.port().close_step(0).newest_revision, 0) << "the loop may still come by";
+}
+
+TEST(ControlServer, ALiveJobIsNamedAndLeftAlone) {
+  const TemporaryFolder folder;
+  const ControlServer first(options_in(folder.path()), two_group_job());
+  const std::string message = message_of<UnavailableError>(
+      [&] { ControlServer(options_in(folder.path()), two_group_job()); });
+  EXPECT_THAT(message, HasSubstr("pid " + std::to_string(::getpid())));
+  EXPECT_EQ(ControlClient({.run_dir = folder.path()}).job().run_id(), "test");
+}
+
+TEST(ControlServer, TheSocketOfADeadJobIsTakenOver) {
+  const TemporaryFolder folder;
+  const std::string path = (folder.path() / "control.sock").string();
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  ASSERT_EQ(::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+  ::close(fd);  // as a killed job leaves it: a file, nobody behind it
+  ASSERT_TRUE(std::filesystem::exists(path));
+  const ControlServer server(options_in(folder.path()), two_group_job());
+  EXPECT_EQ(ControlClient({.run_dir = folder.path()}).job().run_id(), "test");
+}
+
+TEST(ControlServer, AFileThatIsNoSocketIsLeftAlone) {
+  const TemporaryFolder folder;
+  std::ofstream(folder.path() / "control.sock") << "mine";
+  EXPECT_THROW(ControlServer(options_in(folder.path()), two_group_job()), IoError);
+  EXPECT_EQ(std::filesystem::file_size(folder.path() / "control.sock"), 4U);
+}
+
+TEST(ControlServer, AFolderThatEverybodyMayWriteIsRefused) {
+  const TemporaryFolder folder;
+  ::chmod(folder.path().c_str(), 0777);
+  EXPECT_THROW(ControlServer(options_in(folder.path()), two_group_job()), PermissionError);
+}
+
+TEST(ControlServer, ALongPathGoesToTheRuntimeFolder) {
+  const TemporaryFolder folder;
+  const TemporaryFolder runtime;
+  ::setenv("XDG_RUNTIME_DIR", runtime.path().c_str(), 1);
+  const auto run_dir = folder.path() / std::string(120, 'x');
+  ControlServer server(options_in(run_dir), two_group_job());
+  ::unsetenv("XDG_RUNTIME_DIR");
+  EXPECT_THAT(server.address(),
+              testing::StartsWith("unix:" + runtime.path().string() + "/fusedbun/"));
+  EXPECT_EQ(mode_of(runtime.path() / "fusedbun"), 0700U);
+  EXPECT_EQ(mode_of(server.address().substr(5)), 0600U);
+  EXPECT_EQ(ControlClient({.run_dir = run_dir}).job().run_id(), "test")
+      << "control.json says where";
+}
+
+TEST(ControlServer, TcpIsForLoopbackAlone) {
+  const TemporaryFolder folder;
+  for (const char* address :
+       {"0.0.0.0:0", "[::]:0", "10.1.2.3:80", "example.org:80", "127.0.0.1", "127.0.0.1:x",
+        "127.0.0.1:70000", ":80", "127.0.0.1.evil.org:80", "*:80"}) {
+    EXPECT_THROW(ControlServer(on_port(folder.path(), address), two_group_job()), ConfigError)
+        << address;
+  }
+  const ControlServer server(on_port(folder.path(), "localhost:0"), two_group_job());
+  EXPECT_THAT(server.address(), testing::StartsWith("127.0.0.1:"));
+  EXPECT_NE(server.address(), "127.0.0.1:0");
+  EXPECT_EQ(ControlClient({.run_dir = folder.path()}).job().run_id(), "test");
+}
+
+TEST(ControlServer, ATakenPortIsNeverShared) {
+  const TemporaryFolder first_folder;
+  const TemporaryFolder second_folder;
+  const ControlServer first(on_port(first_folder.path(), "127.0.0.1:0"), two_group_job());
+  EXPECT_THAT(message_of<UnavailableError>([&] {
+                ControlServer(on_port(second_folder.path(), first.address()), two_group_job());
+              }),
+              HasSubstr("Address already in use"));
+  EXPECT_FALSE(std::filesystem::exists(second_folder.path() / "control.json"));
+}
+
+TEST(ControlServer, GroupNamesAreUnique) {
+  const TemporaryFolder folder;
+  JobDescription job = two_group_job();
+  job.groups[1].name = "body";
+  EXPECT_THROW(ControlServer(options_in(folder.path()), job), ConfigError);
+  job.groups[1].name = "*";
+  EXPECT_THROW(ControlServer(options_in(folder.path()), job), ConfigError);
+  EXPECT_FALSE(std::filesystem::exists(folder.path() / "control.sock"));
+}
+
+TEST(ControlServer, AClientOfADeadJobIsToldSo) {
+  const TemporaryFolder folder;
+  write_control_file(folder.path(), {.address = "unix:" + (folder.path() / "control.sock").string(),
+                                     .run_id = "dead",
+                                     .pid = 999'999'999,
+                                     .host = "here",
+                                     .start_time = ""});
+  ControlClient client({.run_dir = folder.path()});
+  EXPECT_THAT(message_of<UnavailableError>([&] { client.job(); }),
+              HasSubstr("pid 999999999 on here, is gone"));
+  std::ofstream(folder.path() / "control.json") << "{";
+  EXPECT_THROW(ControlClient({.run_dir = folder.path()}), DataError);
+  EXPECT_THROW(ControlClient({}), UsageError);
+}
+
+}  // namespace
+}  // namespace fusedbun::control

@@ -1,0 +1,67 @@
+#pragma once
+// FakeLoop: a training loop without training. It calls a real ControlPort at the moments and in the order in which the step
+// engine does, folds changes with the ranks' own ActiveChanges, and remembers what each step used.
+//
+// Thread safety: all members may be called from any thread.
+#include <atomic>
+#include <chrono>
+#include <filesystem>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "fusedbun/dist/control/control_server.h"
+
+namespace fusedbun::control {
+
+/// An empty folder that goes with the object.
+class TemporaryFolder {
+ public:
+  TemporaryFolder();
+  ~TemporaryFolder();
+  TemporaryFolder(const TemporaryFolder&) = delete;  // owns the folder
+  const std::filesystem::path& path() const { return path_; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+/// Groups "body" and "head" (without momentum), lr 1e-3.
+JobDescription two_group_job();
+ControlOptions options_in(const std::filesystem::path& run_dir);
+
+class FakeLoop {
+ public:
+  explicit FakeLoop(plan::ControlPort& port,
+                    std::chrono::microseconds step_time = std::chrono::milliseconds(1));
+  ~FakeLoop();
+  FakeLoop(const FakeLoop&) = delete;  // owns a thread
+
+  /// Stops between two steps, as SIGSTOP would, and goes on.
+  void hold() { held_ = true; }
+  void go_on() { held_ = false; }
+  /// Waits until `step` has ended; false after 10 s.
+  bool wait_for_step(int64_t step) const;
+
+  /// Effective learning rates of group 0, [step].
+  std::vector<double> learning_rates() const;
+  plan::LeaveRequest left() const { return left_; }
+
+ private:
+  void run();
+  plan::StepReport do_step(int64_t step);
+
+  plan::ControlPort& port_;
+  const std::chrono::microseconds step_time_;
+  std::vector<Options> options_;
+  plan::ActiveChanges active_;
+  int64_t announced_ = 0;  ///< newest revision in the last header
+  mutable std::mutex mutex_;
+  std::vector<double> learning_rates_;
+  std::atomic<bool> held_ = false;
+  std::atomic<bool> ended_ = false;
+  std::atomic<plan::LeaveRequest> left_ = plan::LeaveRequest::none;
+  std::thread thread_;
+};
+
+}  // namespace fusedbun::control

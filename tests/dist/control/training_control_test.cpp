@@ -1,0 +1,319 @@
+// The service through its real socket, with a loop that calls the real port.
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "fusedbun/control/v1/control.grpc.pb.h"
+#include "fusedbun/dist/control/control_client.h"
+#include "fusedbun/dist/control/error_details.h"
+#include "fusedbun/tests/dist/control/fake_loop.h"
+
+namespace fusedbun::control {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+class TrainingControl : public testing::Test {
+ protected:
+  TrainingControl()
+      : server_(options_in(folder_.path()), two_group_job()),
+        client_({.run_dir = folder_.path()}),
+        stub_(v1::TrainingControl::NewStub(
+            grpc::CreateChannel(server_.address(), grpc::InsecureChannelCredentials()))) {
+    server_.set_state(JobState::running);
+  }
+
+  static v1::CreateChangeRequest change_of(const std::string& group,
+                                           std::function<void(v1::HyperparameterValues&)> set) {
+    v1::CreateChangeRequest request;
+    request.set_parent("jobs/-");
+    request.set_etag("*");
+    v1::GroupPatch& patch = *request.mutable_change()->add_patches();
+    patch.set_group(group);
+    set(*patch.mutable_values());
+    return request;
+  }
+  static v1::CreateChangeRequest learning_rate(double value, const std::string& group = "*") {
+    return change_of(group,
+                     [&](v1::HyperparameterValues& values) { values.set_learning_rate(value); });
+  }
+
+  grpc::Status send(const v1::CreateChangeRequest& request, v1::Change* reply = nullptr) {
+    grpc::ClientContext context;
+    v1::Change ignored;
+    return stub_->CreateChange(&context, request, reply == nullptr ? &ignored : reply);
+  }
+  std::string refusal(const v1::CreateChangeRequest& request) {
+    const grpc::Status status = send(request);
+    return status.ok() ? "accepted" : reason_of(status).reason;
+  }
+
+  TemporaryFolder folder_;
+  ControlServer server_;
+  ControlClient client_;
+  std::unique_ptr<v1::TrainingControl::Stub> stub_;
+};
+
+TEST_F(TrainingControl, ShowsTheJob) {
+  FakeLoop loop(server_.port());
+  ASSERT_TRUE(loop.wait_for_step(3));
+  const v1::Job job = client_.job();
+  EXPECT_EQ(job.name(), "jobs/test");
+  EXPECT_EQ(job.state(), v1::Job::RUNNING);
+  EXPECT_GE(job.step(), 3);
+  EXPECT_EQ(job.total_steps(), 1'000'000);
+  EXPECT_EQ(job.world_size(), 2);
+  EXPECT_EQ(job.backend(), "local");
+  EXPECT_TRUE(job.has_last_step_time());
+}
+
+TEST_F(TrainingControl, AChangeIsUsedFromExactlyItsStepOn) {
+  FakeLoop loop(server_.port());
+  v1::CreateChangeRequest request = learning_rate(3e-4);
+  request.mutable_change()->set_reason("loss spikes");
+  const v1::Change change = client_.create_change(request);
+  EXPECT_EQ(change.state(), v1::Change::SCHEDULED);
+  EXPECT_EQ(change.name(), "jobs/test/changes/1");
+  EXPECT_EQ(change.reason(), "loss spikes");
+  EXPECT_THAT(change.actor(), HasSubstr("uid:"));
+  EXPECT_FALSE(change.previous().groups(0).values().has_learning_rate());
+  EXPECT_EQ(change.resulting().groups(0).values().learning_rate(), 3e-4);
+  ASSERT_TRUE(loop.wait_for_step(change.effective_step() + 3));
+  const std::vector<double> used = loop.learning_rates();
+  for (int64_t step = 0; step < static_cast<int64_t>(used.size()); ++step) {
+    EXPECT_EQ(used[step], step < change.effective_step() ? 1e-3 : 3e-4) << "step " << step;
+  }
+  EXPECT_EQ(client_.change(change.name()).state(), v1::Change::APPLIED);
+  EXPECT_EQ(client_.job().config_revision(), 1);
+}
+
+TEST_F(TrainingControl, ScaleAndPinAndScheduleMakeTheLearningRate) {
+  FakeLoop loop(server_.port());
+  client_.create_change(change_of("*", [](auto& values) { values.set_lr_scale(0.5); }));
+  const v1::Change pin = client_.create_change(learning_rate(0.25, "head"));
+  ASSERT_TRUE(loop.wait_for_step(pin.effective_step()));
+  const v1::Hyperparameters all = client_.hyperparameters();
+  EXPECT_EQ(all.job_values().lr_scale(), 0.5);
+  EXPECT_EQ(all.groups(0).scheduled_learning_rate(), 1e-3);
+  EXPECT_EQ(all.groups(0).effective_learning_rate(), 5e-4);
+  EXPECT_FALSE(all.groups(0).values().has_learning_rate());
+  EXPECT_EQ(all.groups(1).values().learning_rate(), 0.25);
+  EXPECT_EQ(all.groups(1).effective_learning_rate(), 0.25);
+  client_.create_change(
+      change_of("head", [](auto& values) { values.set_unpin_learning_rate(true); }));
+  EXPECT_EQ(client_.hyperparameters().groups(1).effective_learning_rate(), 5e-4);
+}
+
+TEST_F(TrainingControl, ALaterStepIsHonouredAndATooNearOneRefused) {
+  FakeLoop loop(server_.port());
+  v1::CreateChangeRequest request = learning_rate(0.5);
+  request.mutable_change()->set_apply_at_step(client_.hyperparameters().effective_step() + 30);
+  const v1::Change change = client_.create_change(request);
+  EXPECT_EQ(change.effective_step(), request.change().apply_at_step());
+  ASSERT_TRUE(loop.wait_for_step(change.effective_step()));
+  EXPECT_EQ(loop.learning_rates()[change.effective_step() - 1], 1e-3);
+  EXPECT_EQ(loop.learning_rates()[change.effective_step()], 0.5);
+  request.mutable_change()->set_apply_at_step(1);
+  EXPECT_EQ(send(request).error_code(), grpc::StatusCode::OUT_OF_RANGE);
+}
+
+TEST_F(TrainingControl, ValidateOnlyChangesNothing) {
+  const v1::Hyperparameters before = client_.hyperparameters();
+  v1::CreateChangeRequest request = learning_rate(0.5);
+  request.set_validate_only(true);
+  request.set_etag(before.etag());
+  request.set_request_id("dry");
+  v1::Change reply;
+  ASSERT_TRUE(send(request, &reply).ok());
+  EXPECT_EQ(reply.state(), v1::Change::STATE_UNSPECIFIED);
+  EXPECT_EQ(reply.revision(), 0);
+  EXPECT_EQ(reply.resulting().groups(0).values().learning_rate(), 0.5);
+  EXPECT_EQ(client_.hyperparameters().SerializeAsString(), before.SerializeAsString());
+  EXPECT_EQ(client_.changes().changes_size(), 0);
+  request.mutable_change()->mutable_patches(0)->mutable_values()->set_learning_rate(kNan);
+  EXPECT_EQ(refusal(request), "NOT_FINITE");
+}
+
+TEST_F(TrainingControl, RefusesHostileRequestsAndStaysAsItWas) {
+  const std::string before = client_.hyperparameters().SerializeAsString();
+  EXPECT_EQ(refusal(learning_rate(kNan)), "NOT_FINITE");
+  EXPECT_EQ(refusal(learning_rate(-HUGE_VAL)), "NOT_FINITE");
+  EXPECT_EQ(refusal(learning_rate(-1)), "OUT_OF_SPEC");
+  EXPECT_EQ(refusal(learning_rate(1, "nobody")), "UNKNOWN_GROUP");
+  EXPECT_EQ(refusal(change_of("*", [](auto&) {})), "EMPTY_CHANGE");
+  EXPECT_EQ(refusal(change_of("*",
+                              [](auto& values) {
+                                values.GetReflection()->MutableUnknownFields(&values)->AddVarint(77,
+                                                                                                 1);
+                              })),
+            "UNKNOWN_FIELD");
+  v1::CreateChangeRequest masked = learning_rate(1);
+  masked.mutable_change()->mutable_patches(0)->mutable_update_mask()->add_paths("accumulator");
+  EXPECT_EQ(refusal(masked), "UNKNOWN_FIELD");
+  masked.mutable_change()->mutable_patches(0)->mutable_update_mask()->set_paths(0, "eps");
+  EXPECT_EQ(refusal(masked), "MASK_WITHOUT_VALUE");
+  v1::CreateChangeRequest other_job = learning_rate(1);
+  other_job.set_parent("jobs/another");
+  EXPECT_EQ(refusal(other_job), "UNKNOWN_JOB");
+  v1::CreateChangeRequest many = learning_rate(1);
+  for (int i = 0; i < 5000; ++i) *many.mutable_change()->add_patches() = many.change().patches(0);
+  EXPECT_EQ(refusal(many), "TOO_MANY_VALUES");
+  v1::CreateChangeRequest huge = learning_rate(1);
+  huge.mutable_change()->set_reason(std::string(1 << 20, 'x'));
+  EXPECT_EQ(send(huge).error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(client_.hyperparameters().SerializeAsString(), before);
+}
+
+TEST_F(TrainingControl, TheMaskSaysWhichValuesAreMeant) {
+  v1::CreateChangeRequest request = change_of("body", [](v1::HyperparameterValues& values) {
+    values.set_eps(0.5);
+    values.set_weight_decay(0.5);
+  });
+  request.mutable_change()->mutable_patches(0)->mutable_update_mask()->add_paths("eps");
+  const v1::Change change = client_.create_change(request);
+  EXPECT_EQ(change.resulting().groups(0).values().eps(), 0.5);
+  EXPECT_EQ(change.resulting().groups(0).values().weight_decay(), 0.01);
+  EXPECT_FALSE(change.patches(0).values().has_weight_decay());
+}
+
+TEST_F(TrainingControl, ARepeatedRequestGetsTheFirstAnswer) {
+  FakeLoop loop(server_.port());
+  v1::CreateChangeRequest request = learning_rate(0.5);
+  request.set_request_id("f0e7c1b2");
+  v1::Change first;
+  ASSERT_TRUE(send(request, &first).ok());
+  ASSERT_TRUE(loop.wait_for_step(first.effective_step()));
+  v1::Change second;
+  ASSERT_TRUE(send(request, &second).ok());
+  EXPECT_EQ(first.SerializeAsString(), second.SerializeAsString());
+  EXPECT_EQ(client_.changes().changes_size(), 1);
+}
+
+TEST_F(TrainingControl, ListsChangesInPagesAndByState) {
+  for (int i = 1; i <= 5; ++i) client_.create_change(learning_rate(i));
+  v1::ListChangesRequest request;
+  request.set_page_size(2);
+  std::vector<int64_t> revisions;
+  do {
+    const v1::ListChangesResponse page = client_.changes(request);
+    EXPECT_LE(page.changes_size(), 2);
+    for (const v1::Change& change : page.changes()) revisions.push_back(change.revision());
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  EXPECT_THAT(revisions, testing::ElementsAre(1, 2, 3, 4, 5));
+  request.set_filter("state=APPLIED");
+  EXPECT_EQ(client_.changes(request).changes_size(), 0);
+  request.set_filter("colour=red");
+  EXPECT_THROW(client_.changes(request), ConfigError);
+  EXPECT_THROW(client_.change("jobs/-/changes/6"), ConfigError);
+  EXPECT_THROW(client_.change("jobs/-/changes/-1"), ConfigError);
+}
+
+TEST_F(TrainingControl, SpecsAreTheTableOfThePlan) {
+  const v1::ListHyperparameterSpecsResponse specs = client_.specs();
+  ASSERT_EQ(specs.specs_size(), static_cast<int>(plan::field_specs().size()));
+  for (const v1::HyperparameterSpec& spec : specs.specs()) {
+    const auto* field = v1::HyperparameterValues::descriptor()->FindFieldByName(spec.field());
+    ASSERT_NE(field, nullptr) << spec.field();
+    EXPECT_EQ(field->number(), static_cast<int>(plan::find_field(spec.field())->field));
+  }
+}
+
+TEST_F(TrainingControl, DrainLeavesAtABoundaryAndTakesNoMoreChanges) {
+  FakeLoop loop(server_.port());
+  const v1::Job first = client_.drain("maintenance");
+  EXPECT_EQ(first.state(), v1::Job::DRAINING);
+  EXPECT_THAT(first.state_reason(), HasSubstr("maintenance"));
+  EXPECT_EQ(client_.drain("again").state_reason(), first.state_reason());
+  EXPECT_EQ(refusal(learning_rate(1)), "DRAINING");
+  EXPECT_THROW(client_.create_change(learning_rate(1)), UnavailableError);
+  for (int i = 0; i < 5000 && loop.left() == plan::LeaveRequest::none; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  EXPECT_EQ(loop.left(), plan::LeaveRequest::drain);
+  server_.set_state(JobState::running);
+  EXPECT_EQ(client_.job().state(), v1::Job::DRAINING) << "the state only moves forward";
+}
+
+TEST_F(TrainingControl, StopWinsOverDrainAndEndedJobsAreLeftAlone) {
+  client_.drain("");
+  client_.stop("enough");
+  EXPECT_EQ(server_.port().close_step(0).leave, plan::LeaveRequest::stop);
+  client_.drain("too late");
+  EXPECT_EQ(server_.port().close_step(1).leave, plan::LeaveRequest::stop);
+  server_.set_state(JobState::stopped, "stopped at step 2");
+  EXPECT_THROW(client_.stop(""), ConfigError);
+  EXPECT_EQ(refusal(learning_rate(1)), "JOB_ENDED");
+  EXPECT_EQ(client_.job().state_reason(), "stopped at step 2");
+}
+
+TEST_F(TrainingControl, AStepThatNeverComesRejectsItsChange) {
+  v1::CreateChangeRequest request = learning_rate(1);
+  request.mutable_change()->set_apply_at_step(500);
+  const std::string name = client_.create_change(request).name();
+  server_.set_state(JobState::succeeded);
+  const v1::Change change = client_.change(name);
+  EXPECT_EQ(change.state(), v1::Change::REJECTED);
+  EXPECT_THAT(change.error(), HasSubstr("step 500"));
+}
+
+TEST_F(TrainingControl, EtagsAreAskedForAndConflictsNamed) {
+  v1::CreateChangeRequest request = learning_rate(1);
+  request.clear_etag();
+  EXPECT_EQ(refusal(request), "ETAG_REQUIRED");
+  request.set_etag(client_.hyperparameters().etag());
+  client_.create_change(request);
+  const grpc::Status status = send(request);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::ABORTED);
+  EXPECT_EQ(reason_of(status).metadata.at("etag"), client_.hyperparameters().etag());
+  EXPECT_THROW(client_.create_change(request), EtagConflict);
+}
+
+TEST_F(TrainingControl, WhatIsNotInThisVersionSaysSo) {
+  const auto code_of = [](auto call) {
+    grpc::ClientContext context;
+    const grpc::Status status = call(context);
+    EXPECT_THAT(status.error_message(), HasSubstr("does not serve it"));
+    return status.error_code();
+  };
+  v1::Job job;
+  v1::Checkpoint checkpoint;
+  constexpr auto kCode = grpc::StatusCode::UNIMPLEMENTED;
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->PauseJob(&c, {}, &job); }), kCode);
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->ResumeJob(&c, {}, &job); }), kCode);
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->CreateCheckpoint(&c, {}, &checkpoint); }), kCode);
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->GetCheckpoint(&c, {}, &checkpoint); }), kCode);
+  v1::ListCheckpointsResponse checkpoints;
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->ListCheckpoints(&c, {}, &checkpoints); }), kCode);
+  v1::ListRanksResponse ranks;
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->ListRanks(&c, {}, &ranks); }), kCode);
+  v1::Change change;
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->CancelChange(&c, {}, &change); }), kCode);
+  v1::Diagnostics diagnostics;
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->DumpDiagnostics(&c, {}, &diagnostics); }), kCode);
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->WatchJob(&c, {})->Finish(); }), kCode);
+  EXPECT_EQ(code_of([&](auto& c) { return stub_->StreamMetrics(&c, {})->Finish(); }), kCode);
+}
+
+TEST(TrainingControlStart, ChangesWaitUntilTheJobRuns) {
+  const TemporaryFolder folder;
+  ControlServer server(options_in(folder.path()), two_group_job());
+  ControlClient client({.run_dir = folder.path()});
+  EXPECT_EQ(client.job().state(), v1::Job::STARTING);
+  v1::CreateChangeRequest request;
+  request.set_etag("*");
+  request.mutable_change()->add_patches()->set_group("*");
+  request.mutable_change()->mutable_patches(0)->mutable_values()->set_eps(1);
+  EXPECT_THROW(client.create_change(request), UnavailableError);
+  server.set_state(JobState::running);
+  EXPECT_EQ(client.create_change(request).revision(), 1);
+}
+
+}  // namespace
+}  // namespace fusedbun::control
