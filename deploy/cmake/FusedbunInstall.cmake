@@ -35,8 +35,17 @@ write_basic_package_version_file(fusedbunConfigVersion.cmake COMPATIBILITY SameM
 install(FILES ${PROJECT_BINARY_DIR}/fusedbunConfig.cmake ${PROJECT_BINARY_DIR}/fusedbunConfigVersion.cmake
               deploy/cmake/FusedbunTorchTarget.cmake DESTINATION ${_package})
 
-# The command finds LibTorch where the build found it.
+# The command finds its libraries where the build found them: those of the system by INSTALL_RPATH_USE_LINK_PATH, those
+# of a Python environment inside the checkout, which that leaves out, by name.
 if(TARGET fusedbun)
-  set_target_properties(fusedbun PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+  set(_rpath)
+  foreach(_part torch_cpu cudart nccl)
+    if(TARGET fusedbun::${_part})
+      get_target_property(_library fusedbun::${_part} IMPORTED_LOCATION)
+      cmake_path(GET _library PARENT_PATH _folder)
+      list(APPEND _rpath ${_folder})
+    endif()
+  endforeach()
+  set_target_properties(fusedbun PROPERTIES INSTALL_RPATH "${_rpath}" INSTALL_RPATH_USE_LINK_PATH ON)
   install(TARGETS fusedbun RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 endif()

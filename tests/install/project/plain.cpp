@@ -8,7 +8,7 @@
 namespace nn = torch::nn;
 
 // Every step draws 64 samples of a function of 8 numbers; rank r of w trains on each w-th of them.
-torch::Tensor target(const torch::Tensor& x) { return torch::sin(3 * x).sum(1, /*keepdim=*/true); }
+torch::Tensor target(const torch::Tensor& x) { return torch::sin(x).sum(1, /*keepdim=*/true); }
 
 int main() {
   torch::manual_seed(1);
