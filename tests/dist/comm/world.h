@@ -27,13 +27,17 @@ class World {
   virtual bool adds_in_rank_order() const { return true; }
   virtual bool abort_reaches_peers() const { return true; }
 
-  // Memory in which the backend's buffers live.
+  // Memory in which the backend's buffers live. No bytes may come with a null pointer, which memcpy must not see.
   virtual std::shared_ptr<void> allocate(size_t bytes) {
     return std::shared_ptr<void>(::operator new(bytes),
                                  [](void* data) { ::operator delete(data); });
   }
-  virtual void upload(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
-  virtual void download(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+  virtual void upload(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  virtual void download(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
 };
 
 /// How a parameterised test gets its world; a fresh one per test.
