@@ -38,13 +38,13 @@ if [ $train = no ]; then
 fi
 
 fusedbun=build/release/launcher/fusedbun
-runs=runs/quickstart
-rm -rf "$runs"
-step "pretrain on licence texts: 2 ranks; watch it from elsewhere with: $fusedbun status --run-dir $runs/pretrain"
-$fusedbun launch -n 2 -- train --steps 400 --run-dir $runs/pretrain
-step "fine-tune on Python's standard library"
-$fusedbun launch -n 2 -- train --init $runs/pretrain/model.safetensors --data /usr/lib/python3*/json \
-  --steps 200 --run-dir $runs/finetune
+english=runs/quickstart/english python=runs/quickstart/python
+stdlib=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
+
+step "pretrain on licence texts; from elsewhere, $fusedbun status --run-dir $english"
+$fusedbun launch -n 2 -- train --steps 300 --run-dir $english
+step "fine-tune on $stdlib; from elsewhere, $fusedbun status --run-dir $python"
+$fusedbun launch -n 2 -- train --steps 200 --run-dir $python --data "$stdlib" --init $english/model.safetensors
 steps_done
 echo "
-The fine-tuned model is $runs/finetune/model.safetensors (Hugging Face GPT-2 naming); metrics.jsonl lies beside it."
+The fine-tuned model is $python/model.safetensors (Hugging Face GPT-2 naming); metrics.jsonl lies beside it."
