@@ -10,7 +10,8 @@
 #   --skip-install   no step 1: what is missing is there already, or comes from elsewhere (deploy/README.md)
 #   --build-only     steps 1 and 2
 #
-# Asks nothing. Safe to run twice, from any directory: what is done already is left alone, and training starts anew.
+# Asks nothing. Safe to run twice, from any directory: what is done already is left alone, and training gets
+# a run folder of its own.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
 
@@ -38,7 +39,8 @@ if [ $train = no ]; then
 fi
 
 fusedbun=build/release/launcher/fusedbun
-english=runs/quickstart/english python=runs/quickstart/python
+runs=runs/quickstart-$(date +%Y%m%d-%H%M%S)
+english=$runs/english python=$runs/python
 stdlib=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
 
 step "pretrain on licence texts; from elsewhere, $fusedbun status --run-dir $english"
