@@ -32,7 +32,7 @@ constexpr int kKeepaliveMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
 constexpr int kClientPingIntervalMinMs = 30'000;
 constexpr std::chrono::milliseconds kHealthIntervalMax{500};  ///< a turn is seen within a second
-constexpr std::chrono::seconds kShutdownGrace{2};
+constexpr std::chrono::milliseconds kShutdownGrace{500};
 
 void set_limits(grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(kMessageBytesMax);

@@ -78,7 +78,7 @@ class ControlServer {
   /// "unix:/runs/a/control.sock" or "127.0.0.1:41373".
   std::string address() const;
 
-  /// Health turns NOT_SERVING, calls under way end (within 2 s), control.json and the socket go.
+  /// Health turns NOT_SERVING, calls under way end (within 0.5 s), control.json and the socket go.
   /// May be called twice.
   void shutdown() noexcept;
 
