@@ -1,6 +1,6 @@
 #pragma once
-// One fused pass over the rows of a segment, worked out: every invariant of its inner loop, once per call and already of
-// type T. Shared by the CPU's and the GPU's pass, private to step_cpu and step_cuda.
+// One fused pass over the rows of a segment, worked out: every invariant of its inner loop, once per call and already
+// of type T. Shared by the CPU's and the GPU's pass, private to step_cpu and step_cuda.
 //
 // Thread safety: values.
 #include <cstdint>

@@ -28,30 +28,21 @@ const Options& options_of(const OptimizerParamGroup& group) {
 // A tied parameter is one tensor that a module lists twice; it is stepped once. In two groups it would have two sets of
 // options, so that is refused.
 OptimizerParamGroup checked(const OptimizerParamGroup& group, const FusedbunOptions& defaults,
-                            std::unordered_set<void*>& seen) {
+                            const std::unordered_set<void*>& elsewhere) {
   std::unordered_set<void*> own;
   std::vector<Tensor> parameters;
   for (const Tensor& parameter : group.params()) {
     FUSEDBUN_REQUIRE(parameter.defined(), ConfigError, "a param group holds an undefined tensor");
     arithmetic_type(parameter.scalar_type());  // refuses integers
     void* identity = parameter.unsafeGetTensorImpl();
-    FUSEDBUN_REQUIRE(!seen.contains(identity), ConfigError,
+    FUSEDBUN_REQUIRE(!elsewhere.contains(identity), ConfigError,
                      "a parameter is in two param groups: put it in one");
     if (own.insert(identity).second) parameters.push_back(parameter);
   }
-  seen.insert(own.begin(), own.end());
   OptimizerParamGroup result(
       std::move(parameters),
       group.has_options() ? group.options().clone() : std::make_unique<FusedbunOptions>(defaults));
   validate(options_of(result));
-  return result;
-}
-
-std::vector<OptimizerParamGroup> checked(const std::vector<OptimizerParamGroup>& groups,
-                                         const FusedbunOptions& defaults) {
-  std::unordered_set<void*> seen;
-  std::vector<OptimizerParamGroup> result;
-  for (const auto& group : groups) result.push_back(checked(group, defaults, seen));
   return result;
 }
 
@@ -204,19 +195,24 @@ void FusedbunParamState::serialize(InputArchive& archive) {
 // --- the optimizer ------------------------------------------------------------------------------
 
 Fusedbun::Fusedbun(const std::vector<OptimizerParamGroup>& groups, FusedbunOptions defaults)
-    : Optimizer(checked(groups, defaults), std::make_unique<FusedbunOptions>(defaults)) {
+    : Optimizer(std::vector<OptimizerParamGroup>(), std::make_unique<FusedbunOptions>(defaults)) {
   validate(defaults.values());
+  for (const auto& group : groups) add_param_group(group);
 }
 
 Fusedbun::Fusedbun(std::vector<Tensor> parameters, FusedbunOptions defaults)
     : Fusedbun({OptimizerParamGroup(std::move(parameters))}, std::move(defaults)) {}
 
 void Fusedbun::add_param_group(const OptimizerParamGroup& group) {
-  std::unordered_set<void*> seen;
+  std::unordered_set<void*> elsewhere;
   for (const auto& known : param_groups()) {
-    for (const Tensor& parameter : known.params()) seen.insert(parameter.unsafeGetTensorImpl());
+    for (const Tensor& parameter : known.params()) elsewhere.insert(parameter.unsafeGetTensorImpl());
   }
-  Optimizer::add_param_group(checked(group, static_cast<const FusedbunOptions&>(*defaults_), seen));
+  const OptimizerParamGroup added =
+      checked(group, static_cast<const FusedbunOptions&>(*defaults_), elsewhere);
+  Optimizer::add_param_group(added);
+  // LibTorch gives a group of an optimizer that is not its own the defaults, whatever options it came with.
+  param_groups().back().set_options(added.options().clone());
 }
 
 Tensor Fusedbun::step(LossClosure closure) {

@@ -1,7 +1,7 @@
 #pragma once
-// Fusedbun as a LibTorch user expects an optimizer: options with a builder, param groups, closures, zero_grad, state that
-// saves and loads with torch::save, learning rate schedulers of torch::optim. One process, no communication; for sharded
-// training see dist/step/sharded_fusedbun.h, which has the same shape.
+// Fusedbun as a LibTorch user expects an optimizer: options with a builder, param groups, closures, zero_grad, state
+// that saves and loads with torch::save, learning rate schedulers of torch::optim. One process, no communication; for
+// sharded training see dist/step/sharded_fusedbun.h, which has the same shape.
 //
 //   fusedbun::Fusedbun optimizer(model->parameters(), fusedbun::FusedbunOptions::recommended(3e-3).Lambda(0.1));
 //
@@ -113,7 +113,8 @@ class Fusedbun : public torch::optim::Optimizer {
   void load(torch::serialize::InputArchive& archive) override;
 
  private:
-  /// False if a group with nonfinite = skip has a NaN or inf gradient. Throws ConfigError for sparse gradients and bad options.
+  /// False if a group with nonfinite = skip has a NaN or inf gradient. Throws ConfigError for sparse gradients and
+  /// bad options.
   bool gradients_allow_step() const;
 
   int64_t skipped_steps_ = 0;

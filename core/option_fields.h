@@ -1,6 +1,6 @@
 #pragma once
-// Every field of Options with its name, in one list: whoever prints, saves, parses or compares options walks it, so a new
-// field is added here and is known everywhere.
+// Every field of Options with its name, in one list: whoever prints, saves, parses or compares options walks it, so a
+// new field is added here and is known everywhere.
 //
 // Invariant: the list is complete. Thread safety: as the options it is given.
 #include "fusedbun/core/options.h"

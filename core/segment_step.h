@@ -11,8 +11,8 @@
 // One process calls begin, absorb, finish in a row. A sharded caller reduces the partials over ranks before `absorb`:
 // with local at any time before the segment's next step, with global before `finish`.
 //
-// Invariants: 1. `t`, schedules and averaging are the caller's, through StepScalars. 2. A segment without a gradient is not
-// stepped at all. 3. The result for a row does not depend on which other rows are in the segment.
+// Invariants: 1. `t`, schedules and averaging are the caller's, through StepScalars. 2. A segment without a gradient
+// is not stepped at all. 3. The result for a row does not depend on which other rows are in the segment.
 //
 // Thread safety: distinct segments may be stepped at the same time.
 #include <torch/types.h>
@@ -31,8 +31,8 @@ struct SecondMoment {
       col;  ///< [m]: mean, mean_col, sm3; of the whole matrix, the same on every rank that holds rows
 };
 
-/// Everything the optimizer keeps about one segment. Types: that of the arithmetic (float64 for float64 parameters, else
-/// float32), momentum bfloat16 with MomentumDtype::bf16.
+/// Everything the optimizer keeps about one segment. Types: that of the arithmetic (float64 for float64 parameters,
+/// else float32), momentum bfloat16 with MomentumDtype::bf16.
 struct SegmentState {
   torch::Tensor momentum_buffer;  ///< [rows, m]; undefined with momentum_beta = 0
   SecondMoment exp_avg_sq;

@@ -1,11 +1,12 @@
 #pragma once
-// The fused step on CPUs: one pass over plain memory that reads gradient, momentum and parameter once and writes momentum and
-// parameter once (recommended: 20 bytes per parameter in float32). No torch, no threads, no allocation per element.
+// The fused step on CPUs: one pass over plain memory that reads gradient, momentum and parameter once and writes
+// momentum and parameter once (recommended: 20 bytes per parameter in float32). No torch, no threads, no allocation
+// per element.
 //
-// Invariants: 1. The bits of parameters, momentum, full and row statistics depend on the row alone: not on the instruction
-// set, nor on which other rows are in the segment. Nothing is contracted or approximated, row sums are float64 in 16
-// lanes (column j in lane j mod 16) that are added in one fixed tree. 2. Column sums are added row after row, so they depend
-// on where the segment starts; column maxima are exact. 3. The gradient is only read.
+// Invariants: 1. The bits of parameters, momentum, full and row statistics depend on the row alone: not on the
+// instruction set, nor on which other rows are in the segment. Nothing is contracted or approximated, row sums are
+// float64 in 16 lanes (column j in lane j mod 16) that are added in one fixed tree. 2. Column sums are added row
+// after row, so they depend on where the segment starts; column maxima are exact. 3. The gradient is only read.
 //
 // Thread safety: distinct segments may be stepped at the same time.
 #include <cstdint>
@@ -22,8 +23,8 @@ bool is_supported(InstructionSet set);
 /// The widest supported one.
 InstructionSet best_instruction_set();
 
-/// The parts of a step (segment_step.h), T = float or double. The update sets `*parameter_sum_of_squares`, if that is given,
-/// to the sum of squares of the new parameter.
+/// The parts of a step (segment_step.h), T = float or double. The update sets `*parameter_sum_of_squares`, if that is
+/// given, to the sum of squares of the new parameter.
 template <class T>
 void cpu_begin(const FusedStep<T>& step, double* parameter_sum_of_squares = nullptr,
                InstructionSet set = best_instruction_set());

@@ -1,6 +1,7 @@
 #pragma once
-// The variants of the CPU's fused pass. Each is step_cpu_pass.inc compiled for one instruction set, in a namespace of its own;
-// it includes nothing that could leave code of a wide instruction set behind in a function that other files share.
+// The variants of the CPU's fused pass. Each is step_cpu_pass.inc compiled for one instruction set, in a namespace of
+// its own; it includes nothing that could leave code of a wide instruction set behind in a function that other files
+// share.
 //
 // Thread safety: as step_cpu.h.
 #include <cstdint>

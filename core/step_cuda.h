@@ -1,9 +1,9 @@
 #pragma once
 // The fused step on NVIDIA GPUs: a few plain kernels on the caller's stream, nothing waits. No torch.
 //
-// Invariants: 1. Arithmetic is IEEE, rounded to nearest, never contracted; elementwise results equal the CPU's for the same
-// inputs. 2. Row and column sums are float64 in a fixed order of their own: the same bits on every run and every GPU, but
-// not the CPU's last bit. 3. The gradient is only read.
+// Invariants: 1. Arithmetic is IEEE, rounded to nearest, never contracted; elementwise results equal the CPU's for
+// the same inputs. 2. Row and column sums are float64 in a fixed order of their own: the same bits on every run and
+// every GPU, but not the CPU's last bit. 3. The gradient is only read.
 //
 // Errors: DeviceError with CUDA's text when a launch is refused. Thread safety: distinct segments may be stepped at the
 // same time, each on its own stream.

@@ -2,8 +2,8 @@
 // The optimizer in tensor operations: the definition that the fused passes are tested against, and the file to read in
 // order to learn Fusedbun. Works for every option, device and floating point type; it makes temporaries freely.
 //
-// Same contract as segment_step.h, for one segment: begin, absorb, finish. It differs in two things: the parameter it steps
-// is of the arithmetic's type (a bfloat16 parameter's master), and it never writes to the gradient.
+// Same contract as segment_step.h, for one segment: begin, absorb, finish. It differs in two things: the parameter it
+// steps is of the arithmetic's type (a bfloat16 parameter's master), and it never writes to the gradient.
 //
 // Thread safety: distinct segments may be stepped at the same time.
 #include "fusedbun/core/segment_step.h"

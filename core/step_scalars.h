@@ -25,8 +25,8 @@ struct StepScalars {
   bool use_rms = false;
 };
 
-/// Evaluates `options` at step count `t` >= 1. `parameter_rms` is read only with scale_by_parameter_rms. Divisor and scale
-/// of the gradient stay 1 and are the caller's to set.
+/// Evaluates `options` at step count `t` >= 1. `parameter_rms` is read only with scale_by_parameter_rms. Divisor and
+/// scale of the gradient stay 1 and are the caller's to set.
 StepScalars step_scalars(const Options& options, int64_t t, double parameter_rms);
 
 }  // namespace fusedbun

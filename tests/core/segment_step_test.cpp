@@ -20,13 +20,13 @@ struct Shape {
 };
 const Shape kShapes[] = {{7, 1}, {1, 37}, {19, 15}, {17, 48}, {3, 1041}, {53, 1, true}};
 
-struct Run {
+struct Stepped {
   torch::Tensor parameter;
   SegmentState state;
 };
 
 // One step of a whole matrix, as one process does it.
-void step(Run& run, const torch::Tensor& gradient, const Shape& shape, const Options& options,
+void step(Stepped& run, const torch::Tensor& gradient, const Shape& shape, const Options& options,
           int64_t t) {
   SegmentStep step;
   step.parameter = run.parameter;
@@ -74,8 +74,8 @@ class FusedAgainstReference : public testing::TestWithParam<torch::ScalarType> {
                const std::vector<torch::Tensor>& gradients) {
     const RowRange range{0, shape.rows, shape.rows, shape.columns, shape.is_vector};
     const torch::Tensor initial = at::randn({shape.rows, shape.columns}, GetParam());
-    Run fused{initial.clone(), make_segment_state(initial, range, options)};
-    Run reference{initial.clone(), make_segment_state(initial, range, options)};
+    Stepped fused{initial.clone(), make_segment_state(initial, range, options)};
+    Stepped reference{initial.clone(), make_segment_state(initial, range, options)};
     ASSERT_EQ(step_path(options, at::kCPU, GetParam()), StepPath::fused_cpu);
     for (size_t t = 1; t <= gradients.size(); ++t) {
       step(fused, gradients[t - 1], shape, options, static_cast<int64_t>(t));
@@ -182,9 +182,9 @@ TEST(SegmentStep, ABfloat16ParameterIsTheRoundingOfItsMaster) {
   for (const char* name : {"recommended", "lean"}) {
     Options options = preset(name, 1e-4);  // steps far below bfloat16's resolution
     options.use_rms = true;
-    Run half{initial.clone(), make_segment_state(initial, range, options)};
+    Stepped half{initial.clone(), make_segment_state(initial, range, options)};
     const torch::Tensor wide = initial.to(at::kFloat);
-    Run full{wide.clone(), make_segment_state(wide, range, options)};
+    Stepped full{wide.clone(), make_segment_state(wide, range, options)};
     for (int64_t t = 1; t <= 20; ++t) {
       const torch::Tensor g = at::randn({9, 33}) + 1;
       step(half, g, shape, options, t);
@@ -200,7 +200,7 @@ TEST(SegmentStep, AStateMadeForOtherOptionsIsRefused) {
   const RowRange range{0, 3, 3, 4, false};
   const torch::Tensor p = at::zeros({3, 4});
   const Options made = preset("recommended", 1e-3);
-  Run run{p, make_segment_state(p, range, made)};
+  Stepped run{p, make_segment_state(p, range, made)};
   Options changed = made;
   changed.momentum_beta = 0;
   EXPECT_THROW(step(run, at::ones({3, 4}), shape, changed, 1), ConfigError);
