@@ -37,6 +37,8 @@ PassArguments<T> arguments_of(const FusedStep<T>& step) {
   PassArguments<T> a{};
   a.parameter = step.parameter;
   a.gradient = step.gradient;
+  a.more_gradients = step.more_gradients;
+  a.more_gradient_count = step.more_gradient_count;
   a.momentum = step.momentum;
   a.full = step.full;
   a.row = step.row;

@@ -24,6 +24,8 @@ template <class T>
 struct PassArguments {
   T* parameter;
   const T* gradient;
+  const T* const* more_gradients;
+  int more_gradient_count;
   void* momentum;
   T* full;
   T* row;

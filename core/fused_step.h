@@ -21,8 +21,12 @@ bool has_fused_step(const Options& options);
 /// step do is said in segment_step.h.
 template <class T>
 struct FusedStep {
-  T* parameter = nullptr;       ///< [rows, m]
-  const T* gradient = nullptr;  ///< [rows, m], summed over ranks; only read
+  T* parameter = nullptr;  ///< [rows, m]
+  const T* gradient =
+      nullptr;  ///< [rows, m], summed over ranks, or the first of several to add up; only read
+  /// Added to it in this order (CPU only): the ranks' gradients, read where each rank wrote them.
+  const T* const* more_gradients = nullptr;
+  int more_gradient_count = 0;
   void* momentum =
       nullptr;  ///< [rows, m] of T, or of bfloat16 with MomentumDtype::bf16; null: momentum_beta = 0
   T* full = nullptr;              ///< [rows, m]

@@ -84,7 +84,12 @@ FusedStep<T> fused_step(const SegmentStep& step, const SegmentState& state,
 void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
                const Options& options) {
   const auto run = [&]<class T>(T) {
-    const FusedStep<T> fused = fused_step<T>(step, state, options);
+    FusedStep<T> fused = fused_step<T>(step, state, options);
+    std::vector<const T*> more;
+    for (const torch::Tensor& gradient : step.more_gradients)
+      more.push_back(gradient.data_ptr<T>());
+    fused.more_gradients = more.data();
+    fused.more_gradient_count = static_cast<int>(more.size());
     double* sum_of_squares = step.parameter_sum_of_squares;
     begin ? cpu_begin(fused, sum_of_squares) : cpu_finish(fused, sum_of_squares);
   };
@@ -127,6 +132,14 @@ void require_fit(const SegmentStep& step, const SegmentState& state, const Optio
                    "the optimizer's structure (" + describe(options) +
                        ") is not the one that its state was made for; structural options and "
                        "momentum_beta = 0 are fixed when the optimizer is made");
+}
+
+// Paths that take one gradient get the sum.
+void add_up_gradients(SegmentStep& step) {
+  if (step.more_gradients.empty()) return;
+  step.gradient = step.gradient.clone();
+  for (const torch::Tensor& gradient : step.more_gradients) step.gradient.add_(gradient);
+  step.more_gradients.clear();
 }
 
 StepPath path_of(const SegmentStep& step, const Options& options) {
@@ -202,9 +215,11 @@ void begin_step(SegmentStep& step, SegmentState& state, const Options& options) 
       fused_cpu(/*begin=*/true, step, state, options);
       break;
     case StepPath::fused_cuda:
+      add_up_gradients(step);
       fused_cuda(/*begin=*/true, step, state, options);
       break;
     case StepPath::reference:
+      add_up_gradients(step);
       reference_begin(step, state, options);
       break;
   }

@@ -17,6 +17,8 @@
 // Thread safety: distinct segments may be stepped at the same time.
 #include <torch/types.h>
 
+#include <vector>
+
 #include "fusedbun/core/options.h"
 #include "fusedbun/core/row_range.h"
 #include "fusedbun/core/step_scalars.h"
@@ -65,8 +67,10 @@ bool columns_are_maxima(const Options& options);
 /// One step of one segment. Tensors are views; the step works in place.
 struct SegmentStep {
   torch::Tensor parameter;  ///< [rows, m], contiguous, the parameter's own type
-  torch::Tensor
-      gradient;  ///< [rows, m], contiguous, arithmetic type; sum over ranks; scratch after begin_step
+  /// [rows, m], contiguous, arithmetic type: the sum over ranks, or the first summand; scratch after begin_step.
+  torch::Tensor gradient;
+  /// Added to it in this order: the ranks' gradients, read where each rank wrote them. Empty: `gradient` is the sum.
+  std::vector<torch::Tensor> more_gradients;
   torch::Tensor
       hessian_diagonal;  ///< [rows, m] or undefined (= 0); read only with HessianSource::external
   RowRange range;

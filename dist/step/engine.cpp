@@ -34,16 +34,16 @@ void StepEngine::take_gradient(int parameter, const at::Tensor& gradient) {
                    "parameter '" + parameters_[parameter].name +
                        "' has a sparse gradient: Fusedbun takes dense ones");
   const int bucket = plan_.bucket_of[parameter];
-  finite_ &= buckets_[bucket].take_gradient(parameter, gradient, device_nonfinite_);
+  finite_ &= buckets_[bucket]->take_gradient(parameter, gradient, device_nonfinite_);
   launch(schedule_.ready(parameter));
 }
 
 void StepEngine::launch(const std::vector<int>& buckets) {
   for (const int bucket : buckets) {
     for (const int parameter : plan_.buckets[bucket].parameters) {
-      if (!schedule_.is_ready(parameter)) buckets_[bucket].zero_gradient(parameter);
+      if (!schedule_.is_ready(parameter)) buckets_[bucket]->zero_gradient(parameter);
     }
-    reductions_[bucket] = buckets_[bucket].reduce_scatter(*channels_.data);
+    reductions_[bucket] = buckets_[bucket]->send_gradients(round());
   }
 }
 
@@ -68,6 +68,19 @@ void StepEngine::leave_no_sync() {
 void StepEngine::step() {
   FUSEDBUN_REQUIRE(no_sync_depth_ == 0, ConfigError,
                    "step() was called under no_sync(): leave the guard's scope before");
+  try {
+    perform_step();
+  } catch (...) {
+    abandon();
+    throw;
+  }
+}
+
+void StepEngine::abandon() noexcept {
+  for (const auto& bucket : buckets_) bucket->abandon();
+}
+
+void StepEngine::perform_step() {
   at::NoGradGuard no_grad;
   settle_previous();
   collect_remaining();
@@ -128,10 +141,7 @@ double StepEngine::own_sum_of_squares() {
   double sum = 0;
   for (size_t b = 0; b < buckets_.size(); ++b) {
     wait(reductions_[b]);
-    const double norm =
-        at::linalg_vector_norm(buckets_[b].own_gradients(), 2, {}, false, at::kDouble)
-            .item<double>() /
-        divisor;
+    const double norm = buckets_[b]->norm_of_sum() / divisor;
     sum += norm * norm;
   }
   return sum;
@@ -154,7 +164,7 @@ void StepEngine::update(const plan::Agreement& agreement) {
     if (needs_columns_first(b)) {
       columns_first = true;
     } else {
-      send_rows(b);
+      gathers_[b] = buckets_[b]->send_rows(matrices_, round());
     }
   }
   message_.send_columns();
@@ -163,12 +173,15 @@ void StepEngine::update(const plan::Agreement& agreement) {
     for (int b = 0; b < bucket_count; ++b) {
       if (!needs_columns_first(b)) continue;
       finish_bucket(b, agreement.used);
-      send_rows(b);
+      gathers_[b] = buckets_[b]->send_rows(matrices_, round());
     }
   }
   message_.send_squares();
   squares_under_way_ = true;
-  for (int b = 0; b < bucket_count; ++b) receive_rows(b, agreement.used);
+  for (int b = 0; b < bucket_count; ++b) {
+    wait(gathers_[b]);
+    buckets_[b]->receive_rows(matrices_, agreement.used);
+  }
   for (ParameterMatrix& matrix : matrices_) matrix.write_back();
 }
 
@@ -209,13 +222,20 @@ void StepEngine::begin_bucket(int bucket, const std::vector<bool>& used) {
     begin_segment(owned, bucket);
     if (awaits_others(parameter)) {
       owned.awaits_columns = true;
+      note_squares(owned);
       continue;
     }
     if (owned.partials.defined()) {
       absorb_columns(owned.partials, owned.where.range, owned.step.scalars, owned.state, options);
     }
     finish_step(owned.step, owned.state, options);
+    note_squares(owned);
   }
+}
+
+void StepEngine::note_squares(const OwnedSegment& owned) {
+  const int64_t offset = columns_.square_offset[owned.where.parameter];
+  if (offset >= 0) message_.square(offset).fill_(owned.sum_of_squares);
 }
 
 void StepEngine::begin_segment(OwnedSegment& owned, int bucket) {
@@ -227,15 +247,17 @@ void StepEngine::begin_segment(OwnedSegment& owned, int bucket) {
 
   owned.step = {};
   owned.step.parameter = matrices_[parameter].rows(range);
-  owned.step.gradient = buckets_[bucket].gradient_rows(rank_, owned.where);
+  owned.step.more_gradients = buckets_[bucket]->gradients_of(owned.where);
+  owned.step.gradient = owned.step.more_gradients.front();
+  owned.step.more_gradients.erase(owned.step.more_gradients.begin());
   if (const at::Tensor& diagonal = hessian_diagonals_[parameter]; diagonal.defined()) {
     owned.step.hessian_diagonal = diagonal.narrow(0, range.row_begin, range.rows());
   }
   owned.step.range = range;
   owned.step.scalars = scalars_[parameter];
   owned.step.column_partials = owned.partials;
-  if (const int64_t offset = columns_.square_offset[parameter]; offset >= 0) {
-    owned.step.parameter_sum_of_squares = message_.square(offset).data_ptr<double>();
+  if (columns_.square_offset[parameter] >= 0) {
+    owned.step.parameter_sum_of_squares = &owned.sum_of_squares;
   }
   begin_step(owned.step, owned.state, options);
   if (const int64_t offset = columns_.max_offset[parameter]; offset >= 0) {
@@ -287,30 +309,7 @@ void StepEngine::finish_bucket(int bucket, const std::vector<bool>& used) {
     const int parameter = owned.where.parameter;
     if (used[parameter] && awaits_others(parameter)) {
       finish_step(owned.step, owned.state, options_of(parameter));
-    }
-  }
-}
-
-void StepEngine::send_rows(int bucket) {
-  if (channels_.data->size() == 1) return;
-  for (const OwnedSegment& owned : owned_[bucket]) {
-    buckets_[bucket]
-        .parameter_rows(rank_, owned.where)
-        .copy_(matrices_[owned.where.parameter].rows(owned.where.range));
-  }
-  gathers_[bucket] = buckets_[bucket].all_gather(*channels_.data);
-}
-
-void StepEngine::receive_rows(int bucket, const std::vector<bool>& used) {
-  wait(gathers_[bucket]);
-  const auto& segments = plan_.buckets[bucket].segments;
-  for (int r = 0; r < static_cast<int>(segments.size()); ++r) {
-    if (r == rank_) continue;
-    for (const plan::Segment& segment : segments[r]) {
-      if (!used[segment.parameter]) continue;
-      matrices_[segment.parameter]
-          .rows(segment.range)
-          .copy_(buckets_[bucket].parameter_rows(r, segment));
+      note_squares(owned);
     }
   }
 }

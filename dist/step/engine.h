@@ -57,6 +57,7 @@ class StepEngine {
   int64_t skipped_steps() const { return skipped_steps_; }
   const plan::ShardPlan& shard_plan() const { return plan_; }
   int64_t state_bytes() const;
+  bool shares_memory() const { return shares_memory_; }
   int64_t planned_state_bytes() const;
   std::vector<ShardedFusedbun::OwnedRows> owned_rows();
 
@@ -73,6 +74,7 @@ class StepEngine {
     at::Tensor partials;          ///< column partials of the step at hand; undefined: none
     bool awaits_columns = false;  ///< split matrix stepped, its columns under way
     SegmentStep step;             ///< the step at hand, between begin and finish
+    double sum_of_squares = 0;    ///< of its new values; scale_by_parameter_rms alone
   };
 
   // Set-up.
@@ -80,6 +82,11 @@ class StepEngine {
   std::vector<Options> group_options() const;
   std::vector<std::string> start_lines() const;
   void broadcast_parameters(size_t first);
+  /// Memory of the buckets from `first_bucket` on; in a host window if the ranks can share one, then with their
+  /// parameters.
+  void make_buckets(size_t first_parameter, size_t first_bucket);
+  bool may_share_memory(size_t first_parameter) const;
+  bool open_window(size_t first_parameter, size_t first_bucket);
   void make_state(size_t first_parameter, size_t first_bucket);
   void install_hook(int parameter);
 
@@ -90,19 +97,21 @@ class StepEngine {
   void collect_remaining();
 
   // One step.
+  void perform_step();
+  void abandon() noexcept;
   void settle_previous();
   void settle_header();
   void absorb_pending_columns();
   plan::Agreement agree();
   double own_sum_of_squares();
   double gradient_divisor() const;
+  uint32_t round() const { return static_cast<uint32_t>(job_step_) + 1; }
   void update(const plan::Agreement& agreement);
   void count_used(const plan::Agreement& agreement);
   void begin_bucket(int bucket, const std::vector<bool>& used);
   void begin_segment(OwnedSegment& owned, int bucket);
+  void note_squares(const OwnedSegment& owned);
   void finish_bucket(int bucket, const std::vector<bool>& used);
-  void send_rows(int bucket);
-  void receive_rows(int bucket, const std::vector<bool>& used);
   at::Tensor partials_of(const OwnedSegment& owned, int64_t entries);
   /// Other ranks hold rows of the same matrix, so its column partials must be reduced.
   bool awaits_others(int parameter) const;
@@ -131,10 +140,11 @@ class StepEngine {
   std::vector<bool> stepped_;           ///< [parameter] in the last step that was not skipped
   bool squares_under_way_ = false;
   std::vector<at::Tensor> hessian_diagonals_;  ///< [parameter] for the step at hand
-  std::vector<BucketMemory> buckets_;
+  std::vector<std::unique_ptr<BucketMemory>> buckets_;
   std::vector<std::vector<OwnedSegment>> owned_;  ///< [bucket]
   std::vector<comm::Work> reductions_, gathers_;  ///< [bucket]
   StepMessage message_;
+  bool shares_memory_ = false;  ///< some bucket lies in a host window
 
   std::mutex gradient_mutex_;    ///< guards what hooks touch
   bool finite_ = true;           ///< all gradients seen here in this step

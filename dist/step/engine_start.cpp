@@ -3,9 +3,12 @@
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <algorithm>
+
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/step/engine.h"
 #include "fusedbun/dist/step/same_start.h"
+#include "fusedbun/dist/step/window_layout.h"
 
 namespace fusedbun {
 
@@ -45,6 +48,7 @@ StepEngine::~StepEngine() {
     // An exception on its way through leaves the ranks out of step: nothing under way can be waited
     // for.
     if (std::uncaught_exceptions() > 0) {
+      abandon();
       channels_.data->abort("an error ended this rank's step");
       channels_.host->abort("an error ended this rank's step");
     } else {
@@ -98,7 +102,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added) {
   plan_.append(specs);
   require_same_on_all_ranks(*channels_.host, start_lines());
 
-  if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
+  make_buckets(first_parameter, first_bucket);
   make_state(first_parameter, first_bucket);
   schedule_.begin_step(plan_);
   for (size_t p = first_parameter; p < parameters_.size(); ++p) install_hook(static_cast<int>(p));
@@ -115,6 +119,44 @@ void StepEngine::broadcast_parameters(size_t first) {
     wait(work);
     matrix.write_back();
   }
+}
+
+void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
+  if (may_share_memory(first_parameter) && open_window(first_parameter, first_bucket)) {
+    shares_memory_ = true;
+    return;
+  }
+  if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
+  for (size_t b = first_bucket; b < plan_.buckets.size(); ++b) {
+    buckets_.push_back(make_message_bucket(plan_.buckets[b], *channels_.data, device_));
+  }
+}
+
+bool StepEngine::may_share_memory(size_t first_parameter) const {
+  if (!sharded_.host_window || !device_.is_cpu() || channels_.data->size() == 1) return false;
+  // The replica holds parameters as they lie; the same on all ranks, as their shapes are.
+  return std::ranges::all_of(
+      parameters_.begin() + static_cast<std::ptrdiff_t>(first_parameter), parameters_.end(),
+      [](const RegisteredParameter& parameter) { return parameter.tensor.is_contiguous(); });
+}
+
+bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
+  const WindowLayout layout = lay_out_window(plan_, first_parameter, first_bucket);
+  const auto opened = comm::HostWindow::open(*channels_.host, layout.size, sharded_.window_timeout);
+  if (opened.window == nullptr) {
+    if (sharded_.notice) sharded_.notice("private copies of the parameters: " + opened.reason);
+    return false;
+  }
+  for (size_t b = first_bucket; b < plan_.buckets.size(); ++b) {
+    buckets_.push_back(make_window_bucket(plan_.buckets[b], rank_, opened.window,
+                                          layout.buckets[b - first_bucket]));
+  }
+  for (size_t p = first_parameter; p < parameters_.size(); ++p) {
+    move_into_window(parameters_[p].tensor, opened.window,
+                     layout.parameter_offsets[p - first_parameter], /*copy=*/rank_ == 0);
+  }
+  channels_.host->barrier().wait();  // rank 0's values are there
+  return true;
 }
 
 void StepEngine::make_state(size_t first_parameter, size_t first_bucket) {
@@ -136,7 +178,6 @@ void StepEngine::make_state(size_t first_parameter, size_t first_bucket) {
   hessian_diagonals_.resize(parameters_.size());
 
   for (size_t b = first_bucket; b < plan_.buckets.size(); ++b) {
-    buckets_.emplace_back(plan_.buckets[b], rank_, device_);
     std::vector<OwnedSegment>& owned = owned_.emplace_back();
     for (const plan::Segment& segment : plan_.buckets[b].segments[rank_]) {
       const at::Tensor rows = matrices_[segment.parameter].rows(segment.range);

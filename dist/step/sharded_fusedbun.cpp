@@ -130,6 +130,9 @@ void ShardedFusedbun::request_leave(plan::LeaveRequest request) noexcept {
 double ShardedFusedbun::max_grad_norm() const {
   return engine_->max_grad_norm();
 }
+bool ShardedFusedbun::shares_memory() const {
+  return engine_->shares_memory();
+}
 int64_t ShardedFusedbun::job_step() const {
   return engine_->job_step();
 }

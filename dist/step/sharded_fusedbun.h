@@ -17,6 +17,7 @@
 // Thread safety: as torch::optim, one thread at a time; hooks may run on autograd's threads.
 #include <torch/optim/optimizer.h>
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -45,8 +46,12 @@ struct ShardedOptions {
   /// The summed gradient is divided by this; default: world size x backward passes since the last
   /// step.
   std::optional<double> gradient_divisor = {};
-  bool set_to_none = true;           ///< release gradients after the step
-  bool broadcast_parameters = true;  ///< start from rank 0's parameters
+  /// Ranks that share a host keep one replica of the parameters in shared memory and read one another's gradients there.
+  /// The tensors' storage is replaced once, here; pointers into the old one do not see later steps.
+  bool host_window = true;
+  std::chrono::milliseconds window_timeout{60'000};  ///< deadline of every wait in the host window
+  bool set_to_none = true;                           ///< release gradients after the step
+  bool broadcast_parameters = true;                  ///< start from rank 0's parameters
   /// Called with one sentence about things a person should know once (a slow path taken, an uneven
   /// plan).
   std::function<void(std::string_view)> notice = {};
@@ -109,6 +114,7 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   void request_leave(plan::LeaveRequest request) noexcept;
 
   double max_grad_norm() const;  ///< as constructed; 0: off
+  bool shares_memory() const;    ///< a host window is in use
   int64_t job_step() const;      ///< steps done, skipped ones too
   int64_t skipped_steps() const;
   const plan::ShardPlan& shard_plan() const;

@@ -59,7 +59,9 @@ TEST_P(ShardedEquality, EqualsOneProcess) {
         ShardedFusedbun optimizer({&communicator, &communicator}, model, options,
                                   {.min_rows_per_rank = static_cast<int64_t>(1 + seed % 4),
                                    .bucket_bytes = 4096,
-                                   .gradient_divisor = 1.0});
+                                   .gradient_divisor = 1.0,
+                                   .host_window = seed % 2 == 0});
+        EXPECT_EQ(optimizer.shares_memory(), seed % 2 == 0 && c.world_size > 1);
         EXPECT_EQ(optimizer.state_bytes(), optimizer.planned_state_bytes());
         train_sharded(optimizer, model, gradients, communicator.rank(), seed);
         for (size_t p = 0; p < expected.size(); ++p) {
@@ -127,7 +129,7 @@ TEST(ShardedAverage, IsTheSumInRankOrderDividedOnce) {
     testing::run_ranks(world_size, [&](comm::Communicator& communicator) {
       auto model = testing::as_model(parameters);
       ShardedFusedbun optimizer({&communicator, &communicator}, model, options,
-                                {.min_rows_per_rank = 1});
+                                {.min_rows_per_rank = 1, .host_window = world_size != 3});
       for (const auto& step : streams[communicator.rank()]) {
         for (size_t p = 0; p < step.size(); ++p) model[p].value().mutable_grad() = step[p].clone();
         optimizer.step();

@@ -1,0 +1,82 @@
+// A bucket that travels through a communicator.
+#include <ATen/ATen.h>
+
+#include "fusedbun/dist/step/bucket_memory.h"
+
+namespace fusedbun {
+namespace {
+
+comm::Buffer buffer_of(const at::Tensor& memory) {
+  if (memory.scalar_type() == at::kFloat) {
+    return {memory.data_ptr(), memory.numel(), comm::DataType::f32};
+  }
+  if (memory.scalar_type() == at::kDouble) {
+    return {memory.data_ptr(), memory.numel(), comm::DataType::f64};
+  }
+  return {memory.data_ptr(), static_cast<int64_t>(memory.nbytes()), comm::DataType::u8};
+}
+
+class MessageBucket : public BucketMemory {
+ public:
+  MessageBucket(const plan::Bucket& bucket, comm::Communicator& communicator, at::Device device)
+      : BucketMemory(
+            bucket, communicator.rank(),
+            at::zeros({bucket.elements()}, at::TensorOptions(device).dtype(gradient_type(bucket)))),
+        communicator_(communicator),
+        // A portion's gradients are used up by the step before its new rows are written in their place.
+        rows_(parameter_type(bucket) == gradient_type(bucket)
+                  ? gradients_
+                  : at::zeros({bucket.elements()},
+                              at::TensorOptions(device).dtype(parameter_type(bucket)))) {}
+
+  comm::Work send_gradients(uint32_t) override {
+    return communicator_.reduce_scatter(buffer_of(gradients_),
+                                        buffer_of(portion_of(gradients_, rank_)), bucket_.counts);
+  }
+
+  std::vector<at::Tensor> gradients_of(const plan::Segment& own) const override {
+    return {segment_of(gradients_, rank_, own)};
+  }
+
+  double norm_of_sum() override {
+    return at::linalg_vector_norm(portion_of(gradients_, rank_), 2, {}, false, at::kDouble)
+        .item<double>();
+  }
+
+  comm::Work send_rows(std::span<const ParameterMatrix> matrices, uint32_t) override {
+    if (communicator_.size() == 1) return {};
+    for (const plan::Segment& own : bucket_.segments[rank_]) {
+      segment_of(rows_, rank_, own).copy_(matrices[own.parameter].rows(own.range));
+    }
+    comm::Counts counts = bucket_.counts;
+    const comm::Buffer all = buffer_of(rows_);
+    if (all.type == comm::DataType::u8) {
+      for (int64_t& count : counts) count *= rows_.element_size();
+    }
+    return communicator_.all_gather(buffer_of(portion_of(rows_, rank_)), all, counts);
+  }
+
+  void receive_rows(std::span<ParameterMatrix> matrices, const std::vector<bool>& used) override {
+    for (int rank = 0; rank < communicator_.size(); ++rank) {
+      if (rank == rank_) continue;
+      for (const plan::Segment& segment : bucket_.segments[rank]) {
+        if (!used[segment.parameter]) continue;
+        matrices[segment.parameter].rows(segment.range).copy_(segment_of(rows_, rank, segment));
+      }
+    }
+  }
+
+ private:
+  comm::Communicator& communicator_;
+  at::Tensor rows_;  ///< [elements] laid out as the gradients
+};
+
+}  // namespace
+
+std::unique_ptr<BucketMemory> make_message_bucket(const plan::Bucket& bucket,
+                                                  comm::Communicator& communicator,
+                                                  at::Device device) {
+  return std::make_unique<MessageBucket>(bucket, communicator, device);
+}
+
+}  // namespace fusedbun

@@ -1,0 +1,82 @@
+// A bucket of ranks that share a host: gradients are read where every rank wrote them, parameters are one replica.
+#include <ATen/ATen.h>
+
+#include <cmath>
+
+#include "fusedbun/dist/step/bucket_memory.h"
+
+namespace fusedbun {
+namespace {
+
+at::Tensor in_window(std::byte* memory, int64_t offset, int64_t elements, at::ScalarType type) {
+  return at::from_blob(memory + offset, {elements}, at::TensorOptions().dtype(type));
+}
+
+class WindowBucket : public BucketMemory {
+ public:
+  WindowBucket(const plan::Bucket& bucket, int rank, std::shared_ptr<comm::HostWindow> window,
+               const WindowPlace& place)
+      : BucketMemory(bucket, rank,
+                     in_window(window->region(rank), place.gradient_offset, bucket.elements(),
+                               gradient_type(bucket))),
+        window_(std::move(window)),
+        place_(place) {
+    for (int r = 0; r < static_cast<int>(bucket.segments.size()); ++r) {
+      everyones_gradients_.push_back(in_window(window_->region(r), place.gradient_offset,
+                                               bucket.elements(), gradient_type(bucket)));
+    }
+  }
+
+  comm::Work send_gradients(uint32_t round) override {
+    summed_ = false;
+    window_->post(place_.first_event, round);
+    return window_->when_all(place_.first_event, round);
+  }
+
+  std::vector<at::Tensor> gradients_of(const plan::Segment& own) const override {
+    if (summed_) return {segment_of(gradients_, rank_, own)};
+    std::vector<at::Tensor> gradients;
+    for (const at::Tensor& theirs : everyones_gradients_) {
+      gradients.push_back(segment_of(theirs, rank_, own));
+    }
+    return gradients;
+  }
+
+  double norm_of_sum() override {
+    // This rank's portion of its own region is read by nobody else, so the sum may take its place.
+    at::Tensor sum = portion_of(everyones_gradients_[0], rank_).clone();
+    for (size_t r = 1; r < everyones_gradients_.size(); ++r) {
+      sum.add_(portion_of(everyones_gradients_[r], rank_));
+    }
+    portion_of(gradients_, rank_).copy_(sum);
+    summed_ = true;
+    return at::linalg_vector_norm(sum, 2, {}, false, at::kDouble).item<double>();
+  }
+
+  comm::Work send_rows(std::span<const ParameterMatrix>, uint32_t round) override {
+    window_->post(place_.first_event + 1, round);
+    return window_->when_all(place_.first_event + 1, round);
+  }
+
+  void receive_rows(std::span<ParameterMatrix>, const std::vector<bool>&) override {
+    // The owners wrote them where this rank reads them.
+  }
+
+  void abandon() noexcept override { window_->abort(); }
+
+ private:
+  std::shared_ptr<comm::HostWindow> window_;
+  WindowPlace place_;
+  std::vector<at::Tensor> everyones_gradients_;  ///< [rank][elements]
+  bool summed_ = false;  ///< this rank's portion of gradients_ holds the sum over ranks
+};
+
+}  // namespace
+
+std::unique_ptr<BucketMemory> make_window_bucket(const plan::Bucket& bucket, int rank,
+                                                 std::shared_ptr<comm::HostWindow> window,
+                                                 const WindowPlace& place) {
+  return std::make_unique<WindowBucket>(bucket, rank, std::move(window), place);
+}
+
+}  // namespace fusedbun
