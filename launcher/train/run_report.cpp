@@ -12,7 +12,8 @@ namespace {
 /// 1234567 -> "1,234,567"
 std::string grouped(int64_t value) {
   std::string text = std::to_string(value);
-  for (auto at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3) text.insert(static_cast<size_t>(at), 1, ',');
+  for (auto at = static_cast<int64_t>(text.size()) - 3; at > 0; at -= 3)
+    text.insert(static_cast<size_t>(at), 1, ',');
   return text;
 }
 
@@ -41,12 +42,11 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Gpt2
 
 std::string bytes_per_rank(const std::vector<int64_t>& bytes) {
   const auto [least, most] = std::ranges::minmax_element(bytes);
-  if (*least == *most)
-    return grouped(*most) + " bytes on each of " + std::to_string(bytes.size()) + " ranks";
-  const auto entry = [&](auto at) {
+  if (*least == *most) return grouped(*most) + " bytes per rank";
+  const auto on_rank = [&](auto at) {
     return grouped(*at) + " bytes (rank " + std::to_string(at - bytes.begin()) + ")";
   };
-  return entry(least) + " to " + entry(most);
+  return on_rank(least) + " to " + on_rank(most);
 }
 
 void print_end(const RunEnd& end, std::ostream& out) {
@@ -56,8 +56,11 @@ void print_end(const RunEnd& end, std::ostream& out) {
       << fixed(result.last_validation_loss, 4) << " (" << (change > 0 ? "+" : "")
       << fixed(change, 1) << " %) in " << result.steps << " steps\n"
       << "tokens/s           " << fixed(result.tokens_per_second, 0) << "\n"
-      << "optimizer state    " << bytes_per_rank(end.measured_bytes) << "; planned "
-      << bytes_per_rank(end.planned_bytes) << "\n"
+      << "optimizer state    " << bytes_per_rank(end.measured_bytes)
+      << (end.measured_bytes == end.planned_bytes
+              ? ", as planned"
+              : "; planned: " + bytes_per_rank(end.planned_bytes))
+      << "\n"
       << "metrics            " << end.metrics.string() << "\n"
       << "model              " << end.model.string() << std::endl;
 }

@@ -18,7 +18,7 @@ namespace fusedbun::train {
 std::vector<std::string> start_sentences(const TrainOptions& options, const Gpt2Config& config,
                                          int64_t parameters, const TextData& text);
 
-/// "1,234 on each of 2 ranks", or "1,234 (rank 1) to 2,345 (rank 0)".
+/// "1,234 bytes per rank", or "1,234 bytes (rank 1) to 2,345 bytes (rank 0)".
 std::string bytes_per_rank(const std::vector<int64_t>& bytes);
 
 struct RunEnd {

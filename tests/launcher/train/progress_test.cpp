@@ -1,0 +1,67 @@
+#include "fusedbun/launcher/train/progress.h"
+
+#include <gtest/gtest.h>
+
+#include <sstream>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/tests/support/scratch_folder.h"
+
+namespace fusedbun::train {
+namespace {
+
+using namespace std::chrono_literals;
+constexpr Progress::Clock::time_point kStart{};
+
+StepLine line(int64_t job_step) {
+  return {job_step, 100, 2.5, 12'345, 83};
+}
+
+TEST(Progress, FormatsAStep) {
+  EXPECT_EQ(format(line(11)), "step 12/100  loss 2.5000  12.3 k tokens/s  1:23 left");
+  EXPECT_EQ(format({0, 5, 1, 999, 3725}), "step 1/5  loss 1.0000  999.0 tokens/s  1:02:05 left");
+}
+
+TEST(Progress, ATerminalLineIsRewrittenAtMostTenTimesASecond) {
+  std::ostringstream screen;
+  {
+    Progress progress(&screen, Progress::Style::rewritten);
+    progress.step(line(0), kStart);
+    progress.step(line(1), kStart + 99ms);
+    progress.step(line(2), kStart + 100ms);
+    progress.say("a sentence");
+  }
+  EXPECT_EQ(screen.str(),
+            "\r\033[K" + format(line(0)) + "\r\033[K" + format(line(2)) + "\r\033[Ka sentence\n");
+}
+
+TEST(Progress, PlainLinesComeEachTenSecondsAndAtTheEnd) {
+  std::ostringstream screen;
+  Progress progress(&screen, Progress::Style::plain);
+  progress.step(line(0), kStart);
+  progress.step(line(1), kStart + 9s);
+  progress.step(line(2), kStart + 10s);
+  progress.step(line(99), kStart + 11s);
+  EXPECT_EQ(screen.str(),
+            format(line(0)) + "\n" + format(line(2)) + "\n" + format(line(99)) + "\n");
+}
+
+TEST(Progress, AnOpenLineIsEnded) {
+  std::ostringstream screen;
+  { Progress(&screen, Progress::Style::rewritten).step(line(0), kStart); }
+  EXPECT_EQ(screen.str().back(), '\n');
+}
+
+TEST(Progress, TheLogHasSentencesAndNoEscapes) {
+  const support::ScratchFolder folder;
+  Progress progress(nullptr, Progress::Style::plain);
+  progress.say("before there is a log");
+  progress.write_to(folder / "train.log");
+  progress.say("a sentence");
+  progress.step(line(0), kStart);
+  EXPECT_EQ(support::read_text(folder / "train.log"), "a sentence\n" + format(line(0)) + "\n");
+  EXPECT_THROW(progress.write_to(folder / "absent/train.log"), IoError);
+}
+
+}  // namespace
+}  // namespace fusedbun::train

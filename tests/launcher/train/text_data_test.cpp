@@ -1,0 +1,125 @@
+#include "fusedbun/launcher/train/text_data.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/tests/support/scratch_folder.h"
+
+namespace fusedbun::train {
+namespace {
+
+using support::ScratchFolder;
+using support::write_text;
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+std::string numbered(size_t bytes) {
+  std::string text;
+  for (int i = 0; text.size() < bytes; ++i) text += std::to_string(i) + "\n";
+  return text.substr(0, bytes);
+}
+
+class TextDataTest : public testing::Test {
+ protected:
+  std::vector<int64_t> sample(const TextData& text, const SampleId& id, int64_t context) {
+    std::vector<int64_t> tokens(context + 1);
+    text.training_sample(id, tokens);
+    return tokens;
+  }
+  ScratchFolder folder_;
+};
+
+TEST_F(TextDataTest, FoldersAreWalkedInOrderAndOnlyTextIsTaken) {
+  write_text(folder_ / "b.txt", "second");
+  write_text(folder_ / "a.txt", "first\n");
+  std::filesystem::create_directories(folder_ / "c/d");
+  write_text(folder_ / "c/d/e", "third\n");
+  write_text(folder_ / "c/binary", std::string("\x7f"
+                                               "ELF\0",
+                                               5));
+  write_text(folder_ / "empty", "");
+  std::filesystem::create_symlink("a.txt", folder_ / "link");
+  const TextData text({folder_ / ""}, 2);
+  EXPECT_EQ(std::string(text.training()) + std::string(text.validation()),
+            "first\nsecond\nthird\n");
+  EXPECT_EQ(text.files(), 4);
+}
+
+TEST_F(TextDataTest, AFileThatIsNamedIsTakenAsItIs) {
+  write_text(folder_ / "bytes", std::string("\0\xff\0\xfe\0\n", 6));
+  const TextData text({folder_ / "bytes"}, 2);
+  std::vector<int64_t> tokens(3);
+  text.validation_sample(0, tokens);
+  EXPECT_EQ(tokens, (std::vector<int64_t>{0xfe, 0, '\n'})) << "bytes are 0 to 255, never negative";
+}
+
+TEST_F(TextDataTest, TheLastTenthIsHeldBackWithinLimits) {
+  write_text(folder_ / "text", numbered(10'000));
+  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation().size(), 1000u);
+  EXPECT_EQ(TextData({folder_ / "text"}, 2000).validation().size(), 2001u) << "at least a context";
+  write_text(folder_ / "text", numbered(1'000'000));
+  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation().size(), size_t{kValidationBytesMax});
+}
+
+TEST_F(TextDataTest, SamplesDependOnSeedStepAndIndexAlone) {
+  write_text(folder_ / "text", numbered(50'000));
+  const TextData text({folder_ / "text"}, 16);
+  const std::vector<int64_t> once = sample(text, {1, 7, 3}, 16);
+  EXPECT_EQ(sample(text, {1, 7, 3}, 16), once);
+  EXPECT_NE(sample(text, {2, 7, 3}, 16), once);
+  EXPECT_NE(sample(text, {1, 8, 3}, 16), once);
+  EXPECT_NE(sample(text, {1, 7, 4}, 16), once);
+  const std::string bytes(once.begin(), once.end());
+  EXPECT_NE(text.training().find(bytes), std::string_view::npos) << "a piece of the training text";
+}
+
+TEST_F(TextDataTest, SamplesReachTheWholeTrainingText) {
+  write_text(folder_ / "text", numbered(120));
+  const TextData text({folder_ / "text"}, 7);
+  std::set<std::vector<int64_t>> seen;
+  for (int64_t step = 0; step < 2000; ++step) seen.insert(sample(text, {5, step, 0}, 7));
+  EXPECT_EQ(seen.size(), text.training().size() - 7) << "every start whose targets lie in the text";
+}
+
+TEST_F(TextDataTest, ValidationSamplesCoverTheValidationTextOnce) {
+  write_text(folder_ / "text", numbered(3'000));
+  const TextData text({folder_ / "text"}, 20);
+  ASSERT_EQ(text.validation().size(), 300u);
+  ASSERT_EQ(text.validation_samples(20), 14);
+  std::string targets;
+  for (int64_t i = 0; i < 14; ++i) {
+    std::vector<int64_t> tokens(21);
+    text.validation_sample(i, tokens);
+    targets.append(tokens.begin() + 1, tokens.end());
+  }
+  EXPECT_EQ(targets, text.validation().substr(1, 280));
+}
+
+TEST_F(TextDataTest, DigestTellsTextsApart) {
+  write_text(folder_ / "one", numbered(1000));
+  write_text(folder_ / "two", numbered(1001));
+  EXPECT_EQ(TextData({folder_ / "one"}, 10).digest(), TextData({folder_ / "one"}, 20).digest());
+  EXPECT_NE(TextData({folder_ / "one"}, 10).digest(), TextData({folder_ / "two"}, 10).digest());
+}
+
+TEST_F(TextDataTest, RefusalsNameThePath) {
+  const auto refusal = [&](const char* name, int64_t context) {
+    return [this, name, context] { TextData({folder_ / name}, context); };
+  };
+  EXPECT_THAT(refusal("absent", 4),
+              ThrowsMessage<DataError>(HasSubstr((folder_ / "absent").string())));
+  write_text(folder_ / "empty", "");
+  EXPECT_THAT(refusal("empty", 4), ThrowsMessage<DataError>(HasSubstr("empty is empty")));
+  std::filesystem::create_directory(folder_ / "nothing");
+  EXPECT_THAT(refusal("nothing", 4), ThrowsMessage<DataError>(HasSubstr("no text in")));
+  write_text(folder_ / "short", "123456789\n");
+  EXPECT_NO_THROW(TextData({folder_ / "short"}, 4));
+  EXPECT_THAT(refusal("short", 5),
+              ThrowsMessage<DataError>(HasSubstr("10 bytes of text are too few")));
+}
+
+}  // namespace
+}  // namespace fusedbun::train

@@ -1,0 +1,143 @@
+"""`fusedbun train` as a process: what a run learns, writes and refuses. Launchers and failures are tests/scenarios'."""
+
+import json
+import os
+import signal
+import sys
+import unittest
+from pathlib import Path
+
+from safetensors import safe_open
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+from job_process import run, start  # noqa: E402
+from training import TrainingTestCase, metrics, steps  # noqa: E402
+
+
+def validation_losses(run_dir):
+    return [line["validation_loss"] for line in metrics(run_dir) if "validation_loss" in line]
+
+
+class TrainTestCase(TrainingTestCase):
+    def losses(self, name, count, *more, ranks=1):
+        """The losses of a run into a folder of its own."""
+        run_dir = self.folder / name
+        words = self.train(count, "--run-dir", run_dir, *more)
+        result = run(*words) if ranks == 1 else run("launch", "-n", ranks, "--", *words)
+        self.assertEqual(result.code, 0, result)
+        return [line["loss"] for line in steps(run_dir)]
+
+    def assert_close(self, found, expected, relative):
+        self.assertEqual(len(found), len(expected))
+        for ours, theirs in zip(found, expected):
+            self.assertLess(abs(ours / theirs - 1), relative, f"{found} against {expected}")
+
+
+class Learning(TrainTestCase):
+    def test_thirty_steps_lower_the_loss(self):
+        for optimizer in ("fusedbun", "adamw"):
+            with self.subTest(optimizer=optimizer):
+                losses = self.losses(optimizer, 30, "--optimizer", optimizer, "--lr", "1e-2")
+                self.assertLess(losses[-1], 0.8 * losses[0])
+                first, last = validation_losses(self.folder / optimizer)
+                self.assertLess(last, 0.8 * first)
+
+    def test_every_preset_learns(self):
+        for preset in ("sm3", "compact", "lean", "elementwise"):
+            with self.subTest(preset=preset):
+                losses = self.losses(preset, 15, "--preset", preset)
+                self.assertLess(losses[-1], losses[0])
+
+    def test_ranks_and_accumulation_do_not_change_what_is_learned(self):
+        for optimizer in ("fusedbun", "adamw"):
+            with self.subTest(optimizer=optimizer):
+                flags = ("--optimizer", optimizer, "--lr", "3e-3")
+                one = self.losses(f"{optimizer}-one", 8, *flags)
+                self.assert_close(self.losses(f"{optimizer}-two", 8, *flags, ranks=2), one, 1e-3)
+                self.assert_close(self.losses(f"{optimizer}-both", 8, *flags, "--accumulate", "2", ranks=2), one, 1e-3)
+
+    def test_the_same_seed_gives_the_same_bits(self):
+        self.assertEqual(self.losses("once", 5), self.losses("again", 5))
+        self.assertNotEqual(self.losses("once-more", 5), self.losses("other", 5, "--seed", "2"))
+
+
+class Files(TrainTestCase):
+    def test_metrics_have_their_fields(self):
+        self.losses("run", 3)
+        first = steps(self.folder / "run")[0]
+        self.assertEqual(list(first), ["step", "loss", "lr", "tokens_per_second", "grad_norm", "revision", "skipped"])
+        self.assertGreater(first["grad_norm"], 0)
+        self.assertTrue((self.folder / "run" / "train.log").read_text().startswith("model: GPT-2"))
+        self.assertIn("h.0.attn.c_attn.weight", (self.folder / "run" / "plan.txt").read_text())
+
+    def test_a_run_folder_of_its_own_by_default(self):
+        words = self.train(1)
+        at = words.index("--run-dir")
+        result = run(*words[:at], *words[at + 2:], folder=self.folder)
+        self.assertEqual(result.code, 0, result)
+        (folder,) = (self.folder / "runs").iterdir()
+        self.assertTrue((folder / "metrics.jsonl").exists())
+
+    def test_a_saved_model_goes_on_where_it_was(self):
+        model = self.folder / "model.safetensors"
+        self.losses("first", 20, "--save", model)
+        self.assertFalse((self.folder / "first" / "model.safetensors").exists())
+        with safe_open(model, "numpy") as file:
+            self.assertEqual(file.metadata(), {"format": "pt", "n_head": "2"})
+            self.assertEqual(file.get_slice("h.0.attn.c_attn.weight").get_shape(), [32, 96])
+        link = self.folder / "link"
+        link.symlink_to(model)
+        run_dir = self.folder / "second"
+        words = ["train", "--data", str(self.text), "--init", str(link), "--steps", "1", "--batch", "4", "--eval-every",
+                 "0", "--validation-batches", "1", "--run-dir", str(run_dir)]
+        self.assertEqual(run(*words).code, 0)
+        self.assertAlmostEqual(validation_losses(run_dir)[0], validation_losses(self.folder / "first")[-1], places=5)
+
+    def test_a_model_that_does_not_fit_is_refused(self):
+        model = self.folder / "model.safetensors"
+        self.losses("first", 1, "--save", model)
+        self.assert_fails(run(*self.train(1, "--init", model, "--width", "64")), 78, "--width = 64", "has 32")
+        self.assert_fails(run(*self.train(1, "--init", model, "--context", "33")), 78, "knows 32 positions")
+        model.write_bytes(model.read_bytes()[:-1])
+        self.assert_fails(run(*self.train(1, "--init", model)), 65, str(model))
+        self.assert_fails(run(*self.train(1, "--init", self.folder / "absent")), 65, "absent")
+        self.assertFalse(self.run_dir.exists(), "refused before anything is written")
+
+    def test_where_a_model_cannot_be_saved_nothing_is_trained(self):
+        self.assert_fails(run(*self.train(1, "--save", self.folder / "absent" / "model")), 74, "absent/model")
+        self.assertFalse(self.run_dir.exists())
+
+    def test_a_batch_that_does_not_divide_says_what_would(self):
+        self.assert_fails(run("launch", "-n", "2", "--", *self.train(1, "--batch", "5")), 78, "4 or 6 would fit")
+        self.assertFalse(self.run_dir.exists())
+
+
+class Endings(TrainTestCase):
+    def test_a_loss_that_is_no_number_ends_the_run_without_a_model(self):
+        result = run(*self.train(50, "--optimizer", "adamw", "--lr", "1e30", "--warmup", "0"))
+        self.assert_fails(result, 78, "the loss became", "no model is saved")
+        self.assertEqual([path for path in self.run_dir.iterdir() if "safetensors" in path.name], [])
+        for line in (self.run_dir / "metrics.jsonl").read_text().splitlines():
+            json.loads(line)
+
+    def test_a_drained_run_saves_its_model_and_leaves_with_75(self):
+        for optimizer in ("fusedbun", "adamw"):
+            for number in (signal.SIGTERM, signal.SIGUSR1):
+                with self.subTest(optimizer=optimizer, signal=number):
+                    self.run_dir = self.folder / f"{optimizer}-{number}"
+                    with start(*self.train(1_000_000, "--optimizer", optimizer)) as job:
+                        self.wait_for_steps(3)
+                        job.signal(number)
+                        result = job.result(20)
+                    self.assert_fails(result, 75, "left before the last step")
+                    self.assertTrue((self.run_dir / "model.safetensors").exists())
+
+    def test_a_drain_reaches_all_ranks_of_adamw(self):
+        with start("launch", "-n", "2", "--", *self.train(1_000_000, "--optimizer", "adamw")) as job:
+            self.wait_for_steps(3)
+            os.kill(job.ranks(2)[1], signal.SIGTERM)
+            self.assertEqual(job.result(20).code, 75)
+
+
+if __name__ == "__main__":
+    unittest.main()
