@@ -1,6 +1,7 @@
 #include "fusedbun/dist/control/control_server.h"
 
 #include <google/protobuf/util/time_util.h>
+#include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <sys/stat.h>
@@ -128,9 +129,12 @@ class ControlServer::Parts {
 
  private:
   void listen() {
-    static std::once_flag
-        plugins_once;  // both are process-wide switches that every later server obeys
-    std::call_once(plugins_once, [] {
+    static std::once_flag process_once;
+    std::call_once(process_once, [] {
+      // Held to the end of the process: the last to let go of gRPC waits, up to 10 s, for a write
+      // that a client never read, and the end of a job must not.
+      grpc_init();
+      // Switches that every later server of the process obeys.
       grpc::EnableDefaultHealthCheckService(true);
       grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     });
