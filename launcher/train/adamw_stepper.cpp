@@ -70,6 +70,7 @@ class AdamwStepper : public Stepper {
     return bytes;
   }
 
+  std::string way() const override { return "messages: all-reduce"; }
   std::string plan() const override { return "every rank keeps the state of all parameters\n"; }
 
  private:

@@ -10,6 +10,8 @@ class FusedbunStepper : public Stepper {
       : optimizer_(job.channels(), model->named_parameters(), FusedbunOptions(options.optimizer),
                    {.max_grad_norm = options.max_grad_norm,
                     .gradient_divisor = {},
+                    .host_window = options.host_window,
+                    .window_timeout = options.timeout,
                     .notice = options.notice}) {
     job.serve(optimizer_);
   }
@@ -37,6 +39,11 @@ class FusedbunStepper : public Stepper {
   int64_t planned_state_bytes() const override { return optimizer_.planned_state_bytes(); }
   int64_t state_bytes() const override { return optimizer_.state_bytes(); }
   std::string plan() const override { return optimizer_.shard_plan().describe(); }
+  std::string way() const override {
+    return optimizer_.shares_memory()
+               ? "host window: one replica of the parameters, gradients read where they are written"
+               : "messages: reduce-scatter and all-gather";
+  }
 
  private:
   const Options& values() const {

@@ -6,6 +6,7 @@
 // All ranks call the same in the same order.
 //
 // Thread safety: one thread at a time, except request_leave, which is async-signal-safe.
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -44,6 +45,7 @@ class Stepper {
   virtual bool skips_nonfinite() const = 0;
   virtual int64_t planned_state_bytes() const = 0;  ///< by the formula, this rank
   virtual int64_t state_bytes() const = 0;          ///< of the tensors there are, this rank
+  virtual std::string way() const = 0;              ///< how gradients and rows travel; one line
   virtual std::string plan() const = 0;             ///< who owns what; many lines
 };
 
@@ -51,6 +53,8 @@ struct StepperOptions {
   Options optimizer;         ///< options_of(choice)
   double max_grad_norm = 0;  ///< 0: no clipping
   int accumulation = 1;
+  bool host_window = true;
+  std::chrono::milliseconds timeout{60'000};  ///< of waits in the host window
   std::function<void(std::string_view)> notice;
 };
 

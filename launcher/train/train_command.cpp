@@ -18,6 +18,7 @@ struct Flags {
   std::string backend = "auto";
   double timeout_seconds = 60;
   bool no_control = false;
+  bool no_host_window = false;
 };
 
 void add_data_flags(CLI::App& command, TrainOptions& options) {
@@ -113,6 +114,10 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
       ->group("Ranks");
   command.add_option("--timeout", flags.timeout_seconds, "Seconds a rank waits for the others")
       ->group("Ranks");
+  command
+      .add_flag("--no-host-window", flags.no_host_window,
+                "Keep private copies of the parameters, also on one host")
+      ->group("Ranks");
   command.add_flag("--no-control", flags.no_control, "Serve no control plane")->group("Ranks");
   command.add_option("--control", options.control_address, "Serve it at 127.0.0.1:PORT")
       ->default_str("a socket in RUN_DIR")
@@ -131,6 +136,7 @@ void run(Flags flags) {
   if (options.data.empty()) options.data = {train::kDefaultTextFolder};
   options.backend = plan::parse_backend(flags.backend);
   options.control = !flags.no_control;
+  options.host_window = !flags.no_host_window;
   options.timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.timeout_seconds * 1000));
   train::train(options);
 }

@@ -38,6 +38,7 @@ struct TrainOptions {
   int64_t validation_batches = 8;  ///< of `batch` sequences, at most
   int threads = 0;                 ///< 0: this host's processors divided by its ranks
   bool use_gpu = false;
+  bool host_window = true;  ///< ranks of one host share one replica of the parameters
   bool control = true;
   std::string control_address;  ///< empty: a socket in the run folder
   bool quiet = false;

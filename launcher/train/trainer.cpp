@@ -155,6 +155,8 @@ class Run {
         .optimizer = optimizer,
         .max_grad_norm = options_.max_grad_norm,
         .accumulation = options_.accumulation,
+        .host_window = options_.host_window,
+        .timeout = options_.timeout,
         .notice = [this](std::string_view sentence) { progress_.say(sentence); }};
     return options_.optimizer.kind == OptimizerKind::adamw
                ? make_adamw_stepper(job_, model_, stepper)
@@ -170,6 +172,7 @@ class Run {
                   std::to_string(at::get_num_threads()) + " threads each; " +
                   job_.backend().reason);
     progress_.say("optimizer: " + describe(options_.optimizer));
+    if (job_.world_size() > 1) progress_.say("gradients: " + stepper.way());
     progress_.say("optimizer state by the plan: " + bytes_per_rank(planned_bytes));
     write_plan(run_dir_ / "plan.txt", stepper.plan());
     progress_.say("run folder: " + run_dir_.string());
