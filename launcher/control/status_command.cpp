@@ -41,12 +41,19 @@ void print_job(const Job& job) {
   line("step", step);
 }
 
+/// Four digits: a schedule's value has no shorter exact text. --output json has all of them.
+std::string brief(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.4g", value);
+  return text;
+}
+
 std::string learning_rate_text(const control::v1::ParamGroup& group, double scale) {
-  std::string text = "lr " + text_of(group.effective_learning_rate());
+  std::string text = "lr " + brief(group.effective_learning_rate());
   if (group.values().has_learning_rate()) {
-    return text + " (pinned; schedule " + text_of(group.scheduled_learning_rate()) + ")";
+    return text + " (pinned; schedule " + brief(group.scheduled_learning_rate()) + ")";
   }
-  return text + " (schedule " + text_of(group.scheduled_learning_rate()) + " x scale " +
+  return text + " (schedule " + brief(group.scheduled_learning_rate()) + " x scale " +
          text_of(scale) + ")";
 }
 

@@ -61,7 +61,7 @@ TEST_F(ControlCommands, StatusShowsScheduleScaleAndPin) {
   EXPECT_THAT(text, HasSubstr("state     RUNNING"));
   EXPECT_THAT(text, HasSubstr("2 ranks over local"));
   EXPECT_THAT(text, HasSubstr("of 1000000"));
-  EXPECT_THAT(text, HasSubstr("lr 5e-04 (schedule 0.001 x scale 0.5)"));
+  EXPECT_THAT(text, HasSubstr("lr 0.0005 (schedule 0.001 x scale 0.5)"));
   EXPECT_THAT(text, HasSubstr("lr 0.25 (pinned; schedule 0.001)"));
   EXPECT_THAT(text, HasSubstr("newest 2, in use 2"));
 }
