@@ -75,7 +75,6 @@ class LostRank(TrainingTestCase):
         self.assertRegex(result.err.splitlines()[-1], rf"rank 1 \(pid {victim} .*SIGKILL")
         self.assertFalse((self.run_dir / "model.safetensors").exists())
 
-
     def test_a_rank_that_aborts_is_our_bug(self):
         with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
             victim = job.ranks(2)[0]

@@ -52,6 +52,8 @@ class Identity(unittest.TestCase):
         self.assertEqual(said["identity"]["launcher"], "torchrun")
         self.assertIn("Slurm: rank 3 of 8", said["identity"]["ignored"][0])
         self.assertFalse(said["identity"]["agent_serves_store"])
+        self.assertEqual(said["backend"]["cpu"]["auto"], "local")
+        self.assertGreaterEqual(said["cores"], 1)
 
     @unittest.skipIf(not MPIRUN[0], "this build has no Open MPI")
     def test_env_under_mpirun_takes_mpi(self):
