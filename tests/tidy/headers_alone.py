@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compiles every header alone: whoever includes it needs nothing before it.
 
-    headers_alone.py BUILD_FOLDER [ROOT]
+    headers_alone.py BUILD_FOLDER [HEADER...]          all headers, or those named (core/options.h)
 
 Flags come from BUILD_FOLDER/compile_commands.json: those of the source of the same name, else of a source of the same folder,
 else of one that includes the header; so a header of a part that does not see LibTorch is compiled without it. The folder must
@@ -69,9 +69,9 @@ def compile_alone(header, build, flags, root):
     return words
 
 
-def main(build, root=SOURCE_ROOT):
+def main(build, *names, root=SOURCE_ROOT):
     build, root = Path(build).resolve(), Path(root).resolve()
-    headers = sources(root, PRODUCT + ("tests",), (".h",))
+    headers = [Path(name) for name in names] or sources(root, PRODUCT + ("tests",), (".h",))
     flags = flags_by_source(build, root)
     with ThreadPoolExecutor(COMPILERS) as pool:
         complaints = list(pool.map(lambda header: compile_alone(header, build, flags, root), headers))
@@ -83,6 +83,6 @@ def main(build, root=SOURCE_ROOT):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) not in (2, 3):
+    if len(sys.argv) < 2:
         sys.exit(__doc__)
     sys.exit(main(*sys.argv[1:]))
