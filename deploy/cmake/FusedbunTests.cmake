@@ -5,10 +5,11 @@ include(GoogleTest)
 # Tests that start processes count as two processors, so that ctest does not starve those with time-outs.
 set(_fusedbun_processors_of_processes 2)
 
-# fusedbun_add_test(<name> SOURCES ... LIBRARIES ... [TIMEOUT s] [LABELS ...] [ENVIRONMENT NAME=VALUE ...]): one
-# GoogleTest binary, each of its tests known to ctest as <name>.<suite>.<test>.
+# fusedbun_add_test(<name> SOURCES ... LIBRARIES ... [TIMEOUT s] [LABELS ...] [ENVIRONMENT NAME=VALUE ...] [WHOLE]): one
+# GoogleTest binary, each of its tests known to ctest as <name>.<suite>.<test>. WHOLE: the binary is one test of ctest, for
+# many short tests in a program that starts slowly (LibTorch: a third of a second each).
 function(fusedbun_add_test name)
-  cmake_parse_arguments(arg "" "TIMEOUT" "SOURCES;LIBRARIES;LABELS;ENVIRONMENT" ${ARGN})
+  cmake_parse_arguments(arg "WHOLE" "TIMEOUT" "SOURCES;LIBRARIES;LABELS;ENVIRONMENT" ${ARGN})
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 60)
   endif()
@@ -21,6 +22,12 @@ function(fusedbun_add_test name)
   endif()
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_LIBRARIES} fusedbun_compile GTest::gtest_main GTest::gmock)
+  if(arg_WHOLE)
+    add_test(NAME ${name} COMMAND ${name})
+    set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} PROCESSORS ${processors}
+      LABELS "${arg_LABELS}" ENVIRONMENT "${arg_ENVIRONMENT}")
+    return()
+  endif()
   # Listing tests starts the program; with LibTorch that takes a while, so it happens when ctest runs, not in the build.
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60 TEST_PREFIX "${name}."
                        TEST_LIST tests_of_${name} NO_PRETTY_VALUES)

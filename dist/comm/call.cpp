@@ -204,8 +204,23 @@ std::string Call::describe() const {
   return text + ")";
 }
 
+bool Call::agrees_with(const Call& other) const {
+  if (operation != other.operation) return false;
+  if (operation == Operation::barrier) return true;
+  if (input.type != other.input.type || op != other.op || root != other.root) return false;
+  if (operation == Operation::all_to_all) return true;
+  const bool has_portions =
+      operation == Operation::reduce_scatter || operation == Operation::all_gather;
+  return has_portions ? send_counts == other.send_counts && receive_counts == other.receive_counts
+                      : input.count == other.input.count;
+}
+
 int64_t offset_of(const Counts& counts, int rank) {
   return std::accumulate(counts.begin(), counts.begin() + rank, int64_t{0});
+}
+
+std::byte* address_of(const Buffer& buffer, int64_t index) {
+  return static_cast<std::byte*>(buffer.data) + index * static_cast<int64_t>(bytes_of(buffer.type));
 }
 
 void check_group(const Caller& caller, const std::vector<int>& ranks) {

@@ -8,6 +8,7 @@
 // portions, else none.
 //
 // Thread safety: a value.
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -53,12 +54,16 @@ struct Call {
   static Call broadcast(const Caller& caller, Buffer inout, int root);
   static Call barrier() { return {}; }
 
+  /// Whether a rank may call this where another calls `other`. An all_to_all's counts are compared pair by pair elsewhere.
+  bool agrees_with(const Call& other) const;
   /// What all ranks must agree on, as a person reads it: "all_gather(f32, counts 3 0 4)".
   std::string describe() const;
 };
 
 /// First element of portion `rank`.
 int64_t offset_of(const Counts& counts, int rank);
+/// Where element `index` of `buffer` lies.
+std::byte* address_of(const Buffer& buffer, int64_t index);
 
 /// Throws ConfigError unless `ranks` are distinct ranks of the caller's communicator, and at least
 /// one.

@@ -2,7 +2,9 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
@@ -17,6 +19,8 @@
 
 namespace fusedbun::comm {
 namespace {
+
+constexpr std::chrono::milliseconds kMeetingPauseMax{50};
 
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
@@ -42,6 +46,13 @@ class TcpStoreServer final : public StoreServer {
 };
 
 StorePtr connect_store(const GlooOptions& options) {
+  const std::string where = options.master_addr + ":" + std::to_string(options.master_port);
+  const std::string problem =
+      wait_for_listener(options.master_addr, options.master_port, options.timeout);
+  FUSEDBUN_REQUIRE(problem.empty(), UnavailableError,
+                   rank_text(options) + " cannot reach the store at " + where + " within " +
+                       std::to_string(options.timeout.count()) + " ms (" + problem +
+                       "): is rank 0 running there, and is the port right?");
   c10d::TCPStoreOptions client;
   client.port = options.master_port;
   client.waitWorkers = false;
@@ -50,15 +61,21 @@ StorePtr connect_store(const GlooOptions& options) {
     const auto store = c10::make_intrusive<c10d::TCPStore>(options.master_addr, client);
     return c10::make_intrusive<c10d::PrefixStore>(options.run_id, store);
   } catch (const std::exception& error) {
-    throw UnavailableError(
-        rank_text(options) + " cannot reach the store at " + options.master_addr + ":" +
-        std::to_string(options.master_port) + " within " + std::to_string(options.timeout.count()) +
-        " ms (" + first_line(error) + "): is rank 0 running there, and is the port right?");
+    throw UnavailableError(rank_text(options) + " found no store behind " + where + " (" +
+                           first_line(error) + "): does another program use the port?");
   }
 }
 
 std::string key_of(int rank) {
   return "rank/" + std::to_string(rank);
+}
+
+std::string missing_ranks(c10d::Store& store, const std::vector<std::string>& keys) {
+  std::string missing;
+  for (size_t rank = 0; rank < keys.size(); ++rank) {
+    if (!store.check({keys[rank]})) missing.append(" ").append(std::to_string(rank));
+  }
+  return missing;
 }
 
 // Every rank shows itself, so that who is missing or here twice has a name before Gloo waits for all of them.
@@ -73,16 +90,14 @@ void meet(c10d::Store& store, const GlooOptions& options) {
                        "': two processes have this rank, or the run's name is used twice");
   std::vector<std::string> keys;
   for (int rank = 0; rank < options.size; ++rank) keys.push_back(key_of(rank));
-  try {
-    store.wait(keys, options.timeout);
-  } catch (const std::exception& error) {
-    std::string missing;
-    for (int rank = 0; rank < options.size; ++rank) {
-      if (!store.check({key_of(rank)})) missing += " " + std::to_string(rank);
-    }
-    throw TimeoutError(rank_text(options) + " waited " + std::to_string(options.timeout.count()) +
-                       " ms for the other ranks to start; missing:" + missing + " (" +
-                       first_line(error) + ")");
+  const auto deadline = std::chrono::steady_clock::now() + options.timeout;
+  auto pause = std::chrono::milliseconds(1);
+  while (!store.check(keys)) {
+    FUSEDBUN_REQUIRE(std::chrono::steady_clock::now() < deadline, TimeoutError,
+                     rank_text(options) + " waited " + std::to_string(options.timeout.count()) +
+                         " ms for the other ranks to start; missing:" + missing_ranks(store, keys));
+    std::this_thread::sleep_for(pause);
+    pause = std::min(2 * pause, kMeetingPauseMax);
   }
 }
 

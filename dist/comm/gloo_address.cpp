@@ -3,12 +3,15 @@
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <thread>
 #include <utility>
 
 #include "fusedbun/core/error.h"
@@ -69,6 +72,27 @@ uint16_t port_of(int descriptor) {
                                            : reinterpret_cast<sockaddr_in*>(&bound)->sin_port);
 }
 
+// One attempt, of at most `patience_ms`; 0 or an errno.
+int try_connect(const addrinfo& target, uint16_t port, int patience_ms) {
+  const Descriptor probe(
+      ::socket(target.ai_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
+  if (probe.value < 0) return errno;
+  sockaddr_storage address{};
+  std::memcpy(&address, target.ai_addr, target.ai_addrlen);
+  (address.ss_family == AF_INET6 ? reinterpret_cast<sockaddr_in6*>(&address)->sin6_port
+                                 : reinterpret_cast<sockaddr_in*>(&address)->sin_port) =
+      htons(port);
+  if (::connect(probe.value, reinterpret_cast<sockaddr*>(&address), target.ai_addrlen) == 0)
+    return 0;
+  if (errno != EINPROGRESS) return errno;
+  pollfd writable{probe.value, POLLOUT, 0};
+  if (::poll(&writable, 1, patience_ms) <= 0) return ETIMEDOUT;
+  int error = 0;
+  socklen_t length = sizeof error;
+  ::getsockopt(probe.value, SOL_SOCKET, SO_ERROR, &error, &length);
+  return error;
+}
+
 }  // namespace
 
 bool is_loopback(const std::string& address) {
@@ -120,6 +144,24 @@ ListeningSocket listen_on(const std::string& address, uint16_t port) {
                        std::to_string(port) + " (" + std::strerror(errno) +
                        "): choose another port, or end the job that holds it");
   return {descriptor, port_of(descriptor)};
+}
+
+std::string wait_for_listener(const std::string& address, uint16_t port,
+                              std::chrono::milliseconds timeout) {
+  constexpr std::chrono::milliseconds kPause{20};
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  const Addresses addresses = resolve(address);
+  for (;;) {
+    int error = 0;
+    for (const addrinfo* each = addresses.get(); each != nullptr; each = each->ai_next) {
+      const auto left = deadline - std::chrono::steady_clock::now();
+      const auto left_ms = std::chrono::duration_cast<std::chrono::milliseconds>(left).count();
+      error = try_connect(*each, port, static_cast<int>(std::clamp<int64_t>(left_ms, 0, 5000)));
+      if (error == 0) return {};
+    }
+    if (std::chrono::steady_clock::now() + kPause >= deadline) return std::strerror(error);
+    std::this_thread::sleep_for(kPause);
+  }
 }
 
 }  // namespace fusedbun::comm

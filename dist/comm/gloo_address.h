@@ -1,5 +1,6 @@
 #pragma once
-// Addresses: which interface leads to the store, and the socket that serves it. Plain sockets, no torch.
+// Addresses: which interface leads to the store, the socket that serves it, and whether it is served. Plain sockets, no
+// torch: its own attempts print stacks, and take a multiple of their time-out.
 //
 // Thread safety: functions without state.
 #include <chrono>
@@ -22,5 +23,9 @@ struct ListeningSocket {
 };
 /// On loopback only if `address` is loopback, else on all interfaces. Port 0 takes a free one. Throws UnavailableError.
 ListeningSocket listen_on(const std::string& address, uint16_t port);
+
+/// Waits until somebody listens at address:port, at most `timeout`. Returns why not, or nothing if somebody does.
+std::string wait_for_listener(const std::string& address, uint16_t port,
+                              std::chrono::milliseconds timeout);
 
 }  // namespace fusedbun::comm

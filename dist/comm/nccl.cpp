@@ -31,11 +31,6 @@ ncclDataType_t nccl_type(DataType type) {
   FUSEDBUN_ASSERT(false, "a DataType that does not exist");
 }
 
-void* at(const Buffer& buffer, int64_t element) {
-  return static_cast<std::byte*>(buffer.data) +
-         element * static_cast<int64_t>(bytes_of(buffer.type));
-}
-
 bool is_equal(const Counts& counts) {
   return std::all_of(counts.begin(), counts.end(),
                      [&](int64_t count) { return count == counts.front(); });
@@ -102,8 +97,8 @@ class NcclCommunicator final : public Communicator {
       }
       for_each_portion(counts, [&](int root, int64_t offset, size_t count) {
         void* const target = root == rank() ? output.data : nullptr;  // others receive nothing
-        FUSEDBUN_NCCL(
-            api().reduce(at(input, offset), target, count, type, ncclSum, root, comm, stream));
+        FUSEDBUN_NCCL(api().reduce(address_of(input, offset), target, count, type, ncclSum, root,
+                                   comm, stream));
       });
     });
   }
@@ -119,7 +114,8 @@ class NcclCommunicator final : public Communicator {
       }
       for_each_portion(counts, [&](int root, int64_t offset, size_t count) {
         const void* const source = root == rank() ? input.data : nullptr;  // others send nothing
-        FUSEDBUN_NCCL(api().broadcast(source, at(output, offset), count, type, root, comm, stream));
+        FUSEDBUN_NCCL(
+            api().broadcast(source, address_of(output, offset), count, type, root, comm, stream));
       });
     });
   }
@@ -140,10 +136,10 @@ class NcclCommunicator final : public Communicator {
     return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
       const ncclDataType_t type = nccl_type(input.type);
       for_each_portion(send_counts, [&](int peer, int64_t offset, size_t count) {
-        FUSEDBUN_NCCL(api().send(at(input, offset), count, type, peer, comm, stream));
+        FUSEDBUN_NCCL(api().send(address_of(input, offset), count, type, peer, comm, stream));
       });
       for_each_portion(receive_counts, [&](int peer, int64_t offset, size_t count) {
-        FUSEDBUN_NCCL(api().recv(at(output, offset), count, type, peer, comm, stream));
+        FUSEDBUN_NCCL(api().recv(address_of(output, offset), count, type, peer, comm, stream));
       });
     });
   }

@@ -15,11 +15,6 @@ Scratch make_scratch(int64_t bytes) {
   return std::make_shared_for_overwrite<std::byte[]>(static_cast<size_t>(bytes));
 }
 
-std::byte* at(const Buffer& buffer, int64_t element) {
-  return static_cast<std::byte*>(buffer.data) +
-         element * static_cast<int64_t>(bytes_of(buffer.type));
-}
-
 void add(std::vector<Message>& messages, int peer, std::byte* data, int64_t bytes) {
   if (bytes > 0) messages.push_back({peer, data, bytes});
 }
@@ -40,10 +35,10 @@ Round reduce_scatter(ReduceOp op, Buffer input, Buffer output, const Counts& cou
   Round round;
   const Scratch scratch = make_scratch(mine_bytes * (size - 1));
   std::vector<const void*> parts(static_cast<size_t>(size));
-  parts[rank] = at(input, offset_of(counts, rank));
+  parts[rank] = address_of(input, offset_of(counts, rank));
   std::byte* free = scratch.get();
   for_each_peer(rank, size, [&](int to, int from) {
-    add(round.sends, to, at(input, offset_of(counts, to)), counts[to] * width);
+    add(round.sends, to, address_of(input, offset_of(counts, to)), counts[to] * width);
     add(round.receives, from, free, mine_bytes);
     parts[from] = std::exchange(free, free + mine_bytes);
   });
@@ -58,12 +53,12 @@ Round all_to_all(Buffer input, const Counts& send_counts, Buffer output,
   const auto width = static_cast<int64_t>(bytes_of(input.type));
   Round round;
   for_each_peer(rank, size, [&](int to, int from) {
-    add(round.sends, to, at(input, offset_of(send_counts, to)), send_counts[to] * width);
-    add(round.receives, from, at(output, offset_of(receive_counts, from)),
+    add(round.sends, to, address_of(input, offset_of(send_counts, to)), send_counts[to] * width);
+    add(round.receives, from, address_of(output, offset_of(receive_counts, from)),
         receive_counts[from] * width);
   });
-  const void* const source = at(input, offset_of(send_counts, rank));
-  void* const target = at(output, offset_of(receive_counts, rank));
+  const void* const source = address_of(input, offset_of(send_counts, rank));
+  void* const target = address_of(output, offset_of(receive_counts, rank));
   const auto bytes = static_cast<size_t>(send_counts[rank] * width);
   if (bytes > 0 && source != target) round.then = [=] { std::memcpy(target, source, bytes); };
   return round;
@@ -73,10 +68,10 @@ Round all_gather(Buffer input, Buffer output, const Counts& counts, int rank, in
   const auto width = static_cast<int64_t>(bytes_of(input.type));
   Round round;
   for_each_peer(rank, size, [&](int to, int from) {
-    add(round.sends, to, at(input, 0), input.count * width);
-    add(round.receives, from, at(output, offset_of(counts, from)), counts[from] * width);
+    add(round.sends, to, address_of(input, 0), input.count * width);
+    add(round.receives, from, address_of(output, offset_of(counts, from)), counts[from] * width);
   });
-  void* const target = at(output, offset_of(counts, rank));
+  void* const target = address_of(output, offset_of(counts, rank));
   const auto bytes = static_cast<size_t>(input.count * width);
   if (bytes > 0 && input.data != target) {
     round.then = [=, source = input.data] { std::memcpy(target, source, bytes); };
@@ -92,7 +87,7 @@ Round short_all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
   parts[rank] = inout.data;
   std::byte* free = scratch.get();
   for_each_peer(rank, size, [&](int to, int from) {
-    add(round.sends, to, at(inout, 0), bytes);
+    add(round.sends, to, address_of(inout, 0), bytes);
     add(round.receives, from, free, bytes);
     parts[from] = std::exchange(free, free + bytes);
   });
@@ -109,7 +104,7 @@ std::vector<Round> all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
   Counts counts;
   for (int r = 0; r < size; ++r)
     counts.push_back(inout.count / size + (r < inout.count % size ? 1 : 0));
-  const Buffer mine{at(inout, offset_of(counts, rank)), counts[rank], inout.type};
+  const Buffer mine{address_of(inout, offset_of(counts, rank)), counts[rank], inout.type};
   return {reduce_scatter(op, inout, mine, counts, rank, size),
           all_gather(mine, inout, counts, rank, size)};
 }
@@ -123,12 +118,13 @@ std::vector<Round> broadcast(Buffer inout, int root, int rank, int size) {
   while (reach < size && (place & reach) == 0) reach <<= 1;
   if (place != 0) {
     Round receive;
-    add(receive.receives, (place - reach + root) % size, at(inout, 0), bytes);
+    add(receive.receives, (place - reach + root) % size, address_of(inout, 0), bytes);
     rounds.push_back(std::move(receive));
   }
   Round send;
   for (int step = reach >> 1; step > 0; step >>= 1) {
-    if (place + step < size) add(send.sends, (place + step + root) % size, at(inout, 0), bytes);
+    if (place + step < size)
+      add(send.sends, (place + step + root) % size, address_of(inout, 0), bytes);
   }
   rounds.push_back(std::move(send));
   return rounds;

@@ -1,0 +1,72 @@
+#pragma once
+// LocalWorld: where ranks that are threads meet. Each leaves its call; the last to arrive moves the data of all.
+//
+// Invariants: 1. Data moves only once all ranks' calls are there and match, and nothing else is broken. 2. While it moves,
+// no rank's wait returns, so all buffers are still there. 3. The first failure breaks the world for good.
+//
+// Thread safety: all of it, from any thread.
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "fusedbun/dist/comm/call.h"
+#include "fusedbun/dist/comm/failure.h"
+
+namespace fusedbun::comm {
+
+class LocalWorld {
+ public:
+  /// Where the ranks' calls of one number meet. The world's mutex guards it.
+  struct Meeting {
+    enum class State : uint8_t { gathering, moving, done };
+    uint64_t number = 0;
+    State state = State::gathering;
+    std::vector<std::optional<Call>> calls;  ///< by rank; empty: not here yet
+    size_t arrived = 0;
+  };
+
+  LocalWorld(int size, std::chrono::milliseconds timeout) : size_(size), timeout_(timeout) {}
+
+  int size() const { return size_; }
+  std::chrono::milliseconds timeout() const { return timeout_; }
+
+  /// Rank `rank` arrives with its call number `number`. Throws ConfigError if it does not match the others'. In a broken
+  /// world nothing meets; the wait tells why.
+  std::shared_ptr<Meeting> arrive(int rank, uint64_t number, Call call);
+  /// Throws the failure; after `timeout` there is one.
+  void wait(int rank, const Meeting& meeting, std::chrono::milliseconds timeout);
+  /// Breaks the world unless the meeting is over. After it nobody touches the meeting's buffers any more.
+  void drop(int rank, const Meeting& meeting);
+  void abort(const std::string& reason);
+  bool broken() const;
+
+  /// The world of the ranks' group number `number`, made by the first that asks. Throws ConfigError if a rank asks for other
+  /// ranks than the first did.
+  std::shared_ptr<LocalWorld> group(int rank, uint64_t number, const std::vector<int>& ranks);
+
+ private:
+  struct Group {
+    std::vector<int> ranks;
+    std::shared_ptr<LocalWorld> world;
+  };
+
+  void finish(Meeting& meeting, std::unique_lock<std::mutex>& lock);
+  void break_with(Failure failure);
+  void give_up(int rank, const Meeting& meeting, std::chrono::milliseconds timeout);
+
+  const int size_;
+  const std::chrono::milliseconds timeout_;
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<Failure> failure_;
+  std::map<uint64_t, std::shared_ptr<Meeting>> meetings_;  // not yet complete
+  std::map<uint64_t, Group> groups_;
+};
+
+}  // namespace fusedbun::comm
