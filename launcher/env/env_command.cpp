@@ -17,8 +17,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-/// What `--backend auto` decides for a job on this device, if all ranks find what this one finds and the ranks of one host
-/// take its GPUs in order.
+/// What `--backend auto` decides for a job on this device, if all ranks find what this one finds and the ranks of one
+/// host take its GPUs in order.
 Json expected_backend(const plan::Identity& identity, bool use_gpu, int gpus) {
   if (identity.world_size == 1 && !use_gpu) {
     return {{"auto", "local"}, {"reason", "local: one process, nothing travels"}};

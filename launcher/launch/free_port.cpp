@@ -15,7 +15,8 @@ namespace fusedbun::launch {
 int free_port(int wanted) {
   const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   FUSEDBUN_REQUIRE(listener >= 0, IoError, std::string("no socket: ") + std::strerror(errno));
-  // As the store binds: a port whose old connections are still closing counts as free, one that is listened on does not.
+  // As the store binds: a port whose old connections are still closing counts as free, one that is listened on does
+  // not.
   const int on = 1;
   ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
   sockaddr_in address{};

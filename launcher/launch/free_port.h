@@ -1,8 +1,8 @@
 #pragma once
 // A TCP port for the ranks' rendezvous.
 //
-// The port is only looked at, not held: between this look and the bind of rank 0 another process may take it, which rank 0
-// then reports itself.
+// The port is only looked at, not held: between this look and the bind of rank 0 another process may take it, which
+// rank 0 then reports itself.
 //
 // Thread safety: any thread.
 

@@ -36,8 +36,8 @@ struct StreamRoute {
   bool to_log = false;
 };
 
-/// A rank that is alone, or rank 0 on a terminal, writes by itself where no log file is asked for, so that progress lines
-/// look right; everything else passes through the launcher. `stream` is kOut or kErr.
+/// A rank that is alone, or rank 0 on a terminal, writes by itself where no log file is asked for, so that progress
+/// lines look right; everything else passes through the launcher. `stream` is kOut or kErr.
 StreamRoute route(const LaunchOptions& options, int rank, StreamBits stream, bool is_terminal);
 
 /// What is equal for all ranks of one attempt.
@@ -51,8 +51,8 @@ struct AttemptIdentity {
   std::filesystem::path log_dir = {};  ///< of this attempt, empty: none
 };
 
-/// The variables torchrun sets, for a job of one host whose rank 0 serves the store itself. OMP_NUM_THREADS is the ranks'
-/// share of the cores, at least 1; the caller leaves it out where the user has set one.
+/// The variables torchrun sets, for a job of one host whose rank 0 serves the store itself. OMP_NUM_THREADS is the
+/// ranks' share of the cores, at least 1; the caller leaves it out where the user has set one.
 std::map<std::string, std::string> rank_environment(const AttemptIdentity& identity, int rank);
 
 /// Where rank `rank`'s log files lie, as torchrun places them: <log_dir of the attempt>/<rank>.

@@ -1,8 +1,9 @@
 #pragma once
-// ProcessLoop: starts the ranks, passes on their output and the signals that arrive, and performs what Supervision decides.
+// ProcessLoop: starts the ranks, passes on their output and the signals that arrive, and performs what Supervision
+// decides.
 //
-// Invariants: 1. When it is destroyed no rank lives. 2. While it exists the signals it serves are blocked in this process
-// and read from a descriptor, so nothing happens inside a signal handler.
+// Invariants: 1. When it is destroyed no rank lives. 2. While it exists the signals it serves are blocked in this
+// process and read from a descriptor, so nothing happens inside a signal handler.
 //
 // Thread safety: make, run and destroy it on one thread, and only one per process at a time.
 #include <csignal>
@@ -25,8 +26,8 @@ class ProcessLoop {
   ~ProcessLoop();
   ProcessLoop(const ProcessLoop&) = delete;  // owns processes
 
-  /// Returns when all ranks are done. Otherwise throws Error with the exit code to leave with; its sentence names the rank,
-  /// its process, host and log files. What start_rank and free_port throw passes through.
+  /// Returns when all ranks are done. Otherwise throws Error with the exit code to leave with; its sentence names the
+  /// rank, its process, host and log files. What start_rank and free_port throw passes through.
   void run();
 
  private:

@@ -1,6 +1,6 @@
 #pragma once
-// RankProcess: one started rank. It leads a process group of its own, so that signals and the end reach its children too;
-// its standard input is /dev/null; the kernel kills it when the launcher dies, however that happens.
+// RankProcess: one started rank. It leads a process group of its own, so that signals and the end reach its children
+// too; its standard input is /dev/null; the kernel kills it when the launcher dies, however that happens.
 //
 // Thread safety: start ranks from the thread that lives as long as the launcher: the kernel ties their lives to it.
 #include <sys/types.h>
@@ -31,8 +31,9 @@ struct StartOptions {
 std::vector<std::string> merged_environment(
     const std::map<std::string, std::string>& rank_variables);
 
-/// Starts `command` with exactly `environment`, found along PATH. Signals that the launcher blocks are open in it. Throws UsageError
-/// when there is no such program, PermissionError when it may not be run, IoError for other failures.
+/// Starts `command` with exactly `environment`, found along PATH. Signals that the launcher blocks are open in it.
+/// Throws UsageError when there is no such program, PermissionError when it may not be run, IoError for other
+/// failures.
 RankProcess start_rank(const std::vector<std::string>& command,
                        const std::vector<std::string>& environment, const StartOptions& options);
 

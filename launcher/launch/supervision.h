@@ -2,11 +2,12 @@
 // Supervision: what to do when a rank ends, a signal arrives or time passes. A pure state machine: the loop that owns
 // processes, signals and clocks (process_loop.h) tells it events and performs the actions it returns.
 //
-// Invariants: 1. An attempt starts all ranks and is over when all have ended; only then comes the next one or the end.
-// 2. The first rank that fails ends the others: SIGTERM at once, SIGKILL after `failure_grace`. 3. A signal that the
-// launcher receives goes to all ranks; after the first SIGTERM, SIGINT or SIGQUIT, SIGKILL follows within `grace`, after
-// a second one at once. 4. SIGTERM is never sent a second time by our own decision, because ranks take a second one for
-// "leave now, without a checkpoint". 5. Nothing is restarted once the launcher itself was told to stop.
+// Invariants: 1. An attempt starts all ranks and is over when all have ended; only then comes the next one or the
+// end. 2. The first rank that fails ends the others: SIGTERM at once, SIGKILL after `failure_grace`. 3. A signal that
+// the launcher receives goes to all ranks; after the first SIGTERM, SIGINT or SIGQUIT, SIGKILL follows within
+// `grace`, after a second one at once. 4. SIGTERM is never sent a second time by our own decision, because ranks take
+// a second one for "leave now, without a checkpoint". 5. Nothing is restarted once the launcher itself was told to
+// stop.
 //
 // Times are milliseconds of a clock of the caller's.
 //
