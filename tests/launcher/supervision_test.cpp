@@ -158,8 +158,8 @@ TEST(Supervision, ARestartForgetsTheLastAttempt) {
   EXPECT_EQ(supervision.verdict().exit_code, 70);
 }
 
-/// The verdict's code, judged afterwards from the whole history of one attempt that got no signals from outside: the first
-/// real failure, else the first lost peer, else the first one killed late, else the first that left early.
+/// The verdict's code, judged afterwards from the whole history of one attempt that got no signals from outside: the
+/// first real failure, else the first lost peer, else the first one killed late, else the first that left early.
 int judged_afterwards(const std::vector<RankEnd>& ends, const std::vector<bool>& by_us) {
   const auto first = [&](auto&& accept) {
     for (size_t i = 0; i < ends.size(); ++i) {
