@@ -22,19 +22,19 @@ bool has_fused_step(const Options& options);
 template <class T>
 struct FusedStep {
   T* parameter = nullptr;  ///< [rows, m]
-  const T* gradient =
-      nullptr;  ///< [rows, m], summed over ranks, or the first of several to add up; only read
+  /// [rows, m], summed over ranks, or the first of several to add up; only read.
+  const T* gradient = nullptr;
   /// Added to it in this order (CPU only): the ranks' gradients, read where each rank wrote them.
   const T* const* more_gradients = nullptr;
   int more_gradient_count = 0;
-  void* momentum =
-      nullptr;  ///< [rows, m] of T, or of bfloat16 with MomentumDtype::bf16; null: momentum_beta = 0
+  /// [rows, m] of T, or of bfloat16 with MomentumDtype::bf16; null: momentum_beta = 0.
+  void* momentum = nullptr;
   T* full = nullptr;              ///< [rows, m]
   T* row = nullptr;               ///< [rows]
   const T* col = nullptr;         ///< [m]
   double* column_sums = nullptr;  ///< [m], added to (mean, mean_col)
-  T* column_maxima =
-      nullptr;  ///< [m], maxima are taken into it (sm3); never negative, NaN without sign
+  /// [m], maxima are taken into it (sm3); never negative, NaN without sign.
+  T* column_maxima = nullptr;
   RowRange range;
   StepScalars scalars;
   Structure structure;

@@ -206,7 +206,8 @@ Fusedbun::Fusedbun(std::vector<Tensor> parameters, FusedbunOptions defaults)
 void Fusedbun::add_param_group(const OptimizerParamGroup& group) {
   std::unordered_set<void*> elsewhere;
   for (const auto& known : param_groups()) {
-    for (const Tensor& parameter : known.params()) elsewhere.insert(parameter.unsafeGetTensorImpl());
+    for (const Tensor& parameter : known.params())
+      elsewhere.insert(parameter.unsafeGetTensorImpl());
   }
   const OptimizerParamGroup added =
       checked(group, static_cast<const FusedbunOptions&>(*defaults_), elsewhere);

@@ -1,8 +1,8 @@
 #pragma once
 // Which rows of which matrix a step works on.
 //
-// A parameter of shape (d0, ..., dk), k >= 1, is the n×m matrix n = d0, m = d1·...·dk in row-major view. A 0-D or 1-D
-// parameter is a vector: its row is one element, so n = its element count and m = 1. Rows are never cut.
+// A parameter of shape (d0, ..., dk), k >= 1, is the n×m matrix n = d0, m = d1·...·dk in row-major view. A 0-D or
+// 1-D parameter is a vector: its row is one element, so n = its element count and m = 1. Rows are never cut.
 //
 // Thread safety: values.
 #include <cstdint>

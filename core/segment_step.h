@@ -71,8 +71,8 @@ struct SegmentStep {
   torch::Tensor gradient;
   /// Added to it in this order: the ranks' gradients, read where each rank wrote them. Empty: `gradient` is the sum.
   std::vector<torch::Tensor> more_gradients;
-  torch::Tensor
-      hessian_diagonal;  ///< [rows, m] or undefined (= 0); read only with HessianSource::external
+  /// [rows, m] or undefined (= 0); read only with HessianSource::external.
+  torch::Tensor hessian_diagonal;
   RowRange range;
   StepScalars scalars;
   /// [column_entries], zeroed by the caller; begin_step adds to it (sums: float64) or takes maxima into it (sm3:

@@ -16,11 +16,10 @@ struct StepScalars {
   double momentum_beta = 0;             ///< b; 0: no momentum
   double second_moment_correction = 1;  ///< v is divided by this (1 - beta_decay^t, or 1)
   double momentum_correction = 1;       ///< what M returns is divided by this (1 - b^t, or 1)
-  double keep = 1;             ///< p is multiplied by this before the step (1 - lr·Lambda)
-  double parameter_scale = 1;  ///< u is multiplied by this (max(rms(p), 1e-3), or 1)
-  double gradient_divisor =
-      1;  ///< the summed gradient is divided by this, correctly rounded (the average)
-  double gradient_scale = 1;  ///< then multiplied by this (the clip factor; 1: not clipped)
+  double keep = 1;              ///< p is multiplied by this before the step (1 - lr·Lambda)
+  double parameter_scale = 1;   ///< u is multiplied by this (max(rms(p), 1e-3), or 1)
+  double gradient_divisor = 1;  ///< the summed gradient is divided by this, correctly rounded
+  double gradient_scale = 1;    ///< then multiplied by this (the clip factor; 1: not clipped)
   bool centralize = false;
   bool use_rms = false;
 };

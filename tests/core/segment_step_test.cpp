@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/tests/core/random_segment.h"
@@ -25,19 +26,20 @@ struct Stepped {
   SegmentState state;
 };
 
-// One step of a whole matrix, as one process does it.
-void step(Stepped& run, const torch::Tensor& gradient, const Shape& shape, const Options& options,
-          int64_t t) {
+// One step of a whole matrix, as one process does it; the gradient is the sum of `gradients`.
+void step(Stepped& run, const std::vector<torch::Tensor>& gradients, const Shape& shape,
+          const Options& options, int64_t t) {
   SegmentStep step;
   step.parameter = run.parameter;
-  step.gradient = gradient.clone();
+  step.gradient = gradients.front().clone();
+  step.more_gradients.assign(gradients.begin() + 1, gradients.end());
   step.range = {0, shape.rows, shape.rows, shape.columns, shape.is_vector};
   step.scalars = step_scalars(options, t, 0.5);
   step.scalars.gradient_divisor = 3;
   step.scalars.gradient_scale = 0.75;
   if (const int64_t entries = column_entries(step.range, options); entries > 0) {
-    step.column_partials =
-        at::zeros({entries}, columns_are_maxima(options) ? gradient.scalar_type() : at::kDouble);
+    step.column_partials = at::zeros(
+        {entries}, columns_are_maxima(options) ? gradients.front().scalar_type() : at::kDouble);
   }
   begin_step(step, run.state, options);
   absorb_columns(step.column_partials, step.range, step.scalars, run.state, options);
@@ -61,9 +63,9 @@ testing::AssertionResult near(const torch::Tensor& have, const torch::Tensor& wa
                                      << ", the reference has " << b[i].item<double>();
 }
 
-// Both paths do the same operations but for where they divide by corrections and multiply by lr, and in which order they add
-// up means: a few roundings per step. A rounding that falls on the edge between two bfloat16 values changes the stored
-// momentum by 2^-8 of itself, in float32 often enough to be met here.
+// Both paths do the same operations but for where they divide by corrections and multiply by lr, and in which order
+// they add up means: a few roundings per step. A rounding that falls on the edge between two bfloat16 values changes
+// the stored momentum by 2^-8 of itself, in float32 often enough to be met here.
 double tolerance(const Options& options, torch::ScalarType type) {
   if (type == at::kDouble) return 1e-12;
   return options.momentum_dtype == MomentumDtype::bf16 ? 1e-2 : 1e-5;
@@ -79,9 +81,9 @@ class FusedAgainstReference : public testing::TestWithParam<torch::ScalarType> {
     Stepped reference{initial.clone(), make_segment_state(initial, range, options)};
     ASSERT_EQ(step_path(options, at::kCPU, GetParam()), StepPath::fused_cpu);
     for (size_t t = 1; t <= gradients.size(); ++t) {
-      step(fused, gradients[t - 1], shape, options, static_cast<int64_t>(t));
+      step(fused, {gradients[t - 1]}, shape, options, static_cast<int64_t>(t));
       const ForceReference forced;
-      step(reference, gradients[t - 1], shape, options, static_cast<int64_t>(t));
+      step(reference, {gradients[t - 1]}, shape, options, static_cast<int64_t>(t));
     }
     const double relative = tolerance(options, GetParam());
     EXPECT_TRUE(near(fused.parameter, reference.parameter, relative)) << "parameter";
@@ -156,6 +158,28 @@ TEST(SegmentStep, OptionsWithoutAFusedStepTakeTheReference) {
   EXPECT_EQ(step_path(options, at::kCPU, at::kFloat), StepPath::reference);
 }
 
+TEST(SegmentStep, SeveralGradientsAreAddedUpInTheirOrder) {
+  at::manual_seed(5);
+  const Shape shape{18, 1041};
+  const RowRange range{0, shape.rows, shape.rows, shape.columns, false};
+  const torch::Tensor initial = at::randn({shape.rows, shape.columns});
+  std::vector<torch::Tensor> parts;
+  for (int i = 0; i < 3; ++i) parts.push_back(at::randn_like(initial) * std::pow(10.0, 3 * i));
+  const torch::Tensor sum =
+      parts[0] + parts[1] + parts[2];  // float32: another order has other bits
+  for (const Options& options : fused_options()) {
+    for (const bool reference : {false, true}) {
+      std::unique_ptr<ForceReference> forced;
+      if (reference) forced = std::make_unique<ForceReference>();
+      Stepped summed{initial.clone(), make_segment_state(initial, range, options)};
+      step(summed, {sum}, shape, options, 1);
+      Stepped in_parts{initial.clone(), make_segment_state(initial, range, options)};
+      step(in_parts, parts, shape, options, 1);
+      ASSERT_TRUE(in_parts.parameter.equal(summed.parameter)) << describe(options);
+    }
+  }
+}
+
 TEST(SegmentStep, BytesOfStateAreThoseOfTheFormula) {
   const RowRange matrix{0, 30, 30, 20, false};
   const torch::Tensor p = at::zeros({30, 20});
@@ -188,8 +212,8 @@ TEST(SegmentStep, ABfloat16ParameterIsTheRoundingOfItsMaster) {
     Stepped full{wide.clone(), make_segment_state(wide, range, options)};
     for (int64_t t = 1; t <= 20; ++t) {
       const torch::Tensor g = at::randn({9, 33}) + 1;
-      step(half, g, shape, options, t);
-      step(full, g, shape, options, t);
+      step(half, {g}, shape, options, t);
+      step(full, {g}, shape, options, t);
     }
     EXPECT_TRUE(half.state.master.equal(full.parameter)) << name;
     EXPECT_TRUE(half.parameter.equal(full.parameter.to(at::kBFloat16))) << name;
@@ -204,8 +228,8 @@ TEST(SegmentStep, AStateMadeForOtherOptionsIsRefused) {
   Stepped run{p, make_segment_state(p, range, made)};
   Options changed = made;
   changed.momentum_beta = 0;
-  EXPECT_THROW(step(run, at::ones({3, 4}), shape, changed, 1), ConfigError);
-  EXPECT_THROW(step(run, at::ones({3, 4}), shape, preset("elementwise", 1e-3), 1), ConfigError);
+  EXPECT_THROW(step(run, {at::ones({3, 4})}, shape, changed, 1), ConfigError);
+  EXPECT_THROW(step(run, {at::ones({3, 4})}, shape, preset("elementwise", 1e-3), 1), ConfigError);
   EXPECT_THROW(arithmetic_type(at::kLong), ConfigError);
 }
 

@@ -1,5 +1,5 @@
-// What the fused CPU step promises about bits: the same for every instruction set, and for a row whatever rows are beside it.
-// That its numbers are right is shown by golden_test and segment_step_test.
+// What the fused CPU step promises about bits: the same for every instruction set, and for a row whatever rows are
+// beside it. That its numbers are right is shown by golden_test and segment_step_test.
 #include "fusedbun/core/step_cpu.h"
 
 #include <gtest/gtest.h>
@@ -20,8 +20,8 @@ struct Shape {
   int64_t columns;
   bool is_vector = false;
 };
-// One column, one row, rows that end within, at and after 16 columns and within, at and after a block of 1024; more rows
-// than a group of 16.
+// One column, one row, rows that end within, at and after 16 columns and within, at and after a block of 1024; more
+// rows than a group of 16.
 const Shape kShapes[] = {{1, 1},  {5, 1},    {1, 37},    {19, 15},     {17, 16},
                          {3, 33}, {2, 1024}, {17, 1041}, {1, 1, true}, {53, 1, true}};
 

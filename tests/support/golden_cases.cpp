@@ -122,7 +122,8 @@ torch::Tensor tensor_of(const Values& values, at::IntArrayRef shape, Precision p
   return at::tensor(values, at::kDouble).reshape(shape).to(scalar_type(precision)).clone();
 }
 
-// One tensor against `expected`, whose finite maximum `scale` is that of the whole tensor of which `actual` may be a part.
+// One tensor against `expected`, whose finite maximum `scale` is that of the whole tensor of which `actual` may be a
+// part.
 std::optional<std::string> mismatch(const double* expected, const torch::Tensor& actual,
                                     double scale, Precision precision) {
   const double relative = precision == Precision::f64 ? 1e-12 : 1e-4;

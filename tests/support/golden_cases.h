@@ -2,8 +2,8 @@
 // Golden cases: exact inputs and expected outputs of the optimizer, read from a folder of the format in
 // tests/golden/README.md. Any such folder will do; shapes, steps, options and counts come from the files.
 //
-// Invariants: 1. A case is read whole or not at all: an unknown option, enumerator or state name is an error, never a skip.
-// 2. Options has centralize_single_column set, as the cases take centralisation literally.
+// Invariants: 1. A case is read whole or not at all: an unknown option, enumerator or state name is an error, never a
+// skip. 2. Options has centralize_single_column set, as the cases take centralisation literally.
 //
 // Thread safety: values; reading is for one thread.
 #include <torch/types.h>
@@ -59,22 +59,24 @@ struct Case {
 /// $FUSEDBUN_GOLDEN_DIR, or the repository's own tests/golden.
 std::filesystem::path directory();
 
-/// All cases of the folder, in order of file name. Throws DataError naming file and case for what it cannot read, and for a
-/// folder without cases.
+/// All cases of the folder, in order of file name. Throws DataError naming file and case for what it cannot read, and
+/// for a folder without cases.
 std::vector<Case> read_cases(const std::filesystem::path& folder);
 
 torch::ScalarType scalar_type(Precision precision);
 
-/// The state's tensors by the names of the cases: momentum_buffer, exp_avg_sq or exp_avg_sq.row and .col, exp_hessian...
+/// The state's tensors by the names of the cases: momentum_buffer, exp_avg_sq or exp_avg_sq.row and .col,
+/// exp_hessian...
 std::map<std::string, torch::Tensor> named_state(const SegmentState& state);
 
-/// Compares `parameters` (the case's, in its order) with what is expected after `step` (1-based), at the tolerance of the
-/// README. Nothing expected there, or equal: nullopt; else a sentence that names case, step, parameter and element.
+/// Compares `parameters` (the case's, in its order) with what is expected after `step` (1-based), at the tolerance of
+/// the README. Nothing expected there, or equal: nullopt; else a sentence that names case, step, parameter and
+/// element.
 std::optional<std::string> compare_parameters(const Case& golden, Precision precision, int step,
                                               const std::vector<torch::Tensor>& parameters);
 
-/// Compares the state after the last step of rows `range` of the case's k-th parameter, all tensors of it; the names must be
-/// the expected ones. Parameters without an expected state compare equal.
+/// Compares the state after the last step of rows `range` of the case's k-th parameter, all tensors of it; the names
+/// must be the expected ones. Parameters without an expected state compare equal.
 std::optional<std::string> compare_state(const Case& golden, Precision precision, int k,
                                          const RowRange& range, const SegmentState& state);
 
