@@ -1,5 +1,8 @@
 #include "fusedbun/core/fused_pass.h"
 
+#include <cmath>
+#include <cstdlib>
+
 namespace fusedbun {
 
 bool has_fused_step(const Options& options) {
@@ -28,6 +31,11 @@ MomentumKind momentum_kind(bool stored, MomentumAt at) {
   return at == MomentumAt::update ? MomentumKind::of_update : MomentumKind::of_gradient;
 }
 
+bool is_power_of_two(double value) {
+  int exponent = 0;
+  return std::frexp(value, &exponent) == 0.5 && std::abs(exponent) < 64;
+}
+
 // Everything but the kind.
 template <class T>
 PassArguments<T> arguments_of(const FusedStep<T>& step) {
@@ -54,6 +62,8 @@ PassArguments<T> arguments_of(const FusedStep<T>& step) {
   a.held = a.masked && structure.mask == Mask::hold;
   a.use_rms = s.use_rms;
   a.gradient_divisor = static_cast<T>(s.gradient_divisor);
+  a.gradient_inverse =
+      is_power_of_two(s.gradient_divisor) ? static_cast<T>(1 / s.gradient_divisor) : T{0};
   a.gradient_scale = static_cast<T>(s.gradient_scale);
   a.eps = static_cast<T>(s.eps);
   a.beta = static_cast<T>(s.beta);

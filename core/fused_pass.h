@@ -44,6 +44,7 @@ struct PassArguments {
   bool use_rms;
 
   T gradient_divisor;
+  T gradient_inverse;  ///< 1 / divisor where that is exact (powers of two): a product with the same bits; else 0
   T gradient_scale;
   T eps;
   T beta;

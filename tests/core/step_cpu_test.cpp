@@ -119,6 +119,23 @@ TYPED_TEST(StepCpu, ColumnMaximaKeepNanWithoutItsSign) {
   EXPECT_FALSE(std::isnan(matrix.row[0]));
 }
 
+TYPED_TEST(StepCpu, DividingByAPowerOfTwoIsTheAverageExactly) {
+  using T = TypeParam;
+  std::mt19937_64 random(test_seed());
+  RandomMatrix<T> summed(preset("elementwise", 1e-2), 5, 37, false);
+  for (T& g : summed.gradient) g = random_gradient<T>(random);
+  RandomMatrix<T> averaged = summed;
+  for (T& g : averaged.gradient) g = g / 4 * T{0.75};
+  FusedStep<T> one = summed.rows(0, 5, 1), other = averaged.rows(0, 5, 1);
+  one.scalars.gradient_divisor = 4;
+  one.scalars.gradient_scale = 0.75;
+  other.scalars.gradient_divisor = other.scalars.gradient_scale = 1;
+  cpu_begin(one);
+  cpu_begin(other);
+  EXPECT_TRUE(same_bits(summed.parameter, averaged.parameter));
+  EXPECT_TRUE(same_bits(summed.full, averaged.full));
+}
+
 TYPED_TEST(StepCpu, TheUpdateLeavesTheNewParametersSumOfSquares) {
   using T = TypeParam;
   std::mt19937_64 random(test_seed());
