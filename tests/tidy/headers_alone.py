@@ -10,6 +10,7 @@ be built, for generated headers. Two compilers run at a time; ccache answers wha
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +19,7 @@ from pathlib import Path
 from source_files import PRODUCT, SOURCE_ROOT, sources
 
 COMPILERS = 2
+CCACHE = [path] if (path := shutil.which("ccache")) else []  # compile_commands.json leaves launchers out
 
 
 def flags_by_source(build, root):
@@ -61,7 +63,7 @@ def compile_alone(header, build, flags, root):
             continue
         tried.add(tuple(command))
         # Not -fsyntax-only: ccache keeps objects.
-        result = subprocess.run([*command, "-O0", "-c", stub, "-o", stub.with_suffix(".o")], cwd=directory,
+        result = subprocess.run([*CCACHE, *command, "-O0", "-c", stub, "-o", stub.with_suffix(".o")], cwd=directory,
                                 capture_output=True, text=True)
         if result.returncode == 0:
             return ""
