@@ -54,7 +54,8 @@ struct Call {
   static Call broadcast(const Caller& caller, Buffer inout, int root);
   static Call barrier() { return {}; }
 
-  /// Whether a rank may call this where another calls `other`. An all_to_all's counts are compared pair by pair elsewhere.
+  /// Whether a rank may call this where another calls `other`. An all_to_all's counts are compared pair by pair
+  /// elsewhere.
   bool agrees_with(const Call& other) const;
   /// What all ranks must agree on, as a person reads it: "all_gather(f32, counts 3 0 4)".
   std::string describe() const;

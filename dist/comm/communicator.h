@@ -101,12 +101,12 @@ class Communicator {
   virtual Work broadcast(Buffer inout, int root) = 0;
   virtual Work barrier() = 0;
 
-  /// A communicator of the given ranks (of this one), in that order. Called by all ranks of this one with the same list;
-  /// returns nullptr on ranks that are not in it.
+  /// A communicator of the given ranks (of this one), in that order. Called by all ranks of this one with the same
+  /// list; returns nullptr on ranks that are not in it.
   virtual std::unique_ptr<Communicator> group(const std::vector<int>& ranks) = 0;
 
-  /// Makes every pending and later wait on this rank fail soon with PeerLostError(reason), and tells the peers as far as the
-  /// backend can. Never blocks, never throws; may be called by any thread, more than once.
+  /// Makes every pending and later wait on this rank fail soon with PeerLostError(reason), and tells the peers as far
+  /// as the backend can. Never blocks, never throws; may be called by any thread, more than once.
   virtual void abort(const std::string& reason) noexcept = 0;
 };
 

@@ -1,6 +1,6 @@
 #pragma once
-// The Gloo backend: host memory over TCP, through the process groups of libtorch (c10d). Ranks find one another through a
-// key-value store (c10d's TCPStore) that rank 0 or, under torchrun, the agent serves.
+// The Gloo backend: host memory over TCP, through the process groups of libtorch (c10d). Ranks find one another
+// through a key-value store (c10d's TCPStore) that rank 0 or, under torchrun, the agent serves.
 //
 // Only point-to-point messages of Gloo are used; message_communicator makes the collectives of them, because Gloo's own
 // reduce-scatter moves twice the bytes and adds in no fixed order.
@@ -28,9 +28,9 @@ struct GlooOptions {
       std::chrono::seconds(60);  ///< of connecting and of every wait
 };
 
-/// Connects all ranks; collective. Over the loopback interface when master_addr is loopback, so that it needs neither DNS
-/// nor a network; else over the interface that leads to master_addr, or $GLOO_SOCKET_IFNAME.
-/// Throws UnavailableError (port in use, store not reachable in time), ConfigError (rank outside the world, two processes
+/// Connects all ranks; collective. Over the loopback interface when master_addr is loopback, so that it needs neither
+/// DNS nor a network; else over the interface that leads to master_addr, or $GLOO_SOCKET_IFNAME. Throws
+/// UnavailableError (port in use, store not reachable in time), ConfigError (rank outside the world, two processes
 /// with one rank, sizes that differ), TimeoutError (names the ranks that did not come), PeerLostError.
 std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options);
 

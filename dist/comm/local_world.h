@@ -1,8 +1,8 @@
 #pragma once
 // LocalWorld: where ranks that are threads meet. Each leaves its call; the last to arrive moves the data of all.
 //
-// Invariants: 1. Data moves only once all ranks' calls are there and match, and nothing else is broken. 2. While it moves,
-// no rank's wait returns, so all buffers are still there. 3. The first failure breaks the world for good.
+// Invariants: 1. Data moves only once all ranks' calls are there and match, and nothing else is broken. 2. While it
+// moves, no rank's wait returns, so all buffers are still there. 3. The first failure breaks the world for good.
 //
 // Thread safety: all of it, from any thread.
 #include <chrono>
@@ -36,8 +36,8 @@ class LocalWorld {
   int size() const { return size_; }
   std::chrono::milliseconds timeout() const { return timeout_; }
 
-  /// Rank `rank` arrives with its call number `number`. Throws ConfigError if it does not match the others'. In a broken
-  /// world nothing meets; the wait tells why.
+  /// Rank `rank` arrives with its call number `number`. Throws ConfigError if it does not match the others'. In a
+  /// broken world nothing meets; the wait tells why.
   std::shared_ptr<Meeting> arrive(int rank, uint64_t number, Call call);
   /// Throws the failure; after `timeout` there is one.
   void wait(int rank, const Meeting& meeting, std::chrono::milliseconds timeout);
@@ -46,8 +46,8 @@ class LocalWorld {
   void abort(const std::string& reason);
   bool broken() const;
 
-  /// The world of the ranks' group number `number`, made by the first that asks. Throws ConfigError if a rank asks for other
-  /// ranks than the first did.
+  /// The world of the ranks' group number `number`, made by the first that asks. Throws ConfigError if a rank asks
+  /// for other ranks than the first did.
   std::shared_ptr<LocalWorld> group(int rank, uint64_t number, const std::vector<int>& ranks);
 
  private:

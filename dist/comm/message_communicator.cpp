@@ -65,7 +65,8 @@ class MessageCommunicator final : public Communicator {
   }
   Work barrier() override { return post(Call::barrier()); }
 
-  // The ranks agree on a number that none of them has used, so two groups with a pair of ranks in common never share tags.
+  // The ranks agree on a number that none of them has used, so two groups with a pair of ranks in common never share
+  // tags.
   std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
     check_group(caller(), ranks);
     int64_t number = connections_->next_group();

@@ -1,13 +1,13 @@
 #pragma once
 // MessageCommunicator: the Communicator of host memory over any Transport. Gloo and MPI differ in their transport only.
 //
-// A call's first messages leave at once, on the caller's thread, so all operations under way travel together. One thread
-// per communicator finishes them in order: waits, adds in rank order, starts the next round. So a sum overlaps with the
-// messages of the operations behind it, and with the caller's own work.
+// A call's first messages leave at once, on the caller's thread, so all operations under way travel together. One
+// thread per communicator finishes them in order: waits, adds in rank order, starts the next round. So a sum overlaps
+// with the messages of the operations behind it, and with the caller's own work.
 //
-// Invariants: 1. The first failure (lost peer, missed deadline, abort) breaks the communicator, its groups and its parent,
-// which share connections; every operation under way or started later fails with it. 2. When a wait has thrown, nothing
-// touches that operation's buffers any more.
+// Invariants: 1. The first failure (lost peer, missed deadline, abort) breaks the communicator, its groups and its
+// parent, which share connections; every operation under way or started later fails with it. 2. When a wait has
+// thrown, nothing touches that operation's buffers any more.
 //
 // Thread safety: as Communicator.
 #include <chrono>

@@ -154,9 +154,12 @@ std::optional<Failure> MessageQueue::finish(Entry& entry) {
       if (entry.transfer) entry.transfer->wait(waiting_for_);
       entry.transfer.reset();
       const Round& round = entry.rounds[entry.round];
+      const bool is_last = ++entry.round == entry.rounds.size();
+      const bool starts_early = !is_last && entry.rounds[entry.round].starts_early;
+      if (starts_early) start_round(entry);
       if (round.then) round.then();
-      if (++entry.round == entry.rounds.size()) return std::nullopt;
-      start_round(entry);
+      if (is_last) return std::nullopt;
+      if (!starts_early) start_round(entry);
     }
   } catch (const std::exception& error) {
     connections_->fail(failure_in(entry, error.what()));

@@ -2,9 +2,9 @@
 // MessageQueue: the operations under way of one MessageCommunicator, and the thread that finishes them in order.
 // Connections: the transport that a communicator shares with its groups, and the one failure that breaks them all.
 //
-// Invariants: 1. An operation's first messages leave inside post(), in the order of the calls. 2. The thread ends operations
-// in that order; each ends exactly once, well or with the failure. 3. close() of the transport follows the failure, so a
-// wait that throws finds it set.
+// Invariants: 1. An operation's first messages leave inside post(), in the order of the calls. 2. The thread ends
+// operations in that order; each ends exactly once, well or with the failure. 3. close() of the transport follows the
+// failure, so a wait that throws finds it set.
 //
 // Thread safety: Connections and wait(), abort(): any thread. post(): one thread.
 #include <atomic>

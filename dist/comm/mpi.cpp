@@ -82,8 +82,8 @@ class Runtime {
 // Counts of MPI calls are ints: longer messages travel in pieces, which arrive in order.
 constexpr int64_t kPieceBytes = int64_t{1} << 30;
 
-// A thread that waits must not take a core from the training: it looks often for a moment, for short messages, then sleeps
-// between looks, so that a long wait costs a few percent of a core.
+// A thread that waits must not take a core from the training: it looks often for a moment, for short messages, then
+// sleeps between looks, so that a long wait costs a few percent of a core.
 class Patience {
  public:
   void reset() { looks_ = 0; }
@@ -106,8 +106,8 @@ class MpiTransfer final : public Transfer {
   explicit MpiTransfer(std::shared_ptr<const std::atomic<bool>> closed)
       : closed_(std::move(closed)) {}
 
-  // Messages that a failure left behind: receives that nothing has matched can be taken back. The others stay as they are,
-  // and no MPI call of ours follows that could move them on.
+  // Messages that a failure left behind: receives that nothing has matched can be taken back. The others stay as they
+  // are, and no MPI call of ours follows that could move them on.
   ~MpiTransfer() override {
     for (size_t i = 0; i < requests_.size(); ++i) {
       if (requests_[i] == MPI_REQUEST_NULL) continue;

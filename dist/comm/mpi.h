@@ -4,9 +4,10 @@
 // Only point-to-point messages of MPI are used; message_communicator makes the collectives of them, so sums have one
 // order and operations progress on a thread of their own while the caller computes.
 //
-// Invariants: 1. MPI is initialised once per process, by the first connect_mpi unless the program did it before. 2. What
-// connect_mpi initialised is finalised when the last communicator goes in peace. After a failure it is not: MPI_Finalize
-// would wait for ranks that are gone. The process then leaves with its own exit code, and mpirun ends the others.
+// Invariants: 1. MPI is initialised once per process, by the first connect_mpi unless the program did it before. 2.
+// What connect_mpi initialised is finalised when the last communicator goes in peace. After a failure it is not:
+// MPI_Finalize would wait for ranks that are gone. The process then leaves with its own exit code, and mpirun ends
+// the others.
 //
 // Thread safety: as Communicator; MPI runs with MPI_THREAD_MULTIPLE.
 #include <chrono>

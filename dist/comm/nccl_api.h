@@ -1,7 +1,7 @@
 #pragma once
-// NcclApi: the functions of NCCL and of the CUDA runtime that the NCCL backend calls, as a table. The real one is filled from
-// the linked libraries; tests put a double in its place that records calls and returns errors at will, so call order and
-// error paths are tested on machines without a GPU.
+// NcclApi: the functions of NCCL and of the CUDA runtime that the NCCL backend calls, as a table. The real one is
+// filled from the linked libraries; tests put a double in its place that records calls and returns errors at will, so
+// call order and error paths are tested on machines without a GPU.
 //
 // Invariants: every entry is set.
 //

@@ -136,8 +136,8 @@ ncclComm_t NcclSession::split(int color, int key) {
   }
 }
 
-// NCCL runs non-blocking: a call may be under way after it returned. Waits until it is not, with the lock released between
-// looks, so that abort() can come in.
+// NCCL runs non-blocking: a call may be under way after it returned. Waits until it is not, with the lock released
+// between looks, so that abort() can come in.
 void NcclSession::settle(std::unique_lock<std::mutex>& lock, ncclComm_t comm,
                          const std::string& what) {
   const auto deadline = std::chrono::steady_clock::now() + options_.timeout;

@@ -1,8 +1,9 @@
 #pragma once
-// NcclSession: one NCCL communicator with its stream, its events and its one failure; what operations under way hold on to.
+// NcclSession: one NCCL communicator with its stream, its events and its one failure; what operations under way hold
+// on to.
 //
-// Invariants: 1. The first failure aborts the NCCL communicator; nothing is launched after it. 2. A group that was started is
-// ended, whatever happened inside. 3. No lock is held while waiting, so abort() is never kept out.
+// Invariants: 1. The first failure aborts the NCCL communicator; nothing is launched after it. 2. A group that was
+// started is ended, whatever happened inside. 3. No lock is held while waiting, so abort() is never kept out.
 //
 // Thread safety: fail() and failure() any thread; the rest one thread at a time.
 #include <chrono>

@@ -1,5 +1,6 @@
 #include "fusedbun/dist/comm/rounds.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -27,25 +28,48 @@ void for_each_peer(int rank, int size, Visit visit) {
   }
 }
 
-// Portion r of `input` goes to rank r; mine, reduced over all ranks, into `output`.
-Round reduce_scatter(ReduceOp op, Buffer input, Buffer output, const Counts& counts, int rank,
-                     int size) {
+// Elements `begin` to `end` of every portion of `input` go to the portion's rank; mine, reduced over all ranks, go into
+// `output`. What arrives is kept in `scratch`.
+Round reduce_piece(ReduceOp op, Buffer input, Buffer output, const Counts& counts, int64_t begin,
+                   int64_t end, std::byte* scratch, int rank, int size) {
   const auto width = static_cast<int64_t>(bytes_of(input.type));
-  const int64_t mine_bytes = output.count * width;
+  const auto length = [&](int r) { return std::clamp<int64_t>(counts[r] - begin, 0, end - begin); };
   Round round;
-  const Scratch scratch = make_scratch(mine_bytes * (size - 1));
   std::vector<const void*> parts(static_cast<size_t>(size));
-  parts[rank] = address_of(input, offset_of(counts, rank));
-  std::byte* free = scratch.get();
+  parts[rank] = address_of(input, offset_of(counts, rank) + begin);
   for_each_peer(rank, size, [&](int to, int from) {
-    add(round.sends, to, address_of(input, offset_of(counts, to)), counts[to] * width);
-    add(round.receives, from, free, mine_bytes);
-    parts[from] = std::exchange(free, free + mine_bytes);
+    add(round.sends, to, address_of(input, offset_of(counts, to) + begin), length(to) * width);
+    add(round.receives, from, scratch, length(rank) * width);
+    parts[from] = std::exchange(scratch, scratch + length(rank) * width);
   });
-  round.then = [op, output, scratch, parts = std::move(parts)] {
-    reduce_in_rank_order(op, output.type, parts, output.data, output.count);
-  };
+  if (length(rank) > 0) {
+    round.then = [op, type = output.type, parts = std::move(parts),
+                  target = address_of(output, begin),
+                  count = length(rank)] { reduce_in_rank_order(op, type, parts, target, count); };
+  }
   return round;
+}
+
+// Portion r of `input` goes to rank r; mine, reduced over all ranks, into `output`.
+std::vector<Round> reduce_scatter(ReduceOp op, Buffer input, Buffer output, const Counts& counts,
+                                  int rank, int size) {
+  const auto width = static_cast<int64_t>(bytes_of(input.type));
+  const int64_t piece = kPieceBytes / width;
+  const int64_t longest = *std::max_element(counts.begin(), counts.end());
+  // Two pieces are here at a time: one being added up, one arriving.
+  const int64_t scratch_bytes = std::min(piece, output.count) * width * (size - 1);
+  const Scratch scratch[] = {make_scratch(scratch_bytes),
+                             make_scratch(output.count > piece ? scratch_bytes : 0)};
+  std::vector<Round> rounds;
+  for (int64_t begin = 0; begin < std::max<int64_t>(longest, 1); begin += piece) {
+    const Scratch& arrival = scratch[rounds.size() % 2];
+    Round round =
+        reduce_piece(op, input, output, counts, begin, begin + piece, arrival.get(), rank, size);
+    round.starts_early = begin > 0;
+    round.owned = arrival;
+    rounds.push_back(std::move(round));
+  }
+  return rounds;
 }
 
 Round all_to_all(Buffer input, const Counts& send_counts, Buffer output,
@@ -91,7 +115,8 @@ Round short_all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
     add(round.receives, from, free, bytes);
     parts[from] = std::exchange(free, free + bytes);
   });
-  round.then = [op, inout, scratch, parts = std::move(parts)] {
+  round.owned = scratch;
+  round.then = [op, inout, parts = std::move(parts)] {
     reduce_in_rank_order(op, inout.type, parts, inout.data, inout.count);
   };
   return round;
@@ -105,8 +130,9 @@ std::vector<Round> all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
   for (int r = 0; r < size; ++r)
     counts.push_back(inout.count / size + (r < inout.count % size ? 1 : 0));
   const Buffer mine{address_of(inout, offset_of(counts, rank)), counts[rank], inout.type};
-  return {reduce_scatter(op, inout, mine, counts, rank, size),
-          all_gather(mine, inout, counts, rank, size)};
+  std::vector<Round> rounds = reduce_scatter(op, inout, mine, counts, rank, size);
+  rounds.push_back(all_gather(mine, inout, counts, rank, size));
+  return rounds;
 }
 
 // Ranks count from the root; who has the data sends it 1, 2, 4, ... ranks further, the farthest first.
@@ -138,7 +164,7 @@ Round barrier(int rank, int size) {
     add(round.sends, to, scratch.get() + rank, 1);
     add(round.receives, from, scratch.get() + from, 1);
   });
-  round.then = [scratch] {};
+  round.owned = scratch;
   return round;
 }
 
@@ -147,7 +173,7 @@ Round barrier(int rank, int size) {
 std::vector<Round> rounds_of(const Call& call, int rank, int size) {
   switch (call.operation) {
     case Operation::reduce_scatter:
-      return {reduce_scatter(ReduceOp::sum, call.input, call.output, call.send_counts, rank, size)};
+      return reduce_scatter(ReduceOp::sum, call.input, call.output, call.send_counts, rank, size);
     case Operation::all_gather:
       return {all_gather(call.input, call.output, call.receive_counts, rank, size)};
     case Operation::all_reduce:

@@ -1,21 +1,24 @@
 #pragma once
-// Rounds: a collective as point-to-point messages. What a rank sends, receives and computes, decided from the call alone;
-// Gloo and MPI both carry these.
+// Rounds: a collective as point-to-point messages. What a rank sends, receives and computes, decided from the call
+// alone; Gloo and MPI both carry these.
 //
-//   reduce_scatter   everybody sends each peer its portion; each adds what it got, in rank order
+//   reduce_scatter   everybody sends each peer its portion; each adds what it got, in rank order; piece by piece, so
+//                    that one piece is added up, in the cache, while the next one travels
 //   all_gather       everybody sends its portion to all
 //   all_reduce       short: everybody sends all of it to all; long: reduce_scatter, then all_gather, of equal portions
 //   all_to_all       portion by portion
 //   broadcast        a binomial tree
 //   barrier          one byte from everybody to everybody
 //
-// Invariants: 1. The messages between two ranks match in number, order and size if the two calls match. 2. Empty portions
-// send nothing. 3. A round's memory is touched by its messages only until all of them have moved, then by `then` only.
+// Invariants: 1. The messages between two ranks match in number, order and size if the two calls match. 2. Empty
+// portions send nothing. 3. A round's memory is touched by its messages only until all of them have moved, then by
+// `then` only.
 //
 // Thread safety: values and a pure function.
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "fusedbun/dist/comm/call.h"
@@ -29,15 +32,21 @@ struct Message {
   int64_t bytes = 0;
 };
 
-/// Messages that travel at the same time, then a computation; each round starts after the one before.
+/// Messages that travel at the same time, then a computation.
 struct Round {
+  /// Its messages need nothing that the round before computes: they start when that round's have moved, before its
+  /// `then`.
+  bool starts_early = false;
   std::vector<Message> sends;
   std::vector<Message> receives;
-  std::function<void()> then;  ///< may be empty; owns the memory in which messages arrive
+  std::function<void()> then;     ///< may be empty
+  std::shared_ptr<void> owned{};  ///< memory of its messages that is not the caller's
 };
 
 /// all_reduce of more bytes than this goes in two rounds and moves less.
 inline constexpr int64_t kShortAllReduceBytes = 64 * 1024;
+/// The piece of a portion that one round of a reduce_scatter carries.
+inline constexpr int64_t kPieceBytes = 2 * 1024 * 1024;
 
 std::vector<Round> rounds_of(const Call& call, int rank, int size);
 

@@ -4,8 +4,8 @@
 // Invariants: 1. Messages from one rank to another under one tag arrive in the order in which they were started.
 // 2. start() never waits for a peer. 3. Once a Transfer is destroyed, nothing touches its messages' memory.
 //
-// Thread safety: start() from one thread at a time (the caller locks); Transfer::wait() from any one thread, at the same
-// time as start(); close() from any thread at any time.
+// Thread safety: start() from one thread at a time (the caller locks); Transfer::wait() from any one thread, at the
+// same time as start(); close() from any thread at any time.
 #include <atomic>
 #include <memory>
 #include <string_view>

@@ -1,8 +1,8 @@
 #pragma once
 // Work: one operation under way. Move-only; waited for by the host (with a deadline) or by a device stream.
 //
-// A Work must be waited for before its buffers go. Destroying one that was not waited for is our bug (assert), unless an
-// exception is on its way through or the communicator was aborted.
+// A Work must be waited for before its buffers go. Destroying one that was not waited for is our bug (assert), unless
+// an exception is on its way through or the communicator was aborted.
 //
 // Thread safety: none; it belongs to the thread that started the operation.
 #include <chrono>

@@ -1,6 +1,6 @@
 #pragma once
-// A child process of a test: started, signalled, waited for with a deadline, its output kept. Killed at the latest by the
-// destructor, and by the kernel when the test itself dies.
+// A child process of a test: started, signalled, waited for with a deadline, its output kept. Killed at the latest by
+// the destructor, and by the kernel when the test itself dies.
 #include <sys/types.h>
 
 #include <chrono>

@@ -142,8 +142,8 @@ void expect_all_reduce(World& world, int64_t count, ReduceOp op) {
   });
 }
 
-// More than a megabyte of floats together; under the thread sanitizer, which is slow, just enough for all_reduce to take
-// the way of long messages.
+// More than a megabyte of floats together; under the thread sanitizer, which is slow, just enough for all_reduce to
+// take the way of long messages.
 #ifdef __SANITIZE_THREAD__
 constexpr int64_t kLarge = 20'000;
 #else
@@ -178,6 +178,13 @@ TEST_P(Conformance, ReduceScatterInPlace) {
 TEST_P(Conformance, ReduceScatterOfLargeBuffers) {
   expect_reduce_scatter<float>(world(), uneven_counts(world().size(), large_portion(world())),
                                false);
+}
+
+TEST_P(Conformance, ReduceScatterOfOneLongPortionAmongShortOnes) {
+  Counts counts(static_cast<size_t>(world().size()), 1000);
+  counts.back() = 300'000;  // 2.4 MB: more than backends move in one piece
+  expect_reduce_scatter<double>(world(), counts, false);
+  expect_reduce_scatter<double>(world(), counts, true);
 }
 
 TEST_P(Conformance, AllGatherOfEveryType) {

@@ -1,7 +1,7 @@
 #pragma once
-// The conformance suite: what every backend promises in communicator.h, run by each backend's test binary over worlds of
-// several sizes. Conformance (conformance.cpp) holds while nothing fails; Breakage (breakage.cpp) is what happens when
-// something does.
+// The conformance suite: what every backend promises in communicator.h, run by each backend's test binary over worlds
+// of several sizes. Conformance (conformance.cpp) holds while nothing fails; Breakage (breakage.cpp) is what happens
+// when something does.
 #include <gtest/gtest.h>
 
 #include <chrono>

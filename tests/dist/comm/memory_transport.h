@@ -1,6 +1,6 @@
 #pragma once
-// A transport between threads of this process: mailboxes in memory, with faults on request. With it the machinery that Gloo
-// and MPI share runs without either, under the thread sanitizer too.
+// A transport between threads of this process: mailboxes in memory, with faults on request. With it the machinery
+// that Gloo and MPI share runs without either, under the thread sanitizer too.
 #include <memory>
 #include <vector>
 

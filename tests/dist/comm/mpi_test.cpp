@@ -1,4 +1,5 @@
-// The conformance suite over MPI: every process is one rank, started by mpirun; all run the same tests in the same order.
+// The conformance suite over MPI: every process is one rank, started by mpirun; all run the same tests in the same
+// order.
 #include "fusedbun/dist/comm/mpi.h"
 
 #include "conformance.h"

@@ -1,6 +1,6 @@
 #pragma once
-// A double of NCCL and the CUDA runtime: records every call in one transcript and fails where it is told to. It moves no
-// data; what it tests is the order of calls and the way out of errors.
+// A double of NCCL and the CUDA runtime: records every call in one transcript and fails where it is told to. It moves
+// no data; what it tests is the order of calls and the way out of errors.
 #include <map>
 #include <string>
 #include <vector>

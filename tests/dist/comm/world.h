@@ -1,6 +1,6 @@
 #pragma once
-// World: a set of connected ranks that a test body runs on, once per rank. Threads of this process, or (MPI) this process's
-// own rank of a job that mpirun started.
+// World: a set of connected ranks that a test body runs on, once per rank. Threads of this process, or (MPI) this
+// process's own rank of a job that mpirun started.
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
