@@ -141,18 +141,6 @@ void FusedbunOptions::serialize(InputArchive& archive) {
 
 namespace {
 
-template <class Segment, class Visit>
-void visit_tensors(Segment& segment, Visit&& visit) {
-  visit("momentum_buffer", segment.momentum_buffer);
-  visit("exp_avg_sq", segment.exp_avg_sq.full);
-  visit("exp_avg_sq_row", segment.exp_avg_sq.row);
-  visit("exp_avg_sq_col", segment.exp_avg_sq.col);
-  visit("exp_hessian", segment.exp_hessian.full);
-  visit("exp_hessian_row", segment.exp_hessian.row);
-  visit("exp_hessian_col", segment.exp_hessian.col);
-  visit("master", segment.master);
-}
-
 // A loaded state must be what this parameter would have under these options.
 void require_fit(const Tensor& parameter, const FusedbunParamState& state, const Options& options) {
   const RowRange range = all_rows(parameter);

@@ -43,6 +43,19 @@ struct SegmentState {
       master;  ///< [rows, m] float32 copy of bfloat16 or float16 parameters; else undefined
 };
 
+/// Calls visit(name, tensor) for every tensor that some options store; undefined ones are not stored under the options at hand.
+template <class Segment, class Visit>
+void visit_tensors(Segment& segment, Visit&& visit) {
+  visit("momentum_buffer", segment.momentum_buffer);
+  visit("exp_avg_sq", segment.exp_avg_sq.full);
+  visit("exp_avg_sq_row", segment.exp_avg_sq.row);
+  visit("exp_avg_sq_col", segment.exp_avg_sq.col);
+  visit("exp_hessian", segment.exp_hessian.full);
+  visit("exp_hessian_row", segment.exp_hessian.row);
+  visit("exp_hessian_col", segment.exp_hessian.col);
+  visit("master", segment.master);
+}
+
 /// The type in which a parameter of type `parameter` is stepped: float64 for itself, float32 for the rest.
 /// Throws ConfigError for types that are not floating point.
 torch::ScalarType arithmetic_type(torch::ScalarType parameter);

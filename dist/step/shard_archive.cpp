@@ -7,26 +7,6 @@
 #include "fusedbun/dist/step/engine.h"
 
 namespace fusedbun {
-namespace {
-
-/// Visits every tensor of a segment's state that is stored under its options, by name.
-template <class Visit>
-void for_each_tensor(SegmentState& state, Visit visit) {
-  const auto one = [&](const char* name, at::Tensor& tensor) {
-    if (tensor.defined()) visit(std::string(name), tensor);
-  };
-  one("momentum_buffer", state.momentum_buffer);
-  one("exp_avg_sq", state.exp_avg_sq.full);
-  one("exp_avg_sq.row", state.exp_avg_sq.row);
-  one("exp_avg_sq.col", state.exp_avg_sq.col);
-  one("exp_hessian", state.exp_hessian.full);
-  one("exp_hessian.row", state.exp_hessian.row);
-  one("exp_hessian.col", state.exp_hessian.col);
-  one("master", state.master);
-}
-
-}  // namespace
-
 void StepEngine::save(torch::serialize::OutputArchive& archive) {
   at::NoGradGuard no_grad;
   absorb_pending_columns();
@@ -44,8 +24,8 @@ void StepEngine::save(torch::serialize::OutputArchive& archive) {
   for (auto& bucket : owned_) {
     for (OwnedSegment& owned : bucket) {
       torch::serialize::OutputArchive segment;
-      for_each_tensor(owned.state, [&](const std::string& name, at::Tensor& tensor) {
-        segment.write(name, tensor, /*is_buffer=*/true);
+      visit_tensors(owned.state, [&](const char* name, at::Tensor& tensor) {
+        if (tensor.defined()) segment.write(name, tensor, /*is_buffer=*/true);
       });
       archive.write("segment." + std::to_string(owned.where.parameter), segment);
     }
@@ -84,10 +64,15 @@ void StepEngine::load(torch::serialize::InputArchive& archive) {
     for (OwnedSegment& owned : bucket) {
       torch::serialize::InputArchive segment;
       archive.read("segment." + std::to_string(owned.where.parameter), segment);
-      for_each_tensor(owned.state, [&](const std::string& name, at::Tensor& tensor) {
+      visit_tensors(owned.state, [&](const char* name, at::Tensor& tensor) {
         at::Tensor saved;
-        segment.read(name, saved, true);
-        tensor.copy_(saved);
+        const bool is_saved = segment.try_read(name, saved, /*is_buffer=*/true);
+        FUSEDBUN_REQUIRE(is_saved == tensor.defined(), DataError,
+                         "rank " + std::to_string(rank_) + ": the saved state of '" +
+                             parameters_[owned.where.parameter].name + "' " +
+                             (is_saved ? "has" : "lacks") + " a " + name +
+                             ": it was saved under other structural options");
+        if (is_saved) tensor.copy_(saved);
       });
     }
   }
