@@ -8,9 +8,9 @@ namespace {
 
 /// Peak learning rates that train small models well, from the sweeps of tests/bench/optimizers.py.
 double suitable_lr(const OptimizerChoice& choice) {
-  if (choice.kind == OptimizerKind::adamw) return 3e-3;
+  if (choice.kind == OptimizerKind::adamw) return 4e-3;
   static const std::map<std::string_view, double> of_preset = {{"recommended", 3e-3},
-                                                               {"sm3", 3e-3},
+                                                               {"sm3", 6e-3},
                                                                {"compact", 0.1},
                                                                {"lean", 3e-3},
                                                                {"elementwise", 1e-3}};

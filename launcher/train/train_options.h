@@ -30,7 +30,7 @@ struct TrainOptions {
   int64_t steps = 300;
   int64_t batch = 16;    ///< sequences per job step, all ranks together
   int accumulation = 1;  ///< backward passes per job step
-  int64_t warmup_steps = 20;
+  int64_t warmup_steps = 50;
   double max_grad_norm = 1;  ///< 0: no clipping
   uint64_t seed = 1;
   int64_t eval_every =
