@@ -18,8 +18,8 @@ torch::optim::AdamWOptions adamw_options(const Options& options) {
       .weight_decay(options.Lambda);
 }
 
-/// All gradients travel in one all-reduce; state is kept whole on every rank. The message's last element counts the ranks that
-/// were asked to leave, so that all leave at the same step.
+/// All gradients travel in one all-reduce; state is kept whole on every rank. The message's last element counts the
+/// ranks that were asked to leave, so that all leave at the same step.
 class AdamwStepper : public Stepper {
  public:
   AdamwStepper(Job& job, Gpt2& model, const StepperOptions& options)

@@ -1,6 +1,6 @@
 #pragma once
-// Which sequences of a global batch one rank computes, micro-step by micro-step. The global batch belongs to the job: its
-// content does not depend on how many ranks share it.
+// Which sequences of a global batch one rank computes, micro-step by micro-step. The global batch belongs to the job:
+// its content does not depend on how many ranks share it.
 //
 // Thread safety: values.
 #include <cstdint>

@@ -1,9 +1,10 @@
 #pragma once
-// GPT-2's architecture (Radford et al., 2019) as LibTorch modules: learned positions, layer norm before attention and MLP,
-// GELU with tanh, and an output layer tied to the token embedding. No dropout: a run is a function of its seed and data.
+// GPT-2's architecture (Radford et al., 2019) as LibTorch modules: learned positions, layer norm before attention and
+// MLP, GELU with tanh, and an output layer tied to the token embedding. No dropout: a run is a function of its seed and
+// data.
 //
-// Parameter names are those of Hugging Face's GPT2Model ("h.0.attn.c_attn.weight"); linear weights are [out, in] as LibTorch
-// has them (hf_gpt2.h transposes at the border).
+// Parameter names are those of Hugging Face's GPT2Model ("h.0.attn.c_attn.weight"); linear weights are [out, in] as
+// LibTorch has them (hf_gpt2.h transposes at the border).
 //
 // Thread safety: as torch::nn::Module: one thread at a time.
 #include <torch/nn/module.h>
@@ -32,8 +33,8 @@ void validate(const Gpt2Config& config);
 
 class Gpt2Impl : public torch::nn::Module {
  public:
-  /// Weights drawn from `seed` alone (normal, 0.02; layers that end in the residual stream 0.02 / sqrt(2·n_layer)), so they
-  /// are the same on every rank.
+  /// Weights drawn from `seed` alone (normal, 0.02; layers that end in the residual stream 0.02 / sqrt(2·n_layer)), so
+  /// they are the same on every rank.
   Gpt2Impl(const Gpt2Config& config, uint64_t seed);
 
   /// `tokens` [batch, time <= n_ctx], int64, each below vocab; returns logits [batch, time, vocab].

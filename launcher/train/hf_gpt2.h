@@ -1,10 +1,11 @@
 #pragma once
-// A Gpt2 as a safetensors file in Hugging Face's GPT-2 naming and orientation, so that `transformers` reads what we write and
-// we read what it wrote.
+// A Gpt2 as a safetensors file in Hugging Face's GPT-2 naming and orientation, so that `transformers` reads what we
+// write and we read what it wrote.
 //
-// Differences at this border: Hugging Face keeps the weights of c_attn, c_proj and c_fc as [in, out] (Conv1D); names may start
-// with "transformer."; files may hold the causal mask (attn.bias) and the tied output layer (lm_head.weight). The number
-// of heads is not visible in any shape: we write it as metadata, and files without it need it from the caller.
+// Differences at this border: Hugging Face keeps the weights of c_attn, c_proj and c_fc as [in, out] (Conv1D); names
+// may start with "transformer."; files may hold the causal mask (attn.bias) and the tied output layer (lm_head.weight).
+// The number of heads is not visible in any shape: we write it as metadata, and files without it need it from the
+// caller.
 //
 // Thread safety: pure functions of the model and the file.
 #include <filesystem>
@@ -15,12 +16,12 @@
 
 namespace fusedbun::train {
 
-/// The sizes of the model in `file`. `heads`, if given, must agree with the file's metadata; without either, a head is 64 wide
-/// as in all of OpenAI's. Throws DataError if this is no GPT-2, ConfigError if `heads` contradicts.
+/// The sizes of the model in `file`. `heads`, if given, must agree with the file's metadata; without either, a head is
+/// 64 wide as in all of OpenAI's. Throws DataError if this is no GPT-2, ConfigError if `heads` contradicts.
 Gpt2Config config_of(const checkpoint::SafetensorsFile& file, std::optional<int64_t> heads);
 
-/// Copies the file's values (F32, F16, BF16) into `model`. Throws DataError naming the tensor that is missing, unknown, of
-/// another shape or type, or an output layer that is not tied.
+/// Copies the file's values (F32, F16, BF16) into `model`. Throws DataError naming the tensor that is missing, unknown,
+/// of another shape or type, or an output layer that is not tied.
 void load_hf(const checkpoint::SafetensorsFile& file, Gpt2& model);
 
 /// Writes the model in float32, atomically. Throws IoError.

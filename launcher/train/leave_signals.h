@@ -1,6 +1,6 @@
 #pragma once
-// LeaveSignals: while one lives, the first SIGTERM, SIGINT or SIGUSR1 asks the job to leave after a step that all ranks agree
-// on, and the second one ends the process at once with 128 + its number. SIGPIPE is ignored.
+// LeaveSignals: while one lives, the first SIGTERM, SIGINT or SIGUSR1 asks the job to leave after a step that all ranks
+// agree on, and the second one ends the process at once with 128 + its number. SIGPIPE is ignored.
 //
 // Invariant: at most one object at a time.
 //

@@ -15,16 +15,16 @@ enum class OptimizerKind : uint8_t { fusedbun, adamw };
 struct OptimizerChoice {
   OptimizerKind kind = OptimizerKind::fusedbun;
   std::string preset = "recommended";  ///< of Fusedbun
-  /// Unset: the preset's value, or AdamW's; lr: what suits it (options_of). For AdamW momentum_beta and beta_decay are its two
-  /// betas.
+  /// Unset: the preset's value, or AdamW's; lr: what suits it (options_of). For AdamW momentum_beta and beta_decay are
+  /// its two betas.
   std::optional<double> lr, eps, weight_decay, beta_decay, momentum_beta;
   bool momentum_bf16 = false;
   bool propagate_nonfinite =
       false;  ///< let a NaN or inf gradient through instead of skipping the step
 };
 
-/// The options in full. For AdamW lr, eps, Lambda, beta_decay and momentum_beta are meant. Throws ConfigError for a value out
-/// of range.
+/// The options in full. For AdamW lr, eps, Lambda, beta_decay and momentum_beta are meant. Throws ConfigError for a
+/// value out of range.
 Options options_of(const OptimizerChoice& choice);
 
 /// One line for people.

@@ -1,10 +1,10 @@
 #pragma once
-// What a run tells a person: sentences, and where training stands. On a terminal one line that is rewritten at most each
-// 0.1 s; otherwise plain lines at most each 10 s. All but the rewritten line also goes to the run's log file. No colours,
-// so NO_COLOR has nothing to switch off.
+// What a run tells a person: sentences, and where training stands. On a terminal one line that is rewritten at most
+// each 0.1 s; otherwise plain lines at most each 10 s. All but the rewritten line also goes to the run's log file. No
+// colours, so NO_COLOR has nothing to switch off.
 //
-// Invariants: 1. A sentence never lands in the middle of the rewritten line. 2. Ranks other than 0 are silent: they hold an
-// object without a screen.
+// Invariants: 1. A sentence never lands in the middle of the rewritten line. 2. Ranks other than 0 are silent: they
+// hold an object without a screen.
 //
 // Thread safety: say() may be called from any thread; step() from one.
 #include <chrono>

@@ -1,10 +1,10 @@
 #pragma once
 // Text as a trainer reads it: bytes. Any files; their last tenth is held back for validation.
 //
-// Invariants: 1. The text is the same on every rank: sources in the order given, folders walked recursively in order of path,
-// symbolic links and files that are not text (a NUL byte in their first 8 KiB) left out, each file followed by a newline
-// if it lacks one. 2. The tokens of a training sample are a pure function of (seed, job step, index in the global batch), whatever
-// the number of ranks. 3. Both parts hold at least one context plus one byte.
+// Invariants: 1. The text is the same on every rank: sources in the order given, folders walked recursively in order of
+// path, symbolic links and files that are not text (a NUL byte in their first 8 KiB) left out, each file followed by a
+// newline if it lacks one. 2. The tokens of a training sample are a pure function of (seed, job step, index in the
+// global batch), whatever the number of ranks. 3. Both parts hold at least one context plus one byte.
 //
 // Thread safety: read-only after construction.
 #include <cstdint>

@@ -1,8 +1,8 @@
 #pragma once
 // One training run: reads text and weights, joins the job, trains, saves the model, says how it went.
 //
-// Order, so that nothing is lost late: everything that can be refused alone is refused before ranks meet; the run folder is
-// taken before anything is written to it; the model is saved atomically before the job calls itself done.
+// Order, so that nothing is lost late: everything that can be refused alone is refused before ranks meet; the run
+// folder is taken before anything is written to it; the model is saved atomically before the job calls itself done.
 //
 // Thread safety: one run at a time in a process.
 #include "fusedbun/launcher/train/train_options.h"
