@@ -92,6 +92,7 @@ std::shared_ptr<MessageQueue::Entry> MessageQueue::post(Call call) {
   }
   try {
     start_round(*entry);
+    start_early_rounds(*entry, 0);
   } catch (const std::exception& error) {
     connections_->fail(failure_in(*entry, error.what()));
   }
@@ -136,7 +137,7 @@ void MessageQueue::run() {
     const auto entry = entries_.front();
     lock.unlock();
     auto failure = finish(*entry);
-    entry->transfer.reset();  // from here on nothing touches the operation's buffers
+    entry->transfers.clear();  // from here on nothing touches the operation's buffers
     entry->rounds.clear();
     lock.lock();
     entries_.pop_front();
@@ -149,18 +150,15 @@ void MessageQueue::run() {
 // Runs what is left of the operation.
 std::optional<Failure> MessageQueue::finish(Entry& entry) {
   try {
-    for (;;) {
+    for (size_t round = 0; round < entry.rounds.size(); ++round) {
       if (auto failure = connections_->failure()) return failure;
-      if (entry.transfer) entry.transfer->wait(waiting_for_);
-      entry.transfer.reset();
-      const Round& round = entry.rounds[entry.round];
-      const bool is_last = ++entry.round == entry.rounds.size();
-      const bool starts_early = !is_last && entry.rounds[entry.round].starts_early;
-      if (starts_early) start_round(entry);
-      if (round.then) round.then();
-      if (is_last) return std::nullopt;
-      if (!starts_early) start_round(entry);
+      if (entry.started == round) start_round(entry);
+      if (entry.transfers.front()) entry.transfers.front()->wait(waiting_for_);
+      entry.transfers.pop_front();
+      start_early_rounds(entry, round + 1);
+      if (entry.rounds[round].then) entry.rounds[round].then();
     }
+    return std::nullopt;
   } catch (const std::exception& error) {
     connections_->fail(failure_in(entry, error.what()));
     return connections_->failure();
@@ -168,9 +166,17 @@ std::optional<Failure> MessageQueue::finish(Entry& entry) {
 }
 
 void MessageQueue::start_round(Entry& entry) {
-  const Round& round = entry.rounds[entry.round];
-  if (round.sends.empty() && round.receives.empty()) return;
-  entry.transfer = connections_->start(round, entry.tag);
+  const Round& round = entry.rounds[entry.started];
+  const bool is_local = round.sends.empty() && round.receives.empty();
+  entry.transfers.push_back(is_local ? nullptr : connections_->start(round, entry.tag));
+  ++entry.started;
+}
+
+void MessageQueue::start_early_rounds(Entry& entry, size_t waited_for) {
+  while (entry.started < entry.rounds.size() && entry.rounds[entry.started].starts_early &&
+         entry.started < waited_for + kRoundsAhead) {
+    start_round(entry);
+  }
 }
 
 Failure MessageQueue::failure_in(const Entry& entry, const std::string& what) const {

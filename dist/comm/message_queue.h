@@ -54,8 +54,9 @@ class MessageQueue {
     uint64_t number = 0;
     int tag = 0;
     std::vector<Round> rounds;
-    size_t round = 0;
-    std::unique_ptr<Transfer> transfer;
+    size_t started = 0;  // rounds whose messages have left
+    std::deque<std::unique_ptr<Transfer>>
+        transfers;  // of the rounds that are started and not waited for
     bool ended = false;
     std::optional<Failure> failure;
   };
@@ -81,6 +82,8 @@ class MessageQueue {
   void run();
   std::optional<Failure> finish(Entry& entry);
   void start_round(Entry& entry);
+  /// `waited_for` rounds have moved.
+  void start_early_rounds(Entry& entry, size_t waited_for);
   Failure failure_in(const Entry& entry, const std::string& what) const;
 
   const std::shared_ptr<Connections> connections_;

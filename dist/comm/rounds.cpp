@@ -56,13 +56,16 @@ std::vector<Round> reduce_scatter(ReduceOp op, Buffer input, Buffer output, cons
   const auto width = static_cast<int64_t>(bytes_of(input.type));
   const int64_t piece = kPieceBytes / width;
   const int64_t longest = *std::max_element(counts.begin(), counts.end());
-  // Two pieces are here at a time: one being added up, one arriving.
   const int64_t scratch_bytes = std::min(piece, output.count) * width * (size - 1);
-  const Scratch scratch[] = {make_scratch(scratch_bytes),
-                             make_scratch(output.count > piece ? scratch_bytes : 0)};
+  // One place for the piece that is being added up, and one for each that arrives meanwhile.
+  std::vector<Scratch> scratch;
+  for (int64_t used = 0; used < output.count && scratch.size() <= kRoundsAhead; used += piece) {
+    scratch.push_back(make_scratch(scratch_bytes));
+  }
+  if (scratch.empty()) scratch.push_back(make_scratch(0));
   std::vector<Round> rounds;
   for (int64_t begin = 0; begin < std::max<int64_t>(longest, 1); begin += piece) {
-    const Scratch& arrival = scratch[rounds.size() % 2];
+    const Scratch& arrival = scratch[rounds.size() % scratch.size()];
     Round round =
         reduce_piece(op, input, output, counts, begin, begin + piece, arrival.get(), rank, size);
     round.starts_early = begin > 0;

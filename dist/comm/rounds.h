@@ -34,8 +34,8 @@ struct Message {
 
 /// Messages that travel at the same time, then a computation.
 struct Round {
-  /// Its messages need nothing that the round before computes: they start when that round's have moved, before its
-  /// `then`.
+  /// Its messages need nothing that the rounds before it compute: they start as soon as the round kRoundsAhead places
+  /// before it has moved.
   bool starts_early = false;
   std::vector<Message> sends;
   std::vector<Message> receives;
@@ -46,7 +46,11 @@ struct Round {
 /// all_reduce of more bytes than this goes in two rounds and moves less.
 inline constexpr int64_t kShortAllReduceBytes = 64 * 1024;
 /// The piece of a portion that one round of a reduce_scatter carries.
-inline constexpr int64_t kPieceBytes = 2 * 1024 * 1024;
+inline constexpr int64_t kPieceBytes = 1024 * 1024;
+
+/// How many rounds that start early travel beside the one that is waited for. With one, the line falls silent between the
+/// end of a piece and the start of the next.
+inline constexpr size_t kRoundsAhead = 4;
 
 std::vector<Round> rounds_of(const Call& call, int rank, int size);
 
