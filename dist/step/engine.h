@@ -88,6 +88,7 @@ class StepEngine {
   bool may_share_memory(size_t first_parameter) const;
   bool open_window(size_t first_parameter, size_t first_bucket);
   void make_state(size_t first_parameter, size_t first_bucket);
+  void say_what_is_slow() const;
   void install_hook(int parameter);
 
   // Gradients: from hooks and from step().

@@ -104,6 +104,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added) {
 
   make_buckets(first_parameter, first_bucket);
   make_state(first_parameter, first_bucket);
+  say_what_is_slow();
   schedule_.begin_step(plan_);
   for (size_t p = first_parameter; p < parameters_.size(); ++p) install_hook(static_cast<int>(p));
 }
@@ -190,6 +191,18 @@ void StepEngine::make_state(size_t first_parameter, size_t first_bucket) {
   }
   reductions_.resize(plan_.buckets.size());
   gathers_.resize(plan_.buckets.size());
+}
+
+void StepEngine::say_what_is_slow() const {
+  if (!sharded_.notice) return;
+  if (const auto warning = plan_.warning()) sharded_.notice(*warning);
+  const std::vector<Options> options = group_options();
+  for (size_t g = 0; g < options.size(); ++g) {
+    if (step_path(options[g], device_, at::kFloat) != StepPath::reference) continue;
+    sharded_.notice("group " + std::to_string(g) +
+                    " takes the reference step, correct and slower: no fused pass has " +
+                    describe(options[g]));
+  }
 }
 
 void StepEngine::install_hook(int parameter) {

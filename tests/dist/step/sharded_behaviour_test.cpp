@@ -401,6 +401,22 @@ TEST(ShardedFusedbun, ContinuesFromItsSavedShardBitForBit) {
   });
 }
 
+TEST(ShardedFusedbun, SaysOnceWhatIsSlow) {
+  std::vector<std::string> notices;
+  run_ranks(2, [&](comm::Communicator& communicator) {
+    torch::OrderedDict<std::string, torch::Tensor> model;
+    model.insert("whole", at::ones({5, 40}).requires_grad_());  // 5 rows are too few to be split
+    ShardedOptions options;
+    if (communicator.rank() == 0) {
+      options.notice = [&](std::string_view sentence) { notices.emplace_back(sentence); };
+    }
+    ShardedFusedbun optimizer(both(communicator), model,
+                              FusedbunOptions::recommended(kLr).prepare_hessian(true), options);
+  });
+  ASSERT_EQ(notices.size(), 2u);
+  EXPECT_THAT(notices[1], HasSubstr("group 0 takes the reference step"));
+}
+
 TEST(ShardedFusedbun, NamesTheFirstDifferenceBetweenTheRanksModels) {
   std::atomic<int> told = 0;
   EXPECT_THROW(run_ranks(3,
