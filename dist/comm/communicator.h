@@ -10,16 +10,18 @@
 // 4. Every wait has a deadline. A lost peer is a PeerLostError on the others, a deadline missed is a TimeoutError; after
 //    either the communicator is broken: only abort() and destruction are allowed.
 //
-// Thread safety: one thread at a time per communicator, except abort(), which any thread may call.
+// Thread safety: one thread at a time per communicator, except abort() and failure(), which any thread may call.
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "fusedbun/dist/comm/failure.h"
 #include "fusedbun/dist/comm/work.h"
 
 namespace fusedbun::comm {
@@ -108,6 +110,8 @@ class Communicator {
   /// Makes every pending and later wait on this rank fail soon with PeerLostError(reason), and tells the peers as far
   /// as the backend can. Never blocks, never throws; may be called by any thread, more than once.
   virtual void abort(const std::string& reason) noexcept = 0;
+  /// Why it is broken; nothing while it is not. Any thread may ask.
+  virtual std::optional<Failure> failure() const = 0;
 };
 
 }  // namespace fusedbun::comm

@@ -107,13 +107,14 @@ struct HostWindow::Header {
   std::atomic<int32_t> pid[1];  ///< [world_size]
 };
 
-HostWindow::HostWindow(void* memory, size_t bytes, const WindowSize& size, int rank, int world_size,
+HostWindow::HostWindow(void* memory, size_t bytes, const WindowSize& size, const Communicator& host,
                        std::chrono::milliseconds timeout)
     : memory_(static_cast<std::byte*>(memory)),
       bytes_(bytes),
       size_(size),
-      rank_(rank),
-      world_size_(world_size),
+      host_(host),
+      rank_(host.rank()),
+      world_size_(host.size()),
       timeout_(timeout) {}
 
 HostWindow::~HostWindow() {
@@ -171,8 +172,8 @@ HostWindow::Opened HostWindow::open(Communicator& host, const WindowSize& size,
     if (memory != nullptr) ::munmap(memory, static_cast<size_t>(offer.bytes));
     return {nullptr, each.reason};
   }
-  auto window = std::shared_ptr<HostWindow>(new HostWindow(memory, static_cast<size_t>(offer.bytes),
-                                                           size, host.rank(), world_size, timeout));
+  auto window = std::shared_ptr<HostWindow>(
+      new HostWindow(memory, static_cast<size_t>(offer.bytes), size, host, timeout));
   static_cast<Header*>(memory)->pid[host.rank()].store(::getpid());
   host.barrier().wait();
   return {std::move(window), {}};
@@ -200,6 +201,13 @@ void HostWindow::post(int event, uint32_t round) {
   futex(word, FUTEX_WAKE, INT_MAX, nullptr);
 }
 
+void HostWindow::require_unbroken() const {
+  if (const auto failure = host_.failure()) failure->raise();
+  FUSEDBUN_REQUIRE(reinterpret_cast<const Header*>(memory_)->aborted.load() == 0, PeerLostError,
+                   "rank " + std::to_string(rank_) +
+                       " left the host window: another rank ended this step with an error");
+}
+
 void HostWindow::require_alive(int rank) const {
   const auto* header = reinterpret_cast<const Header*>(memory_);
   const int32_t pid = header->pid[rank].load();
@@ -207,9 +215,6 @@ void HostWindow::require_alive(int rank) const {
                    "rank " + std::to_string(rank) + " (pid " + std::to_string(pid) +
                        ") is gone: rank " + std::to_string(rank_) +
                        " waited for it in the host window");
-  FUSEDBUN_REQUIRE(header->aborted.load() == 0, PeerLostError,
-                   "rank " + std::to_string(rank_) +
-                       " left the host window: another rank ended this step with an error");
 }
 
 void HostWindow::wait(int event, uint32_t round, std::chrono::milliseconds timeout) const {
@@ -222,6 +227,7 @@ void HostWindow::wait(int event, uint32_t round, std::chrono::milliseconds timeo
       const auto nap = std::chrono::duration_cast<std::chrono::nanoseconds>(kLookAround);
       const timespec at_most{0, nap.count()};
       futex(word, FUTEX_WAIT, seen, &at_most);
+      require_unbroken();
       require_alive(rank);
       FUSEDBUN_REQUIRE(Clock::now() < deadline, TimeoutError,
                        "rank " + std::to_string(rank_) + " waited " +

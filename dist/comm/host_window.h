@@ -12,7 +12,7 @@
 //
 // Invariants: 1. Rounds of an event only grow, and a rank posts each at most once. 2. What a rank wrote before post() is seen
 // by whoever waited for it. 3. A wait ends with the event, with PeerLostError when a rank's process is gone or a rank called
-// abort(), or with TimeoutError.
+// abort(), with the failure of the communicator it was opened over, or with TimeoutError. 4. That communicator outlives it.
 //
 // Thread safety: post and wait from one thread per rank; abort from any.
 #include <sys/types.h>
@@ -58,16 +58,18 @@ class HostWindow {
 
  private:
   struct Header;
-  HostWindow(void* memory, size_t bytes, const WindowSize& size, int rank, int world_size,
+  HostWindow(void* memory, size_t bytes, const WindowSize& size, const Communicator& host,
              std::chrono::milliseconds timeout);
   std::atomic<uint32_t>& counter(int event, int rank) const;
   void wait(int event, uint32_t round, std::chrono::milliseconds timeout) const;
+  void require_unbroken() const;
   void require_alive(int rank) const;
   friend class WindowWait;
 
   std::byte* memory_;
   size_t bytes_;
   WindowSize size_;
+  const Communicator& host_;
   int rank_;
   int world_size_;
   std::chrono::milliseconds timeout_;

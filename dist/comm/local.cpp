@@ -25,7 +25,7 @@ class LocalOperation final : public PendingOperation {
     world_->wait(rank_, *meeting_, timeout);
   }
   void wait_on(Stream, std::chrono::milliseconds timeout) override { wait(timeout); }
-  bool aborted() const noexcept override { return world_->broken(); }
+  bool aborted() const noexcept override { return world_->failure().has_value(); }
 
  private:
   std::shared_ptr<LocalWorld> world_;
@@ -72,6 +72,7 @@ class LocalCommunicator final : public Communicator {
   }
 
   void abort(const std::string& reason) noexcept override { world_->abort(reason); }
+  std::optional<Failure> failure() const override { return world_->failure(); }
 
  private:
   Caller caller() const { return {"local", rank_, world_->size()}; }

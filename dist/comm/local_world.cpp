@@ -140,9 +140,9 @@ void LocalWorld::abort(const std::string& reason) {
   break_with({ExitCode::peer_lost, reason});
 }
 
-bool LocalWorld::broken() const {
+std::optional<Failure> LocalWorld::failure() const {
   const std::lock_guard lock(mutex_);
-  return failure_.has_value();
+  return failure_;
 }
 
 std::shared_ptr<LocalWorld> LocalWorld::group(int rank, uint64_t number,

@@ -44,7 +44,7 @@ class LocalWorld {
   /// Breaks the world unless the meeting is over. After it nobody touches the meeting's buffers any more.
   void drop(int rank, const Meeting& meeting);
   void abort(const std::string& reason);
-  bool broken() const;
+  std::optional<Failure> failure() const;
 
   /// The world of the ranks' group number `number`, made by the first that asks. Throws ConfigError if a rank asks
   /// for other ranks than the first did.

@@ -83,6 +83,7 @@ class MessageCommunicator final : public Communicator {
   void abort(const std::string& reason) noexcept override {
     connections_->fail({ExitCode::peer_lost, reason});
   }
+  std::optional<Failure> failure() const override { return connections_->failure(); }
 
  private:
   Caller caller() const { return {backend(), rank(), size()}; }

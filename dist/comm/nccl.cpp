@@ -180,6 +180,7 @@ class NcclCommunicator final : public Communicator {
   void abort(const std::string& reason) noexcept override {
     session_->fail({ExitCode::peer_lost, reason});
   }
+  std::optional<Failure> failure() const override { return session_->failure(); }
 
  private:
   Caller caller() const { return {"nccl", rank(), size()}; }

@@ -6,6 +6,7 @@
 #include "fusedbun/dist/control/run_folder_lock.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/job/connect.h"
+#include "fusedbun/dist/step/position_board.h"
 #ifdef FUSEDBUN_HAS_CONTROL
 #include "fusedbun/dist/control/control_server.h"
 #endif
@@ -56,6 +57,7 @@ class Job::Parts {
   JobOptions options;
   plan::Identity identity;
   Connections connections;
+  PositionBoard board;
   std::unique_ptr<control::RunFolderLock> lock;
 #ifdef FUSEDBUN_HAS_CONTROL
   std::unique_ptr<control::ControlServer> server;
@@ -126,7 +128,7 @@ const plan::BackendChoice& Job::backend() const {
 }
 
 Channels Job::channels() {
-  return {&parts_->connections.data(), parts_->connections.host.get()};
+  return {&parts_->connections.data(), parts_->connections.host.get(), &parts_->board};
 }
 
 void Job::serve(ShardedFusedbun& optimizer) {

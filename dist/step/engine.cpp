@@ -101,6 +101,7 @@ void StepEngine::perform_step() {
 }
 
 void StepEngine::settle_previous() {
+  board_.enter(plan::Phase::step_message);
   settle_header();
   absorb_pending_columns();
 }
@@ -124,6 +125,7 @@ void StepEngine::settle_header() {
 }
 
 plan::Agreement StepEngine::agree() {
+  board_.enter(plan::Phase::agreement);
   const std::optional<double> changed = changes_.max_grad_norm();
   const double max_grad_norm = changed.value_or(sharded_.max_grad_norm);
   std::vector<bool> used(parameters_.size());
@@ -140,6 +142,7 @@ double StepEngine::own_sum_of_squares() {
   const double divisor = gradient_divisor();
   double sum = 0;
   for (size_t b = 0; b < buckets_.size(); ++b) {
+    board_.enter(plan::Phase::reduce_scatter, static_cast<int>(b));
     wait(reductions_[b]);
     const double norm = buckets_[b]->norm_of_sum() / divisor;
     sum += norm * norm;
@@ -159,7 +162,9 @@ void StepEngine::update(const plan::Agreement& agreement) {
   bool columns_first = false;
   const int bucket_count = static_cast<int>(buckets_.size());
   for (int b = 0; b < bucket_count; ++b) {
+    board_.enter(plan::Phase::reduce_scatter, b);
     wait(reductions_[b]);
+    board_.enter(plan::Phase::update, b);
     begin_bucket(b, agreement.used);
     if (needs_columns_first(b)) {
       columns_first = true;
@@ -169,9 +174,11 @@ void StepEngine::update(const plan::Agreement& agreement) {
   }
   message_.send_columns();
   if (columns_first) {
+    board_.enter(plan::Phase::step_message);
     absorb_pending_columns();
     for (int b = 0; b < bucket_count; ++b) {
       if (!needs_columns_first(b)) continue;
+      board_.enter(plan::Phase::update, b);
       finish_bucket(b, agreement.used);
       gathers_[b] = buckets_[b]->send_rows(matrices_, round());
     }
@@ -179,6 +186,7 @@ void StepEngine::update(const plan::Agreement& agreement) {
   message_.send_squares();
   squares_under_way_ = true;
   for (int b = 0; b < bucket_count; ++b) {
+    board_.enter(plan::Phase::all_gather, b);
     wait(gathers_[b]);
     buckets_[b]->receive_rows(matrices_, agreement.used);
   }
@@ -336,6 +344,7 @@ void StepEngine::close_step(const plan::Agreement& agreement) {
   header.newest_revision = boundary.newest_revision;
   header.chain_hash = changes_.chain_hash();
   header.state_digest = state_digest();
+  board_.set_state_digest(header.state_digest);
   header.skipped_steps = skipped_steps_;
   header.rank = static_cast<uint32_t>(rank_);
   if (requested == plan::LeaveRequest::drain) header.flags |= plan::StepHeader::kLeaving;
@@ -346,6 +355,7 @@ void StepEngine::close_step(const plan::Agreement& agreement) {
   if (port_ != nullptr) port_->step_finished(report_);
   ++job_step_;
   enter_next_step();
+  board_.enter_step(job_step_, plan::Phase::forward_backward);
 }
 
 void StepEngine::make_report(const plan::Agreement& agreement) {
@@ -409,6 +419,7 @@ void StepEngine::finish() {
   for (comm::Work& work : reductions_) wait(work);
   for (comm::Work& work : gathers_) wait(work);
   settle_previous();
+  board_.enter(plan::Phase::idle);
 }
 
 void StepEngine::set_control(plan::ControlPort* port) {

@@ -24,6 +24,7 @@
 #include "fusedbun/dist/plan/schedule.h"
 #include "fusedbun/dist/step/bucket_memory.h"
 #include "fusedbun/dist/step/parameter_matrix.h"
+#include "fusedbun/dist/step/position_board.h"
 #include "fusedbun/dist/step/registered_parameters.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/step_message.h"
@@ -125,6 +126,8 @@ class StepEngine {
   void wait(comm::Work& work);
 
   Channels channels_;
+  PositionBoard own_board_;  ///< when the channels bring none
+  PositionBoard& board_;
   ShardedOptions sharded_;
   std::vector<torch::optim::OptimizerParamGroup>& groups_;
   at::Device device_;

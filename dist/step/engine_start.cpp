@@ -25,6 +25,7 @@ class StepEngine::GradientHook : public torch::autograd::PostAccumulateGradHook 
 StepEngine::StepEngine(Channels channels, ShardedOptions options,
                        std::vector<torch::optim::OptimizerParamGroup>& groups)
     : channels_(channels),
+      board_(channels.board != nullptr ? *channels.board : own_board_),
       sharded_(std::move(options)),
       groups_(groups),
       device_(channels.data->device() == comm::DeviceKind::cuda ? at::kCUDA : at::kCPU),

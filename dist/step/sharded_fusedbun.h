@@ -32,11 +32,14 @@
 
 namespace fusedbun {
 
+class PositionBoard;
+
 /// The two ways a job's ranks talk. On CPUs they may be the same object.
 struct Channels {
   comm::Communicator* data =
       nullptr;  ///< gradients and parameters; its device is where the parameters live
   comm::Communicator* host = nullptr;  ///< headers and changes: host memory, never NCCL
+  PositionBoard* board = nullptr;      ///< told where this rank stands; none: nobody watches
 };
 
 struct ShardedOptions {

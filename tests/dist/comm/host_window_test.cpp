@@ -90,6 +90,21 @@ TEST(HostWindow, AnAbortEndsTheWaitsOfTheOthers) {
   });
 }
 
+TEST(HostWindow, BreaksWithTheCommunicatorItWasOpenedOver) {
+  on_ranks(2, [](Communicator& communicator) {
+    const auto opened = HostWindow::open(communicator, {.events = 1}, 20s);
+    ASSERT_NE(opened.window, nullptr) << opened.reason;
+    if (communicator.rank() == 1) return communicator.abort("rank 1 is lost");
+    opened.window->post(0, 1);
+    try {
+      opened.window->when_all(0, 1).wait();
+      ADD_FAILURE();
+    } catch (const PeerLostError& error) {
+      EXPECT_STREQ(error.what(), "rank 1 is lost");
+    }
+  });
+}
+
 TEST(HostWindow, MoreMemoryThanThereIsIsRefusedOnAllRanksWithTheReason) {
   on_ranks(2, [](Communicator& communicator) {
     const auto opened =
