@@ -81,6 +81,20 @@ class ControlClient::Connection {
     return reply;
   }
 
+  /// Reads one stream of the contract until its end, or until `on_message` returns false.
+  template <class Request, class Message>
+  void read_stream(std::unique_ptr<grpc::ClientReader<Message>> (
+                       v1::TrainingControl::Stub::*method)(grpc::ClientContext*, const Request&),
+                   const Request& request, const std::function<bool(const Message&)>& on_message) {
+    grpc::ClientContext context;
+    const auto reader = (control_.get()->*method)(&context, request);
+    bool is_wanted = true;
+    for (Message message; is_wanted && reader->Read(&message);) is_wanted = on_message(message);
+    if (!is_wanted) context.TryCancel();
+    const grpc::Status status = reader->Finish();
+    if (is_wanted && !status.ok()) throw_error(status, address_, about_dead_job(file_));
+  }
+
   Health check(const std::string& name) {
     grpc::ClientContext context;
     context.set_deadline(std::chrono::system_clock::now() + deadline_);
@@ -98,7 +112,7 @@ class ControlClient::Connection {
   const std::chrono::milliseconds deadline_;
   std::optional<ControlFile> file_;
   std::string address_;
-  std::unique_ptr<v1::TrainingControl::StubInterface> control_;
+  std::unique_ptr<v1::TrainingControl::Stub> control_;
   std::unique_ptr<grpc::health::v1::Health::StubInterface> health_;
 };
 
@@ -141,6 +155,29 @@ v1::Change ControlClient::change(const std::string& name) {
 v1::ListChangesResponse ControlClient::changes(v1::ListChangesRequest request) {
   request.set_parent(kThisJob);
   return connection_->call(&Calls::ListChanges, request);
+}
+
+v1::Change ControlClient::cancel_change(const v1::CancelChangeRequest& request) {
+  return connection_->call(&Calls::CancelChange, request);
+}
+
+v1::ListRanksResponse ControlClient::ranks(v1::ListRanksRequest request) {
+  request.set_parent(kThisJob);
+  return connection_->call(&Calls::ListRanks, request);
+}
+
+void ControlClient::watch(int64_t after_sequence,
+                          const std::function<bool(const v1::JobEvent&)>& on_event) {
+  v1::WatchJobRequest request;
+  request.set_name(kThisJob);
+  request.set_after_sequence(after_sequence);
+  connection_->read_stream(&v1::TrainingControl::Stub::WatchJob, request, on_event);
+}
+
+void ControlClient::stream_metrics(v1::StreamMetricsRequest request,
+                                   const std::function<bool(const v1::MetricsSample&)>& on_sample) {
+  request.set_name(kThisJob);
+  connection_->read_stream(&v1::TrainingControl::Stub::StreamMetrics, request, on_sample);
 }
 
 v1::Job ControlClient::drain(const std::string& reason) {

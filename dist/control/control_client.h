@@ -9,6 +9,7 @@
 // Thread safety: all members may be called from any thread.
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -46,6 +47,15 @@ class ControlClient {
   v1::Change create_change(v1::CreateChangeRequest request);
   v1::Change change(const std::string& name);
   v1::ListChangesResponse changes(v1::ListChangesRequest request = {});
+  /// `name` of CancelChangeRequest is "jobs/-/changes/{revision}" or the change's own.
+  v1::Change cancel_change(const v1::CancelChangeRequest& request);
+  v1::ListRanksResponse ranks(v1::ListRanksRequest request = {});
+  /// Calls `on_event` for each event after `after_sequence` as it comes; returns when it returns false, or when the job ends the
+  /// stream. No deadline.
+  void watch(int64_t after_sequence, const std::function<bool(const v1::JobEvent&)>& on_event);
+  /// The same for samples; `request.name` is filled in.
+  void stream_metrics(v1::StreamMetricsRequest request,
+                      const std::function<bool(const v1::MetricsSample&)>& on_sample);
   v1::Job drain(const std::string& reason);
   v1::Job stop(const std::string& reason);
 

@@ -26,7 +26,8 @@ constexpr int kMessageBytesMax = 256 << 10;
 constexpr int kMetadataBytesMax = 8 << 10;
 constexpr int kStreamsPerConnectionMax = 64;
 constexpr size_t kMemoryBytesMax = 64 << 20;
-constexpr int kThreadsMax = 16;
+// A stream holds a thread: 16 that watch, 16 that read metrics, and as many for the other calls.
+constexpr int kThreadsMax = 48;
 constexpr int kHandshakeMs = 5'000;
 constexpr int kIdleMs = 15 * 60'000;
 constexpr int kKeepaliveMs = 60'000;
@@ -120,6 +121,7 @@ class ControlServer::Parts {
     is_down_ = true;
     remove_control_file(options_.run_dir);
     if (health_) health_->stop();
+    service_.end_streams();
     server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);  // unlinks the socket
     server_->Wait();
   }
@@ -179,6 +181,22 @@ plan::ControlPort& ControlServer::port() {
 
 void ControlServer::set_state(JobState state, std::string_view reason) {
   parts_->service().set_state(state, reason);
+}
+
+void ControlServer::set_ranks(const plan::RankDirectory* ranks) {
+  parts_->service().set_ranks(ranks);
+}
+
+void ControlServer::report_lost_rank(const plan::RankStatus& rank) {
+  parts_->service().report_lost_rank(rank);
+}
+
+void ControlServer::warn(std::string_view sentence) {
+  parts_->service().warn(sentence);
+}
+
+void ControlServer::record_metrics(int64_t job_step, std::span<const plan::Metric> metrics) {
+  parts_->service().record_metrics(job_step, metrics);
 }
 
 std::string ControlServer::address() const {

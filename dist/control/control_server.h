@@ -14,12 +14,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "fusedbun/core/options.h"
 #include "fusedbun/dist/plan/control_port.h"
+#include "fusedbun/dist/plan/rank_status.h"
 
 namespace fusedbun::control {
 
@@ -74,6 +76,16 @@ class ControlServer {
   /// Moves the job on; succeeded, failed and stopped are final, and later calls are ignored.
   /// `reason` is one sentence for people ("left at step 120: SIGTERM").
   void set_state(JobState state, std::string_view reason = {});
+
+  /// Who knows the ranks, for ListRanks and the state DEGRADED; null (as at the start): nobody, and
+  /// ListRanks is empty. It lives until shutdown() or until another is set.
+  void set_ranks(const plan::RankDirectory* ranks);
+  /// Tells whoever watches the job.
+  void report_lost_rank(const plan::RankStatus& rank);
+  void warn(std::string_view sentence);
+  /// Adds what the training loop knows of its last finished step ("loss") to that step's sample of
+  /// StreamMetrics. A sample leaves when this is called, else when the next step ends.
+  void record_metrics(int64_t job_step, std::span<const plan::Metric> metrics);
 
   /// "unix:/runs/a/control.sock" or "127.0.0.1:41373".
   std::string address() const;

@@ -4,9 +4,11 @@
 
 namespace fusedbun::control {
 
-void StepClock::step_ended(Time now) {
-  if (last_end_) recent_[count_++ % kStepsKept] = now - *last_end_;
+StepClock::Duration StepClock::step_ended(Time now) {
+  const Duration time = last_end_ ? now - *last_end_ : Duration::zero();
+  if (last_end_) recent_[count_++ % kStepsKept] = time;
   last_end_ = now;
+  return time;
 }
 
 bool StepClock::is_progressing(Time now) const {

@@ -17,7 +17,8 @@ class StepClock {
 
   explicit StepClock(Duration stall_timeout) : stall_timeout_(stall_timeout) {}
 
-  void step_ended(Time now);
+  /// Returns how long the step took; 0 for the first.
+  Duration step_ended(Time now);
   /// False before the first step has ended.
   bool is_progressing(Time now) const;
   /// How long the job may go without a step's end.

@@ -1,18 +1,15 @@
 // The RPCs about hyperparameters and changes.
 #include <algorithm>
-#include <charconv>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/control/change_messages.h"
 #include "fusedbun/dist/control/error_details.h"
+#include "fusedbun/dist/control/page_request.h"
 #include "fusedbun/dist/control/resource_name.h"
 #include "fusedbun/dist/control/training_control_service.h"
 
 namespace fusedbun::control {
 namespace {
-
-constexpr int kPageDefault = 50;
-constexpr int kPageMax = 1000;
 
 v1::Change::State message_of(plan::ChangeState state) {
   switch (state) {
@@ -39,19 +36,6 @@ std::variant<v1::Change::State, plan::Refusal> read_filter(const std::string& fi
     return state;
   return invalid("BAD_FILTER",
                  "filter must be empty or state=SCHEDULED, state=APPLIED, state=REJECTED");
-}
-
-/// The first revision of the page.
-std::variant<int64_t, plan::Refusal> read_token(const std::string& token) {
-  int64_t first = 1;
-  const char* end = token.data() + token.size();
-  if (!token.empty()) {
-    const auto read = std::from_chars(token.data(), end, first);
-    if (read.ec != std::errc{} || read.ptr != end || first < 1) {
-      return invalid("BAD_PAGE_TOKEN", "page_token is none that this server gave");
-    }
-  }
-  return first;
 }
 
 }  // namespace
@@ -198,21 +182,18 @@ grpc::Status TrainingControlService::ListChanges(Context*, const v1::ListChanges
   if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
   const auto filter = read_filter(request->filter());
   if (const auto* refusal = std::get_if<plan::Refusal>(&filter)) return to_status(*refusal);
-  const auto first = read_token(request->page_token());
-  if (const auto* refusal = std::get_if<plan::Refusal>(&first)) return to_status(*refusal);
-  if (request->page_size() < 0) return to_status(invalid("BAD_PAGE_SIZE", "page_size is negative"));
-  const int page =
-      request->page_size() == 0 ? kPageDefault : std::min(request->page_size(), kPageMax);
+  const auto read = read_page(request->page_size(), request->page_token(), 1);
+  if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
+  const auto& page = std::get<PageRequest>(read);
   const auto wanted = std::get<v1::Change::State>(filter);
 
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
-  for (int64_t revision = std::get<int64_t>(first); revision <= ledger_.newest_revision();
-       ++revision) {
+  for (int64_t revision = page.first; revision <= ledger_.newest_revision(); ++revision) {
     const plan::AcceptedChange& change = ledger_.change(revision);
     if (wanted != v1::Change::STATE_UNSPECIFIED && wanted != message_of(ledger_.state_of(change)))
       continue;
-    if (reply->changes_size() == page) {
+    if (reply->changes_size() == page.size) {
       reply->set_next_page_token(std::to_string(revision));
       break;
     }

@@ -14,16 +14,6 @@ grpc::Status later(const std::string& call) {
 
 }  // namespace
 
-grpc::Status TrainingControlService::WatchJob(Context*, const v1::WatchJobRequest*,
-                                              grpc::ServerWriter<v1::JobEvent>*) {
-  return later("WatchJob");
-}
-
-grpc::Status TrainingControlService::ListRanks(Context*, const v1::ListRanksRequest*,
-                                               v1::ListRanksResponse*) {
-  return later("ListRanks");
-}
-
 grpc::Status TrainingControlService::CancelChange(Context*, const v1::CancelChangeRequest*,
                                                   v1::Change*) {
   return later("CancelChange");
@@ -42,11 +32,6 @@ grpc::Status TrainingControlService::GetCheckpoint(Context*, const v1::GetCheckp
 grpc::Status TrainingControlService::ListCheckpoints(Context*, const v1::ListCheckpointsRequest*,
                                                      v1::ListCheckpointsResponse*) {
   return later("ListCheckpoints");
-}
-
-grpc::Status TrainingControlService::StreamMetrics(Context*, const v1::StreamMetricsRequest*,
-                                                   grpc::ServerWriter<v1::MetricsSample>*) {
-  return later("StreamMetrics");
 }
 
 grpc::Status TrainingControlService::PauseJob(Context*, const v1::PauseJobRequest*, v1::Job*) {

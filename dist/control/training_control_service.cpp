@@ -81,10 +81,12 @@ void TrainingControlService::step_finished(const plan::StepReport& report) {
   const std::lock_guard lock(progress_mutex_);
   last_report_ = report;
   last_step_time_us_ = now_us();
-  clock_.step_ended(std::chrono::steady_clock::now());
+  const auto step_time = clock_.step_ended(std::chrono::steady_clock::now());
+  begin_sample(report, std::chrono::duration<double>(step_time).count());
 }
 
 void TrainingControlService::set_state(JobState state, std::string_view reason) {
+  const bool degraded = is_degraded();
   {
     const std::lock_guard lock(ledger_mutex_);
     if (is_final(state_) || state < state_) return;
@@ -94,7 +96,10 @@ void TrainingControlService::set_state(JobState state, std::string_view reason) 
       observe_progress();
       ledger_.end_run();
       log_end();
+      const std::lock_guard progress(progress_mutex_);
+      publish_sample();
     }
+    tell_job(job_message(degraded));
   }
   if (observer_) observer_();
 }
@@ -127,10 +132,16 @@ void TrainingControlService::observe_progress() {
   if (last_report_) ledger_.observe(*last_report_);
 }
 
-v1::Job TrainingControlService::job_message() const {
+bool TrainingControlService::is_degraded() const {
+  return std::ranges::any_of(rank_statuses(), [](const plan::RankStatus& rank) {
+    return rank.liveness != plan::Liveness::alive;
+  });
+}
+
+v1::Job TrainingControlService::job_message(bool degraded) const {
   v1::Job job;
   job.set_name(name_);
-  job.set_state(message_of(state_));
+  job.set_state(degraded && state_ == JobState::running ? v1::Job::DEGRADED : message_of(state_));
   job.set_state_reason(state_reason_);
   job.set_total_steps(job_.total_steps);
   job.set_world_size(job_.world_size);
@@ -153,8 +164,9 @@ grpc::Status TrainingControlService::GetJob(Context*, const v1::GetJobRequest* r
                                             v1::Job* reply) {
   const auto within = within_job(request->name(), name_);
   if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  const bool degraded = is_degraded();
   const std::lock_guard lock(ledger_mutex_);
-  *reply = job_message();
+  *reply = job_message(degraded);
   return grpc::Status::OK;
 }
 
@@ -192,6 +204,7 @@ grpc::Status TrainingControlService::ask_to_leave(plan::LeaveRequest leave, cons
          "the reason has more than " + std::to_string(plan::kReasonBytesMax) + " bytes",
          {}});
   }
+  const bool degraded = is_degraded();
   {
     const std::lock_guard lock(ledger_mutex_);
     if (is_final(state_)) {
@@ -205,8 +218,9 @@ grpc::Status TrainingControlService::ask_to_leave(plan::LeaveRequest leave, cons
       state_ = JobState::draining;
       state_reason_ = std::string(leave == plan::LeaveRequest::stop ? "stop" : "drain") +
                       " asked by " + actor_ + (reason.empty() ? "" : ": " + reason);
+      tell_job(job_message(degraded));
     }
-    *reply = job_message();
+    *reply = job_message(degraded);
   }
   if (observer_) observer_();
   return grpc::Status::OK;

@@ -12,15 +12,21 @@
 #include <functional>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "fusedbun/control/v1/control.grpc.pb.h"
 #include "fusedbun/dist/control/change_log.h"
 #include "fusedbun/dist/control/control_server.h"
+#include "fusedbun/dist/control/job_events.h"
+#include "fusedbun/dist/control/metrics_streams.h"
 #include "fusedbun/dist/control/step_clock.h"
+#include "fusedbun/dist/control/stream_slots.h"
 #include "fusedbun/dist/plan/change_ledger.h"
 #include "fusedbun/dist/plan/control_port.h"
+#include "fusedbun/dist/plan/rank_status.h"
 
 namespace fusedbun::control {
 
@@ -33,13 +39,23 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   Boundary close_step(int64_t job_step) override;
   std::vector<plan::ChangeEntry> entries(int64_t after, int64_t up_to) override;
   void step_finished(const plan::StepReport& report) override;
+  /// See ControlServer.
+  void record_metrics(int64_t job_step, std::span<const plan::Metric> metrics);
 
   // For the server.
+  void set_ranks(const plan::RankDirectory* ranks);
+  void report_lost_rank(const plan::RankStatus& rank);
+  void warn(std::string_view sentence);
+  /// Streams send what is there, and end.
+  void end_streams();
   void set_state(JobState state, std::string_view reason);
   bool accepts_changes() const;
   bool is_progressing() const;
   /// Called without a lock whenever accepts_changes() may have turned. Set before the first call comes in.
   void on_state_change(std::function<void()> observer) { observer_ = std::move(observer); }
+
+  /// Of WatchJob, and again of StreamMetrics.
+  static constexpr int kStreamsMax = 16;
 
   using Context = grpc::ServerContext;
   grpc::Status GetJob(Context*, const v1::GetJobRequest* request, v1::Job* reply) override;
@@ -55,18 +71,20 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   grpc::Status DrainJob(Context*, const v1::DrainJobRequest* request, v1::Job* reply) override;
   grpc::Status StopJob(Context*, const v1::StopJobRequest* request, v1::Job* reply) override;
 
+  grpc::Status WatchJob(Context* context, const v1::WatchJobRequest* request,
+                        grpc::ServerWriter<v1::JobEvent>* writer) override;
+  grpc::Status ListRanks(Context*, const v1::ListRanksRequest* request,
+                         v1::ListRanksResponse* reply) override;
+  grpc::Status StreamMetrics(Context* context, const v1::StreamMetricsRequest* request,
+                             grpc::ServerWriter<v1::MetricsSample>* writer) override;
+
   // Not in this version; each says so.
-  grpc::Status WatchJob(Context*, const v1::WatchJobRequest*,
-                        grpc::ServerWriter<v1::JobEvent>*) override;
-  grpc::Status ListRanks(Context*, const v1::ListRanksRequest*, v1::ListRanksResponse*) override;
   grpc::Status CancelChange(Context*, const v1::CancelChangeRequest*, v1::Change*) override;
   grpc::Status CreateCheckpoint(Context*, const v1::CreateCheckpointRequest*,
                                 v1::Checkpoint*) override;
   grpc::Status GetCheckpoint(Context*, const v1::GetCheckpointRequest*, v1::Checkpoint*) override;
   grpc::Status ListCheckpoints(Context*, const v1::ListCheckpointsRequest*,
                                v1::ListCheckpointsResponse*) override;
-  grpc::Status StreamMetrics(Context*, const v1::StreamMetricsRequest*,
-                             grpc::ServerWriter<v1::MetricsSample>*) override;
   grpc::Status PauseJob(Context*, const v1::PauseJobRequest*, v1::Job*) override;
   grpc::Status ResumeJob(Context*, const v1::ResumeJobRequest*, v1::Job*) override;
   grpc::Status DumpDiagnostics(Context*, const v1::DumpDiagnosticsRequest*,
@@ -76,11 +94,20 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   // With ledger_mutex_ held:
   void observe_progress();  ///< the ledger learns of the last finished step
   std::optional<plan::Refusal> refused_by_state() const;
-  v1::Job job_message() const;
+  /// `degraded` is read before the lock is taken.
+  v1::Job job_message(bool degraded) const;
   v1::Change change_message(const plan::AcceptedChange& change) const;
   grpc::Status answer_repeated(int64_t revision, bool validate_only, v1::Change* reply) const;
   void log_end();
 
+  // With progress_mutex_ held. A sample waits for what the training loop adds, at most for the next step's end.
+  void begin_sample(const plan::StepReport& report, double step_seconds);
+  void publish_sample();
+
+  std::vector<plan::RankStatus> rank_statuses() const;
+  bool is_degraded() const;
+  void tell_job(v1::Job job);
+  void tell_change(v1::Change change);
   grpc::Status ask_to_leave(plan::LeaveRequest leave, const std::string& name,
                             const std::string& reason, v1::Job* reply);
   void fill_schedule(const plan::Settings& settings, v1::Hyperparameters& message) const;
@@ -104,6 +131,15 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   StepClock clock_;
   std::optional<plan::StepReport> last_report_;
   int64_t last_step_time_us_ = 0;
+  std::shared_ptr<v1::MetricsSample> sample_;  ///< of the last step, not yet published
+
+  mutable std::mutex ranks_mutex_;  ///< held while the directory is asked; no other lock with it
+  const plan::RankDirectory* ranks_ = nullptr;
+
+  JobEvents events_;
+  MetricsStreams metrics_;
+  StreamSlots watch_slots_{kStreamsMax};
+  StreamSlots metrics_slots_{kStreamsMax};
 };
 
 }  // namespace fusedbun::control

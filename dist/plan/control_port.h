@@ -18,12 +18,18 @@ struct StepReport {
   int64_t job_step = 0;  ///< the step that just ended, from 0
   int64_t active_revision = 0;
   int64_t skipped_steps = 0;
-  double gradient_norm = 0;            ///< 0 unless clipping
-  std::vector<Options> group_options;  ///< as used, lr effective
-  std::vector<double> scheduled_lr;    ///< [group] before pin and scale
-  std::vector<bool> lr_pinned;         ///< [group]
+  double gradient_norm = 0;                 ///< 0 unless clipping
+  std::vector<Options> group_options = {};  ///< as used, lr effective
+  std::vector<double> scheduled_lr = {};    ///< [group] before pin and scale
+  std::vector<bool> lr_pinned = {};         ///< [group]
   double lr_scale = 1;
   double max_grad_norm = 0;  ///< 0: off
+};
+
+/// One number of a finished step, from the training loop: "loss".
+struct Metric {
+  std::string_view name;
+  double value = 0;
 };
 
 enum class LeaveRequest : uint8_t { none, drain, stop };

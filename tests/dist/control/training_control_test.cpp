@@ -291,14 +291,10 @@ TEST_F(TrainingControl, WhatIsNotInThisVersionSaysSo) {
   EXPECT_EQ(code_of([&](auto& c) { return stub_->GetCheckpoint(&c, {}, &checkpoint); }), kCode);
   v1::ListCheckpointsResponse checkpoints;
   EXPECT_EQ(code_of([&](auto& c) { return stub_->ListCheckpoints(&c, {}, &checkpoints); }), kCode);
-  v1::ListRanksResponse ranks;
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->ListRanks(&c, {}, &ranks); }), kCode);
   v1::Change change;
   EXPECT_EQ(code_of([&](auto& c) { return stub_->CancelChange(&c, {}, &change); }), kCode);
   v1::Diagnostics diagnostics;
   EXPECT_EQ(code_of([&](auto& c) { return stub_->DumpDiagnostics(&c, {}, &diagnostics); }), kCode);
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->WatchJob(&c, {})->Finish(); }), kCode);
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->StreamMetrics(&c, {})->Finish(); }), kCode);
 }
 
 TEST(TrainingControlStart, ChangesWaitUntilTheJobRuns) {

@@ -1,0 +1,50 @@
+#pragma once
+// JobEvents: what happened to the job, for whoever watches it. A ring of the newest events; a reader that remembers the last
+// sequence it saw goes on from there without a gap, or learns that there is one.
+//
+// Thread safety: all members, from any thread. add() never waits for a reader.
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <mutex>
+#include <vector>
+
+#include "fusedbun/control/v1/control.pb.h"
+
+namespace fusedbun::control {
+
+class JobEvents {
+ public:
+  static constexpr size_t kKept = 1024;
+
+  /// Sequence and time are filled in.
+  void add(v1::JobEvent event);
+  /// Nothing more will come.
+  void end();
+
+  enum class Outcome {
+    events,   ///< at least one
+    nothing,  ///< yet
+    ended,    ///< and nothing more will come
+    gone,     ///< the events after this sequence are no longer kept, or it is none that was given
+  };
+  struct Page {
+    Outcome outcome = Outcome::nothing;
+    std::vector<v1::JobEvent> events;  ///< in order of sequence, at most kPageMax
+    int64_t oldest = 0;                ///< that is kept
+  };
+  /// Waits up to `wait` for what comes after `sequence`; 0 means from the oldest that is kept.
+  Page after(int64_t sequence, std::chrono::milliseconds wait) const;
+
+ private:
+  static constexpr size_t kPageMax = 64;
+
+  mutable std::mutex mutex_;
+  mutable std::condition_variable added_;
+  std::deque<v1::JobEvent> events_;
+  int64_t newest_ = 0;
+  bool ended_ = false;
+};
+
+}  // namespace fusedbun::control
