@@ -34,6 +34,8 @@ struct PassArguments {
   T* column_maxima;
   int64_t rows;
   int64_t columns;
+  /// Elements of the segment before the pass's first row: the four [rows, m] pointers are the segment's (CPU only).
+  int64_t first_element;
 
   PassKind kind;
   MomentumKind momentum_kind;

@@ -68,18 +68,19 @@ bool squares_finite(const Tensor& gradient, at::ScalarType arithmetic) {
                                    : squares_are_finite(g.data_ptr<float>(), g.numel());
 }
 
-double root_mean_square(const Tensor& rows) {
+double squares_of(const Tensor& rows) {
   const bool plain = rows.device().is_cpu() &&
                      (rows.scalar_type() == at::kDouble || rows.scalar_type() == at::kFloat);
-  double sum = 0;
-  if (!plain) {
-    sum = rows.to(at::kDouble).square().sum().item<double>();
-  } else if (rows.scalar_type() == at::kDouble) {
-    sum = sum_of_squares(rows.data_ptr<double>(), rows.numel());
-  } else {
-    sum = sum_of_squares(rows.data_ptr<float>(), rows.numel());
-  }
-  return std::sqrt(sum / static_cast<double>(rows.numel()));
+  if (!plain) return rows.to(at::kDouble).square().sum().item<double>();
+  return rows.scalar_type() == at::kDouble ? sum_of_squares(rows.data_ptr<double>(), rows.numel())
+                                           : sum_of_squares(rows.data_ptr<float>(), rows.numel());
+}
+
+// Known from the last step, so that the values need not be read once more, or added up.
+double root_mean_square(const Tensor& parameter, const Tensor& rows, const KnownSquares& known) {
+  const bool is_known =
+      known.data == parameter.const_data_ptr() && known.version == parameter._version();
+  return std::sqrt((is_known ? known.sum : squares_of(rows)) / static_cast<double>(rows.numel()));
 }
 
 void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
@@ -88,9 +89,11 @@ void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
   const Tensor rows = as_rows(parameter, range);
   if (state.step == 0) state.segment = make_segment_state(rows, range, options);
   SegmentState& segment = state.segment;
-  const double rms = options.scale_by_parameter_rms
-                         ? root_mean_square(segment.master.defined() ? segment.master : rows)
-                         : 1;
+  const double rms =
+      options.scale_by_parameter_rms
+          ? root_mean_square(parameter, segment.master.defined() ? segment.master : rows,
+                             state.squares)
+          : 1;
   ++state.step;
 
   SegmentStep step;
@@ -103,10 +106,15 @@ void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
     const auto type = columns_are_maxima(options) ? step.gradient.scalar_type() : at::kDouble;
     step.column_partials = at::zeros({entries}, step.gradient.options().dtype(type));
   }
+  double new_squares = 0;
+  if (options.scale_by_parameter_rms) step.parameter_sum_of_squares = &new_squares;
   begin_step(step, segment, options);
   absorb_columns(step.column_partials, range, step.scalars, segment, options);
   finish_step(step, segment, options);
   if (!parameter.is_contiguous()) parameter.detach().copy_(rows.view(parameter.sizes()));
+  if (options.scale_by_parameter_rms) {
+    state.squares = {new_squares, parameter.const_data_ptr(), parameter._version()};
+  }
 }
 
 }  // namespace

@@ -80,11 +80,20 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   Options values_;
 };
 
+/// The sum of squares of a parameter's values as the last step left them, and how to see that somebody has changed them
+/// since (writes through raw pointers and .data() alone are not seen: the step after one takes the old sum).
+struct KnownSquares {
+  double sum = 0;
+  const void* data = nullptr;  ///< null: not known
+  int64_t version = 0;         ///< of the parameter's tensor
+};
+
 /// What is kept about one parameter: the state of its one segment (all rows) and its own step count.
 class FusedbunParamState : public torch::optim::OptimizerCloneableParamState<FusedbunParamState> {
  public:
   int64_t step = 0;  ///< t: the steps that changed this parameter
   SegmentState segment;
+  KnownSquares squares;  ///< scale_by_parameter_rms alone; not saved
   void serialize(torch::serialize::InputArchive& archive) override;
   void serialize(torch::serialize::OutputArchive& archive) const override;
 };

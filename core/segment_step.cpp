@@ -1,6 +1,7 @@
 #include "fusedbun/core/segment_step.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <atomic>
 
@@ -81,6 +82,14 @@ FusedStep<T> fused_step(const SegmentStep& step, const SegmentState& state,
   return fused;
 }
 
+// LibTorch's threads, as many as the program set (at::set_num_threads). Each takes the same share of a segment in every
+// step, so its pages stay where it runs.
+void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task) {
+  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) task(i);
+  });
+}
+
 void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
                const Options& options) {
   const auto run = [&]<class T>(T) {
@@ -91,7 +100,9 @@ void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
     fused.more_gradients = more.data();
     fused.more_gradient_count = static_cast<int>(more.size());
     double* sum_of_squares = step.parameter_sum_of_squares;
-    begin ? cpu_begin(fused, sum_of_squares) : cpu_finish(fused, sum_of_squares);
+    const CpuExecution execution{.parallel_for = on_torch_threads};
+    begin ? cpu_begin(fused, sum_of_squares, execution)
+          : cpu_finish(fused, sum_of_squares, execution);
   };
   step.parameter.scalar_type() == at::kDouble ? run(double{}) : run(float{});
 }

@@ -1,5 +1,6 @@
 #include "fusedbun/core/step_cpu.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -30,6 +31,104 @@ using fused::PassKind;
 template <class T>
 void run_pass(InstructionSet set, const PassArguments<T>& arguments, double* sum_of_squares) {
   FUSEDBUN_IN_VARIANT(set, run_pass(arguments, sum_of_squares));
+}
+
+// A pass in pieces that threads take. Only its shape decides them: at least a quarter of a million elements, some
+// hundred microseconds, and at most 64 pieces, because each has column sums of its own.
+constexpr int64_t kBandElements = int64_t{1} << 18;
+constexpr int64_t kBandsMax = 64;
+constexpr int64_t kBandRows = 16;       // a band of rows is a multiple of the pass's row group
+constexpr int64_t kBandColumns = 1024;  // a piece of a single row is one of its column block
+
+int64_t pieces(int64_t total, int64_t size) {
+  return (total + size - 1) / size;
+}
+
+// Rows per band; of a pass over one row, columns per band.
+int64_t band_length(int64_t total, int64_t elements_of_one, int64_t unit) {
+  const int64_t enough = pieces(kBandElements, elements_of_one);
+  const int64_t length = std::max(enough, pieces(total, kBandsMax));
+  return pieces(length, unit) * unit;
+}
+
+// Column statistics of each band, and how they become the segment's.
+template <class T>
+class BandStatistics {
+ public:
+  BandStatistics(const PassArguments<T>& whole, int64_t bands) : whole_(whole), squares_(bands) {
+    const bool sums = whole.kind == PassKind::mean || whole.kind == PassKind::statistics;
+    if (sums) sums_.resize(bands * whole.columns);
+    if (whole.kind == PassKind::sm3) maxima_.resize(bands * whole.columns);
+  }
+
+  double* squares(int64_t band) { return &squares_[band]; }
+  void hand_out(int64_t band, PassArguments<T>& arguments) {
+    if (!sums_.empty()) arguments.column_sums = sums_.data() + band * whole_.columns;
+    if (!maxima_.empty()) arguments.column_maxima = maxima_.data() + band * whole_.columns;
+  }
+
+  void collect(double* parameter_sum_of_squares) const {
+    const int64_t columns = whole_.columns;
+    for (size_t at = 0; at < sums_.size(); at += columns) {
+      for (int64_t j = 0; j < columns; ++j) whole_.column_sums[j] += sums_[at + j];
+    }
+    for (size_t at = 0; at < maxima_.size(); at += columns) {
+      for (int64_t j = 0; j < columns; ++j) {
+        const T next = maxima_[at + j];
+        // Not negative; a NaN, once taken, is never smaller.
+        if (next > whole_.column_maxima[j] || next != next) whole_.column_maxima[j] = next;
+      }
+    }
+    if (parameter_sum_of_squares == nullptr) return;
+    *parameter_sum_of_squares = 0;
+    for (const double squares : squares_) *parameter_sum_of_squares += squares;
+  }
+
+ private:
+  const PassArguments<T>& whole_;
+  std::vector<double> sums_, squares_;
+  std::vector<T> maxima_;
+};
+
+// Elements [begin, end) of a pass over one row.
+template <class T>
+PassArguments<T> columns_of(PassArguments<T> a, int64_t begin, int64_t end) {
+  a.first_element += begin;
+  a.columns = end - begin;
+  return a;
+}
+
+template <class T>
+PassArguments<T> rows_of(PassArguments<T> a, int64_t begin, int64_t end) {
+  a.first_element += begin * a.columns;
+  if (a.row != nullptr) a.row += begin;
+  a.rows = end - begin;
+  return a;
+}
+
+template <class T>
+void run_in_bands(const PassArguments<T>& whole, const CpuExecution& execution,
+                  double* sum_of_squares) {
+  const bool flat = whole.kind == PassKind::full && whole.rows == 1 && !whole.centralize;
+  const int64_t total = flat ? whole.columns : whole.rows;
+  const int64_t length =
+      flat ? band_length(total, 1, kBandColumns) : band_length(total, whole.columns, kBandRows);
+  const int64_t bands = pieces(total, length);
+  if (bands == 1) return run_pass(execution.set, whole, sum_of_squares);
+
+  BandStatistics<T> statistics(whole, bands);
+  const auto run_band = [&](int64_t band) {
+    const int64_t begin = band * length, end = std::min(begin + length, total);
+    PassArguments<T> a = flat ? columns_of(whole, begin, end) : rows_of(whole, begin, end);
+    statistics.hand_out(band, a);
+    run_pass(execution.set, a, sum_of_squares == nullptr ? nullptr : statistics.squares(band));
+  };
+  if (execution.parallel_for) {
+    execution.parallel_for(bands, run_band);
+  } else {
+    for (int64_t band = 0; band < bands; ++band) run_band(band);
+  }
+  statistics.collect(sum_of_squares);
 }
 
 // c_j / mean(c), or 0 before the first step.
@@ -73,7 +172,8 @@ InstructionSet best_instruction_set() {
 }
 
 template <class T>
-void cpu_begin(const FusedStep<T>& step, double* parameter_sum_of_squares, InstructionSet set) {
+void cpu_begin(const FusedStep<T>& step, double* parameter_sum_of_squares,
+               const CpuExecution& execution) {
   if (step.range.elements() == 0) return;
   PassArguments<T> a = fused::begin_pass(step);
   std::vector<T> shares;
@@ -86,11 +186,12 @@ void cpu_begin(const FusedStep<T>& step, double* parameter_sum_of_squares, Instr
     a.columns *= a.rows;
     a.rows = 1;
   }
-  run_pass(set, a, parameter_sum_of_squares);
+  run_in_bands(a, execution, parameter_sum_of_squares);
 }
 
 template <class T>
-void cpu_finish(const FusedStep<T>& step, double* parameter_sum_of_squares, InstructionSet set) {
+void cpu_finish(const FusedStep<T>& step, double* parameter_sum_of_squares,
+                const CpuExecution& execution) {
   if (step.range.elements() == 0) return;
   PassArguments<T> a = fused::finish_pass(step);
   std::vector<T> denominators(a.columns);
@@ -98,7 +199,7 @@ void cpu_finish(const FusedStep<T>& step, double* parameter_sum_of_squares, Inst
     denominators[j] = std::sqrt(step.col[j] * a.second_moment_scale) + a.eps;
   }
   a.column_values = denominators.data();
-  run_pass(set, a, parameter_sum_of_squares);
+  run_in_bands(a, execution, parameter_sum_of_squares);
 }
 
 template <class T>
@@ -120,11 +221,11 @@ double sum_of_squares(const T* values, int64_t count) {
   FUSEDBUN_IN_VARIANT(best_instruction_set(), sum_of_squares(values, count));
 }
 
-#define FUSEDBUN_INSTANTIATE(T)                                                 \
-  template void cpu_begin<T>(const FusedStep<T>&, double*, InstructionSet);     \
-  template void cpu_finish<T>(const FusedStep<T>&, double*, InstructionSet);    \
-  template void cpu_absorb_sums<T>(const double*, const RowRange&, double, T*); \
-  template bool squares_are_finite<T>(const T*, int64_t);                       \
+#define FUSEDBUN_INSTANTIATE(T)                                                   \
+  template void cpu_begin<T>(const FusedStep<T>&, double*, const CpuExecution&);  \
+  template void cpu_finish<T>(const FusedStep<T>&, double*, const CpuExecution&); \
+  template void cpu_absorb_sums<T>(const double*, const RowRange&, double, T*);   \
+  template bool squares_are_finite<T>(const T*, int64_t);                         \
   template double sum_of_squares<T>(const T*, int64_t);
 FUSEDBUN_INSTANTIATE(float)
 FUSEDBUN_INSTANTIATE(double)

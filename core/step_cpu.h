@@ -1,15 +1,17 @@
 #pragma once
 // The fused step on CPUs: one pass over plain memory that reads gradient, momentum and parameter once and writes
-// momentum and parameter once (recommended: 20 bytes per parameter in float32). No torch, no threads, no allocation
-// per element.
+// momentum and parameter once (recommended: 20 bytes per parameter in float32). No torch and no threads of its own.
 //
 // Invariants: 1. The bits of parameters, momentum, full and row statistics depend on the row alone: not on the
 // instruction set, nor on which other rows are in the segment. Nothing is contracted or approximated, row sums are
 // float64 in 16 lanes (column j in lane j mod 16) that are added in one fixed tree. 2. Column sums are added row
-// after row, so they depend on where the segment starts; column maxima are exact. 3. The gradient is only read.
+// after row within a band of rows, then band after band; the segment's shape alone decides the bands, so the sums do
+// not depend on the number of threads, only on where the segment starts. Column maxima are exact. 3. The gradient is
+// only read.
 //
 // Thread safety: distinct segments may be stepped at the same time.
 #include <cstdint>
+#include <functional>
 
 #include "fusedbun/core/fused_step.h"
 
@@ -23,14 +25,23 @@ bool is_supported(InstructionSet set);
 /// The widest supported one.
 InstructionSet best_instruction_set();
 
+/// Runs task(0) ... task(count - 1), each once; at the same time or not, on whose threads it likes.
+using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
+
+/// How a step is run; the bits of its result do not depend on it.
+struct CpuExecution {
+  InstructionSet set = best_instruction_set();
+  ParallelFor parallel_for = {};  ///< empty: the calling thread does it all
+};
+
 /// The parts of a step (segment_step.h), T = float or double. The update sets `*parameter_sum_of_squares`, if that is
 /// given, to the sum of squares of the new parameter.
 template <class T>
 void cpu_begin(const FusedStep<T>& step, double* parameter_sum_of_squares = nullptr,
-               InstructionSet set = best_instruction_set());
+               const CpuExecution& execution = {});
 template <class T>
 void cpu_finish(const FusedStep<T>& step, double* parameter_sum_of_squares = nullptr,
-                InstructionSet set = best_instruction_set());
+                const CpuExecution& execution = {});
 
 /// Takes the sums of all rows of the matrix into its stored column means: c := beta·c + (1-beta)·sum/rows_total.
 template <class T>

@@ -111,11 +111,11 @@ struct RandomMatrix {
   }
 
   /// One step of the whole in the given parts (row boundaries, first 0, last n).
-  void step(int64_t t, const std::vector<int64_t>& boundaries, InstructionSet set) {
+  void step(int64_t t, const std::vector<int64_t>& boundaries, const CpuExecution& execution) {
     std::fill(column_sums.begin(), column_sums.end(), 0.0);
     std::fill(column_maxima.begin(), column_maxima.end(), T{0});
     for (size_t i = 1; i < boundaries.size(); ++i) {
-      cpu_begin(rows(boundaries[i - 1], boundaries[i], t), nullptr, set);
+      cpu_begin(rows(boundaries[i - 1], boundaries[i], t), nullptr, execution);
     }
     if (!col.empty()) {
       if (options.accumulator == Accumulator::sm3) {
@@ -126,7 +126,7 @@ struct RandomMatrix {
     }
     if (col.empty() || options.denominator == Denominator::local) return;
     for (size_t i = 1; i < boundaries.size(); ++i) {
-      cpu_finish(rows(boundaries[i - 1], boundaries[i], t), nullptr, set);
+      cpu_finish(rows(boundaries[i - 1], boundaries[i], t), nullptr, execution);
     }
   }
 };

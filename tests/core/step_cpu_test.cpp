@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <thread>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/tests/core/random_segment.h"
@@ -57,7 +58,7 @@ TYPED_TEST(StepCpu, EveryInstructionSetGivesTheSameBits) {
         for (T& p : run.parameter) p = std::normal_distribution<T>()(random);
         for (int64_t t = 1; t <= 2; ++t) {
           for (T& g : run.gradient) g = random_gradient<T>(random);
-          run.step(t, {0, shape.rows}, set);
+          run.step(t, {0, shape.rows}, {.set = set});
         }
       }
       for (size_t i = 1; i < runs.size(); ++i) {
@@ -87,8 +88,8 @@ TYPED_TEST(StepCpu, ARowsBitsDoNotDependOnTheOtherRowsOfTheSegment) {
       for (int64_t t = 1; t <= 2; ++t) {
         for (T& g : whole.gradient) g = random_gradient<T>(random);
         parts.gradient = whole.gradient;
-        whole.step(t, {0, shape.rows}, best_instruction_set());
-        parts.step(t, boundaries, best_instruction_set());
+        whole.step(t, {0, shape.rows}, {});
+        parts.step(t, boundaries, {});
       }
       // Column sums are added up row after row here too, so even the means agree to the bit.
       const bool same = same_bits(whole.parameter, parts.parameter) &&
@@ -100,6 +101,37 @@ TYPED_TEST(StepCpu, ARowsBitsDoNotDependOnTheOtherRowsOfTheSegment) {
   }
 }
 
+// Bands last to first, each on a thread of its own.
+void on_many_threads(int64_t count, const std::function<void(int64_t)>& task) {
+  std::vector<std::thread> threads;
+  for (int64_t i = count - 1; i >= 0; --i) threads.emplace_back(task, i);
+  for (std::thread& thread : threads) thread.join();
+}
+
+TYPED_TEST(StepCpu, TheNumberOfThreadsDoesNotChangeABit) {
+  using T = TypeParam;
+  std::mt19937_64 random(test_seed());
+  // Several bands of rows, the last one short; a single row and a vector that are cut along their columns.
+  for (const Shape& shape : {Shape{1333, 417}, Shape{1, 600000}, Shape{600011, 1, true}}) {
+    for (const std::string& name : preset_names()) {
+      RandomMatrix<T> alone(preset(name, 1e-2), shape.rows, shape.columns, shape.is_vector);
+      for (T& p : alone.parameter) p = std::normal_distribution<T>()(random);
+      RandomMatrix<T> together = alone;
+      for (int64_t t = 1; t <= 2; ++t) {
+        for (T& g : alone.gradient) g = random_gradient<T>(random);
+        together.gradient = alone.gradient;
+        alone.step(t, {0, shape.rows}, {});
+        together.step(t, {0, shape.rows}, {.parallel_for = on_many_threads});
+      }
+      const bool same = same_bits(alone.parameter, together.parameter) &&
+                        same_bits(alone.momentum, together.momentum) &&
+                        same_bits(alone.full, together.full) &&
+                        same_bits(alone.row, together.row) && same_bits(alone.col, together.col);
+      ASSERT_TRUE(same) << label(alone.options, shape);
+    }
+  }
+}
+
 TYPED_TEST(StepCpu, ColumnMaximaKeepNanWithoutItsSign) {
   using T = TypeParam;
   Options options = preset("sm3", 1e-2);
@@ -107,12 +139,12 @@ TYPED_TEST(StepCpu, ColumnMaximaKeepNanWithoutItsSign) {
   RandomMatrix<T> matrix(options, 3, 20, false);
   std::fill(matrix.gradient.begin(), matrix.gradient.end(), T{1});
   matrix.gradient[20 + 7] = -std::numeric_limits<T>::infinity();  // next step: inf
-  matrix.step(1, {0, 3}, best_instruction_set());
+  matrix.step(1, {0, 3}, {});
   EXPECT_TRUE(std::isinf(matrix.column_maxima[7]));
   options.mask = Mask::off;  // else a NaN is held
   matrix.options = options;
   matrix.gradient[20 + 7] = -std::numeric_limits<T>::quiet_NaN();
-  matrix.step(2, {0, 3}, best_instruction_set());
+  matrix.step(2, {0, 3}, {});
   EXPECT_TRUE(std::isnan(matrix.column_maxima[7]));
   EXPECT_FALSE(std::signbit(matrix.column_maxima[7]));
   EXPECT_TRUE(std::isnan(matrix.row[1]));
@@ -140,11 +172,11 @@ TYPED_TEST(StepCpu, TheUpdateLeavesTheNewParametersSumOfSquares) {
   using T = TypeParam;
   std::mt19937_64 random(test_seed());
   for (const char* name : {"compact", "lean", "elementwise"}) {
-    RandomMatrix<T> matrix(preset(name, 1e-2), 19, 1041, false);
+    RandomMatrix<T> matrix(preset(name, 1e-2), 519, 1041, false);
     for (T& p : matrix.parameter) p = std::normal_distribution<T>()(random);
     for (T& g : matrix.gradient) g = random_gradient<T>(random);
     double sum = -1;
-    const FusedStep<T> step = matrix.rows(0, 19, 1);
+    const FusedStep<T> step = matrix.rows(0, 519, 1);
     const bool updates_in_finish = matrix.options.denominator == Denominator::global;
     cpu_begin(step, updates_in_finish ? nullptr : &sum);
     if (updates_in_finish) cpu_finish(step, &sum);
