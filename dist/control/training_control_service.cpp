@@ -18,6 +18,12 @@ int64_t now_us() {
   return TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
 }
 
+int64_t steady_us() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
 std::vector<plan::LedgerGroup> ledger_groups(const JobDescription& job) {
   std::vector<plan::LedgerGroup> groups;
   for (const GroupDescription& group : job.groups) {
@@ -64,7 +70,7 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
       start_time_us_(now_us()),
       ledger_(ledger_groups(job_), job_.max_grad_norm, job_.first_step),
       log_(options.run_dir, options.run_id),
-      clock_(options.stall_timeout) {}
+      clock_(std::chrono::microseconds(options.stall_timeout).count()) {}
 
 plan::ControlPort::Boundary TrainingControlService::close_step(int64_t job_step) {
   const std::lock_guard lock(ledger_mutex_);
@@ -81,8 +87,8 @@ void TrainingControlService::step_finished(const plan::StepReport& report) {
   const std::lock_guard lock(progress_mutex_);
   last_report_ = report;
   last_step_time_us_ = now_us();
-  const auto step_time = clock_.step_ended(std::chrono::steady_clock::now());
-  begin_sample(report, std::chrono::duration<double>(step_time).count());
+  const int64_t step_us = clock_.step_ended(steady_us());
+  begin_sample(report, static_cast<double>(step_us) / 1e6);
 }
 
 void TrainingControlService::set_state(JobState state, std::string_view reason) {
@@ -124,7 +130,7 @@ bool TrainingControlService::accepts_changes() const {
 
 bool TrainingControlService::is_progressing() const {
   const std::lock_guard lock(progress_mutex_);
-  return clock_.is_progressing(std::chrono::steady_clock::now());
+  return clock_.is_progressing(steady_us());
 }
 
 void TrainingControlService::observe_progress() {

@@ -22,11 +22,11 @@
 #include "fusedbun/dist/control/control_server.h"
 #include "fusedbun/dist/control/job_events.h"
 #include "fusedbun/dist/control/metrics_streams.h"
-#include "fusedbun/dist/control/step_clock.h"
 #include "fusedbun/dist/control/stream_slots.h"
 #include "fusedbun/dist/plan/change_ledger.h"
 #include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/plan/rank_status.h"
+#include "fusedbun/dist/plan/step_clock.h"
 
 namespace fusedbun::control {
 
@@ -128,7 +128,7 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   std::string state_reason_;
 
   mutable std::mutex progress_mutex_;
-  StepClock clock_;
+  plan::StepClock clock_;
   std::optional<plan::StepReport> last_report_;
   int64_t last_step_time_us_ = 0;
   std::shared_ptr<v1::MetricsSample> sample_;  ///< of the last step, not yet published

@@ -52,7 +52,7 @@ v1::Rank to_message(const plan::RankStatus& status) {
   rank.set_step(status.job_step);
   if (status.heartbeat_age_ms)
     *rank.mutable_heartbeat_age() = TimeUtil::MillisecondsToDuration(*status.heartbeat_age_ms);
-  rank.set_phase(std::string(name_of(status.phase)));
+  rank.set_phase(std::string(plan::name_of(status.phase)));
   rank.set_state_hash(hash_bytes(status.state_hash));
   rank.set_bucket(status.bucket);
   rank.set_liveness(message_of(status.liveness));

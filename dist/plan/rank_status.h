@@ -6,15 +6,11 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <vector>
 
-#include "fusedbun/core/error.h"
+#include "fusedbun/dist/plan/rank_position.h"
 
 namespace fusedbun::plan {
-
-/// What a rank does within its job step.
-enum class RankPhase : uint8_t { idle, backward, reduce_scatter, update, all_gather };
 
 enum class Liveness : uint8_t {
   alive,
@@ -31,8 +27,8 @@ struct RankStatus {
   std::string device = {};  ///< "cpu" or "cuda:N"
   int64_t shard_bytes = 0;  ///< optimizer state it holds
   int64_t job_step = 0;     ///< the step it is in
-  RankPhase phase = RankPhase::idle;
-  int bucket = -1;                               ///< that the phase is about; -1: none
+  Phase phase = Phase::starting;
+  int bucket = RankPosition::kNoBucket;          ///< that the phase is about
   std::optional<int64_t> heartbeat_age_ms = {};  ///< empty: none has come yet
   uint64_t state_hash =
       0;  ///< of step counts and effective hyperparameters; equal on all ranks in the same step
@@ -45,22 +41,5 @@ class RankDirectory {
   /// In order of rank, all of them. Never blocks for long.
   virtual std::vector<RankStatus> ranks() const = 0;
 };
-
-/// As the contract spells it: "reduce_scatter".
-inline std::string_view name_of(RankPhase phase) {
-  switch (phase) {
-    case RankPhase::idle:
-      return "idle";
-    case RankPhase::backward:
-      return "backward";
-    case RankPhase::reduce_scatter:
-      return "reduce_scatter";
-    case RankPhase::update:
-      return "update";
-    case RankPhase::all_gather:
-      return "all_gather";
-  }
-  FUSEDBUN_ASSERT(false, "every phase has a name");
-}
 
 }  // namespace fusedbun::plan

@@ -199,7 +199,7 @@ class ThreeRanks : public plan::RankDirectory {
  public:
   std::vector<plan::RankStatus> ranks() const override {
     return {{.rank = 0, .host = "a", .state_hash = 0x0102},
-            {.rank = 1, .host = "b", .phase = plan::RankPhase::all_gather, .bucket = 2},
+            {.rank = 1, .host = "b", .phase = plan::Phase::all_gather, .bucket = 2},
             {.rank = 2, .host = "c", .heartbeat_age_ms = 3500, .liveness = plan::Liveness::late}};
   }
 };

@@ -1,0 +1,110 @@
+#include "fusedbun/dist/plan/rank_watch.h"
+
+#include <algorithm>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::plan {
+namespace {
+
+std::string seconds(int64_t us) {
+  const int64_t tenths = (us + 50'000) / 100'000;
+  return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " s";
+}
+
+}  // namespace
+
+void validate(const HealthLimits& limits) {
+  FUSEDBUN_REQUIRE(limits.heartbeat_us > 0, ConfigError, "--heartbeat: must be above 0 seconds");
+  FUSEDBUN_REQUIRE(limits.stall_us > 0, ConfigError, "--stall-timeout: must be above 0 seconds");
+  FUSEDBUN_REQUIRE(limits.lost_us > limits.late_us(), ConfigError,
+                   "--lost-timeout = " + seconds(limits.lost_us) +
+                       ": must be above 3 heartbeats, " + seconds(limits.late_us()));
+}
+
+Liveness liveness_of(const RankSigns& signs, const HealthLimits& limits) {
+  if (signs.has_left) return Liveness::alive;
+  if (signs.has_gone || signs.silence_us >= limits.lost_us) return Liveness::lost;
+  if (signs.silence_us >= limits.late_us()) return Liveness::late;
+  return signs.is_stalled ? Liveness::stalled : Liveness::alive;
+}
+
+std::string sentence_of(const LostRank& lost) {
+  const std::string who = "rank " + std::to_string(lost.rank) + " (pid " +
+                          std::to_string(lost.pid) + " on " + lost.host + ") ";
+  const std::string where = "; last seen in " + describe(lost.last);
+  switch (lost.cause) {
+    case LostRank::Cause::gone:
+      return who + "is lost: its process ended" + where;
+    case LostRank::Cause::silent:
+      return who + "is lost: no heartbeat for " + seconds(lost.silence_us) + where;
+    case LostRank::Cause::failed:
+      return who + "failed with exit code " + std::to_string(lost.code) + " in " +
+             describe(lost.last) + ": " + lost.reason;
+  }
+  FUSEDBUN_ASSERT(false, "every cause has a sentence");
+}
+
+RankWatch::RankWatch(int ranks, const HealthLimits& limits, int64_t now_us)
+    : limits_(limits), now_us_(now_us) {
+  ranks_.resize(static_cast<size_t>(ranks), Watched(limits.stall_us));
+}
+
+void RankWatch::expect(int rank, int64_t now_us) {
+  ranks_[rank].expected = true;
+  ranks_[rank].last_sign_us = now_us;
+}
+
+void RankWatch::heard(int rank, const RankPosition& position, int64_t now_us) {
+  Watched& watched = ranks_[rank];
+  if (watched.heard && position.job_step > watched.position.job_step) {
+    watched.steps.steps_ended(position.job_step - watched.position.job_step, now_us);
+  }
+  watched.heard = true;
+  watched.last_sign_us = now_us;
+  watched.position = position;
+}
+
+void RankWatch::gone(int rank) {
+  ranks_[rank].gone = true;
+}
+
+void RankWatch::left(int rank) {
+  ranks_[rank].left = true;
+}
+
+void RankWatch::look(int64_t now_us) {
+  if (const int64_t asleep_us = now_us - now_us_; asleep_us >= limits_.late_us()) {
+    for (Watched& rank : ranks_) {
+      rank.last_sign_us = std::min(rank.last_sign_us + asleep_us, now_us);
+      rank.steps.pause(asleep_us, now_us);
+    }
+  }
+  now_us_ = now_us;
+  for (size_t r = 0; r < ranks_.size() && !lost_; ++r) {
+    const int rank = static_cast<int>(r);
+    if (liveness(rank) != Liveness::lost) continue;
+    lost_ = LostRank{.rank = rank,
+                     .last = ranks_[r].position,
+                     .cause = ranks_[r].gone ? LostRank::Cause::gone : LostRank::Cause::silent,
+                     .silence_us = now_us - ranks_[r].last_sign_us};
+  }
+}
+
+RankSigns RankWatch::signs_of(const Watched& rank) const {
+  return {.silence_us = rank.expected ? now_us_ - rank.last_sign_us : 0,
+          .has_gone = rank.gone,
+          .has_left = rank.left,
+          .is_stalled = rank.steps.is_stalled(now_us_)};
+}
+
+Liveness RankWatch::liveness(int rank) const {
+  return liveness_of(signs_of(ranks_[rank]), limits_);
+}
+
+std::optional<int64_t> RankWatch::silence_us(int rank) const {
+  if (!ranks_[rank].heard) return {};
+  return now_us_ - ranks_[rank].last_sign_us;
+}
+
+}  // namespace fusedbun::plan
