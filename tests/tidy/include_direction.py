@@ -48,6 +48,7 @@ PARTS = [
     (r"dist/comm/", r"core/error\.h|dist/comm/(?!gloo|mpi|nccl)", SYSTEM),
     (r"dist/step/", r"core/|dist/(plan|step)/|dist/comm/(?!gloo|mpi|nccl)", {"torch", "hash"} | SYSTEM),
     (r"dist/control/", CORE_VALUES + r"|dist/(plan|control)/", {"grpc", "proto", "json", "hash", "log"} | SYSTEM),
+    (r"dist/health/", CORE_VALUES + r"|dist/(plan|health)/", SYSTEM),
     (r"dist/checkpoint/", r"core/|dist/(plan|checkpoint)/", {"json", "hash", "torch"} | SYSTEM),
     (r"dist/job/", r"core/|dist/", {"torch", "json", "hash"} | SYSTEM),
     (r"launcher/", r"core/|dist/|launcher/", {"torch", "grpc", "proto", "json", "flags", "hash", "log"} | SYSTEM),

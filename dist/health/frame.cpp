@@ -1,0 +1,161 @@
+#include "fusedbun/dist/health/frame.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::health {
+namespace {
+
+constexpr uint16_t kVersion = 1;
+
+struct Header {
+  uint32_t body_bytes = 0;
+  uint16_t kind = 0;  ///< index in Frame
+  uint16_t version = kVersion;
+};
+static_assert(sizeof(Header) == 8);
+
+template <size_t kBytes>
+struct Text {
+  char bytes[kBytes] = {};
+
+  Text() = default;
+  explicit Text(const std::string& text) {
+    std::memcpy(bytes, text.data(), std::min(text.size(), kBytes - 1));
+  }
+  std::string str() const { return {bytes, ::strnlen(bytes, kBytes)}; }
+};
+
+// Bodies. Every byte is a member's, so that none travels uninitialised.
+struct HelloBody {
+  Token token = {};
+  int32_t rank = 0;
+  int32_t local_rank = 0;
+  int64_t pid = 0;
+  Text<64> host = {};
+  Text<16> device = {};
+};
+struct BeatBody {
+  uint64_t position = 0;
+  uint64_t state_digest = 0;
+  int64_t shard_bytes = 0;
+};
+struct LostBody {
+  int32_t rank = 0;
+  int32_t code = 0;
+  int64_t pid = 0;
+  uint64_t position = 0;
+  int64_t silence_us = 0;
+  uint64_t cause = 0;
+  Text<64> host = {};
+  Text<512> reason = {};
+};
+struct ByeBody {
+  uint64_t reserved = 0;
+};
+static_assert(sizeof(LostBody) <= kBodyBytesMax);
+
+HelloBody body_of(const Hello& hello) {
+  const RankCard& card = hello.card;
+  return {hello.token, card.rank,           card.local_rank,
+          card.pid,    Text<64>(card.host), Text<16>(card.device)};
+}
+BeatBody body_of(const Beat& beat) {
+  return {plan::pack(beat.position), beat.state_digest, beat.shard_bytes};
+}
+LostBody body_of(const plan::LostRank& lost) {
+  return {lost.rank,
+          lost.code,
+          lost.pid,
+          plan::pack(lost.last),
+          lost.silence_us,
+          static_cast<uint64_t>(lost.cause),
+          Text<64>(lost.host),
+          Text<512>(lost.reason)};
+}
+ByeBody body_of(const Bye&) {
+  return {};
+}
+
+template <class Body>
+Body read(const std::string& bytes, const Header& header) {
+  FUSEDBUN_REQUIRE(header.body_bytes == sizeof(Body), DataError,
+                   "a heartbeat frame of kind " + std::to_string(header.kind) + " has " +
+                       std::to_string(header.body_bytes) + " bytes");
+  Body body;
+  std::memcpy(&body, bytes.data() + sizeof(Header), sizeof(Body));
+  return body;
+}
+
+Frame frame_of(const HelloBody& body) {
+  return Hello{.token = body.token,
+               .card = {.rank = body.rank,
+                        .local_rank = body.local_rank,
+                        .pid = body.pid,
+                        .host = body.host.str(),
+                        .device = body.device.str()}};
+}
+Frame frame_of(const BeatBody& body) {
+  return Beat{plan::unpack(body.position), body.state_digest, body.shard_bytes};
+}
+Frame frame_of(const LostBody& body) {
+  using Cause = plan::LostRank::Cause;
+  FUSEDBUN_REQUIRE(body.cause <= static_cast<uint64_t>(Cause::failed), DataError,
+                   "a heartbeat frame names no cause of loss: " + std::to_string(body.cause));
+  return plan::LostRank{.rank = body.rank,
+                        .host = body.host.str(),
+                        .pid = body.pid,
+                        .last = plan::unpack(body.position),
+                        .cause = static_cast<Cause>(body.cause),
+                        .silence_us = body.silence_us,
+                        .code = body.code,
+                        .reason = body.reason.str()};
+}
+
+Frame read_frame(const std::string& bytes, const Header& header) {
+  switch (header.kind) {
+    case 0:
+      return frame_of(read<HelloBody>(bytes, header));
+    case 1:
+      return frame_of(read<BeatBody>(bytes, header));
+    case 2:
+      return frame_of(read<LostBody>(bytes, header));
+    case 3:
+      read<ByeBody>(bytes, header);
+      return Bye{};
+    default:
+      throw DataError("a heartbeat frame has the unknown kind " + std::to_string(header.kind));
+  }
+}
+
+}  // namespace
+
+std::string encode(const Frame& frame) {
+  return std::visit(
+      [&](const auto& content) {
+        const auto body = body_of(content);
+        const Header header{.body_bytes = sizeof(body),
+                            .kind = static_cast<uint16_t>(frame.index())};
+        std::string bytes(sizeof(header) + sizeof(body), '\0');
+        std::memcpy(bytes.data(), &header, sizeof(header));
+        std::memcpy(bytes.data() + sizeof(header), &body, sizeof(body));
+        return bytes;
+      },
+      frame);
+}
+
+std::optional<Frame> take_frame(std::string& bytes) {
+  if (bytes.size() < sizeof(Header)) return {};
+  Header header;
+  std::memcpy(&header, bytes.data(), sizeof(header));
+  FUSEDBUN_REQUIRE(header.version == kVersion && header.body_bytes <= kBodyBytesMax, DataError,
+                   "what came over the heartbeat connection is no frame of this version");
+  if (bytes.size() < sizeof(Header) + header.body_bytes) return {};
+  Frame frame = read_frame(bytes, header);
+  bytes.erase(0, sizeof(Header) + header.body_bytes);
+  return frame;
+}
+
+}  // namespace fusedbun::health

@@ -1,0 +1,63 @@
+#pragma once
+// Frame: what ranks tell each other over the heartbeat connection. On the wire: 8 bytes of header (bytes of the body, kind,
+// version), then the body, numbers as they lie in memory (all ranks of a job are built alike), texts cut to fixed lengths.
+//
+// Invariants: 1. What comes in is not believed: a length, kind, version or phase that cannot be is a DataError. 2. Nothing is
+// allocated for a body longer than kBodyBytesMax.
+//
+// Thread safety: values and functions without state.
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <variant>
+
+#include "fusedbun/dist/plan/rank_watch.h"
+
+namespace fusedbun::health {
+
+/// Known to the ranks of one attempt of one job alone: the others' connections are closed.
+using Token = std::array<uint8_t, 16>;
+
+/// Who a rank is; does not change.
+struct RankCard {
+  int rank = 0;
+  int local_rank = 0;
+  int64_t pid = 0;
+  std::string host = {};    ///< at most 63 bytes travel
+  std::string device = {};  ///< "cpu" or "cuda:N"
+
+  bool operator==(const RankCard&) const = default;
+};
+
+/// The first frame of a connection.
+struct Hello {
+  Token token = {};
+  RankCard card = {};
+
+  bool operator==(const Hello&) const = default;
+};
+
+struct Beat {
+  plan::RankPosition position = {};
+  uint64_t state_digest = 0;
+  int64_t shard_bytes = 0;  ///< optimizer state of this rank
+
+  bool operator==(const Beat&) const = default;
+};
+
+/// I leave in peace.
+struct Bye {
+  bool operator==(const Bye&) const = default;
+};
+
+/// plan::LostRank: the job cannot go on. Of another rank, of the receiver, or, as `failed`, of the sender.
+using Frame = std::variant<Hello, Beat, plan::LostRank, Bye>;
+
+inline constexpr size_t kBodyBytesMax = 1024;
+
+std::string encode(const Frame& frame);
+/// Takes the first whole frame off the front of `bytes`; nothing while it is not whole. Throws DataError.
+std::optional<Frame> take_frame(std::string& bytes);
+
+}  // namespace fusedbun::health
