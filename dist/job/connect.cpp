@@ -99,13 +99,14 @@ Connections connect(const plan::Identity& identity, const ConnectOptions& option
   if (identity.world_size == 1 && !options.use_gpu) {
     connections.choice.reason = "local: one process, nothing travels";
   }
+  connections.one_host = std::ranges::all_of(
+      all, [&](const plan::Capability& rank) { return rank.host_hash == all[0].host_hash; });
 #ifdef FUSEDBUN_HAS_MPI
   if (connections.choice.backend == plan::BackendRequest::gloo &&
       connections.host->backend() == "mpi") {
-    const bool one_host = std::ranges::all_of(
-        all, [&](const plan::Capability& rank) { return rank.host_hash == all[0].host_hash; });
     connections.rendezvous = std::move(connections.host);
-    connections.host = connect_gloo_over_mpi(identity, *connections.rendezvous, one_host, options);
+    connections.host =
+        connect_gloo_over_mpi(identity, *connections.rendezvous, connections.one_host, options);
   }
 #endif
 #ifdef FUSEDBUN_HAS_NCCL

@@ -23,6 +23,7 @@ struct Connections {
   std::unique_ptr<comm::Communicator> host;
   std::unique_ptr<comm::Communicator> device;  ///< NCCL; null: the host channel carries data too
   plan::BackendChoice choice;
+  bool one_host = true;  ///< all ranks are on it
 
   comm::Communicator& data() { return device ? *device : *host; }
 };

@@ -1,27 +1,34 @@
 #pragma once
-// Job: the facade that programs link. It finds out which rank this is, connects the ranks, and,
-// where a run folder is given, serves the control plane from rank 0.
+// Job: the facade that programs link. It finds out which rank this is, connects the ranks, lets them
+// watch over one another, and, where a run folder is given, serves the control plane from rank 0.
 //
 //   fusedbun::Job job;                               // under torchrun, mpirun, or alone
 //   fusedbun::ShardedFusedbun optimizer(job.channels(), model->named_parameters(),
 //                                       fusedbun::FusedbunOptions::recommended(3e-3));
 //   job.serve(optimizer);                            // optional: fusedbun status, set, health
+//   ...
+//   job.finish(optimizer.leave_request());           // catch (const std::exception& e) { job.fail(e); }
 //
 // Invariants: 1. The job outlives the optimizers made from its channels. 2. Constructing it is
 // collective. 3. An error on rank 0 alone (run folder in use, socket taken) is the same error on
-// every rank.
+// every rank. 4. When a rank is lost, every wait of the others ends with a PeerLostError that names
+// it, error.json in the run folder says the same, and a process that has not left by itself within
+// max(lost limit, 5 s) is ended with exit code 76.
 //
-// Thread safety: one thread at a time, except fail().
+// Thread safety: one thread at a time.
 #include <chrono>
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <string_view>
 
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/plan/backend_choice.h"
+#include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/plan/identity.h"
+#include "fusedbun/dist/plan/rank_watch.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 
 namespace fusedbun {
@@ -37,6 +44,7 @@ struct JobOptions {
   std::string control_address = {};
   bool use_gpu = false;                       ///< the job's parameters live on a GPU
   std::chrono::milliseconds timeout{60'000};  ///< deadline of every wait between ranks
+  plan::HealthLimits health = {};             ///< heartbeats, and how long is too long
   int64_t total_steps = 0;                    ///< for progress; 0: unknown
   /// Called with one sentence a person should know; default: stderr on rank 0.
   std::function<void(std::string_view)> notice = {};
@@ -56,17 +64,25 @@ class Job {
   const plan::BackendChoice& backend() const;
   Channels channels();
 
+  /// What this rank does outside the optimizer, for whoever watches: save.
+  void enter(plan::Phase phase);
+
   /// Connects the control plane to the optimizer; collective. Without a run folder, or without gRPC
   /// built in, it says so once and does nothing.
   void serve(ShardedFusedbun& optimizer);
   /// "unix:/path/control.sock", or empty when nothing is served.
   std::string control_address() const;
+  /// Adds numbers of the step that has just ended ("loss") to what StreamMetrics tells. Rank 0's
+  /// count; elsewhere, and without a control plane, nothing happens.
+  void record_metrics(int64_t job_step, std::span<const plan::Metric> metrics);
 
   /// The run ends, at its last step (none) or before it on request: waits for all ranks, sets the
   /// job's final state, takes the control plane down. Collective; the optimizer is finished before.
   void finish(plan::LeaveRequest left = plan::LeaveRequest::none);
-  /// This rank fails: tells the peers and the control plane. Never blocks long, never throws.
-  void fail(const std::string& reason) noexcept;
+  /// This rank fails with `error`, in whose handler this is called: tells the peers, the control
+  /// plane and error.json, and throws. A PeerLostError that names the lost rank if that is why,
+  /// waiting for its name at most as long as the heartbeats allow; else `error` itself.
+  [[noreturn]] void fail(const std::exception& error);
 
  private:
   class Parts;

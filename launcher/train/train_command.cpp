@@ -17,6 +17,9 @@ struct Flags {
   TrainOptions options;
   std::string backend = "auto";
   double timeout_seconds = 60;
+  double heartbeat_seconds = 1;
+  double stall_seconds = 5;
+  double lost_seconds = 10;
   bool no_control = false;
   bool no_host_window = false;
 };
@@ -114,6 +117,16 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
       ->group("Ranks");
   command.add_option("--timeout", flags.timeout_seconds, "Seconds a rank waits for the others")
       ->group("Ranks");
+  command.add_option("--heartbeat", flags.heartbeat_seconds, "Seconds between signs of life")
+      ->group("Ranks");
+  command
+      .add_option("--lost-timeout", flags.lost_seconds,
+                  "Seconds without a sign of life until a rank is lost and the job ends with 76")
+      ->group("Ranks");
+  command
+      .add_option("--stall-timeout", flags.stall_seconds,
+                  "Seconds without a step's end until health says so, or 10 median steps if longer")
+      ->group("Ranks");
   command
       .add_flag("--no-host-window", flags.no_host_window,
                 "Keep private copies of the parameters, also on one host")
@@ -131,6 +144,10 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
   add("--master-port", options.identity.master_port, "Port of the rendezvous there");
 }
 
+int64_t microseconds(double seconds) {
+  return static_cast<int64_t>(seconds * 1e6);
+}
+
 void run(Flags flags) {
   TrainOptions& options = flags.options;
   if (options.data.empty()) options.data = {train::kDefaultTextFolder};
@@ -138,6 +155,9 @@ void run(Flags flags) {
   options.control = !flags.no_control;
   options.host_window = !flags.no_host_window;
   options.timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.timeout_seconds * 1000));
+  options.health = {.heartbeat_us = microseconds(flags.heartbeat_seconds),
+                    .lost_us = microseconds(flags.lost_seconds),
+                    .stall_us = microseconds(flags.stall_seconds)};
   train::train(options);
 }
 

@@ -28,6 +28,7 @@ void validate(const TrainOptions& options) {
       std::isfinite(options.max_grad_norm) && options.max_grad_norm >= 0, ConfigError,
       "--clip = " + std::to_string(options.max_grad_norm) + ": must be finite, >= 0 (0: off)");
   FUSEDBUN_REQUIRE(options.timeout.count() > 0, ConfigError, "--timeout: must be above 0 seconds");
+  plan::validate(options.health);
   options_of(options.optimizer);
 }
 

@@ -11,6 +11,7 @@
 
 #include "fusedbun/dist/plan/backend_choice.h"
 #include "fusedbun/dist/plan/identity.h"
+#include "fusedbun/dist/plan/rank_watch.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 
 namespace fusedbun::train {
@@ -45,6 +46,7 @@ struct TrainOptions {
   plan::BackendRequest backend = plan::BackendRequest::automatic;
   plan::IdentityFlags identity;
   std::chrono::milliseconds timeout{60'000};
+  plan::HealthLimits health;
 };
 
 /// Throws ConfigError "--flag = value: allowed range" for the first value that cannot be.

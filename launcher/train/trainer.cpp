@@ -134,10 +134,11 @@ class Run {
     if (job_.rank() == 0) say_start(*stepper, planned);
 
     const LoopResult result =
-        TrainingLoop({model_, text_, *stepper, host, progress_, metrics_.get()}, loop).run();
+        TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get()}, loop).run();
     const std::vector<int64_t> measured = gather_from_ranks(host, stepper->state_bytes());
     if (job_.rank() == 0) {
       const fs::path model_path = model_file(options_, run_dir_);
+      job_.enter(plan::Phase::save);
       save_hf(model_path, model_);
       print_end({result, planned, measured, run_dir_ / "metrics.jsonl", model_path}, std::cout);
     }
@@ -207,14 +208,14 @@ void train(const TrainOptions& options) {
            .control_address = options.control_address,
            .use_gpu = options.use_gpu,
            .timeout = options.timeout,
+           .health = options.health,
            .total_steps = options.steps,
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
   plan::LeaveRequest leave = plan::LeaveRequest::none;
   try {
     leave = Run(options, run_dir, job, model, text, progress).execute();
   } catch (const std::exception& error) {
-    job.fail(error.what());
-    throw;
+    job.fail(error);
   }
   if (leave == plan::LeaveRequest::drain) {
     throw Error(ExitCode::left_early,

@@ -42,7 +42,7 @@ LoopResult TrainingLoop::run() {
 }
 
 void TrainingLoop::validate(int64_t job_step) {
-  const double loss = validation_loss(parts_.model, parts_.text, options_.validation, parts_.host);
+  const double loss = validation_loss(parts_.model, parts_.text, options_.validation, host());
   result_.last_validation_loss = loss;
   if (parts_.metrics != nullptr) parts_.metrics->write_validation(job_step, loss);
   parts_.progress.say("validation loss " + number("%.4f", loss) + " after " +
@@ -53,10 +53,13 @@ void TrainingLoop::one_step(int64_t job_step) {
   const auto start = Progress::Clock::now();
   parts_.stepper.begin(learning_rate(options_.schedule, job_step));
   const double local_loss = compute_gradients(job_step);
+  const auto gradients_done = Progress::Clock::now();
   const StepOutcome outcome = parts_.stepper.step();
-  const double loss = sum_over_ranks(parts_.host, {local_loss})[0] / options_.share.world_size;
-  const double seconds = std::chrono::duration<double>(Progress::Clock::now() - start).count();
-  report(job_step, loss, outcome, seconds);
+  const double loss = sum_over_ranks(host(), {local_loss})[0] / options_.share.world_size;
+  const auto seconds_to = [&](auto end) {
+    return std::chrono::duration<double>(end - start).count();
+  };
+  report(job_step, loss, outcome, {seconds_to(Progress::Clock::now()), seconds_to(gradients_done)});
   require_finite(job_step, loss, outcome);
 }
 
@@ -81,15 +84,21 @@ double TrainingLoop::compute_gradients(int64_t job_step) {
 }
 
 void TrainingLoop::report(int64_t job_step, double loss, const StepOutcome& outcome,
-                          double seconds) {
-  training_seconds_ += seconds;
+                          const StepTime& time) {
+  training_seconds_ += time.whole_seconds;
   const auto tokens = static_cast<double>(options_.share.global_sequences * options_.context);
   const auto steps_done = static_cast<double>(job_step + 1);
   const auto steps_left = static_cast<double>(options_.schedule.total_steps - job_step - 1);
   result_.tokens_per_second = tokens * steps_done / training_seconds_;
   if (parts_.metrics != nullptr) {
-    parts_.metrics->write({job_step, loss, outcome.lr, tokens / seconds, outcome.grad_norm,
-                           outcome.revision, outcome.skipped});
+    parts_.metrics->write({job_step, loss, outcome.lr, tokens / time.whole_seconds,
+                           outcome.grad_norm, outcome.revision, outcome.skipped});
+    const plan::Metric live[] = {
+        {"loss", loss},
+        {"tokens_per_second", tokens / time.whole_seconds},
+        {"gradients_seconds", time.gradients_seconds},
+        {"optimizer_seconds", time.whole_seconds - time.gradients_seconds}};
+    parts_.job.record_metrics(job_step, live);
   }
   parts_.progress.step({job_step, options_.schedule.total_steps, loss, result_.tokens_per_second,
                         training_seconds_ / steps_done * steps_left},

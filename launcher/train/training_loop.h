@@ -28,7 +28,7 @@ struct LoopParts {
   Gpt2& model;
   const TextData& text;
   Stepper& stepper;
-  comm::Communicator& host;
+  Job& job;
   Progress& progress;
   MetricsFile* metrics;  ///< nullptr but on rank 0
 };
@@ -51,9 +51,15 @@ class TrainingLoop {
 
  private:
   void validate(int64_t job_step);
+  comm::Communicator& host() { return *parts_.job.channels().host; }
   double compute_gradients(int64_t job_step);
   void one_step(int64_t job_step);
-  void report(int64_t job_step, double loss, const StepOutcome& outcome, double seconds);
+  /// How long a step took: as a whole, and its forward and backward passes.
+  struct StepTime {
+    double whole_seconds = 0;
+    double gradients_seconds = 0;
+  };
+  void report(int64_t job_step, double loss, const StepOutcome& outcome, const StepTime& time);
   void require_finite(int64_t job_step, double loss, const StepOutcome& outcome);
 
   LoopParts parts_;

@@ -1,0 +1,240 @@
+#include "fusedbun/dist/job/job_parts.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <iostream>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/job/capability.h"
+#include "fusedbun/dist/job/error_file.h"
+
+namespace fusedbun {
+namespace {
+
+/// A process that a lost rank holds up gets at least this long to leave by itself.
+constexpr int64_t kLeaveUsMin = 5'000'000;
+
+/// What rank 0 does alone, as something that can be told to all.
+Outcome attempt(const std::function<void()>& action) {
+  try {
+    action();
+    return {};
+  } catch (const Error& error) {
+    return {static_cast<int>(error.code()), error.what()};
+  } catch (const std::exception& error) {
+    return {static_cast<int>(ExitCode::unclassified), error.what()};
+  }
+}
+
+JobOptions checked(JobOptions options) {
+  plan::validate(options.health);
+  return options;
+}
+
+}  // namespace
+
+Job::Parts::Parts(JobOptions given)
+    : options(checked(std::move(given))),
+      identity(plan::identify(read_environment(), options.identity)),
+      connections(connect(
+          identity,
+          {.backend = options.backend, .use_gpu = options.use_gpu, .timeout = options.timeout})) {
+  take_run_folder();
+  start_heartbeats_of_job();
+}
+
+Job::Parts::~Parts() {
+  if (!heartbeats.heartbeat) return;
+  if (std::uncaught_exceptions() > 0) {
+    heartbeats.heartbeat->fail(static_cast<int>(ExitCode::unclassified),
+                               "it left with an exception");
+  }
+  heartbeats.heartbeat->leave();
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (server) server->shutdown();  // it asks the heartbeat for the ranks
+#endif
+}
+
+void Job::Parts::take_run_folder() {
+  Outcome outcome;
+  if (identity.rank == 0 && !options.run_dir.empty()) {
+    outcome = attempt([&] {
+      lock = std::make_unique<control::RunFolderLock>(options.run_dir);
+      remove_error_file(options.run_dir);
+    });
+  }
+  share_outcome(*connections.host, outcome);
+}
+
+void Job::Parts::start_heartbeats_of_job() {
+  health::HeartbeatOptions watch;
+  watch.me.local_rank = identity.local_rank;
+  watch.me.device = options.use_gpu ? "cuda:" + std::to_string(identity.local_rank) : "cpu";
+  watch.limits = options.health;
+  watch.leave_us = std::max(options.health.lost_us, kLeaveUsMin);
+  watch.beat = [this] {
+    return health::Beat{board.position(), board.state_digest(), shard_bytes.load()};
+  };
+  watch.on_lost = [this](const plan::LostRank& lost) { on_lost(lost); };
+  watch.on_overdue = [this] { on_overdue(); };
+  heartbeats =
+      start_heartbeats(identity, connections, std::move(watch), options.run_dir, options.timeout);
+  started = true;
+  if (!heartbeats.heartbeat) {
+    notice("no heartbeats, so a lost rank is noticed only when a wait of " +
+           std::to_string(options.timeout.count() / 1000) + " s ends: " + heartbeats.reason);
+  }
+}
+
+void Job::Parts::notice(std::string_view sentence) const {
+  if (identity.rank != 0) return;
+  if (options.notice) {
+    options.notice(sentence);
+  } else {
+    std::cerr << "fusedbun: " << sentence << '\n';
+  }
+}
+
+// ---- a rank is lost ----------------------------------------------------------------------------
+
+std::string Job::Parts::sentence_about(const plan::LostRank& lost) const {
+  const std::string sentence = plan::sentence_of(lost);
+  return lost.rank == identity.rank ? "the other ranks gave this one up: " + sentence : sentence;
+}
+
+void Job::Parts::abort(const std::string& reason) noexcept {
+  connections.data().abort(reason);
+  connections.host->abort(reason);
+}
+
+void Job::Parts::on_lost(const plan::LostRank& lost) {
+  abort(sentence_about(lost));
+  if (!started || lost.rank == identity.rank) return;  // the others have told of it
+  write_error_file(heartbeats.run_dir, lost);
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (auto* serving = live_server.load()) {
+    serving->report_lost_rank(heartbeats.heartbeat->ranks().at(static_cast<size_t>(lost.rank)));
+    serving->warn(plan::sentence_of(lost));
+  }
+#endif
+}
+
+void Job::Parts::on_overdue() {
+  const std::string sentence = "fusedbun: " + sentence_about(*heartbeats.heartbeat->lost()) +
+                               " (ended while it was busy in " + describe(board.position()) + ")\n";
+  static_cast<void>(::write(STDERR_FILENO, sentence.data(), sentence.size()));
+  ::_exit(static_cast<int>(ExitCode::peer_lost));
+}
+
+std::optional<plan::LostRank> Job::Parts::lost_rank_behind(const std::exception& error) const {
+  const auto* ours = dynamic_cast<const Error*>(&error);
+  if (ours == nullptr || !heartbeats.heartbeat) return {};
+  if (ours->code() == ExitCode::timeout) return heartbeats.heartbeat->lost();
+  if (ours->code() != ExitCode::peer_lost) return {};
+  // A connection may break before the heartbeat has found out why, and that of a peer that gave up first.
+  const std::chrono::microseconds patience(options.health.lost_us + options.health.late_us());
+  return heartbeats.heartbeat->wait_lost(
+      std::chrono::duration_cast<std::chrono::milliseconds>(patience));
+}
+
+void Job::Parts::fail(int code, const std::string& reason) noexcept {
+  if (heartbeats.heartbeat) heartbeats.heartbeat->fail(code, reason);
+  abort(reason);
+  if (heartbeats.heartbeat) {
+    const auto lost = heartbeats.heartbeat->lost();
+    if (lost && lost->rank == identity.rank && lost->cause == plan::LostRank::Cause::failed) {
+      write_error_file(heartbeats.run_dir, *lost);
+    }
+  }
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (!server) return;
+  server->set_state(control::JobState::failed, reason);
+  server->shutdown();
+#endif
+}
+
+// ---- the control plane -------------------------------------------------------------------------
+
+#ifdef FUSEDBUN_HAS_CONTROL
+namespace {
+
+control::JobDescription describe(const ShardedFusedbun& optimizer, const JobOptions& options,
+                                 const plan::Identity& identity, std::string_view backend) {
+  control::JobDescription job;
+  job.world_size = identity.world_size;
+  job.first_step = optimizer.job_step();
+  job.total_steps = options.total_steps;
+  job.restart_count = identity.restart_count;
+  job.version = FUSEDBUN_VERSION;
+  job.backend = backend;
+  job.max_grad_norm = optimizer.max_grad_norm();
+  const auto& groups = optimizer.param_groups();
+  for (size_t g = 0; g < groups.size(); ++g) {
+    control::GroupDescription group;
+    group.name = groups.size() == 1 ? "default" : "group" + std::to_string(g);
+    for (const plan::ParameterSpec& parameter : optimizer.shard_plan().parameters) {
+      if (parameter.group == static_cast<int>(g)) group.parameter_count += parameter.elements();
+    }
+    group.options = static_cast<const FusedbunOptions&>(groups[g].options()).values();
+    job.groups.push_back(std::move(group));
+  }
+  return job;
+}
+
+}  // namespace
+
+void Job::Parts::serve(ShardedFusedbun& optimizer) {
+  shard_bytes = optimizer.state_bytes();
+  if (!options.control) return;
+  if (options.run_dir.empty())
+    return notice("no run folder was given, so there is no control plane");
+  Outcome outcome;
+  if (identity.rank == 0) {
+    outcome = attempt([&] {
+      control::ControlOptions control;
+      control.run_dir = options.run_dir;
+      control.address = options.control_address;
+      control.stall_timeout = std::chrono::milliseconds(options.health.stall_us / 1000);
+      if (!identity.run_id.empty()) control.run_id = identity.run_id;
+      server = std::make_unique<control::ControlServer>(
+          control, describe(optimizer, options, identity, connections.data().backend()));
+      server->set_ranks(heartbeats.heartbeat.get());
+      live_server = server.get();
+      server->set_state(control::JobState::running);
+    });
+  }
+  share_outcome(*connections.host, outcome);
+  optimizer.set_control(server ? &server->port() : nullptr);
+}
+#else
+void Job::Parts::serve(ShardedFusedbun& optimizer) {
+  shard_bytes = optimizer.state_bytes();
+  if (options.control) notice("this build has no control plane (FUSEDBUN_WITH_CONTROL is off)");
+}
+#endif
+
+void Job::Parts::finish(plan::LeaveRequest left) {
+  connections.host->barrier().wait();
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (server) {
+    switch (left) {
+      case plan::LeaveRequest::none:
+        server->set_state(control::JobState::succeeded);
+        break;
+      case plan::LeaveRequest::drain:
+        server->set_state(control::JobState::stopped, "drained");
+        break;
+      case plan::LeaveRequest::stop:
+        server->set_state(control::JobState::stopped, "stopped on request");
+        break;
+    }
+    server->shutdown();
+  }
+#else
+  static_cast<void>(left);
+#endif
+  if (heartbeats.heartbeat) heartbeats.heartbeat->leave();
+}
+
+}  // namespace fusedbun

@@ -1,0 +1,58 @@
+#pragma once
+// Job::Parts: what a Job consists of, and what happens when a rank is lost.
+//
+// Thread safety: the job's thread, except on_lost and on_overdue, which the heartbeat's thread calls.
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "fusedbun/dist/control/run_folder_lock.h"
+#include "fusedbun/dist/job/connect.h"
+#include "fusedbun/dist/job/heartbeats.h"
+#include "fusedbun/dist/job/job.h"
+#include "fusedbun/dist/step/position_board.h"
+#ifdef FUSEDBUN_HAS_CONTROL
+#include "fusedbun/dist/control/control_server.h"
+#endif
+
+namespace fusedbun {
+
+class Job::Parts {
+ public:
+  explicit Parts(JobOptions given);
+  ~Parts();
+  Parts(const Parts&) = delete;  // owns connections and threads
+
+  void notice(std::string_view sentence) const;
+  void serve(ShardedFusedbun& optimizer);
+  void finish(plan::LeaveRequest left);
+  /// The lost rank that explains `error`, or nothing.
+  std::optional<plan::LostRank> lost_rank_behind(const std::exception& error) const;
+  /// Everybody learns that this rank ends with `code`.
+  void fail(int code, const std::string& reason) noexcept;
+  /// sentence_of(lost); where this rank itself was given up, that comes first.
+  std::string sentence_about(const plan::LostRank& lost) const;
+
+  JobOptions options;
+  plan::Identity identity;
+  Connections connections;
+  PositionBoard board;
+  std::atomic<int64_t> shard_bytes = 0;
+  std::unique_ptr<control::RunFolderLock> lock;
+#ifdef FUSEDBUN_HAS_CONTROL
+  std::unique_ptr<control::ControlServer> server;
+  std::atomic<control::ControlServer*> live_server = nullptr;  ///< for the heartbeat's thread
+#endif
+  std::atomic<bool> started = false;  ///< `heartbeats` is there
+  Heartbeats heartbeats;              ///< its thread uses all of the above
+
+ private:
+  void take_run_folder();
+  void start_heartbeats_of_job();
+  void abort(const std::string& reason) noexcept;
+  void on_lost(const plan::LostRank& lost);
+  void on_overdue();
+};
+
+}  // namespace fusedbun

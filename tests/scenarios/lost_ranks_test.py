@@ -1,0 +1,109 @@
+"""A rank that dies or stops is named by all others, who leave with 76 in time (P1, P2 of the reliability list, thinned)."""
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from bare_ranks import QUICK, bare_ranks, seeded  # noqa: E402
+from job_process import start  # noqa: E402
+from training import TrainingTestCase, steps  # noqa: E402
+
+RANKS = 3
+WINDOW = ()
+MESSAGES = ("--no-host-window",)
+
+
+class LostRanks(TrainingTestCase):
+    def setUp(self):
+        super().setUp()
+        self.random = seeded(os.environ)
+
+    def ranks(self, *more):
+        return bare_ranks(RANKS, [*self.train(1_000_000, "--batch", "6"), *QUICK, *more])
+
+    def let_run(self):
+        """Some steps, and then until a moment that no clock of the job knows."""
+        self.wait_for_steps(5)
+        time.sleep(self.random.uniform(0, 0.3))
+
+    def assert_named(self, survivors, victim, victim_pid, since, cause):
+        for process in survivors:
+            result = process.result(30)
+            self.assert_fails(result, 76, f"rank {victim} (pid {victim_pid} on {socket.gethostname()}) is lost")
+        seconds = time.monotonic() - since
+        error = json.loads((self.run_dir / "error.json").read_text())
+        print(f"  victim {victim}: {error['phase']}, all left after {seconds:.2f} s", flush=True)
+        self.assertEqual((error["rank"], error["pid"], error["host"]), (victim, victim_pid, socket.gethostname()))
+        self.assertEqual(error["cause"], cause)
+        self.assertIn("is lost", error["sentence"])
+        self.assertLessEqual(error["step"], len(steps(self.run_dir)) + 2)
+        self.assertFalse((self.run_dir / "model.safetensors").exists())
+        self.assertEqual([path.name for path in self.run_dir.glob("error.json.*")], [])
+        return seconds
+
+    def kill_one(self, victim, flags):
+        with self.ranks(*flags) as ranks:
+            self.let_run()
+            ranks[victim].signal(signal.SIGKILL)
+            killed = time.monotonic()
+            survivors = [process for rank, process in enumerate(ranks) if rank != victim]
+            self.assertLess(self.assert_named(survivors, victim, ranks[victim].pid, killed, "gone"), 10)
+
+    def test_a_killed_rank_is_named_over_shared_memory(self):
+        self.kill_one(self.random.randrange(1, RANKS), WINDOW)
+
+    def test_a_killed_rank_is_named_over_messages(self):
+        self.kill_one(self.random.randrange(1, RANKS), MESSAGES)
+
+    def test_a_killed_rank_zero_is_named(self):
+        self.kill_one(0, self.random.choice([WINDOW, MESSAGES]))
+
+    def stop_one(self, victim, flags):
+        with self.ranks(*flags) as ranks:
+            self.let_run()
+            ranks[victim].signal(signal.SIGSTOP)
+            stopped = time.monotonic()
+            survivors = [process for rank, process in enumerate(ranks) if rank != victim]
+            seconds = self.assert_named(survivors, victim, ranks[victim].pid, stopped, "silent")
+            self.assertGreater(seconds, 0.9)
+            self.assertLess(seconds, 10)
+            ranks[victim].signal(signal.SIGCONT)
+            self.assert_fails(ranks[victim].result(10), 76, f"the other ranks gave this one up: rank {victim} ")
+
+    def test_a_stopped_rank_is_named_over_shared_memory(self):
+        self.stop_one(self.random.randrange(1, RANKS), WINDOW)
+
+    def test_a_stopped_rank_is_named_over_messages(self):
+        self.stop_one(self.random.randrange(1, RANKS), MESSAGES)
+
+    def test_a_stopped_rank_zero_is_named(self):
+        self.stop_one(0, self.random.choice([WINDOW, MESSAGES]))
+
+    def test_a_rank_that_fails_is_named_with_its_reason(self):
+        self.run_dir.mkdir(mode=0o700)
+        (self.run_dir / "metrics.jsonl").symlink_to("/dev/full")
+        with self.ranks() as ranks:
+            self.assert_fails(ranks[0].result(30), 74, "metrics.jsonl")
+            for process in ranks[1:]:
+                self.assert_fails(process.result(30), 76, f"rank 0 (pid {ranks[0].pid} ", "exit code 74", "metrics.jsonl")
+        error = json.loads((self.run_dir / "error.json").read_text())
+        self.assertEqual((error["rank"], error["cause"], error["exit_code"]), (0, "failed", 74))
+
+    def test_the_launcher_shows_the_stopped_rank(self):
+        with start("launch", "-n", "2", "--grace", "1", "--", *self.train(1_000_000), *QUICK) as job:
+            victim = job.ranks(2)[1]
+            self.wait_for_steps(3)
+            os.kill(victim, signal.SIGSTOP)
+            result = job.result(30)
+        self.assertEqual(result.code, 76, result)
+        self.assertIn(f"rank 1 (pid {victim} on {socket.gethostname()}) is lost: no heartbeat", result.err)
+
+
+if __name__ == "__main__":
+    unittest.main()
