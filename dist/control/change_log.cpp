@@ -1,118 +1,57 @@
 #include "fusedbun/dist/control/change_log.h"
 
 #include <fcntl.h>
-#include <google/protobuf/util/time_util.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
-#include <nlohmann/json.hpp>
+#include <fstream>
+#include <iterator>
 #include <set>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/change_log_frames.h"
+#include "fusedbun/dist/control/changes_file.h"
 
 namespace fusedbun::control {
 namespace {
 
-using Json = nlohmann::ordered_json;
-using google::protobuf::util::TimeUtil;
-
-constexpr int kVersion = 1;
-
-std::string now_text() {
-  return TimeUtil::ToString(TimeUtil::GetCurrentTime());
+std::filesystem::path path_in(const std::filesystem::path& run_dir) {
+  return run_dir / "changes.log";
 }
 
-Json number(plan::Field field, double value) {
-  for (const plan::FieldSpec& spec : plan::field_specs()) {
-    if (spec.field == field && spec.is_bool) return value != 0;
+std::string read_file(const std::filesystem::path& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  FUSEDBUN_REQUIRE(file.good() || file.eof(), IoError, "cannot read " + path.string());
+  return bytes;
+}
+
+/// What the file says, with its name in every complaint.
+template <class Read>
+auto reading(const std::filesystem::path& path, Read read) {
+  try {
+    return read(read_frames(read_file(path)));
+  } catch (const DataError& error) {
+    throw DataError(path.string() + ": " + error.what());
   }
-  return value;
-}
-
-/// What `field` was in `group` (-1: of the job).
-Json previous_value(const plan::Settings& settings, plan::Field field, size_t group) {
-  switch (field) {
-    case plan::Field::learning_rate:
-    case plan::Field::unpin_learning_rate:
-      return settings.lr_pins[group] ? Json(*settings.lr_pins[group]) : Json(nullptr);
-    case plan::Field::eps:
-      return settings.groups[group].eps;
-    case plan::Field::beta_decay:
-      return settings.groups[group].beta_decay;
-    case plan::Field::weight_decay:
-      return settings.groups[group].Lambda;
-    case plan::Field::momentum_beta:
-      return settings.groups[group].momentum_beta;
-    case plan::Field::centralize:
-      return settings.groups[group].centralize;
-    case plan::Field::use_rms:
-      return settings.groups[group].use_rms;
-    case plan::Field::max_grad_norm:
-      return settings.max_grad_norm;
-    case plan::Field::lr_scale:
-      return settings.lr_scale;
-  }
-  FUSEDBUN_ASSERT(false, "every field has a previous value");
-}
-
-bool is_of_job(plan::Field field) {
-  return field == plan::Field::max_grad_norm || field == plan::Field::lr_scale;
-}
-
-Json previous_values(const plan::AcceptedChange& change,
-                     std::span<const plan::LedgerGroup> groups) {
-  Json previous = Json::array();
-  std::set<std::pair<size_t, plan::Field>> told;
-  for (const plan::ChangeEntry& entry : change.entries) {
-    if (is_of_job(entry.field)) {
-      previous.push_back({{"group", "*"},
-                          {"field", plan::name_of(entry.field)},
-                          {"value", previous_value(change.previous, entry.field, 0)}});
-      continue;
-    }
-    const size_t first = entry.group < 0 ? 0 : static_cast<size_t>(entry.group);
-    const size_t last = entry.group < 0 ? groups.size() : first + 1;
-    const bool is_pin = entry.field == plan::Field::unpin_learning_rate;
-    const plan::Field field = is_pin ? plan::Field::learning_rate : entry.field;
-    for (size_t group = first; group < last; ++group) {
-      if (!told.emplace(group, field).second) continue;  // "*" and then the group itself
-      previous.push_back({{"group", groups[group].name},
-                          {"field", plan::name_of(field)},
-                          {"value", previous_value(change.previous, field, group)}});
-    }
-  }
-  return previous;
-}
-
-std::string dump(const Json& json) {
-  // Control characters are escaped by JSON itself; what is not UTF-8 is replaced.
-  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
-}
-
-std::string hex(uint64_t value) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
 }
 
 }  // namespace
 
-ChangeLog::ChangeLog(const std::filesystem::path& run_dir, const std::string& run_id) {
-  const std::filesystem::path path = run_dir / "changes.log";
-  fd_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-  FUSEDBUN_REQUIRE(fd_ >= 0, IoError, "cannot open " + path.string() + ": " + std::strerror(errno));
+ChangeLog::ChangeLog(const std::filesystem::path& run_dir, const std::string& run_id)
+    : path_(path_in(run_dir)) {
+  fd_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+  FUSEDBUN_REQUIRE(fd_ >= 0, IoError,
+                   "cannot open " + path_.string() + ": " + std::strerror(errno));
   try {
-    char last = '\n';
-    const off_t size = ::lseek(fd_, 0, SEEK_END);
-    if (size > 0 && ::pread(fd_, &last, 1, size - 1) == 1 && last != '\n')
-      write_line("");  // ends a torn line
-    write_line(dump({{"record", "run"},
-                     {"time", now_text()},
-                     {"version", kVersion},
-                     {"run_id", run_id},
-                     {"pid", ::getpid()}}));
+    LoggedRun run = reading(path_, [&](const LogText& text) {
+      durable_bytes_ = text.valid_bytes;
+      return read_records(text.records);
+    });
+    if (!run.ended_for_good) changes_ = std::move(run.changes);
+    truncate(durable_bytes_);  // cuts off a torn end
+    write_frames(frame(run_record(run_id, ::getpid()), durable_bytes_));
     const int folder = ::open(run_dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (folder >= 0) {
       ::fsync(folder);  // the file's name is on disk too
@@ -128,45 +67,71 @@ ChangeLog::~ChangeLog() {
   ::close(fd_);
 }
 
-void ChangeLog::append(const plan::AcceptedChange& change,
+void ChangeLog::append(std::span<const plan::AcceptedChange> changes,
                        std::span<const plan::LedgerGroup> groups) {
-  Json values = Json::array();
-  for (const plan::ValuePatch& patch : change.request.patches) {
-    values.push_back({{"group", patch.group},
-                      {"field", plan::name_of(patch.field)},
-                      {"value", number(patch.field, patch.value)}});
-  }
-  const auto time = TimeUtil::MicrosecondsToTimestamp(change.request.create_time_us);
-  write_line(dump({{"record", "change"},
-                   {"time", TimeUtil::ToString(time)},
-                   {"revision", change.revision},
-                   {"effective_step", change.effective_step},
-                   {"actor", change.request.actor},
-                   {"reason", change.request.reason},
-                   {"request_id", change.request.request_id},
-                   {"unconditional", change.unconditional},
-                   {"values", std::move(values)},
-                   {"previous", previous_values(change, groups)},
-                   {"chain_hash", hex(change.chain_hash)}}));
+  std::string frames;
+  for (const plan::AcceptedChange& change : changes)
+    frames += frame(change_record(change, groups), durable_bytes_);
+  write_frames(frames);
 }
 
-void ChangeLog::append_end(int64_t step, std::string_view state,
+void ChangeLog::append_end(int64_t step, std::string_view state, bool again,
                            std::span<const int64_t> rejected) {
-  write_line(dump({{"record", "end"},
-                   {"time", now_text()},
-                   {"step", step},
-                   {"state", state},
-                   {"rejected", Json(std::vector<int64_t>(rejected.begin(), rejected.end()))}}));
+  write_frames(frame(end_record(step, state, again, rejected), durable_bytes_));
 }
 
-void ChangeLog::write_line(std::string line) {
-  line += '\n';
-  const off_t before = ::lseek(fd_, 0, SEEK_END);
-  const ssize_t written = ::write(fd_, line.data(), line.size());
-  if (written == static_cast<ssize_t>(line.size()) && ::fdatasync(fd_) == 0) return;
-  const int error = written < 0 || written == static_cast<ssize_t>(line.size()) ? errno : ENOSPC;
-  [[maybe_unused]] const int taken_back = ::ftruncate(fd_, before);
-  throw IoError(std::string("cannot write changes.log: ") + std::strerror(error));
+void ChangeLog::take_back() {
+  truncate(before_last_);
+  durable_bytes_ = before_last_;
+}
+
+void ChangeLog::write_frames(const std::string& frames) {
+  FUSEDBUN_REQUIRE(!broken_, IoError,
+                   path_.string() + " could not be mended after a failed write: " +
+                       "it takes nothing more in this attempt of the run");
+  size_t written = 0;
+  int error = 0;
+  while (error == 0 && written < frames.size()) {
+    const ssize_t count = ::write(fd_, frames.data() + written, frames.size() - written);
+    if (count >= 0) {
+      written += static_cast<size_t>(count);
+    } else if (errno != EINTR) {
+      error = errno;
+    }
+  }
+  if (error == 0 && ::fdatasync(fd_) != 0) error = errno;
+  if (error != 0) {
+    truncate(durable_bytes_);
+    throw IoError("cannot write " + path_.string() + ": " + std::strerror(error));
+  }
+  before_last_ = durable_bytes_;
+  durable_bytes_ += frames.size();
+}
+
+void ChangeLog::truncate(uint64_t bytes) {
+  if (::ftruncate(fd_, static_cast<off_t>(bytes)) == 0 && ::fdatasync(fd_) == 0) return;
+  broken_ = true;
+  throw IoError("cannot mend " + path_.string() + ": " + std::strerror(errno));
+}
+
+std::vector<LoggedChange> read_change_log(const std::filesystem::path& run_dir) {
+  const std::filesystem::path path = path_in(run_dir);
+  if (!std::filesystem::exists(path)) return {};
+  return reading(path, [](const LogText& text) { return read_records(text.records).changes; });
+}
+
+std::string logged_changes_as_toml(const std::filesystem::path& run_dir) {
+  const std::vector<LoggedChange> logged = read_change_log(run_dir);
+  std::set<int64_t> cancelled;
+  for (const LoggedChange& change : logged) {
+    if (change.request.cancels) cancelled.insert(*change.request.cancels);
+  }
+  std::vector<ChangeToWrite> changes;
+  for (const LoggedChange& change : logged) {
+    if (change.request.cancels || cancelled.contains(change.revision)) continue;
+    changes.push_back({change.effective_step, change.request.reason, change.request.patches});
+  }
+  return changes_as_toml(changes);
 }
 
 }  // namespace fusedbun::control

@@ -1,43 +1,59 @@
 #pragma once
-// ChangeLog: <run_dir>/changes.log, who changed what, when and why. Append-only; each record is one line of JSON and is on
-// disk before whoever asked gets an answer.
+// ChangeLog: <run_dir>/changes.log, who changed what, when and why. It only grows; what is appended is on disk before whoever
+// asked gets an answer. Frames: change_log_frames.h, records: change_records.h.
 //
-// Format, version 1. Every record has "record" and "time" (RFC 3339, UTC):
-//   {"record":"run", "version":1, "run_id", "pid"}                    a job starts; what follows is its own
-//   {"record":"change", "revision", "effective_step", "actor", "reason", "request_id", "unconditional",
-//    "values":[{"group","field","value"}], "previous":[{"group","field","value"}], "chain_hash"}
-//                                                                     group "*" is all; previous names each group, or
-//                                                                     "*" for values of the job; null: not pinned
-//   {"record":"end", "step", "state", "rejected":[revisions]}         the job ended; these changes were never used
-// A line without its newline is a torn write of a crash, and was never answered.
+// Opening it cuts off what a crash left half written, and refuses a file that was damaged otherwise.
 //
-// Thread safety: none; the service guards it.
+// Thread safety: none; ChangeCommit guards it.
 #include <cstdint>
 #include <filesystem>
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "fusedbun/dist/control/change_records.h"
 #include "fusedbun/dist/plan/change_ledger.h"
 
 namespace fusedbun::control {
 
 class ChangeLog {
  public:
-  /// Opens or makes the file (0600) and writes the run record. Throws IoError.
+  /// Opens or makes the file (0600) and appends the run record. Throws IoError (74), DataError (65).
   ChangeLog(const std::filesystem::path& run_dir, const std::string& run_id);
   ~ChangeLog();
   ChangeLog(const ChangeLog&) = delete;  // owns a file descriptor
-  ChangeLog& operator=(const ChangeLog&) = delete;
 
-  /// Throws IoError after taking back what was half written.
-  void append(const plan::AcceptedChange& change, std::span<const plan::LedgerGroup> groups);
-  void append_end(int64_t step, std::string_view state, std::span<const int64_t> rejected);
+  /// The changes that this run has from its earlier attempts.
+  const std::vector<LoggedChange>& changes() const { return changes_; }
+
+  /// One write and one fdatasync for all. Throws IoError after taking back what was half written; if even that fails, the
+  /// log takes nothing more.
+  void append(std::span<const plan::AcceptedChange> changes,
+              std::span<const plan::LedgerGroup> groups);
+  /// Takes back what the last append() wrote: nobody has been told of it.
+  void take_back();
+  void append_end(int64_t step, std::string_view state, bool again,
+                  std::span<const int64_t> rejected);
 
  private:
-  void write_line(std::string line);
+  void write_frames(const std::string& frames);
+  void truncate(uint64_t bytes);
 
+  std::filesystem::path path_;
   int fd_ = -1;
+  std::vector<LoggedChange> changes_;
+  uint64_t durable_bytes_ = 0;  ///< size of the file, all of it on disk
+  uint64_t before_last_ = 0;    ///< the same before the last append
+  bool broken_ = false;         ///< holds bytes that it must not hold
 };
+
+/// The changes of the newest run whose log lies there, also while it runs and after its end, for those who only read. None if
+/// there is no log. Throws IoError, DataError.
+std::vector<LoggedChange> read_change_log(const std::filesystem::path& run_dir);
+
+/// The same as a file for `fusedbun train --changes` (changes_file.h): a run with it uses the same values in the same steps.
+/// Cancelled changes are left out.
+std::string logged_changes_as_toml(const std::filesystem::path& run_dir);
 
 }  // namespace fusedbun::control

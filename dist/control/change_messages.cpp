@@ -147,6 +147,7 @@ v1::Change to_message(const plan::AcceptedChange& change,
   message.mutable_resulting()->set_revision(change.revision);
   message.mutable_resulting()->set_effective_step(change.effective_step);
   message.set_chain_hash(hash_bytes(change.chain_hash));
+  if (change.request.cancels) message.set_cancels(*change.request.cancels);
   message.set_unconditional(change.unconditional);
   return message;
 }

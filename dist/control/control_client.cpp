@@ -5,6 +5,7 @@
 #include <csignal>
 
 #include "fusedbun/dist/control/control_file.h"
+#include "fusedbun/dist/control/credentials.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 
@@ -62,8 +63,12 @@ class ControlClient::Connection {
     address_ = file_ ? file_->address : location.address;
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // the job is on this machine
-    const auto channel =
-        grpc::CreateCustomChannel(address_, grpc::InsecureChannelCredentials(), arguments);
+    const std::filesystem::path folder = location.credentials.empty() && file_
+                                             ? std::filesystem::path(file_->credentials)
+                                             : location.credentials;
+    const auto channel = grpc::CreateCustomChannel(
+        address_, folder.empty() ? grpc::InsecureChannelCredentials() : client_credentials(folder),
+        arguments);
     control_ = v1::TrainingControl::NewStub(channel);
     health_ = grpc::health::v1::Health::NewStub(channel);
   }

@@ -29,6 +29,8 @@ class EtagConflict : public Error {
 struct JobLocation {
   std::filesystem::path run_dir = {};  ///< whose control.json says where
   std::string address = {};            ///< "unix:/runs/a/control.sock", "127.0.0.1:41373"
+  /// Folder with ca.pem, client.pem and client.key; empty: what control.json names, else plaintext.
+  std::filesystem::path credentials = {};
 };
 
 class ControlClient {

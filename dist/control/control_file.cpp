@@ -32,13 +32,10 @@ void write_private_file(const std::filesystem::path& path, const std::string& te
 
 void write_control_file(const std::filesystem::path& run_dir, const ControlFile& file) {
   const nlohmann::ordered_json json = {
-      {"format", kFormat},
-      {"version", kVersion},
-      {"address", file.address},
-      {"run_id", file.run_id},
-      {"pid", file.pid},
-      {"host", file.host},
-      {"start_time", file.start_time},
+      {"format", kFormat},       {"version", kVersion},
+      {"address", file.address}, {"credentials", file.credentials},
+      {"run_id", file.run_id},   {"pid", file.pid},
+      {"host", file.host},       {"start_time", file.start_time},
   };
   const std::filesystem::path temporary = run_dir / (std::string(kName) + ".tmp");
   write_private_file(temporary,
@@ -60,6 +57,7 @@ ControlFile read_control_file(const std::filesystem::path& run_dir) {
     FUSEDBUN_REQUIRE(json.at("format") == kFormat && json.at("version") == kVersion, DataError,
                      path.string() + " has a format that this version does not know");
     return {.address = json.at("address"),
+            .credentials = json.at("credentials"),
             .run_id = json.at("run_id"),
             .pid = json.at("pid"),
             .host = json.at("host"),

@@ -10,7 +10,8 @@
 namespace fusedbun::control {
 
 struct ControlFile {
-  std::string address;  ///< "unix:/runs/a/control.sock"
+  std::string address;           ///< "unix:/runs/a/control.sock"
+  std::string credentials = {};  ///< the owner's folder for client_credentials(); empty: plaintext
   std::string run_id;
   int64_t pid = 0;
   std::string host;

@@ -10,10 +10,15 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <condition_variable>
 #include <cstring>
+#include <mutex>
+#include <thread>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/callers.h"
 #include "fusedbun/dist/control/control_file.h"
+#include "fusedbun/dist/control/credentials.h"
 #include "fusedbun/dist/control/health_reporter.h"
 #include "fusedbun/dist/control/listen_address.h"
 #include "fusedbun/dist/control/private_folder.h"
@@ -35,6 +40,7 @@ constexpr int kKeepaliveTimeoutMs = 20'000;
 constexpr int kClientPingIntervalMinMs = 30'000;
 constexpr std::chrono::milliseconds kHealthIntervalMax{500};  ///< a turn is seen within a second
 constexpr std::chrono::milliseconds kShutdownGrace{500};
+constexpr std::chrono::minutes kWarningInterval{1};
 
 void set_limits(grpc::ServerBuilder& builder) {
   builder.SetMaxReceiveMessageSize(kMessageBytesMax);
@@ -72,9 +78,24 @@ std::string host_name() {
   return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "?";
 }
 
-/// Only the owner can open the socket; whoever is on the machine can reach a port.
-std::string actor_of(const ListenAddress& address) {
-  return address.socket.empty() ? "loopback" : "uid:" + std::to_string(::geteuid());
+/// Only the owner can open the socket; over a port it is anybody, unless certificates tell.
+std::unique_ptr<Callers> callers_of(const ListenAddress& address, const ControlOptions& options) {
+  if (!options.credentials.empty()) return std::make_unique<Callers>(options.credentials / "roles");
+  if (!address.socket.empty())
+    return std::make_unique<Callers>("uid:" + std::to_string(::geteuid()));
+  return std::make_unique<Callers>(std::string(address.is_local() ? "loopback" : "anybody"));
+}
+
+std::shared_ptr<grpc::ServerCredentials> credentials_of(const ControlOptions& options) {
+  return options.credentials.empty() ? grpc::InsecureServerCredentials()
+                                     : server_credentials(options.credentials);
+}
+
+/// Where the job's owner finds a client's credentials, if there are any.
+std::string own_credentials(const ControlOptions& options) {
+  if (options.credentials.empty()) return {};
+  const std::filesystem::path folder = std::filesystem::absolute(options.credentials) / "admin";
+  return std::filesystem::exists(folder) ? folder.string() : std::string();
 }
 
 ControlOptions prepared(ControlOptions options) {
@@ -84,6 +105,11 @@ ControlOptions prepared(ControlOptions options) {
 
 ListenAddress free_address(const ControlOptions& options) {
   ListenAddress address = choose_address(options.run_dir, options.address);
+  FUSEDBUN_REQUIRE(
+      address.is_local() || !options.credentials.empty() || options.insecure, ConfigError,
+      "control address '" + options.address +
+          "' is not on loopback, and nothing is encrypted: give --control-credentials, or use "
+          "127.0.0.1:PORT or the socket in the run folder, and reach it through ssh");
   require_free(address);
   return address;
 }
@@ -95,7 +121,7 @@ class ControlServer::Parts {
   Parts(ControlOptions given, JobDescription job)
       : options_(prepared(std::move(given))),
         address_(free_address(options_)),
-        service_(options_, std::move(job), actor_of(address_)) {
+        service_(options_, std::move(job), callers_of(address_, options_)) {
     listen();
     const auto interval =
         std::clamp(options_.stall_timeout / 4, std::chrono::milliseconds(10), kHealthIntervalMax);
@@ -105,7 +131,9 @@ class ControlServer::Parts {
                                 [this] { return service_.is_progressing(); }},
         interval);
     service_.on_state_change([this] { health_->update(); });
+    if (options_.credentials.empty() && !address_.is_local()) warn_each_minute();
     write_control_file(options_.run_dir, {.address = address_.text(),
+                                          .credentials = own_credentials(options_),
                                           .run_id = options_.run_id,
                                           .pid = ::getpid(),
                                           .host = host_name(),
@@ -119,6 +147,7 @@ class ControlServer::Parts {
     const std::lock_guard lock(shutdown_mutex_);
     if (is_down_) return;
     is_down_ = true;
+    warning_.request_stop();
     remove_control_file(options_.run_dir);
     if (health_) health_->stop();
     service_.end_streams();
@@ -130,6 +159,21 @@ class ControlServer::Parts {
   std::string address() const { return address_.text(); }
 
  private:
+  void warn_each_minute() {
+    warning_ = std::jthread([this](const std::stop_token& stop) {
+      std::mutex mutex;
+      std::unique_lock lock(mutex);
+      std::condition_variable_any stopped;
+      do {
+        if (options_.notice) {
+          options_.notice("the control plane on " + address_.text() +
+                          " is not encrypted and takes orders from anybody (--insecure-control)");
+        }
+        stopped.wait_for(lock, stop, kWarningInterval, [] { return false; });
+      } while (!stop.stop_requested());
+    });
+  }
+
   void listen() {
     static std::once_flag process_once;
     std::call_once(process_once, [] {
@@ -143,7 +187,7 @@ class ControlServer::Parts {
     grpc::ServerBuilder builder;
     set_limits(builder);
     int port = 0;
-    builder.AddListeningPort(address_.text(), grpc::InsecureServerCredentials(), &port);
+    builder.AddListeningPort(address_.text(), credentials_of(options_), &port);
     builder.RegisterService(&service_);
     {
       const PrivateUmask umask;
@@ -168,6 +212,7 @@ class ControlServer::Parts {
   std::unique_ptr<HealthReporter> health_;
   std::mutex shutdown_mutex_;
   bool is_down_ = false;
+  std::jthread warning_;
 };
 
 ControlServer::ControlServer(ControlOptions options, JobDescription job)
@@ -181,6 +226,10 @@ plan::ControlPort& ControlServer::port() {
 
 void ControlServer::set_state(JobState state, std::string_view reason) {
   parts_->service().set_state(state, reason);
+}
+
+int64_t ControlServer::restored_changes() const {
+  return parts_->service().restored_changes();
 }
 
 void ControlServer::set_ranks(const plan::RankDirectory* ranks) {

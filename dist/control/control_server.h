@@ -5,14 +5,14 @@
 //
 // Invariants: 1. While an object lives, <run_dir>/control.json says where it listens; it is gone
 // after shutdown(). 2. Nobody but this user can open the socket (0600); TCP is served on loopback
-// only. 3. The training thread never waits for a client: close_step waits at most for a change that
-// is being written to the log, step_finished for nothing.
+// only. 3. The training thread never waits for a client or for the disk.
 //
 // Needs no gRPC headers, so it may be included beside LibTorch. Thread safety: all members may be
 // called from any thread.
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "fusedbun/core/options.h"
+#include "fusedbun/dist/plan/change_schedule.h"
 #include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/plan/rank_status.h"
 
@@ -29,20 +30,24 @@ struct ControlOptions {
   /// Holds control.json, changes.log and, by default, control.sock. Made with mode 0700 if it is
   /// missing.
   std::filesystem::path run_dir;
-  /// Empty: the Unix socket <run_dir>/control.sock. Else "127.0.0.1:PORT", "[::1]:PORT" or
-  /// "localhost:PORT"; port 0 takes a free one.
+  /// Empty: the Unix socket <run_dir>/control.sock. Else "HOST:PORT" with an IP address of this
+  /// machine or "localhost"; port 0 takes a free one. Off loopback it needs credentials, or
+  /// `insecure`.
   std::string address = {};
+  /// Folder with ca.pem, server.pem, server.key and roles (roles.h): TLS, with certificates on both
+  /// sides. Files that change are read again. Empty: plaintext.
+  std::filesystem::path credentials = {};
+  bool insecure = false;  ///< plaintext off loopback; warns each minute
+  /// How many changes one actor may make per second, after a burst of as many; 0: any number.
+  double changes_per_second = 50;
   std::string run_id = "run";
   /// Health name fusedbun.progress is SERVING only while steps end within max(stall_timeout, 10
   /// median steps).
   std::chrono::milliseconds stall_timeout{5'000};
-};
-
-/// One param group as the job starts with it.
-struct GroupDescription {
-  std::string name;             ///< how people name it in changes; unique, not "*" or "all"
-  int64_t parameter_count = 0;  ///< elements
-  Options options;
+  /// Changes of the job's file, used at exactly their steps.
+  std::vector<plan::ScheduledChange> changes = {};
+  /// Called with one sentence that the job's owner should know; from any thread.
+  std::function<void(std::string_view)> notice = {};
 };
 
 /// What the job is; does not change while it runs.
@@ -54,17 +59,28 @@ struct JobDescription {
   std::string version = {};  ///< of this program
   std::string backend = {};  ///< "gloo"
   double max_grad_norm = 0;  ///< 0: off
-  std::vector<GroupDescription> groups = {};
+  /// As the job starts with them; names are unique, not empty, "*" or "all".
+  std::vector<plan::LedgerGroup> groups = {};
 };
 
-enum class JobState : uint8_t { starting, running, draining, succeeded, failed, stopped };
+/// In the order in which they come; from `succeeded` on they are final.
+enum class JobState : uint8_t {
+  starting,
+  running,
+  draining,
+  succeeded,
+  failed,
+  drained,  ///< left before the end, to be run again; STOPPED in the contract
+  stopped,  ///< left for good
+};
 
 class ControlServer {
  public:
   /// Listens at once, in state `starting` (changes are refused until set_state(running)). Throws
   /// UnavailableError (69) if a live job has the address, naming its pid where it can be found;
   /// ConfigError (78) for an address that is not loopback; PermissionError (77) if others may write
-  /// the run folder; IoError (74).
+  /// the run folder; ConfigError for changes, of the file or of an earlier attempt of the run, that
+  /// do not fit the job; DataError (65) for a damaged changes.log; IoError (74).
   ControlServer(ControlOptions options, JobDescription job);
   ~ControlServer();                              ///< shutdown()
   ControlServer(const ControlServer&) = delete;  // owns a listener and its threads
@@ -73,7 +89,10 @@ class ControlServer {
   /// For ShardedFusedbun::set_control; lives as long as this object, also after shutdown().
   plan::ControlPort& port();
 
-  /// Moves the job on; succeeded, failed and stopped are final, and later calls are ignored.
+  /// Changes that changes.log has from earlier attempts of the run; they apply again at their steps.
+  int64_t restored_changes() const;
+
+  /// Moves the job on; succeeded, failed, drained and stopped are final, and later calls are ignored.
   /// `reason` is one sentence for people ("left at step 120: SIGTERM").
   void set_state(JobState state, std::string_view reason = {});
 

@@ -27,6 +27,10 @@ grpc::StatusCode code_of(plan::RefusalKind kind) {
       return grpc::StatusCode::UNAVAILABLE;
     case plan::RefusalKind::unimplemented:
       return grpc::StatusCode::UNIMPLEMENTED;
+    case plan::RefusalKind::unauthenticated:
+      return grpc::StatusCode::UNAUTHENTICATED;
+    case plan::RefusalKind::permission_denied:
+      return grpc::StatusCode::PERMISSION_DENIED;
   }
   FUSEDBUN_ASSERT(false, "every kind of refusal has a status code");
 }

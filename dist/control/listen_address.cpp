@@ -11,6 +11,7 @@
 #include <charconv>
 #include <cstring>
 #include <functional>
+#include <optional>
 #include <string_view>
 
 #include "fusedbun/core/error.h"
@@ -68,25 +69,45 @@ void require_free_socket(const std::filesystem::path& path) {
   ::unlink(path.c_str());  // nobody listens: left by a job that died
 }
 
+/// An IP address and port for bind(), of either family.
+struct IpAddress {
+  sockaddr_storage storage{};
+  socklen_t size = 0;
+  int family() const { return storage.ss_family; }
+};
+
+/// Nothing if `host` is no IP address; IPv6 stands in brackets.
+std::optional<IpAddress> ip_address(const std::string& host, int port) {
+  IpAddress ip;
+  const auto network_port = htons(static_cast<uint16_t>(port));
+  auto& v4 = reinterpret_cast<sockaddr_in&>(ip.storage);
+  if (::inet_pton(AF_INET, host.c_str(), &v4.sin_addr) == 1) {
+    v4.sin_family = AF_INET;
+    v4.sin_port = network_port;
+    ip.size = sizeof v4;
+    return ip;
+  }
+  if (host.size() < 2 || host.front() != '[' || host.back() != ']') return std::nullopt;
+  auto& v6 = reinterpret_cast<sockaddr_in6&>(ip.storage);
+  if (::inet_pton(AF_INET6, host.substr(1, host.size() - 2).c_str(), &v6.sin6_addr) != 1)
+    return std::nullopt;
+  v6.sin6_family = AF_INET6;
+  v6.sin6_port = network_port;
+  ip.size = sizeof v6;
+  return ip;
+}
+
 void require_free_port(const ListenAddress& address) {
   if (address.port == 0) return;
-  const bool six = address.host == "[::1]";
-  sockaddr_in6 v6{};
-  v6.sin6_family = AF_INET6;
-  v6.sin6_addr = in6addr_loopback;
-  v6.sin6_port = htons(static_cast<uint16_t>(address.port));
-  sockaddr_in v4{};
-  v4.sin_family = AF_INET;
-  v4.sin_port = v6.sin6_port;
-  ::inet_pton(AF_INET, address.host.c_str(), &v4.sin_addr);
-  const Socket probe(six ? AF_INET6 : AF_INET);
+  const auto ip = ip_address(address.host, address.port);
+  const Socket probe(ip->family());
   const int on = 1;  // as gRPC does: a port in TIME_WAIT is free
   ::setsockopt(probe.fd(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  const int bound = six ? ::bind(probe.fd(), reinterpret_cast<const sockaddr*>(&v6), sizeof v6)
-                        : ::bind(probe.fd(), reinterpret_cast<const sockaddr*>(&v4), sizeof v4);
-  FUSEDBUN_REQUIRE(bound == 0, UnavailableError,
-                   "cannot listen on " + address.text() + ": " + std::strerror(errno) +
-                       ": choose another port, or 0 for any free one");
+  FUSEDBUN_REQUIRE(
+      ::bind(probe.fd(), reinterpret_cast<const sockaddr*>(&ip->storage), ip->size) == 0,
+      UnavailableError,
+      "cannot listen on " + address.text() + ": " + std::strerror(errno) +
+          ": choose another port, or 0 for any free one");
 }
 
 std::filesystem::path socket_path(const std::filesystem::path& run_dir) {
@@ -100,16 +121,16 @@ std::filesystem::path socket_path(const std::filesystem::path& run_dir) {
   return runtime_folder() / (std::string(digits, end) + ".sock");
 }
 
-bool is_loopback(const std::string& host) {
-  if (host == "[::1]") return true;
-  in_addr v4{};
-  return ::inet_pton(AF_INET, host.c_str(), &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127;
-}
-
 }  // namespace
 
 std::string ListenAddress::text() const {
   return socket.empty() ? host + ":" + std::to_string(port) : "unix:" + socket.string();
+}
+
+bool ListenAddress::is_local() const {
+  if (!socket.empty() || host == "[::1]") return true;
+  in_addr v4{};
+  return ::inet_pton(AF_INET, host.c_str(), &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127;
 }
 
 ListenAddress choose_address(const std::filesystem::path& run_dir, const std::string& address) {
@@ -125,11 +146,10 @@ ListenAddress choose_address(const std::filesystem::path& run_dir, const std::st
                        port >= 0 && port <= 65535,
                    ConfigError, "control address '" + address + "' has no port from 0 to 65535");
   if (host == "localhost") host = "127.0.0.1";
-  FUSEDBUN_REQUIRE(is_loopback(host), ConfigError,
-                   "control address '" + address +
-                       "' is not on loopback, and nothing is encrypted: use 127.0.0.1:PORT, or the "
-                       "socket in the run "
-                       "folder, and reach it through ssh");
+  FUSEDBUN_REQUIRE(
+      ip_address(host, port).has_value(), ConfigError,
+      "control address '" + address +
+          "' does not begin with an IP address of this machine, as 127.0.0.1 or [::1]");
   return {.socket = {}, .host = std::move(host), .port = port};
 }
 

@@ -1,4 +1,6 @@
 // The RPCs about hyperparameters and changes.
+#include <google/protobuf/util/time_util.h>
+
 #include <algorithm>
 
 #include "fusedbun/core/error.h"
@@ -11,12 +13,16 @@
 namespace fusedbun::control {
 namespace {
 
+using google::protobuf::util::TimeUtil;
+
 v1::Change::State message_of(plan::ChangeState state) {
   switch (state) {
     case plan::ChangeState::scheduled:
       return v1::Change::SCHEDULED;
     case plan::ChangeState::applied:
       return v1::Change::APPLIED;
+    case plan::ChangeState::cancelled:
+      return v1::Change::CANCELLED;
     case plan::ChangeState::rejected:
       return v1::Change::REJECTED;
   }
@@ -35,7 +41,13 @@ std::variant<v1::Change::State, plan::Refusal> read_filter(const std::string& fi
   if (filter.starts_with(kState) && v1::Change::State_Parse(filter.substr(kState.size()), &state))
     return state;
   return invalid("BAD_FILTER",
-                 "filter must be empty or state=SCHEDULED, state=APPLIED, state=REJECTED");
+                 "filter must be empty or state=SCHEDULED, APPLIED, CANCELLED or REJECTED");
+}
+
+int64_t revision_of(const plan::ChangeBatch::Answer& answer) {
+  if (const auto* repeated = std::get_if<plan::ChangeLedger::Replay>(&answer))
+    return repeated->revision;
+  return std::get<plan::ChangeBatch::Accepted>(answer).revision;
 }
 
 }  // namespace
@@ -59,127 +71,123 @@ void TrainingControlService::fill_schedule(const plan::Settings& settings,
 }
 
 grpc::Status TrainingControlService::GetHyperparameters(
-    Context*, const v1::GetHyperparametersRequest* request, v1::Hyperparameters* reply) {
-  const auto within = within_job(request->name(), name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+    Context* context, const v1::GetHyperparametersRequest* request, v1::Hyperparameters* reply) {
+  const auto admitted = admit(Rpc::get_hyperparameters, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
-  const plan::Settings settings = ledger_.settings_at(ledger_.earliest_step());
+  const int64_t next_step = commit_.next_step();
+  const plan::Settings settings = ledger_.settings_at(next_step);
   *reply = to_message(settings, ledger_.groups());
   fill_schedule(settings, *reply);
   reply->set_name(name_ + "/hyperparameters");
   reply->set_etag(ledger_.etag());
   reply->set_revision(ledger_.newest_revision());
-  reply->set_effective_step(ledger_.earliest_step());
+  reply->set_effective_step(next_step);
   reply->set_chain_hash(hash_bytes(ledger_.chain_hash()));
   return grpc::Status::OK;
 }
 
 grpc::Status TrainingControlService::ListHyperparameterSpecs(
-    Context*, const v1::ListHyperparameterSpecsRequest* request,
+    Context* context, const v1::ListHyperparameterSpecsRequest* request,
     v1::ListHyperparameterSpecsResponse* reply) {
-  const auto within = within_job(request->parent(), name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  const auto admitted = admit(Rpc::list_hyperparameter_specs, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   for (const plan::FieldSpec& spec : plan::field_specs()) *reply->add_specs() = to_message(spec);
   return grpc::Status::OK;
-}
-
-std::optional<plan::Refusal> TrainingControlService::refused_by_state() const {
-  switch (state_) {
-    case JobState::running:
-      return std::nullopt;
-    case JobState::starting:
-      return plan::Refusal{plan::RefusalKind::unavailable,
-                           "STARTING",
-                           "the job is starting and takes no changes yet: try again",
-                           {}};
-    case JobState::draining:
-      return plan::Refusal{plan::RefusalKind::unavailable,
-                           "DRAINING",
-                           "the job is about to leave and takes no more changes",
-                           {}};
-    case JobState::succeeded:
-    case JobState::failed:
-    case JobState::stopped:
-      return plan::Refusal{
-          plan::RefusalKind::failed_precondition, "JOB_ENDED", "the job has ended", {}};
-  }
-  FUSEDBUN_ASSERT(false, "every job state says whether changes are taken");
 }
 
 v1::Change TrainingControlService::change_message(const plan::AcceptedChange& change) const {
   v1::Change message = to_message(change, ledger_.groups());
   message.set_name(address_of_change(change.revision));
   message.set_state(message_of(ledger_.state_of(change)));
+  message.set_cancelled_by(ledger_.cancelled_by(change.revision));
   if (message.state() == v1::Change::REJECTED)
     message.set_error("the run ended before step " + std::to_string(change.effective_step));
   return message;
 }
 
-grpc::Status TrainingControlService::answer_repeated(int64_t revision, bool validate_only,
-                                                     v1::Change* reply) const {
-  *reply = change_message(ledger_.change(revision));
+grpc::Status TrainingControlService::CreateChange(Context* context,
+                                                  const v1::CreateChangeRequest* request,
+                                                  v1::Change* reply) {
+  const auto admitted = admit(Rpc::create_change, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const Caller& caller = std::get<Admitted>(admitted).caller;
+  if (const auto refusal = over_rate(caller)) return to_status(*refusal);
+  const auto read = read_request(*request, caller.actor);
+  if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
+  const auto& change = std::get<plan::ChangeRequest>(read);
+  if (request->validate_only()) return rehearse(change, reply);
+
+  const plan::ChangeBatch::Answer answer = commit_.commit(change);
+  if (const auto* refusal = std::get_if<plan::Refusal>(&answer)) return to_status(*refusal);
+  const std::lock_guard lock(ledger_mutex_);
+  *reply = change_message(ledger_.change(revision_of(answer)));
   reply->clear_error();
-  reply->set_state(validate_only ? v1::Change::STATE_UNSPECIFIED
-                                 : v1::Change::SCHEDULED);  // as the first answer said
+  reply->clear_cancelled_by();
+  reply->set_state(v1::Change::SCHEDULED);  // what the first answer says, every repeated one says
   return grpc::Status::OK;
 }
 
-grpc::Status TrainingControlService::CreateChange(Context*, const v1::CreateChangeRequest* request,
-                                                  v1::Change* reply) {
-  const auto within = within_job(request->parent(), name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
-  const auto read = read_request(*request, actor_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
-
+grpc::Status TrainingControlService::rehearse(const plan::ChangeRequest& request,
+                                              v1::Change* reply) {
   const std::lock_guard lock(ledger_mutex_);
-  observe_progress();
-  auto verdict = ledger_.propose(std::get<plan::ChangeRequest>(read));
-  if (const auto* repeated = std::get_if<plan::ChangeLedger::Replay>(&verdict)) {
-    return answer_repeated(repeated->revision, request->validate_only(), reply);
-  }
-  if (const auto refusal = refused_by_state()) return to_status(*refusal);
+  const auto verdict = commit_.rehearse(request);
   if (const auto* refusal = std::get_if<plan::Refusal>(&verdict)) return to_status(*refusal);
-
-  auto& change = std::get<plan::AcceptedChange>(verdict);
-  if (request->validate_only()) {
-    *reply = to_message(change, ledger_.groups());
-    reply->clear_revision();  // none was used
-    reply->clear_chain_hash();
-    reply->mutable_resulting()->clear_revision();
+  if (const auto* repeated = std::get_if<plan::ChangeLedger::Replay>(&verdict)) {
+    *reply = change_message(ledger_.change(repeated->revision));
+    reply->clear_error();
+    reply->clear_state();
     return grpc::Status::OK;
   }
-  try {
-    log_.append(change, ledger_.groups());
-  } catch (const IoError& error) {
-    return to_status(
-        {plan::RefusalKind::unavailable,
-         "LOG_WRITE_FAILED",
-         std::string("the change was not taken, because it could not be logged: ") + error.what(),
-         {}});
-  }
-  ledger_.commit(std::move(change));
-  *reply = change_message(ledger_.change(ledger_.newest_revision()));
+  *reply = to_message(std::get<plan::AcceptedChange>(verdict), ledger_.groups());
+  reply->clear_revision();  // none was used
+  reply->clear_chain_hash();
+  reply->mutable_resulting()->clear_revision();
   return grpc::Status::OK;
 }
 
-grpc::Status TrainingControlService::GetChange(Context*, const v1::GetChangeRequest* request,
+grpc::Status TrainingControlService::CancelChange(Context* context,
+                                                  const v1::CancelChangeRequest* request,
+                                                  v1::Change* reply) {
+  const auto admitted = admit(Rpc::cancel_change, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const auto& [caller, within] = std::get<Admitted>(admitted);
+  if (const auto refusal = over_rate(caller)) return to_status(*refusal);
+  const auto revision = change_revision(within, newest_revision());
+  if (const auto* refusal = std::get_if<plan::Refusal>(&revision)) return to_status(*refusal);
+  plan::ChangeRequest cancellation;
+  cancellation.cancels = std::get<int64_t>(revision);
+  cancellation.reason = request->reason();
+  cancellation.actor = caller.actor;
+  cancellation.request_id = request->request_id();
+  cancellation.create_time_us = TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
+  const plan::ChangeBatch::Answer answer = commit_.commit(cancellation);
+  if (const auto* refusal = std::get_if<plan::Refusal>(&answer)) return to_status(*refusal);
+  const std::lock_guard lock(ledger_mutex_);
+  *reply = change_message(ledger_.change(*cancellation.cancels));
+  return grpc::Status::OK;
+}
+
+grpc::Status TrainingControlService::GetChange(Context* context,
+                                               const v1::GetChangeRequest* request,
                                                v1::Change* reply) {
-  const auto within = within_job(request->name(), name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  const auto admitted = admit(Rpc::get_change, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
   const auto revision =
-      change_revision(std::get<std::string_view>(within), ledger_.newest_revision());
+      change_revision(std::get<Admitted>(admitted).within, ledger_.newest_revision());
   if (const auto* refusal = std::get_if<plan::Refusal>(&revision)) return to_status(*refusal);
   *reply = change_message(ledger_.change(std::get<int64_t>(revision)));
   return grpc::Status::OK;
 }
 
-grpc::Status TrainingControlService::ListChanges(Context*, const v1::ListChangesRequest* request,
+grpc::Status TrainingControlService::ListChanges(Context* context,
+                                                 const v1::ListChangesRequest* request,
                                                  v1::ListChangesResponse* reply) {
-  const auto within = within_job(request->parent(), name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  const auto admitted = admit(Rpc::list_changes, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto filter = read_filter(request->filter());
   if (const auto* refusal = std::get_if<plan::Refusal>(&filter)) return to_status(*refusal);
   const auto read = read_page(request->page_size(), request->page_token(), 1);
@@ -187,9 +195,11 @@ grpc::Status TrainingControlService::ListChanges(Context*, const v1::ListChanges
   const auto& page = std::get<PageRequest>(read);
   const auto wanted = std::get<v1::Change::State>(filter);
 
-  const std::lock_guard lock(ledger_mutex_);
-  observe_progress();
-  for (int64_t revision = page.first; revision <= ledger_.newest_revision(); ++revision) {
+  // The training loop may have its turn between any two.
+  const int64_t newest = newest_revision();
+  for (int64_t revision = page.first; revision <= newest; ++revision) {
+    const std::lock_guard lock(ledger_mutex_);
+    if (revision == page.first) observe_progress();
     const plan::AcceptedChange& change = ledger_.change(revision);
     if (wanted != v1::Change::STATE_UNSPECIFIED && wanted != message_of(ledger_.state_of(change)))
       continue;

@@ -1,50 +1,44 @@
-// The RPCs of the contract that this version does not serve.
-#include "fusedbun/dist/control/error_details.h"
+// The RPCs of the contract that this version does not serve. The role is checked all the same.
 #include "fusedbun/dist/control/training_control_service.h"
 
 namespace fusedbun::control {
-namespace {
 
-grpc::Status later(const std::string& call) {
-  return to_status({plan::RefusalKind::unimplemented,
-                    "NOT_IN_THIS_VERSION",
-                    call + " is in the contract, but this version of fusedbun does not serve it",
-                    {}});
+grpc::Status TrainingControlService::later(Rpc rpc, const Context& context) {
+  return std::get<grpc::Status>(admit(rpc, context, {}));
 }
 
-}  // namespace
-
-grpc::Status TrainingControlService::CancelChange(Context*, const v1::CancelChangeRequest*,
-                                                  v1::Change*) {
-  return later("CancelChange");
-}
-
-grpc::Status TrainingControlService::CreateCheckpoint(Context*, const v1::CreateCheckpointRequest*,
+grpc::Status TrainingControlService::CreateCheckpoint(Context* context,
+                                                      const v1::CreateCheckpointRequest*,
                                                       v1::Checkpoint*) {
-  return later("CreateCheckpoint");
+  return later(Rpc::create_checkpoint, *context);
 }
 
-grpc::Status TrainingControlService::GetCheckpoint(Context*, const v1::GetCheckpointRequest*,
+grpc::Status TrainingControlService::GetCheckpoint(Context* context,
+                                                   const v1::GetCheckpointRequest*,
                                                    v1::Checkpoint*) {
-  return later("GetCheckpoint");
+  return later(Rpc::get_checkpoint, *context);
 }
 
-grpc::Status TrainingControlService::ListCheckpoints(Context*, const v1::ListCheckpointsRequest*,
+grpc::Status TrainingControlService::ListCheckpoints(Context* context,
+                                                     const v1::ListCheckpointsRequest*,
                                                      v1::ListCheckpointsResponse*) {
-  return later("ListCheckpoints");
+  return later(Rpc::list_checkpoints, *context);
 }
 
-grpc::Status TrainingControlService::PauseJob(Context*, const v1::PauseJobRequest*, v1::Job*) {
-  return later("PauseJob");
+grpc::Status TrainingControlService::PauseJob(Context* context, const v1::PauseJobRequest*,
+                                              v1::Job*) {
+  return later(Rpc::pause_job, *context);
 }
 
-grpc::Status TrainingControlService::ResumeJob(Context*, const v1::ResumeJobRequest*, v1::Job*) {
-  return later("ResumeJob");
+grpc::Status TrainingControlService::ResumeJob(Context* context, const v1::ResumeJobRequest*,
+                                               v1::Job*) {
+  return later(Rpc::resume_job, *context);
 }
 
-grpc::Status TrainingControlService::DumpDiagnostics(Context*, const v1::DumpDiagnosticsRequest*,
+grpc::Status TrainingControlService::DumpDiagnostics(Context* context,
+                                                     const v1::DumpDiagnosticsRequest*,
                                                      v1::Diagnostics*) {
-  return later("DumpDiagnostics");
+  return later(Rpc::dump_diagnostics, *context);
 }
 
 }  // namespace fusedbun::control

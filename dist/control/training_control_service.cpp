@@ -6,6 +6,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/control/change_messages.h"
+#include "fusedbun/dist/control/change_restore.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/resource_name.h"
 
@@ -24,21 +25,19 @@ int64_t steady_us() {
       .count();
 }
 
-std::vector<plan::LedgerGroup> ledger_groups(const JobDescription& job) {
-  std::vector<plan::LedgerGroup> groups;
-  for (const GroupDescription& group : job.groups) {
-    const bool taken =
-        std::ranges::find(groups, group.name, &plan::LedgerGroup::name) != groups.end();
+std::vector<plan::LedgerGroup> named_groups(const JobDescription& job) {
+  for (auto group = job.groups.begin(); group != job.groups.end(); ++group) {
+    const bool taken = std::ranges::find(job.groups.begin(), group, group->name,
+                                         &plan::LedgerGroup::name) != group;
     FUSEDBUN_REQUIRE(
-        !taken && !group.name.empty() && group.name != "*" && group.name != "all", ConfigError,
-        "param group name '" + group.name + "' is taken, empty, \"*\" or \"all\": choose another");
-    groups.push_back({group.name, group.parameter_count, group.options});
+        !taken && !group->name.empty() && group->name != "*" && group->name != "all", ConfigError,
+        "param group name '" + group->name + "' is taken, empty, \"*\" or \"all\": choose another");
   }
-  return groups;
+  return job.groups;
 }
 
 bool is_final(JobState state) {
-  return state == JobState::succeeded || state == JobState::failed || state == JobState::stopped;
+  return state >= JobState::succeeded;
 }
 
 v1::Job::State message_of(JobState state) {
@@ -53,6 +52,7 @@ v1::Job::State message_of(JobState state) {
       return v1::Job::SUCCEEDED;
     case JobState::failed:
       return v1::Job::FAILED;
+    case JobState::drained:
     case JobState::stopped:
       return v1::Job::STOPPED;
   }
@@ -62,15 +62,35 @@ v1::Job::State message_of(JobState state) {
 }  // namespace
 
 TrainingControlService::TrainingControlService(const ControlOptions& options, JobDescription job,
-                                               std::string actor)
+                                               std::unique_ptr<Callers> callers)
     : job_(std::move(job)),
       run_id_(options.run_id),
       name_(job_name(options.run_id)),
-      actor_(std::move(actor)),
+      callers_(std::move(callers)),
       start_time_us_(now_us()),
-      ledger_(ledger_groups(job_), job_.max_grad_norm, job_.first_step),
+      ledger_(named_groups(job_), job_.max_grad_norm, job_.first_step),
       log_(options.run_dir, options.run_id),
-      clock_(std::chrono::microseconds(options.stall_timeout).count()) {}
+      commit_(ledger_, ledger_mutex_, log_, commit_hooks()),
+      clock_(std::chrono::microseconds(options.stall_timeout).count()),
+      rate_(options.changes_per_second) {
+  restore_changes(ledger_, log_.changes());
+  restored_changes_ = ledger_.newest_revision();
+  std::vector<plan::AcceptedChange> scheduled = accept_scheduled(ledger_, options.changes);
+  if (!scheduled.empty()) log_.append(scheduled, ledger_.groups());
+  for (plan::AcceptedChange& change : scheduled) ledger_.commit(std::move(change));
+  has_scheduled_ = ledger_.has_scheduled();
+}
+
+ChangeCommit::Hooks TrainingControlService::commit_hooks() {
+  return {.observe = [this] { observe_progress(); },
+          .refused_by_state = [this] { return refused_in(Rpc::create_change, state_); },
+          .published = [this](int64_t revision) { change_published(revision); }};
+}
+
+int64_t TrainingControlService::newest_revision() {
+  const std::lock_guard lock(ledger_mutex_);
+  return ledger_.newest_revision();
+}
 
 plan::ControlPort::Boundary TrainingControlService::close_step(int64_t job_step) {
   const std::lock_guard lock(ledger_mutex_);
@@ -84,40 +104,55 @@ std::vector<plan::ChangeEntry> TrainingControlService::entries(int64_t after, in
 }
 
 void TrainingControlService::step_finished(const plan::StepReport& report) {
-  const std::lock_guard lock(progress_mutex_);
-  last_report_ = report;
-  last_step_time_us_ = now_us();
-  const int64_t step_us = clock_.step_ended(steady_us());
-  begin_sample(report, static_cast<double>(step_us) / 1e6);
+  {
+    const std::lock_guard lock(progress_mutex_);
+    last_report_ = report;
+    last_step_time_us_ = now_us();
+    const int64_t step_us = clock_.step_ended(steady_us());
+    begin_sample(report, static_cast<double>(step_us) / 1e6);
+  }
+  if (!has_scheduled_) return;
+  const std::lock_guard lock(ledger_mutex_);
+  observe_progress();
 }
 
 void TrainingControlService::set_state(JobState state, std::string_view reason) {
   const bool degraded = is_degraded();
-  {
+  if (is_final(state)) {
+    commit_.between_batches([&] { end_run(state, reason, degraded); });
+  } else {
     const std::lock_guard lock(ledger_mutex_);
-    if (is_final(state_) || state < state_) return;
-    state_ = state;
-    if (!reason.empty() || is_final(state)) state_reason_ = reason;
-    if (is_final(state)) {
-      observe_progress();
-      ledger_.end_run();
-      log_end();
-      const std::lock_guard progress(progress_mutex_);
-      publish_sample();
-    }
-    tell_job(job_message(degraded));
+    if (!is_final(state_) && state >= state_) move_to(state, reason, degraded);
   }
   if (observer_) observer_();
 }
 
-void TrainingControlService::log_end() {
+void TrainingControlService::move_to(JobState state, std::string_view reason, bool degraded) {
+  state_ = state;
+  if (!reason.empty() || is_final(state)) state_reason_ = reason;
+  tell_job(job_message(degraded));
+}
+
+void TrainingControlService::end_run(JobState state, std::string_view reason, bool degraded) {
   std::vector<int64_t> rejected;
-  for (int64_t revision = 1; revision <= ledger_.newest_revision(); ++revision) {
-    if (ledger_.state_of(ledger_.change(revision)) == plan::ChangeState::rejected)
-      rejected.push_back(revision);
+  int64_t step = 0;
+  {
+    const std::lock_guard lock(ledger_mutex_);
+    if (is_final(state_)) return;
+    observe_progress();
+    rejected = ledger_.end_run();
+    has_scheduled_ = false;
+    step = ledger_.current_step();
+    for (const int64_t revision : rejected) tell_change(change_message(ledger_.change(revision)));
+    {
+      const std::lock_guard progress(progress_mutex_);
+      publish_sample();
+    }
+    move_to(state, reason, degraded);
   }
+  const bool again = state == JobState::failed || state == JobState::drained;
   try {
-    log_.append_end(ledger_.current_step(), v1::Job::State_Name(message_of(state_)), rejected);
+    log_.append_end(step, v1::Job::State_Name(message_of(state)), again, rejected);
   } catch (const IoError&) {
     // The run ends all the same, and the changes are in the log; what is missing is that they were never used.
   }
@@ -134,8 +169,20 @@ bool TrainingControlService::is_progressing() const {
 }
 
 void TrainingControlService::observe_progress() {
-  const std::lock_guard lock(progress_mutex_);
-  if (last_report_) ledger_.observe(*last_report_);
+  std::vector<int64_t> applied;
+  {
+    const std::lock_guard lock(progress_mutex_);
+    if (last_report_) applied = ledger_.observe(*last_report_);
+  }
+  for (const int64_t revision : applied) tell_change(change_message(ledger_.change(revision)));
+  has_scheduled_ = ledger_.has_scheduled();
+}
+
+void TrainingControlService::change_published(int64_t revision) {
+  const plan::AcceptedChange& change = ledger_.change(revision);
+  tell_change(change_message(change));
+  if (change.request.cancels) tell_change(change_message(ledger_.change(*change.request.cancels)));
+  has_scheduled_ = ledger_.has_scheduled();
 }
 
 bool TrainingControlService::is_degraded() const {
@@ -166,29 +213,56 @@ v1::Job TrainingControlService::job_message(bool degraded) const {
   return job;
 }
 
-grpc::Status TrainingControlService::GetJob(Context*, const v1::GetJobRequest* request,
-                                            v1::Job* reply) {
-  const auto within = within_job(request->name(), name_);
+std::variant<TrainingControlService::Admitted, grpc::Status> TrainingControlService::admit(
+    Rpc rpc, const Context& context, const std::string& name) {
+  auto caller = callers_->identify(context);
+  if (const auto* refusal = std::get_if<plan::Refusal>(&caller)) return to_status(*refusal);
+  Admitted admitted{std::get<Caller>(std::move(caller)), {}};
+  if (const auto refusal = refused_for(rpc, admitted.caller.role)) return to_status(*refusal);
+  if (policy_of(rpc).when == When::never) return to_status(*refused_in(rpc, JobState::running));
+  const auto within = within_job(name, name_);
   if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  admitted.within = std::get<std::string_view>(within);
+  return admitted;
+}
+
+std::optional<plan::Refusal> TrainingControlService::over_rate(const Caller& caller) {
+  const std::lock_guard lock(rate_mutex_);
+  if (rate_.allows(caller.actor, steady_us())) return std::nullopt;
+  return plan::Refusal{plan::RefusalKind::resource_exhausted,
+                       "RATE_LIMITED",
+                       caller.actor + " makes more changes per second than this job takes",
+                       {}};
+}
+
+grpc::Status TrainingControlService::GetJob(Context* context, const v1::GetJobRequest* request,
+                                            v1::Job* reply) {
+  const auto admitted = admit(Rpc::get_job, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const bool degraded = is_degraded();
   const std::lock_guard lock(ledger_mutex_);
   *reply = job_message(degraded);
   return grpc::Status::OK;
 }
 
-grpc::Status TrainingControlService::DrainJob(Context*, const v1::DrainJobRequest* request,
+grpc::Status TrainingControlService::DrainJob(Context* context, const v1::DrainJobRequest* request,
                                               v1::Job* reply) {
+  const auto admitted = admit(Rpc::drain_job, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   if (request->has_deadline()) {
     return to_status({plan::RefusalKind::unimplemented,
                       "NOT_IN_THIS_VERSION",
                       "DrainJob with a deadline is not in this version: leave it out",
                       {}});
   }
-  return ask_to_leave(plan::LeaveRequest::drain, request->name(), request->reason(), reply);
+  return ask_to_leave(plan::LeaveRequest::drain, std::get<Admitted>(admitted).caller,
+                      request->reason(), reply);
 }
 
-grpc::Status TrainingControlService::StopJob(Context*, const v1::StopJobRequest* request,
+grpc::Status TrainingControlService::StopJob(Context* context, const v1::StopJobRequest* request,
                                              v1::Job* reply) {
+  const auto admitted = admit(Rpc::stop_job, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   if (request->force()) {
     return to_status(
         {plan::RefusalKind::unimplemented,
@@ -196,13 +270,12 @@ grpc::Status TrainingControlService::StopJob(Context*, const v1::StopJobRequest*
          "StopJob with force is not in this version: leave it out, or end the processes",
          {}});
   }
-  return ask_to_leave(plan::LeaveRequest::stop, request->name(), request->reason(), reply);
+  return ask_to_leave(plan::LeaveRequest::stop, std::get<Admitted>(admitted).caller,
+                      request->reason(), reply);
 }
 
-grpc::Status TrainingControlService::ask_to_leave(plan::LeaveRequest leave, const std::string& name,
+grpc::Status TrainingControlService::ask_to_leave(plan::LeaveRequest leave, const Caller& caller,
                                                   const std::string& reason, v1::Job* reply) {
-  const auto within = within_job(name, name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
   if (reason.size() > plan::kReasonBytesMax) {
     return to_status(
         {plan::RefusalKind::invalid_argument,
@@ -213,18 +286,13 @@ grpc::Status TrainingControlService::ask_to_leave(plan::LeaveRequest leave, cons
   const bool degraded = is_degraded();
   {
     const std::lock_guard lock(ledger_mutex_);
-    if (is_final(state_)) {
-      return to_status({plan::RefusalKind::failed_precondition,
-                        "JOB_ENDED",
-                        "the job has ended: " + v1::Job::State_Name(message_of(state_)),
-                        {}});
-    }
+    if (const auto refusal = refused_in(Rpc::drain_job, state_)) return to_status(*refusal);
     if (leave > leave_) {  // asking again, or to drain what stops already, changes nothing
       leave_ = leave;
-      state_ = JobState::draining;
-      state_reason_ = std::string(leave == plan::LeaveRequest::stop ? "stop" : "drain") +
-                      " asked by " + actor_ + (reason.empty() ? "" : ": " + reason);
-      tell_job(job_message(degraded));
+      move_to(JobState::draining,
+              std::string(leave == plan::LeaveRequest::stop ? "stop" : "drain") + " asked by " +
+                  caller.actor + (reason.empty() ? "" : ": " + reason),
+              degraded);
     }
     *reply = job_message(degraded);
   }

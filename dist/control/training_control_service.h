@@ -6,8 +6,9 @@
 // against CreateChange: a change accepted before it is in the boundary's revision, one after it waits for the next. 3. The
 // state only moves forward: starting, running, draining, then one of the final ones.
 //
-// Thread safety: all members, from any thread. Two locks, always in this order: ledger_mutex_ (held while a change is written
-// to disk; close_step waits for that) and progress_mutex_ (never held for long; step_finished takes only it).
+// Thread safety: all members, from any thread. Locks, always in this order: commit_'s turn to write (waits for the disk; never
+// taken by the training loop), ledger_mutex_, progress_mutex_; the last two are never held for long.
+#include <atomic>
 #include <filesystem>
 #include <functional>
 #include <mutex>
@@ -15,13 +16,18 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
 #include "fusedbun/control/v1/control.grpc.pb.h"
+#include "fusedbun/dist/control/callers.h"
+#include "fusedbun/dist/control/change_commit.h"
 #include "fusedbun/dist/control/change_log.h"
 #include "fusedbun/dist/control/control_server.h"
 #include "fusedbun/dist/control/job_events.h"
 #include "fusedbun/dist/control/metrics_streams.h"
+#include "fusedbun/dist/control/rate_limit.h"
+#include "fusedbun/dist/control/rpc_policy.h"
 #include "fusedbun/dist/control/stream_slots.h"
 #include "fusedbun/dist/plan/change_ledger.h"
 #include "fusedbun/dist/plan/control_port.h"
@@ -32,10 +38,11 @@ namespace fusedbun::control {
 
 class TrainingControlService final : public v1::TrainingControl::Service, public plan::ControlPort {
  public:
-  /// `actor` is who everybody that reaches the listener is.
-  TrainingControlService(const ControlOptions& options, JobDescription job, std::string actor);
+  TrainingControlService(const ControlOptions& options, JobDescription job,
+                         std::unique_ptr<Callers> callers);
 
   // For the training loop.
+  int64_t newest_revision() override;
   Boundary close_step(int64_t job_step) override;
   std::vector<plan::ChangeEntry> entries(int64_t after, int64_t up_to) override;
   void step_finished(const plan::StepReport& report) override;
@@ -49,6 +56,8 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   /// Streams send what is there, and end.
   void end_streams();
   void set_state(JobState state, std::string_view reason);
+  /// Changes that the run has from its earlier attempts.
+  int64_t restored_changes() const { return restored_changes_; }
   bool accepts_changes() const;
   bool is_progressing() const;
   /// Called without a lock whenever accepts_changes() may have turned. Set before the first call comes in.
@@ -58,47 +67,58 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   static constexpr int kStreamsMax = 16;
 
   using Context = grpc::ServerContext;
-  grpc::Status GetJob(Context*, const v1::GetJobRequest* request, v1::Job* reply) override;
-  grpc::Status GetHyperparameters(Context*, const v1::GetHyperparametersRequest* request,
+  grpc::Status GetJob(Context* context, const v1::GetJobRequest* request, v1::Job* reply) override;
+  grpc::Status GetHyperparameters(Context* context, const v1::GetHyperparametersRequest* request,
                                   v1::Hyperparameters* reply) override;
-  grpc::Status ListHyperparameterSpecs(Context*, const v1::ListHyperparameterSpecsRequest* request,
+  grpc::Status ListHyperparameterSpecs(Context* context,
+                                       const v1::ListHyperparameterSpecsRequest* request,
                                        v1::ListHyperparameterSpecsResponse* reply) override;
-  grpc::Status CreateChange(Context*, const v1::CreateChangeRequest* request,
+  grpc::Status CreateChange(Context* context, const v1::CreateChangeRequest* request,
                             v1::Change* reply) override;
-  grpc::Status GetChange(Context*, const v1::GetChangeRequest* request, v1::Change* reply) override;
-  grpc::Status ListChanges(Context*, const v1::ListChangesRequest* request,
+  grpc::Status GetChange(Context* context, const v1::GetChangeRequest* request,
+                         v1::Change* reply) override;
+  grpc::Status ListChanges(Context* context, const v1::ListChangesRequest* request,
                            v1::ListChangesResponse* reply) override;
-  grpc::Status DrainJob(Context*, const v1::DrainJobRequest* request, v1::Job* reply) override;
-  grpc::Status StopJob(Context*, const v1::StopJobRequest* request, v1::Job* reply) override;
+  grpc::Status DrainJob(Context* context, const v1::DrainJobRequest* request,
+                        v1::Job* reply) override;
+  grpc::Status StopJob(Context* context, const v1::StopJobRequest* request,
+                       v1::Job* reply) override;
 
   grpc::Status WatchJob(Context* context, const v1::WatchJobRequest* request,
                         grpc::ServerWriter<v1::JobEvent>* writer) override;
-  grpc::Status ListRanks(Context*, const v1::ListRanksRequest* request,
+  grpc::Status ListRanks(Context* context, const v1::ListRanksRequest* request,
                          v1::ListRanksResponse* reply) override;
   grpc::Status StreamMetrics(Context* context, const v1::StreamMetricsRequest* request,
                              grpc::ServerWriter<v1::MetricsSample>* writer) override;
 
+  grpc::Status CancelChange(Context* context, const v1::CancelChangeRequest* request,
+                            v1::Change* reply) override;
+
   // Not in this version; each says so.
-  grpc::Status CancelChange(Context*, const v1::CancelChangeRequest*, v1::Change*) override;
-  grpc::Status CreateCheckpoint(Context*, const v1::CreateCheckpointRequest*,
+  grpc::Status CreateCheckpoint(Context* context, const v1::CreateCheckpointRequest*,
                                 v1::Checkpoint*) override;
-  grpc::Status GetCheckpoint(Context*, const v1::GetCheckpointRequest*, v1::Checkpoint*) override;
-  grpc::Status ListCheckpoints(Context*, const v1::ListCheckpointsRequest*,
+  grpc::Status GetCheckpoint(Context* context, const v1::GetCheckpointRequest*,
+                             v1::Checkpoint*) override;
+  grpc::Status ListCheckpoints(Context* context, const v1::ListCheckpointsRequest*,
                                v1::ListCheckpointsResponse*) override;
-  grpc::Status PauseJob(Context*, const v1::PauseJobRequest*, v1::Job*) override;
-  grpc::Status ResumeJob(Context*, const v1::ResumeJobRequest*, v1::Job*) override;
-  grpc::Status DumpDiagnostics(Context*, const v1::DumpDiagnosticsRequest*,
+  grpc::Status PauseJob(Context* context, const v1::PauseJobRequest*, v1::Job*) override;
+  grpc::Status ResumeJob(Context* context, const v1::ResumeJobRequest*, v1::Job*) override;
+  grpc::Status DumpDiagnostics(Context* context, const v1::DumpDiagnosticsRequest*,
                                v1::Diagnostics*) override;
 
  private:
   // With ledger_mutex_ held:
-  void observe_progress();  ///< the ledger learns of the last finished step
-  std::optional<plan::Refusal> refused_by_state() const;
+  void
+  observe_progress();  ///< the ledger learns of the last finished step, and watchers what it used
   /// `degraded` is read before the lock is taken.
   v1::Job job_message(bool degraded) const;
   v1::Change change_message(const plan::AcceptedChange& change) const;
-  grpc::Status answer_repeated(int64_t revision, bool validate_only, v1::Change* reply) const;
-  void log_end();
+  void change_published(int64_t revision);
+  void move_to(JobState state, std::string_view reason, bool degraded);
+
+  void end_run(JobState state, std::string_view reason, bool degraded);
+  ChangeCommit::Hooks commit_hooks();
+  grpc::Status rehearse(const plan::ChangeRequest& request, v1::Change* reply);
 
   // With progress_mutex_ held. A sample waits for what the training loop adds, at most for the next step's end.
   void begin_sample(const plan::StepReport& report, double step_seconds);
@@ -108,7 +128,16 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   bool is_degraded() const;
   void tell_job(v1::Job job);
   void tell_change(v1::Change change);
-  grpc::Status ask_to_leave(plan::LeaveRequest leave, const std::string& name,
+  /// Every call begins with this: the caller's role, the contract's later parts, the job's name.
+  struct Admitted {
+    Caller caller;
+    std::string within;  ///< what follows the job in the name
+  };
+  std::variant<Admitted, grpc::Status> admit(Rpc rpc, const Context& context,
+                                             const std::string& name);
+  std::optional<plan::Refusal> over_rate(const Caller& caller);
+  grpc::Status later(Rpc rpc, const Context& context);
+  grpc::Status ask_to_leave(plan::LeaveRequest leave, const Caller& caller,
                             const std::string& reason, v1::Job* reply);
   void fill_schedule(const plan::Settings& settings, v1::Hyperparameters& message) const;
   std::string address_of_change(int64_t revision) const;
@@ -116,13 +145,17 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   const JobDescription job_;
   const std::string run_id_;
   const std::string name_;  ///< "jobs/..."
-  const std::string actor_;
+  const std::unique_ptr<Callers> callers_;
   const int64_t start_time_us_;
   std::function<void()> observer_;
+  int64_t restored_changes_ = 0;
 
   mutable std::mutex ledger_mutex_;
   plan::ChangeLedger ledger_;
   ChangeLog log_;
+  ChangeCommit commit_;
+  /// ledger_.has_scheduled(), for those without the lock.
+  std::atomic<bool> has_scheduled_ = false;
   plan::LeaveRequest leave_ = plan::LeaveRequest::none;
   JobState state_ = JobState::starting;
   std::string state_reason_;
@@ -132,6 +165,9 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   std::optional<plan::StepReport> last_report_;
   int64_t last_step_time_us_ = 0;
   std::shared_ptr<v1::MetricsSample> sample_;  ///< of the last step, not yet published
+
+  std::mutex rate_mutex_;
+  RateLimit rate_;
 
   mutable std::mutex ranks_mutex_;  ///< held while the directory is asked; no other lock with it
   const plan::RankDirectory* ranks_ = nullptr;

@@ -100,10 +100,11 @@ void TrainingControlService::warn(std::string_view sentence) {
   events_.add(std::move(event));
 }
 
-grpc::Status TrainingControlService::ListRanks(Context*, const v1::ListRanksRequest* request,
+grpc::Status TrainingControlService::ListRanks(Context* context,
+                                               const v1::ListRanksRequest* request,
                                                v1::ListRanksResponse* reply) {
-  const auto within = within_job(request->parent(), name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  const auto admitted = admit(Rpc::list_ranks, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto read = read_page(request->page_size(), request->page_token(), 0);
   if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
   const auto& page = std::get<PageRequest>(read);
@@ -137,8 +138,8 @@ void TrainingControlService::end_streams() {
 
 grpc::Status TrainingControlService::WatchJob(Context* context, const v1::WatchJobRequest* request,
                                               grpc::ServerWriter<v1::JobEvent>* writer) {
-  const auto within = within_job(request->name(), name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  const auto admitted = admit(Rpc::watch_job, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto slot = watch_slots_.take();
   if (!slot) return to_status(too_many_streams("WatchJob"));
   int64_t seen = request->after_sequence();
@@ -196,8 +197,8 @@ void TrainingControlService::record_metrics(int64_t job_step,
 grpc::Status TrainingControlService::StreamMetrics(Context* context,
                                                    const v1::StreamMetricsRequest* request,
                                                    grpc::ServerWriter<v1::MetricsSample>* writer) {
-  const auto within = within_job(request->name(), name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  const auto admitted = admit(Rpc::stream_metrics, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const google::protobuf::Duration& interval = request->min_interval();
   if (interval.seconds() < 0 || interval.seconds() > kIntervalSecondsMax || interval.nanos() < 0) {
     return to_status({plan::RefusalKind::invalid_argument,

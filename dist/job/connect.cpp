@@ -133,4 +133,15 @@ void share_outcome(comm::Communicator& host, const Outcome& of_rank_0) {
   if (wire.code != 0) throw Error(static_cast<ExitCode>(wire.code), wire.message);
 }
 
+Outcome attempt(const std::function<void()>& action) {
+  try {
+    action();
+    return {};
+  } catch (const Error& error) {
+    return {static_cast<int>(error.code()), error.what()};
+  } catch (const std::exception& error) {
+    return {static_cast<int>(ExitCode::unclassified), error.what()};
+  }
+}
+
 }  // namespace fusedbun

@@ -3,6 +3,7 @@
 //
 // Thread safety: none; collective.
 #include <chrono>
+#include <functional>
 #include <memory>
 
 #include "fusedbun/dist/comm/communicator.h"
@@ -37,5 +38,7 @@ struct Outcome {
   std::string message;
 };
 void share_outcome(comm::Communicator& host, const Outcome& of_rank_0);
+/// What rank 0 does alone, as something that can be told to all.
+Outcome attempt(const std::function<void()>& action);
 
 }  // namespace fusedbun

@@ -42,6 +42,14 @@ struct JobOptions {
   bool control = true;
   /// Where it listens instead: "127.0.0.1:PORT".
   std::string control_address = {};
+  /// Folder with ca.pem, server.pem, server.key and roles: TLS with certificates on both sides,
+  /// which an address off loopback needs.
+  std::filesystem::path control_credentials = {};
+  bool insecure_control = false;  ///< plaintext off loopback all the same; warns each minute
+  double control_rate = 50;       ///< changes per second of one actor; 0: any number
+  /// Changes of hyperparameters that are known before the first step (TOML, control/changes_file.h);
+  /// read by rank 0. Used with and without a control plane.
+  std::filesystem::path changes = {};
   bool use_gpu = false;                       ///< the job's parameters live on a GPU
   std::chrono::milliseconds timeout{60'000};  ///< deadline of every wait between ranks
   plan::HealthLimits health = {};             ///< heartbeats, and how long is too long
@@ -68,7 +76,7 @@ class Job {
   void enter(plan::Phase phase);
 
   /// Connects the control plane to the optimizer; collective. Without a run folder, or without gRPC
-  /// built in, it says so once and does nothing.
+  /// built in, it says so once, and only the changes of the file reach the optimizer.
   void serve(ShardedFusedbun& optimizer);
   /// "unix:/path/control.sock", or empty when nothing is served.
   std::string control_address() const;

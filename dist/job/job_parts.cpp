@@ -15,18 +15,6 @@ namespace {
 /// A process that a lost rank holds up gets at least this long to leave by itself.
 constexpr int64_t kLeaveUsMin = 5'000'000;
 
-/// What rank 0 does alone, as something that can be told to all.
-Outcome attempt(const std::function<void()>& action) {
-  try {
-    action();
-    return {};
-  } catch (const Error& error) {
-    return {static_cast<int>(error.code()), error.what()};
-  } catch (const std::exception& error) {
-    return {static_cast<int>(ExitCode::unclassified), error.what()};
-  }
-}
-
 JobOptions checked(JobOptions options) {
   plan::validate(options.health);
   return options;
@@ -152,89 +140,6 @@ void Job::Parts::fail(int code, const std::string& reason) noexcept {
   server->set_state(control::JobState::failed, reason);
   server->shutdown();
 #endif
-}
-
-// ---- the control plane -------------------------------------------------------------------------
-
-#ifdef FUSEDBUN_HAS_CONTROL
-namespace {
-
-control::JobDescription describe(const ShardedFusedbun& optimizer, const JobOptions& options,
-                                 const plan::Identity& identity, std::string_view backend) {
-  control::JobDescription job;
-  job.world_size = identity.world_size;
-  job.first_step = optimizer.job_step();
-  job.total_steps = options.total_steps;
-  job.restart_count = identity.restart_count;
-  job.version = FUSEDBUN_VERSION;
-  job.backend = backend;
-  job.max_grad_norm = optimizer.max_grad_norm();
-  const auto& groups = optimizer.param_groups();
-  for (size_t g = 0; g < groups.size(); ++g) {
-    control::GroupDescription group;
-    group.name = groups.size() == 1 ? "default" : "group" + std::to_string(g);
-    for (const plan::ParameterSpec& parameter : optimizer.shard_plan().parameters) {
-      if (parameter.group == static_cast<int>(g)) group.parameter_count += parameter.elements();
-    }
-    group.options = static_cast<const FusedbunOptions&>(groups[g].options()).values();
-    job.groups.push_back(std::move(group));
-  }
-  return job;
-}
-
-}  // namespace
-
-void Job::Parts::serve(ShardedFusedbun& optimizer) {
-  shard_bytes = optimizer.state_bytes();
-  if (!options.control) return;
-  if (options.run_dir.empty())
-    return notice("no run folder was given, so there is no control plane");
-  Outcome outcome;
-  if (identity.rank == 0) {
-    outcome = attempt([&] {
-      control::ControlOptions control;
-      control.run_dir = options.run_dir;
-      control.address = options.control_address;
-      control.stall_timeout = std::chrono::milliseconds(options.health.stall_us / 1000);
-      if (!identity.run_id.empty()) control.run_id = identity.run_id;
-      server = std::make_unique<control::ControlServer>(
-          control, describe(optimizer, options, identity, connections.data().backend()));
-      server->set_ranks(heartbeats.heartbeat.get());
-      live_server = server.get();
-      server->set_state(control::JobState::running);
-    });
-  }
-  share_outcome(*connections.host, outcome);
-  optimizer.set_control(server ? &server->port() : nullptr);
-}
-#else
-void Job::Parts::serve(ShardedFusedbun& optimizer) {
-  shard_bytes = optimizer.state_bytes();
-  if (options.control) notice("this build has no control plane (FUSEDBUN_WITH_CONTROL is off)");
-}
-#endif
-
-void Job::Parts::finish(plan::LeaveRequest left) {
-  connections.host->barrier().wait();
-#ifdef FUSEDBUN_HAS_CONTROL
-  if (server) {
-    switch (left) {
-      case plan::LeaveRequest::none:
-        server->set_state(control::JobState::succeeded);
-        break;
-      case plan::LeaveRequest::drain:
-        server->set_state(control::JobState::stopped, "drained");
-        break;
-      case plan::LeaveRequest::stop:
-        server->set_state(control::JobState::stopped, "stopped on request");
-        break;
-    }
-    server->shutdown();
-  }
-#else
-  static_cast<void>(left);
-#endif
-  if (heartbeats.heartbeat) heartbeats.heartbeat->leave();
 }
 
 }  // namespace fusedbun

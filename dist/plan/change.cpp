@@ -84,6 +84,7 @@ void apply_to_options(const ChangeEntry& entry, Options& options) {
     case Field::unpin_learning_rate:
     case Field::max_grad_norm:
     case Field::lr_scale:
+    case Field::cancel:
       break;
   }
   FUSEDBUN_ASSERT(
@@ -124,11 +125,23 @@ void ActiveChanges::accept(std::span<const ChangeEntry> entries) {
                         std::to_string(known_revision_));
     known_revision_ = entry.revision;
     chain_hash_ = XXH3_64bits_withSeed(&entry, sizeof entry, chain_hash_);
+    if (entry.field == Field::cancel) {
+      cancel(entry);
+      continue;
+    }
     const auto later = std::ranges::upper_bound(
         pending_, std::pair(entry.effective_step, entry.revision), {},
         [](const ChangeEntry& other) { return std::pair(other.effective_step, other.revision); });
     pending_.insert(later, entry);
   }
+}
+
+void ActiveChanges::cancel(const ChangeEntry& cancellation) {
+  const size_t cancelled = std::erase_if(pending_, [&](const ChangeEntry& entry) {
+    return static_cast<double>(entry.revision) == cancellation.value;
+  });
+  FUSEDBUN_ASSERT(cancelled > 0, "revision " + std::to_string(cancellation.revision) +
+                                     " cancels a change that is not pending");
 }
 
 void ActiveChanges::enter_step(int64_t job_step, std::span<Options* const> group_options) {

@@ -30,6 +30,7 @@ enum class Field : int32_t {
   max_grad_norm = 8,         ///< 0 = off
   lr_scale = 9,              ///< factor over the schedule
   unpin_learning_rate = 10,  ///< back to the schedule; value 1
+  cancel = -1,  ///< no hyperparameter: takes the change of revision `value` back before its step
 };
 
 /// One field of one group at one revision: plain memory, 32 bytes on the wire.
@@ -74,7 +75,8 @@ class ActiveChanges {
   void add_group() { lr_pin_.emplace_back(); }
   int group_count() const { return static_cast<int>(lr_pin_.size()); }
 
-  /// Takes accepted changes in. Entries come in order of revision, each revision in one call, once.
+  /// Takes accepted changes in. Entries come in order of revision, each revision in one call, once. A
+  /// cancellation takes effect here, while what it cancels is not yet due.
   void accept(std::span<const ChangeEntry> entries);
   /// Applies what is due at `job_step` to `group_options` (all but lr, which is folded by
   /// effective_lr), in order of (effective_step, revision). Called once per step, before its first
@@ -92,6 +94,7 @@ class ActiveChanges {
   uint64_t chain_hash() const { return chain_hash_; }
 
  private:
+  void cancel(const ChangeEntry& cancellation);
   void apply(const ChangeEntry& entry, std::span<Options* const> group_options);
 
   std::vector<ChangeEntry> pending_;  ///< not yet due, by (effective_step, revision)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 
@@ -13,6 +14,10 @@ std::string hex(uint64_t value) {
   const auto end = std::to_chars(std::begin(digits), std::end(digits), value, 16).ptr;
   const std::string text(digits, end);
   return std::string(16 - text.size(), '0') + text;
+}
+
+std::string etag_of(int64_t revision, uint64_t chain_hash) {
+  return "\"" + std::to_string(revision) + "-" + hex(chain_hash) + "\"";
 }
 
 std::vector<Options*> pointers_to(std::vector<Options>& options) {
@@ -52,8 +57,13 @@ std::optional<Refusal> check_whole(const Settings& settings, std::span<const Led
   return std::nullopt;
 }
 
+bool is_for_next_step(const ChangeRequest& request) {
+  return !request.apply_at_step && !request.cancels;
+}
+
 bool same_body(const ChangeRequest& a, const ChangeRequest& b) {
-  return a.patches == b.patches && a.apply_at_step == b.apply_at_step && a.reason == b.reason;
+  return a.patches == b.patches && a.apply_at_step == b.apply_at_step && a.cancels == b.cancels &&
+         a.reason == b.reason;
 }
 
 }  // namespace
@@ -63,6 +73,7 @@ ChangeLedger::ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm
     : groups_(std::move(groups)),
       active_(static_cast<int>(groups_.size())),
       base_max_grad_norm_(max_grad_norm),
+      first_step_(first_step),
       current_step_(first_step),
       observed_step_(first_step - 1) {
   for (const LedgerGroup& group : groups_) base_.push_back(group.options);
@@ -73,8 +84,8 @@ void ChangeLedger::close_step(int64_t job_step) {
   current_step_ = job_step + 1;
 }
 
-void ChangeLedger::observe(const StepReport& report) {
-  if (report.job_step <= observed_step_) return;
+std::vector<int64_t> ChangeLedger::observe(const StepReport& report) {
+  if (report.job_step <= observed_step_) return {};
   observed_step_ = report.job_step;
   while (groups_.size() < report.group_options.size()) {
     const size_t index = groups_.size();
@@ -86,47 +97,126 @@ void ChangeLedger::observe(const StepReport& report) {
       base_;  // the report's values already are what the changes made of them
   active_.enter_step(observed_step_, pointers_to(scratch));
   if (!active_.max_grad_norm()) base_max_grad_norm_ = report.max_grad_norm;
-  std::erase_if(open_steps_, [&](int64_t step) { return step <= observed_step_; });
+  std::vector<int64_t> applied;
+  std::erase_if(open_, [&](int64_t revision) {
+    const bool is_applied = change(revision).effective_step <= observed_step_;
+    if (is_applied) applied.push_back(revision);
+    return is_applied;
+  });
+  return applied;
 }
 
-std::variant<AcceptedChange, ChangeLedger::Replay, Refusal> ChangeLedger::propose(
-    const ChangeRequest& request) const {
-  if (auto repeated = find_repeated(request)) {
-    if (auto* replay = std::get_if<Replay>(&*repeated)) return *replay;
-    return std::get<Refusal>(*repeated);
+std::vector<int64_t> ChangeLedger::end_run() {
+  ended_ = true;
+  return std::exchange(open_, {});
+}
+
+int64_t ChangeLedger::next_step(int64_t spare_steps, Staged staged) const {
+  int64_t step = std::max(earliest_step() + spare_steps, newest_next_step_);
+  for (const AcceptedChange& change : staged) {
+    if (is_for_next_step(change.request)) step = std::max(step, change.effective_step);
+  }
+  return step;
+}
+
+// ---- the decision ------------------------------------------------------------------------------
+
+ChangeLedger::Verdict ChangeLedger::propose(const ChangeRequest& request, Staged staged,
+                                            int64_t spare_steps) const {
+  if (auto repeated = find_repeated(request, staged)) return *repeated;
+  if (request.cancels) {
+    if (auto refusal = check_size(request)) return *refusal;
+    if (auto refusal = check_cancel(request, staged)) return *refusal;
+    if (auto refusal = check_cancel_step(change(*request.cancels))) return *refusal;
+    return make_cancel(request, staged);
   }
   auto resolved = resolve(request, groups_);
   if (auto* refusal = std::get_if<Refusal>(&resolved)) return *refusal;
-  if (auto refusal = check_step(request)) return *refusal;
-  if (auto refusal = check_etag(request)) return *refusal;
+  if (auto refusal = check_step(request, staged)) return *refusal;
+  if (auto refusal = check_etag(request, staged)) return *refusal;
+  return make(request, std::get<std::vector<ChangeEntry>>(std::move(resolved)),
+              request.apply_at_step.value_or(next_step(spare_steps, staged)), staged);
+}
 
+ChangeLedger::Verdict ChangeLedger::propose_at_start(const ChangeRequest& request) const {
+  FUSEDBUN_ASSERT(request.apply_at_step.has_value(), "a change of a job's file names its step");
+  if (auto repeated = find_repeated(request, {})) return *repeated;
+  if (*request.apply_at_step < first_step_) {
+    return Refusal{RefusalKind::out_of_range,
+                   "STEP_TOO_NEAR",
+                   "step " + std::to_string(*request.apply_at_step) + " is before the first, " +
+                       std::to_string(first_step_),
+                   {{"earliest_step", std::to_string(first_step_)}}};
+  }
+  return propose_again(request, *request.apply_at_step);
+}
+
+ChangeLedger::Verdict ChangeLedger::propose_again(const ChangeRequest& request,
+                                                  int64_t effective_step) const {
+  Verdict verdict;
+  if (request.cancels) {
+    if (auto refusal = check_cancel(request, {})) return *refusal;
+    verdict = make_cancel(request, {});
+  } else {
+    auto resolved = resolve(request, groups_);
+    if (auto* refusal = std::get_if<Refusal>(&resolved)) return *refusal;
+    verdict =
+        make(request, std::get<std::vector<ChangeEntry>>(std::move(resolved)), effective_step, {});
+  }
+  if (auto* change = std::get_if<AcceptedChange>(&verdict)) change->known_at_start = true;
+  return verdict;
+}
+
+ChangeLedger::Verdict ChangeLedger::make(const ChangeRequest& request,
+                                         std::vector<ChangeEntry> entries, int64_t effective_step,
+                                         Staged staged) const {
   AcceptedChange change;
-  change.revision = newest_revision() + 1;
-  change.effective_step = request.apply_at_step.value_or(earliest_step());
+  change.revision = newest_revision() + static_cast<int64_t>(staged.size()) + 1;
+  change.effective_step = effective_step;
   change.request = request;
   change.unconditional = request.etag == "*";
-  change.entries = std::get<std::vector<ChangeEntry>>(std::move(resolved));
+  change.entries = std::move(entries);
   for (ChangeEntry& entry : change.entries) {
     entry.revision = change.revision;
     entry.effective_step = change.effective_step;
   }
-  ActiveChanges with_change = active_;
-  with_change.accept(change.entries);
-  change.chain_hash = with_change.chain_hash();
-  change.previous = settings_at(change.effective_step);
-  change.resulting =
-      settings_after(std::move(with_change), base_, base_max_grad_norm_, change.effective_step);
+  ActiveChanges active = active_;
+  for (const AcceptedChange& before : staged) active.accept(before.entries);
+  change.previous = settings_after(active, base_, base_max_grad_norm_, effective_step);
+  active.accept(change.entries);
+  change.chain_hash = active.chain_hash();
+  change.resulting = settings_after(std::move(active), base_, base_max_grad_norm_, effective_step);
   if (auto refusal = check_whole(change.resulting, groups_)) return *refusal;
   return change;
+}
+
+ChangeLedger::Verdict ChangeLedger::make_cancel(const ChangeRequest& request, Staged staged) const {
+  const int64_t cancelled = *request.cancels;
+  return make(request, {{.field = Field::cancel, .value = static_cast<double>(cancelled)}},
+              change(cancelled).effective_step, staged);
+}
+
+bool ChangeLedger::is_reachable(const AcceptedChange& change) const {
+  return change.effective_step >= earliest_step();
 }
 
 void ChangeLedger::commit(AcceptedChange change) {
   FUSEDBUN_ASSERT(change.revision == newest_revision() + 1,
                   "a change was proposed before another was accepted");
-  FUSEDBUN_ASSERT(change.effective_step >= earliest_step(),
-                  "a change was proposed before the step was closed");
+  FUSEDBUN_ASSERT(change.known_at_start ? current_step_ == first_step_ : is_reachable(change),
+                  "a change is accepted while its step can be reached");
   active_.accept(change.entries);
-  open_steps_.push_back(change.effective_step);
+  if (change.request.cancels) {
+    cancelled_by_[*change.request.cancels] = change.revision;
+    std::erase(open_, *change.request.cancels);
+  } else {
+    open_.push_back(change.revision);
+  }
+  if (change.known_at_start) {
+    restored_ = change.revision;
+  } else if (is_for_next_step(change.request)) {
+    newest_next_step_ = change.effective_step;
+  }
   if (!change.request.request_id.empty()) {
     revision_of_request_[{change.request.actor, change.request.request_id}] = change.revision;
   }
@@ -139,12 +229,14 @@ void ChangeLedger::commit(AcceptedChange change) {
   }
 }
 
+// ---- what holds --------------------------------------------------------------------------------
+
 Settings ChangeLedger::settings_at(int64_t job_step) const {
   return settings_after(active_, base_, base_max_grad_norm_, job_step);
 }
 
 std::string ChangeLedger::etag() const {
-  return "\"" + std::to_string(newest_revision()) + "-" + hex(chain_hash()) + "\"";
+  return etag_of(newest_revision(), chain_hash());
 }
 
 const AcceptedChange& ChangeLedger::change(int64_t revision) const {
@@ -153,8 +245,15 @@ const AcceptedChange& ChangeLedger::change(int64_t revision) const {
 }
 
 ChangeState ChangeLedger::state_of(const AcceptedChange& change) const {
+  if (change.request.cancels) return ChangeState::applied;
+  if (cancelled_by(change.revision) > 0) return ChangeState::cancelled;
   if (change.effective_step <= observed_step_) return ChangeState::applied;
   return ended_ ? ChangeState::rejected : ChangeState::scheduled;
+}
+
+int64_t ChangeLedger::cancelled_by(int64_t revision) const {
+  const auto found = cancelled_by_.find(revision);
+  return found == cancelled_by_.end() ? 0 : found->second;
 }
 
 std::vector<ChangeEntry> ChangeLedger::entries(int64_t after, int64_t up_to) const {
@@ -167,21 +266,35 @@ std::vector<ChangeEntry> ChangeLedger::entries(int64_t after, int64_t up_to) con
   return entries;
 }
 
-std::optional<std::variant<ChangeLedger::Replay, Refusal>> ChangeLedger::find_repeated(
-    const ChangeRequest& request) const {
+// ---- checks ------------------------------------------------------------------------------------
+
+std::optional<ChangeLedger::Verdict> ChangeLedger::find_repeated(const ChangeRequest& request,
+                                                                 Staged staged) const {
   if (request.request_id.empty()) return std::nullopt;
+  const ChangeRequest* first = nullptr;
+  int64_t revision = 0;
   const auto found = revision_of_request_.find({request.actor, request.request_id});
-  if (found == revision_of_request_.end()) return std::nullopt;
-  if (same_body(change(found->second).request, request)) return Replay{found->second};
+  if (found != revision_of_request_.end()) {
+    revision = found->second;
+    first = &change(revision).request;
+  }
+  for (const AcceptedChange& change : staged) {
+    if (change.request.actor != request.actor || change.request.request_id != request.request_id)
+      continue;
+    revision = change.revision;
+    first = &change.request;
+  }
+  if (first == nullptr) return std::nullopt;
+  if (same_body(*first, request)) return Replay{revision};
   return Refusal{RefusalKind::invalid_argument,
                  "REQUEST_ID_REUSED",
-                 "request_id was used for another change, revision " +
-                     std::to_string(found->second) + ": give each change its own",
-                 {{"revision", std::to_string(found->second)}}};
+                 "request_id was used for another change, revision " + std::to_string(revision) +
+                     ": give each change its own",
+                 {{"revision", std::to_string(revision)}}};
 }
 
-std::optional<Refusal> ChangeLedger::check_etag(const ChangeRequest& request) const {
-  if (request.etag == "*" || request.etag == etag()) return std::nullopt;
+std::optional<Refusal> ChangeLedger::check_etag(const ChangeRequest& request, Staged staged) const {
+  if (request.etag == "*") return std::nullopt;
   if (request.etag.empty()) {
     return Refusal{RefusalKind::invalid_argument,
                    "ETAG_REQUIRED",
@@ -189,13 +302,16 @@ std::optional<Refusal> ChangeLedger::check_etag(const ChangeRequest& request) co
                    "whatever holds",
                    {}};
   }
+  const std::string present =
+      staged.empty() ? etag() : etag_of(staged.back().revision, staged.back().chain_hash);
+  if (request.etag == present) return std::nullopt;
   return Refusal{RefusalKind::aborted,
                  "ETAG_MISMATCH",
                  "the hyperparameters have changed since they were read: read them again",
-                 {{"etag", etag()}}};
+                 {{"etag", present}}};
 }
 
-std::optional<Refusal> ChangeLedger::check_step(const ChangeRequest& request) const {
+std::optional<Refusal> ChangeLedger::check_step(const ChangeRequest& request, Staged staged) const {
   if (request.apply_at_step && *request.apply_at_step < earliest_step()) {
     return Refusal{RefusalKind::out_of_range,
                    "STEP_TOO_NEAR",
@@ -205,14 +321,51 @@ std::optional<Refusal> ChangeLedger::check_step(const ChangeRequest& request) co
                        " on",
                    {{"earliest_step", std::to_string(earliest_step())}}};
   }
-  if (open_steps_.size() >= kPendingMax) {
+  const auto made_here = std::ranges::count_if(open_, [&](int64_t r) { return r > restored_; });
+  const size_t pending = static_cast<size_t>(made_here) + staged.size();
+  if (pending >= kPendingMax) {
     return Refusal{RefusalKind::resource_exhausted,
                    "TOO_MANY_PENDING",
-                   std::to_string(open_steps_.size()) +
+                   std::to_string(pending) +
                        " changes wait for their step: send more when some have been applied",
                    {}};
   }
   return std::nullopt;
+}
+
+std::optional<Refusal> ChangeLedger::check_cancel(const ChangeRequest& request,
+                                                  Staged staged) const {
+  const int64_t revision = *request.cancels;
+  const auto not_scheduled = [&](const std::string& what) {
+    return Refusal{RefusalKind::failed_precondition,
+                   "NOT_SCHEDULED",
+                   "change " + std::to_string(revision) + " " + what,
+                   {{"revision", std::to_string(revision)}}};
+  };
+  if (revision < 1 || revision > newest_revision()) {
+    return Refusal{RefusalKind::not_found,
+                   "UNKNOWN_CHANGE",
+                   "there is no change " + std::to_string(revision),
+                   {}};
+  }
+  const AcceptedChange& cancelled = change(revision);
+  if (cancelled.request.cancels)
+    return not_scheduled("is a cancellation, and cannot be taken back");
+  const bool is_staged = std::ranges::any_of(
+      staged, [&](const AcceptedChange& other) { return other.request.cancels == revision; });
+  if (is_staged || state_of(cancelled) == ChangeState::cancelled)
+    return not_scheduled("was cancelled before");
+  if (state_of(cancelled) != ChangeState::scheduled) return not_scheduled("has been used");
+  return std::nullopt;
+}
+
+std::optional<Refusal> ChangeLedger::check_cancel_step(const AcceptedChange& cancelled) const {
+  if (is_reachable(cancelled)) return std::nullopt;
+  return Refusal{RefusalKind::out_of_range,
+                 "STEP_TOO_NEAR",
+                 "change " + std::to_string(cancelled.revision) + " is about to be used in step " +
+                     std::to_string(cancelled.effective_step) + " and can no longer be taken back",
+                 {{"earliest_step", std::to_string(earliest_step())}}};
 }
 
 }  // namespace fusedbun::plan

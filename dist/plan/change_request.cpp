@@ -24,6 +24,15 @@ const FieldSpec& spec_of(Field field) {
   return *spec;
 }
 
+/// What a client sent, cut to what fits into an answer.
+std::string echo(std::string_view text) {
+  constexpr size_t kEchoBytesMax = 100;
+  if (text.size() <= kEchoBytesMax) return std::string(text);
+  size_t end = kEchoBytesMax;
+  while (end > 0 && (text[end] & 0xC0) == 0x80) --end;  // not within a character
+  return std::string(text.substr(0, end)) + "...";
+}
+
 std::string range_text(const FieldSpec& spec) {
   if (spec.is_bool) return spec.min == spec.max ? "true" : "true or false";
   const bool open_end = spec.max == std::numeric_limits<double>::max();
@@ -57,9 +66,9 @@ std::variant<int32_t, Refusal> find_group(const ValuePatch& patch, const FieldSp
   if (found == groups.end()) {
     return Refusal{RefusalKind::not_found,
                    "UNKNOWN_GROUP",
-                   "there is no group '" + patch.group + "'; this job has " + names_of(groups) +
-                       ", and \"*\" means all",
-                   {{"group", patch.group}}};
+                   "there is no group '" + echo(patch.group) + "'; this job has " +
+                       names_of(groups) + ", and \"*\" means all",
+                   {{"group", echo(patch.group)}}};
   }
   if (!spec.per_group) {
     return Refusal{RefusalKind::invalid_argument,
@@ -85,11 +94,18 @@ std::optional<Refusal> check_momentum(int32_t group, std::span<const LedgerGroup
   return std::nullopt;
 }
 
-std::optional<Refusal> check_shape(const ChangeRequest& request) {
-  const auto invalid = [](std::string reason, std::string message) {
-    return Refusal{RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
-  };
-  if (request.patches.empty()) return invalid("EMPTY_CHANGE", "the change sets no value");
+/// What two patches must not both set. Pin and unpin are two values of one thing.
+Field slot_of(Field field) {
+  return field == Field::unpin_learning_rate ? Field::learning_rate : field;
+}
+
+Refusal invalid(std::string reason, std::string message) {
+  return {RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
+}
+
+}  // namespace
+
+std::optional<Refusal> check_size(const ChangeRequest& request) {
   if (request.patches.size() > kPatchesMax) {
     return invalid("TOO_MANY_VALUES", "one change sets at most " + std::to_string(kPatchesMax) +
                                           " values, this one " +
@@ -106,16 +122,10 @@ std::optional<Refusal> check_shape(const ChangeRequest& request) {
   return std::nullopt;
 }
 
-/// What two patches must not both set. Pin and unpin are two values of one thing.
-Field slot_of(Field field) {
-  return field == Field::unpin_learning_rate ? Field::learning_rate : field;
-}
-
-}  // namespace
-
 std::variant<std::vector<ChangeEntry>, Refusal> resolve(const ChangeRequest& request,
                                                         std::span<const LedgerGroup> groups) {
-  if (auto refusal = check_shape(request)) return *refusal;
+  if (auto refusal = check_size(request)) return *refusal;
+  if (request.patches.empty()) return invalid("EMPTY_CHANGE", "the change sets no value");
   std::vector<ChangeEntry> entries;
   std::set<std::pair<int32_t, Field>> seen;
   for (const ValuePatch& patch : request.patches) {

@@ -28,7 +28,9 @@ struct ValuePatch {
 struct ChangeRequest {
   std::vector<ValuePatch> patches;       ///< taken in order
   std::optional<int64_t> apply_at_step;  ///< empty: the next step that can be reached
-  std::string reason;                    ///< at most kReasonBytesMax
+  std::optional<int64_t>
+      cancels;         ///< takes this revision back; then there are no patches, step and etag
+  std::string reason;  ///< at most kReasonBytesMax
   std::string actor;
   std::string request_id;      ///< empty: none; at most kRequestIdBytesMax
   std::string etag;            ///< "*": whatever holds
@@ -47,6 +49,8 @@ enum class RefusalKind : uint8_t {
   resource_exhausted,
   unavailable,  ///< not now
   unimplemented,
+  unauthenticated,    ///< nobody knows who asks
+  permission_denied,  ///< who asks may not
 };
 
 struct Refusal {
@@ -63,8 +67,11 @@ struct LedgerGroup {
   Options options;  ///< as constructed
 };
 
+/// Is it small enough to be kept: number of values, length of reason and request_id?
+std::optional<Refusal> check_size(const ChangeRequest& request);
+
 /// The request's values as entries for the ranks, revision and step still 0; or why they cannot be taken. Checks names,
-/// ranges (field_specs), values set twice, and what was fixed at construction; `validate` of whole options is the ledger's.
+/// sizes, ranges (field_specs), values set twice, and what was fixed at construction; `validate` of whole options is the ledger's.
 std::variant<std::vector<ChangeEntry>, Refusal> resolve(const ChangeRequest& request,
                                                         std::span<const LedgerGroup> groups);
 

@@ -38,6 +38,9 @@ class ControlPort {
  public:
   virtual ~ControlPort() = default;
 
+  /// Newest accepted revision, asked once before the first step: all ranks then take in what is
+  /// known from an earlier attempt of the run, or from the job's file.
+  virtual int64_t newest_revision() = 0;
   /// The step's header is about to be sent: from here on `current` is job_step + 1. Returns the
   /// newest accepted revision and whether the job shall leave. Rank 0 only.
   struct Boundary {

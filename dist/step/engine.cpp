@@ -424,6 +424,11 @@ void StepEngine::finish() {
 
 void StepEngine::set_control(plan::ControlPort* port) {
   port_ = port;
+  int64_t newest = rank_ == 0 && port_ != nullptr ? port_->newest_revision() : 0;
+  channels_.host->broadcast(comm::Buffer::of(std::span(&newest, 1)), 0).wait();
+  if (newest <= changes_.known_revision()) return;
+  changes_.accept(receive_changes(*channels_.host, port_, changes_.known_revision(), newest));
+  enter_next_step();
 }
 
 void StepEngine::set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal) {

@@ -75,6 +75,10 @@ void add_optimizer_flags(CLI::App& command, TrainOptions& options) {
   command.add_flag("--momentum-bf16", choice.momentum_bf16, "Keep the momentum in bfloat16")
       ->group("Optimizer");
   command
+      .add_option("--changes", options.changes,
+                  "Changes of hyperparameters at given steps: a TOML file of [[changes]]")
+      ->group("Optimizer");
+  command
       .add_flag("--propagate-nonfinite", choice.propagate_nonfinite,
                 "Do not skip steps whose gradients are NaN or inf")
       ->group("Optimizer");
@@ -132,8 +136,20 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
                 "Keep private copies of the parameters, also on one host")
       ->group("Ranks");
   command.add_flag("--no-control", flags.no_control, "Serve no control plane")->group("Ranks");
-  command.add_option("--control", options.control_address, "Serve it at 127.0.0.1:PORT")
+  command.add_option("--control", options.control_address, "Serve it at HOST:PORT")
       ->default_str("a socket in RUN_DIR")
+      ->group("Ranks");
+  command
+      .add_option("--control-credentials", options.control_credentials,
+                  "Folder with ca.pem, server.pem, server.key and roles, for hosts off loopback")
+      ->group("Ranks");
+  command
+      .add_flag("--insecure-control", options.insecure_control,
+                "Serve it off loopback without encryption")
+      ->group("Ranks");
+  command
+      .add_option("--control-rate", options.control_rate,
+                  "Changes per second that one client may make, 0: any number")
       ->group("Ranks");
   const auto add = [&](const char* name, auto& value, const char* what) {
     command.add_option(name, value, what)->default_str("the launcher's")->group("Ranks");

@@ -27,6 +27,11 @@ void validate(const TrainOptions& options) {
   FUSEDBUN_REQUIRE(
       std::isfinite(options.max_grad_norm) && options.max_grad_norm >= 0, ConfigError,
       "--clip = " + std::to_string(options.max_grad_norm) + ": must be finite, >= 0 (0: off)");
+  FUSEDBUN_REQUIRE(std::isfinite(options.control_rate) && options.control_rate >= 0, ConfigError,
+                   "--control-rate = " + std::to_string(options.control_rate) +
+                       ": must be finite, >= 0 (0: any number)");
+  FUSEDBUN_REQUIRE(options.changes.empty() || options.optimizer.kind == OptimizerKind::fusedbun,
+                   ConfigError, "--changes: only --optimizer fusedbun takes changes");
   FUSEDBUN_REQUIRE(options.timeout.count() > 0, ConfigError, "--timeout: must be above 0 seconds");
   plan::validate(options.health);
   options_of(options.optimizer);

@@ -41,7 +41,11 @@ struct TrainOptions {
   bool use_gpu = false;
   bool host_window = true;  ///< ranks of one host share one replica of the parameters
   bool control = true;
-  std::string control_address;  ///< empty: a socket in the run folder
+  std::string control_address;                ///< empty: a socket in the run folder
+  std::filesystem::path control_credentials;  ///< folder of certificates; empty: plaintext
+  bool insecure_control = false;
+  double control_rate = 50;       ///< changes per second of one actor; 0: any number
+  std::filesystem::path changes;  ///< file of changes of hyperparameters; empty: none
   bool quiet = false;
   plan::BackendRequest backend = plan::BackendRequest::automatic;
   plan::IdentityFlags identity;

@@ -14,25 +14,9 @@
 namespace fusedbun::control {
 namespace {
 
-constexpr int kClients = 8;
-constexpr int kAdditionsPerClient = 20;
-
-/// Adds 1 to the weight decay of group 0, whatever it takes. Returns how often somebody else was faster.
-int add_one(ControlClient& client) {
-  for (int conflicts = 0;; ++conflicts) {
-    const v1::Hyperparameters now = client.hyperparameters();
-    v1::CreateChangeRequest request;
-    request.set_etag(now.etag());
-    v1::GroupPatch& patch = *request.mutable_change()->add_patches();
-    patch.set_group("body");
-    patch.mutable_values()->set_weight_decay(now.groups(0).values().weight_decay() + 1);
-    try {
-      client.create_change(request);
-      return conflicts;
-    } catch (const EtagConflict&) {
-    }
-  }
-}
+constexpr int kClients = 16;
+constexpr int kTriesPerClient = 500;
+constexpr int kChangesPerClient = 20;
 
 TEST(ControlRace, NoUpdateIsLost) {
   const TemporaryFolder folder;
@@ -40,21 +24,60 @@ TEST(ControlRace, NoUpdateIsLost) {
   job.groups[0].options.Lambda = 0;
   ControlServer server(options_in(folder.path()), job);
   server.set_state(JobState::running);
-  std::atomic<int> conflicts = 0;
+  std::mutex mutex;
+  std::vector<v1::Change> accepted;
+  std::atomic<int> aborted = 0;
   {
+    std::atomic<bool> done = false;
+    std::jthread steps([&] {
+      plan::ActiveChanges active(2);
+      std::vector<Options> options = {job.groups[0].options, job.groups[1].options};
+      for (int64_t step = 0; !done; ++step) {
+        std::this_thread::sleep_for(std::chrono::microseconds(500));
+        const auto boundary = server.port().close_step(step);
+        std::vector<Options*> pointers = {&options[0], &options[1]};
+        active.enter_step(step, pointers);
+        server.port().step_finished({.job_step = step, .group_options = options});
+        active.accept(server.port().entries(active.known_revision(), boundary.newest_revision));
+      }
+    });
     std::vector<std::jthread> clients;
     for (int i = 0; i < kClients; ++i) {
       clients.emplace_back([&] {
         ControlClient client({.run_dir = folder.path()});
-        for (int n = 0; n < kAdditionsPerClient; ++n) conflicts += add_one(client);
+        for (int n = 0; n < kTriesPerClient; ++n) {
+          const v1::Hyperparameters now = client.hyperparameters();
+          v1::CreateChangeRequest request;
+          request.set_etag(now.etag());
+          v1::GroupPatch& patch = *request.mutable_change()->add_patches();
+          patch.set_group("body");
+          patch.mutable_values()->set_weight_decay(now.groups(0).values().weight_decay() + 1);
+          try {
+            v1::Change change = client.create_change(request);
+            const std::lock_guard lock(mutex);
+            accepted.push_back(std::move(change));
+          } catch (const EtagConflict&) {
+            ++aborted;
+          }
+        }
       });
     }
+    clients.clear();
+    done = true;
+  }
+  // One after the other: each accepted change saw the one before it, and none came in between.
+  std::ranges::sort(accepted, {}, &v1::Change::revision);
+  for (size_t i = 0; i < accepted.size(); ++i) {
+    ASSERT_EQ(accepted[i].revision(), static_cast<int64_t>(i + 1));
+    ASSERT_EQ(accepted[i].previous().groups(0).values().weight_decay(), static_cast<double>(i));
+    ASSERT_EQ(accepted[i].resulting().groups(0).values().weight_decay(),
+              static_cast<double>(i + 1));
   }
   ControlClient client({.run_dir = folder.path()});
-  const v1::Hyperparameters all = client.hyperparameters();
-  EXPECT_EQ(all.groups(0).values().weight_decay(), kClients * kAdditionsPerClient);
-  EXPECT_EQ(all.revision(), kClients * kAdditionsPerClient);
-  std::cout << conflicts << " conflicts\n";
+  EXPECT_EQ(client.hyperparameters().groups(0).values().weight_decay(),
+            static_cast<double>(accepted.size()));
+  EXPECT_EQ(static_cast<int>(accepted.size()) + aborted, kClients * kTriesPerClient);
+  std::cout << accepted.size() << " accepted, " << aborted << " conflicts\n";
 }
 
 TEST(ControlRace, ChangesDuringStepsAreUsedInOrderAtTheirSteps) {
@@ -69,7 +92,7 @@ TEST(ControlRace, ChangesDuringStepsAreUsedInOrderAtTheirSteps) {
     for (int i = 0; i < kClients; ++i) {
       clients.emplace_back([&, i] {
         ControlClient client({.run_dir = folder.path()});
-        for (int n = 0; n < kAdditionsPerClient; ++n) {
+        for (int n = 0; n < kChangesPerClient; ++n) {
           v1::CreateChangeRequest request;
           request.set_etag("*");
           request.mutable_change()->add_patches()->set_group("*");

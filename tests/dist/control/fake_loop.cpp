@@ -26,13 +26,52 @@ JobDescription two_group_job() {
 ControlOptions options_in(const std::filesystem::path& run_dir) {
   return {.run_dir = run_dir,
           .address = "",
+          .changes_per_second = 0,
           .run_id = "test",
           .stall_timeout = std::chrono::milliseconds(200)};
 }
 
+FakeRank::FakeRank(plan::ControlPort& port)
+    : port_(port), active_(static_cast<int>(two_group_job().groups.size())) {
+  for (const plan::LedgerGroup& group : two_group_job().groups) options_.push_back(group.options);
+  active_.accept(port_.entries(0, port_.newest_revision()));
+  announced_ = active_.known_revision();
+}
+
+plan::LeaveRequest FakeRank::step(const std::function<void(const plan::StepReport&)>& during) {
+  std::vector<Options*> pointers;
+  for (Options& options : options_) pointers.push_back(&options);
+  active_.enter_step(next_step_, pointers);
+  const plan::StepReport report = this->report();
+  if (during) during(report);
+  // The header of the step before is read in this one, and only then the content of what it announced.
+  if (announced_ > active_.known_revision())
+    active_.accept(port_.entries(active_.known_revision(), announced_));
+  const auto boundary = port_.close_step(next_step_);
+  port_.step_finished(report);
+  announced_ = boundary.newest_revision;
+  ++next_step_;
+  return boundary.leave;
+}
+
+plan::StepReport FakeRank::report() const {
+  plan::StepReport report;
+  report.job_step = next_step_;
+  report.active_revision = active_.active_revision();
+  for (size_t group = 0; group < options_.size(); ++group) {
+    const double scheduled = 1e-3;
+    report.group_options.push_back(options_[group]);
+    report.group_options.back().lr = active_.effective_lr(static_cast<int>(group), scheduled);
+    report.scheduled_lr.push_back(scheduled);
+    report.lr_pinned.push_back(active_.lr_pin(static_cast<int>(group)).has_value());
+  }
+  report.lr_scale = active_.lr_scale();
+  report.max_grad_norm = active_.max_grad_norm().value_or(0);
+  return report;
+}
+
 FakeLoop::FakeLoop(plan::ControlPort& port, std::chrono::microseconds step_time)
-    : port_(port), step_time_(step_time), active_(static_cast<int>(two_group_job().groups.size())) {
-  for (const GroupDescription& group : two_group_job().groups) options_.push_back(group.options);
+    : rank_(port), step_time_(step_time) {
   thread_ = std::thread([this] { run(); });
 }
 
@@ -56,39 +95,14 @@ std::vector<double> FakeLoop::learning_rates() const {
 }
 
 void FakeLoop::run() {
-  for (int64_t step = 0; !ended_ && left_ == plan::LeaveRequest::none; ++step) {
-    const plan::StepReport report = do_step(step);
-    port_.step_finished(report);
-    const auto boundary = port_.close_step(step);
-    announced_ = boundary.newest_revision;
-    left_ = boundary.leave;
+  while (!ended_ && left_ == plan::LeaveRequest::none) {
+    left_ = rank_.step([this](const plan::StepReport& report) {
+      std::this_thread::sleep_for(step_time_);
+      const std::lock_guard lock(mutex_);
+      learning_rates_.push_back(report.group_options[0].lr);
+    });
     while (held_ && !ended_) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-}
-
-plan::StepReport FakeLoop::do_step(int64_t step) {
-  std::vector<Options*> pointers;
-  for (Options& options : options_) pointers.push_back(&options);
-  active_.enter_step(step, pointers);
-  plan::StepReport report;
-  report.job_step = step;
-  report.active_revision = active_.active_revision();
-  for (size_t group = 0; group < options_.size(); ++group) {
-    const double scheduled = 1e-3;
-    report.group_options.push_back(options_[group]);
-    report.group_options.back().lr = active_.effective_lr(static_cast<int>(group), scheduled);
-    report.scheduled_lr.push_back(scheduled);
-    report.lr_pinned.push_back(active_.lr_pin(static_cast<int>(group)).has_value());
-  }
-  report.lr_scale = active_.lr_scale();
-  report.max_grad_norm = active_.max_grad_norm().value_or(0);
-  std::this_thread::sleep_for(step_time_);
-  // The header of the step before is read in this one, and only then the content of what it announced.
-  if (announced_ > active_.known_revision())
-    active_.accept(port_.entries(active_.known_revision(), announced_));
-  const std::lock_guard lock(mutex_);
-  learning_rates_.push_back(report.group_options[0].lr);
-  return report;
 }
 
 }  // namespace fusedbun::control

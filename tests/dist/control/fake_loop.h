@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <filesystem>
+#include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -30,6 +31,25 @@ class TemporaryFolder {
 JobDescription two_group_job();
 ControlOptions options_in(const std::filesystem::path& run_dir);
 
+/// A rank without a model: folds changes as a rank does. One thread at a time.
+class FakeRank {
+ public:
+  explicit FakeRank(plan::ControlPort& port);
+  /// The next job step, from its beginning to its end; in between `during`. Returns what was asked of the job.
+  plan::LeaveRequest step(const std::function<void(const plan::StepReport&)>& during = {});
+  int64_t next_step() const { return next_step_; }
+  uint64_t chain_hash() const { return active_.chain_hash(); }
+
+ private:
+  plan::StepReport report() const;
+
+  plan::ControlPort& port_;
+  std::vector<Options> options_;
+  plan::ActiveChanges active_;
+  int64_t next_step_ = 0;
+  int64_t announced_ = 0;  ///< newest revision in the last header
+};
+
 class FakeLoop {
  public:
   explicit FakeLoop(plan::ControlPort& port,
@@ -49,13 +69,9 @@ class FakeLoop {
 
  private:
   void run();
-  plan::StepReport do_step(int64_t step);
 
-  plan::ControlPort& port_;
+  FakeRank rank_;
   const std::chrono::microseconds step_time_;
-  std::vector<Options> options_;
-  plan::ActiveChanges active_;
-  int64_t announced_ = 0;  ///< newest revision in the last header
   mutable std::mutex mutex_;
   std::vector<double> learning_rates_;
   std::atomic<bool> held_ = false;

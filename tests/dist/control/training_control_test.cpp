@@ -15,6 +15,7 @@
 namespace fusedbun::control {
 namespace {
 
+using testing::Each;
 using testing::HasSubstr;
 
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
@@ -275,6 +276,37 @@ TEST_F(TrainingControl, EtagsAreAskedForAndConflictsNamed) {
   EXPECT_THROW(client_.create_change(request), EtagConflict);
 }
 
+TEST_F(TrainingControl, AScheduledChangeIsTakenBack) {
+  v1::CreateChangeRequest request = learning_rate(0.5);
+  request.mutable_change()->set_apply_at_step(60);
+  const v1::Change change = client_.create_change(request);
+  const std::string etag = client_.hyperparameters().etag();
+  v1::CancelChangeRequest cancel;
+  cancel.set_name(change.name());
+  cancel.set_reason("no longer needed");
+  cancel.set_request_id("once");
+  const v1::Change cancelled = client_.cancel_change(cancel);
+  EXPECT_EQ(cancelled.state(), v1::Change::CANCELLED);
+  EXPECT_EQ(cancelled.cancelled_by(), 2);
+  EXPECT_NE(client_.hyperparameters().etag(), etag);
+  EXPECT_EQ(client_.cancel_change(cancel).cancelled_by(), 2) << "the same request";
+  const v1::Change cancellation = client_.change("jobs/-/changes/2");
+  EXPECT_EQ(cancellation.cancels(), 1);
+  EXPECT_EQ(cancellation.state(), v1::Change::APPLIED);
+  EXPECT_EQ(cancellation.reason(), "no longer needed");
+
+  FakeLoop loop(server_.port());
+  ASSERT_TRUE(loop.wait_for_step(65));
+  EXPECT_THAT(loop.learning_rates(), Each(1e-3));
+  cancel.clear_request_id();
+  EXPECT_THROW(client_.cancel_change(cancel), ConfigError) << "is cancelled";
+  cancel.set_name("jobs/-/changes/2");
+  EXPECT_THROW(client_.cancel_change(cancel), ConfigError) << "is a cancellation";
+  cancel.set_name(client_.create_change(learning_rate(0.5)).name());
+  EXPECT_TRUE(loop.wait_for_step(client_.change(cancel.name()).effective_step()));
+  EXPECT_THROW(client_.cancel_change(cancel), ConfigError) << "was used";
+}
+
 TEST_F(TrainingControl, WhatIsNotInThisVersionSaysSo) {
   const auto code_of = [](auto call) {
     grpc::ClientContext context;
@@ -291,8 +323,6 @@ TEST_F(TrainingControl, WhatIsNotInThisVersionSaysSo) {
   EXPECT_EQ(code_of([&](auto& c) { return stub_->GetCheckpoint(&c, {}, &checkpoint); }), kCode);
   v1::ListCheckpointsResponse checkpoints;
   EXPECT_EQ(code_of([&](auto& c) { return stub_->ListCheckpoints(&c, {}, &checkpoints); }), kCode);
-  v1::Change change;
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->CancelChange(&c, {}, &change); }), kCode);
   v1::Diagnostics diagnostics;
   EXPECT_EQ(code_of([&](auto& c) { return stub_->DumpDiagnostics(&c, {}, &diagnostics); }), kCode);
 }

@@ -6,6 +6,10 @@
 #include <cmath>
 #include <limits>
 
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/plan/change_batch.h"
+#include "fusedbun/dist/plan/change_schedule.h"
+
 namespace fusedbun::plan {
 namespace {
 
@@ -271,6 +275,111 @@ TEST(ChangeLedger, WhatTheTrainingLoopSetsItselfIsSeen) {
   EXPECT_EQ(ledger.settings_at(2).groups[0].Lambda, 0.7);
   EXPECT_EQ(ledger.settings_at(2).groups[0].eps, 1e-5) << "still to come";
   EXPECT_EQ(ledger.settings_at(2).max_grad_norm, 3);
+}
+
+ChangeRequest cancel_of(int64_t revision) {
+  ChangeRequest request;
+  request.cancels = revision;
+  request.actor = "uid:1";
+  return request;
+}
+
+TEST(ChangeLedger, ACancellationTakesARevisionAndLeavesNothingBehind) {
+  ChangeLedger ledger = two_groups();
+  ChangeRequest later = request_of({{"*", Field::eps, 1e-6}});
+  later.apply_at_step = 10;
+  accept(ledger, later);
+  const std::string etag = ledger.etag();
+  const AcceptedChange cancel = accept(ledger, cancel_of(1));
+  EXPECT_EQ(cancel.revision, 2);
+  EXPECT_EQ(cancel.previous.groups[0].eps, 1e-6);
+  EXPECT_EQ(cancel.resulting.groups[0].eps, two_groups().groups()[0].options.eps);
+  EXPECT_NE(ledger.etag(), etag);
+  EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::cancelled);
+  EXPECT_EQ(ledger.state_of(ledger.change(2)), ChangeState::applied);
+  EXPECT_EQ(ledger.cancelled_by(1), 2);
+  EXPECT_FALSE(ledger.has_scheduled());
+  ActiveChanges rank(2);
+  rank.accept(ledger.entries(0, 2));
+  EXPECT_EQ(rank.chain_hash(), ledger.chain_hash());
+}
+
+TEST(ChangeLedger, OnlyWhatCanStillBeKeptFromItsStepIsCancelled) {
+  ChangeLedger ledger = two_groups();
+  accept(ledger, request_of({{"*", Field::eps, 1e-6}}));  // for step 2
+  EXPECT_EQ(refusal_of(ledger, cancel_of(2)), "UNKNOWN_CHANGE");
+  EXPECT_EQ(refusal_of(ledger, cancel_of(0)), "UNKNOWN_CHANGE");
+  EXPECT_EQ(refusal_of(ledger, cancel_of(1)), "accepted");
+  ledger.close_step(0);
+  EXPECT_EQ(refusal_of(ledger, cancel_of(1)), "STEP_TOO_NEAR");
+  ledger.close_step(1);
+  ledger.close_step(2);
+  ledger.observe(report_of(ledger, 2));
+  EXPECT_EQ(refusal_of(ledger, cancel_of(1)), "NOT_SCHEDULED");
+}
+
+TEST(ChangeLedger, ChangesForTheNextStepStayInOrder) {
+  ChangeLedger ledger = two_groups();
+  const auto first = std::get<AcceptedChange>(
+      ledger.propose(request_of({{"*", Field::eps, 1e-6}}), {}, /*spare_steps=*/5));
+  ledger.commit(first);
+  EXPECT_EQ(first.effective_step, 7);
+  const AcceptedChange second = accept(ledger, request_of({{"*", Field::eps, 1e-5}}));
+  EXPECT_EQ(second.effective_step, 7) << "else the older one would win";
+  EXPECT_EQ(ledger.settings_at(ledger.next_step(0)).groups[0].eps, 1e-5);
+}
+
+TEST(ChangeBatch, IsTakenWholeOrNotAtAll) {
+  ChangeLedger ledger = two_groups();
+  const ChangeRequest one = request_of({{"*", Field::eps, 1e-6}}, ledger.etag());
+  const ChangeRequest stale = request_of({{"*", Field::eps, 1e-5}}, ledger.etag());
+  ChangeRequest named = request_of({{"*", Field::weight_decay, 0.5}});
+  named.request_id = "a";
+  const ChangeRequest* const requests[] = {&one, &stale, &named, &named};
+  ChangeBatch batch = stage(ledger, requests, 0);
+  ASSERT_EQ(batch.staged.size(), 2U);
+  EXPECT_EQ(std::get<ChangeBatch::Accepted>(batch.answers[0]).revision, 1);
+  EXPECT_EQ(std::get<Refusal>(batch.answers[1]).reason, "ETAG_MISMATCH");
+  EXPECT_EQ(std::get<ChangeBatch::Accepted>(batch.answers[2]).revision, 2);
+  EXPECT_EQ(std::get<ChangeLedger::Replay>(batch.answers[3]).revision, 2);
+  const std::string etag = ledger.etag();
+  ledger.close_step(0);
+  EXPECT_FALSE(publish(ledger, batch)) << "step 2 can no longer be reached";
+  EXPECT_EQ(ledger.etag(), etag);
+  batch = stage(ledger, requests, 1);
+  ledger.close_step(1);
+  EXPECT_TRUE(publish(ledger, batch));
+  EXPECT_EQ(ledger.newest_revision(), 2);
+  EXPECT_EQ(ledger.change(2).effective_step, 4);
+}
+
+TEST(CommitMargin, SparesTheMostOfTheLastBatchesAndDoublesWhenItMissed) {
+  CommitMargin margin;
+  EXPECT_EQ(margin.spare_steps(), 0);
+  margin.published(3);
+  for (int i = 0; i < 7; ++i) margin.published(0);
+  EXPECT_EQ(margin.spare_steps(), 3);
+  margin.published(0);
+  EXPECT_EQ(margin.spare_steps(), 0);
+  margin.missed(1);
+  margin.missed(1);
+  margin.missed(1);
+  EXPECT_EQ(margin.spare_steps(), 4);
+}
+
+TEST(ChangeSchedule, NamesThePlaceOfWhatCannotBe) {
+  ScheduledChange change{.request = request_of({{"nobody", Field::eps, 1e-6}}), .where = "file:3"};
+  change.request.apply_at_step = 0;
+  try {
+    const ChangeSchedule schedule(two_groups(), std::span(&change, 1));
+    ADD_FAILURE() << "taken";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("file:3: there is no group 'nobody'"));
+  }
+  change.request.patches[0].group = "head";
+  ChangeSchedule schedule(two_groups(), std::span(&change, 1));
+  EXPECT_EQ(schedule.newest_revision(), 1);
+  EXPECT_EQ(schedule.entries(0, 1)[0].effective_step, 0);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <sstream>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/plan/change_schedule.h"
 #include "local_ranks.h"
 #include "random_model.h"
 
@@ -488,6 +489,7 @@ TEST(ShardedFusedbun, LeavesOnAllRanksAtTheSameStep) {
 /// Accepts fixed changes at fixed steps.
 class ScriptedControl : public plan::ControlPort {
  public:
+  int64_t newest_revision() override { return newest_; }
   Boundary close_step(int64_t job_step) override {
     if (job_step == 2) newest_ = 1;
     if (job_step == 4) newest_ = 3;
@@ -533,6 +535,35 @@ TEST(ShardedFusedbun, UsesAChangeFromExactlyItsStepOnAllRanks) {
     optimizer.finish();
   });
   EXPECT_EQ(control.reports.size(), 9u);
+}
+
+TEST(ShardedFusedbun, ChangesKnownAtTheStartAreUsedAlreadyInTheFirstStep) {
+  const auto at = [](int64_t step, plan::Field field, double value) {
+    plan::ScheduledChange change;
+    change.request.apply_at_step = step;
+    change.request.patches = {{"*", field, value}};
+    return change;
+  };
+  const plan::ScheduledChange scheduled[] = {at(1, plan::Field::weight_decay, 0.5),
+                                             at(0, plan::Field::learning_rate, 0.25),
+                                             at(3, plan::Field::lr_scale, 2)};
+  const Options options = FusedbunOptions::recommended(kLr).Lambda(0).values();
+  plan::ChangeSchedule schedule(plan::ChangeLedger({{"default", 1, options}}, 0, 0), scheduled);
+  run_ranks(3, [&](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr).Lambda(0));
+    optimizer.set_control(communicator.rank() == 0 ? &schedule : nullptr);
+    for (int step = 0; step < 5; ++step) {
+      model.loss(batch(step, 4)).backward();
+      optimizer.step();
+      const plan::StepReport& report = optimizer.report();
+      EXPECT_EQ(report.group_options[0].lr, 0.25) << step;
+      EXPECT_EQ(report.group_options[0].Lambda, step < 1 ? 0 : 0.5) << step;
+      EXPECT_EQ(report.lr_scale, step < 3 ? 1 : 2) << step;
+    }
+    optimizer.finish();
+  });
 }
 
 }  // namespace

@@ -1,0 +1,123 @@
+// The control plane of a job: rank 0's side of changes, and the job's final state.
+#include "fusedbun/dist/control/changes_file.h"
+#include "fusedbun/dist/job/job_parts.h"
+
+namespace fusedbun {
+namespace {
+
+std::vector<plan::LedgerGroup> groups_of(const ShardedFusedbun& optimizer) {
+  std::vector<plan::LedgerGroup> named;
+  const auto& groups = optimizer.param_groups();
+  for (size_t g = 0; g < groups.size(); ++g) {
+    plan::LedgerGroup& group = named.emplace_back();
+    group.name = groups.size() == 1 ? "default" : "group" + std::to_string(g);
+    for (const plan::ParameterSpec& parameter : optimizer.shard_plan().parameters) {
+      if (parameter.group == static_cast<int>(g)) group.parameter_count += parameter.elements();
+    }
+    group.options = static_cast<const FusedbunOptions&>(groups[g].options()).values();
+  }
+  return named;
+}
+
+#ifdef FUSEDBUN_HAS_CONTROL
+control::JobDescription describe(const ShardedFusedbun& optimizer, const JobOptions& options,
+                                 const plan::Identity& identity, std::string_view backend) {
+  control::JobDescription job;
+  job.world_size = identity.world_size;
+  job.first_step = optimizer.job_step();
+  job.total_steps = options.total_steps;
+  job.restart_count = identity.restart_count;
+  job.version = FUSEDBUN_VERSION;
+  job.backend = backend;
+  job.max_grad_norm = optimizer.max_grad_norm();
+  job.groups = groups_of(optimizer);
+  return job;
+}
+
+control::ControlOptions control_options(const JobOptions& options, const plan::Identity& identity) {
+  control::ControlOptions control;
+  control.run_dir = options.run_dir;
+  control.address = options.control_address;
+  control.credentials = options.control_credentials;
+  control.insecure = options.insecure_control;
+  control.changes_per_second = options.control_rate;
+  control.stall_timeout = std::chrono::milliseconds(options.health.stall_us / 1000);
+  if (!identity.run_id.empty()) control.run_id = identity.run_id;
+  return control;
+}
+#endif
+
+}  // namespace
+
+bool Job::Parts::may_serve() const {
+  if (!options.control) return false;
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (options.run_dir.empty()) notice("no run folder was given, so there is no control plane");
+  return !options.run_dir.empty();
+#else
+  notice("this build has no control plane (FUSEDBUN_WITH_CONTROL is off)");
+  return false;
+#endif
+}
+
+plan::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
+  std::vector<plan::ScheduledChange> changes;
+  if (!options.changes.empty()) changes = control::read_changes_file(options.changes);
+  const bool serving = may_serve();
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (serving) {
+    control::ControlOptions control = control_options(options, identity);
+    control.changes = std::move(changes);
+    control.notice = [this](std::string_view sentence) { notice(sentence); };
+    server = std::make_unique<control::ControlServer>(
+        std::move(control), describe(optimizer, options, identity, connections.data().backend()));
+    server->set_ranks(heartbeats.heartbeat.get());
+    live_server = server.get();
+    server->set_state(control::JobState::running);
+    if (const int64_t restored = server->restored_changes(); restored > 0) {
+      notice("changes 1 to " + std::to_string(restored) +
+             " of changes.log apply again at their steps");
+    }
+    return &server->port();
+  }
+#endif
+  if (serving || changes.empty()) return nullptr;
+  schedule = std::make_unique<plan::ChangeSchedule>(
+      plan::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), optimizer.job_step()),
+      changes);
+  return schedule.get();
+}
+
+void Job::Parts::serve(ShardedFusedbun& optimizer) {
+  shard_bytes = optimizer.state_bytes();
+  plan::ControlPort* port = nullptr;
+  Outcome outcome;
+  if (identity.rank == 0) outcome = attempt([&] { port = open_port(optimizer); });
+  share_outcome(*connections.host, outcome);
+  optimizer.set_control(port);
+}
+
+void Job::Parts::finish(plan::LeaveRequest left) {
+  connections.host->barrier().wait();
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (server) {
+    switch (left) {
+      case plan::LeaveRequest::none:
+        server->set_state(control::JobState::succeeded);
+        break;
+      case plan::LeaveRequest::drain:
+        server->set_state(control::JobState::drained, "drained");
+        break;
+      case plan::LeaveRequest::stop:
+        server->set_state(control::JobState::stopped, "stopped on request");
+        break;
+    }
+    server->shutdown();
+  }
+#else
+  static_cast<void>(left);
+#endif
+  if (heartbeats.heartbeat) heartbeats.heartbeat->leave();
+}
+
+}  // namespace fusedbun

@@ -1,0 +1,172 @@
+// Who gets in over TLS, and what each may call.
+#include <grpcpp/create_channel.h>
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <thread>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/control_client.h"
+#include "fusedbun/dist/control/error_details.h"
+#include "fusedbun/tests/dist/control/every_rpc.h"
+#include "fusedbun/tests/dist/control/fake_loop.h"
+
+namespace fusedbun::control {
+namespace {
+
+namespace fs = std::filesystem;
+using std::chrono::seconds;
+
+std::string text_of(const fs::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+void run(const std::string& command) {
+  ASSERT_EQ(std::system((command + " > /dev/null").c_str()), 0) << command;
+}
+
+class Tls : public testing::Test {
+ protected:
+  void SetUp() override {
+    run(FUSEDBUN_CERTIFICATES_SCRIPT " " + folder("job").string());
+    run(FUSEDBUN_CERTIFICATES_SCRIPT " " + folder("other").string());
+    run(FUSEDBUN_WRONG_CERTIFICATES_SCRIPT " " + folder("job").string());
+    ControlOptions options = options_in(folder("run"));
+    options.address = "127.0.0.1:0";
+    options.credentials = folder("job");
+    server_ = std::make_unique<ControlServer>(options, two_group_job());
+    server_->set_state(JobState::running);
+  }
+  fs::path folder(const std::string& name) const { return temporary_.path() / name; }
+
+  /// A client that trusts the job's server and shows the certificate in `who`; without one if that is empty.
+  std::unique_ptr<v1::TrainingControl::Stub> client(const fs::path& who) const {
+    grpc::SslCredentialsOptions ssl{.pem_root_certs = text_of(folder("job/ca.pem")),
+                                    .pem_private_key = {},
+                                    .pem_cert_chain = {}};
+    if (!who.empty()) {
+      ssl.pem_private_key = text_of(who / "client.key");
+      ssl.pem_cert_chain = text_of(who / "client.pem");
+    }
+    return stub(grpc::SslCredentials(ssl));
+  }
+  std::unique_ptr<v1::TrainingControl::Stub> stub(
+      const std::shared_ptr<grpc::ChannelCredentials>& credentials) const {
+    return v1::TrainingControl::NewStub(grpc::CreateChannel(server_->address(), credentials));
+  }
+
+  TemporaryFolder temporary_;
+  std::unique_ptr<ControlServer> server_;
+};
+
+TEST_F(Tls, EveryKindOfClientGetsWhatTheTableSaysFromEveryRpc) {
+  struct Kind {
+    std::string name;
+    std::unique_ptr<v1::TrainingControl::Stub> stub;
+    std::optional<Role> role;  ///< none: does not even connect
+  };
+  std::vector<Kind> kinds;
+  kinds.push_back({"no TLS", stub(grpc::InsecureChannelCredentials()), {}});
+  kinds.push_back({"no certificate", client({}), {}});
+  kinds.push_back({"another authority's", client(folder("other/admin")), {}});
+  kinds.push_back({"expired", client(folder("job/expired")), {}});
+  kinds.push_back({"not yet valid", client(folder("job/early")), {}});
+  kinds.push_back({"a name without a role", client(folder("job/stranger")), Role::none});
+  for (const Role role : {Role::viewer, Role::operator_, Role::admin})
+    kinds.push_back({std::string(name_of(role)), client(folder("job") / name_of(role)), role});
+
+  ASSERT_TRUE(call(*kinds.back().stub, Rpc::create_change).ok());  // change 1, for GetChange
+  JobState state = JobState::running;
+  for (const Kind& kind : kinds) {
+    for (const RpcPolicy& policy : rpc_policies()) {
+      // Operator and admin each create a change and cancel their own: 2 by 3, and 4 by 5.
+      const int64_t cancelled = kind.role == Role::admin ? 4 : 2;
+      const grpc::Status status = call(*kind.stub, policy.rpc, cancelled);
+      grpc::StatusCode expected = grpc::StatusCode::UNAVAILABLE;
+      if (kind.role) {
+        auto refusal = refused_for(policy.rpc, *kind.role);
+        if (!refusal) refusal = refused_in(policy.rpc, state);
+        expected = refusal ? to_status(*refusal).error_code() : grpc::StatusCode::OK;
+        if (!refusal && policy.rpc == Rpc::drain_job) state = JobState::draining;
+      }
+      EXPECT_EQ(status.error_code(), expected)
+          << kind.name << " calls " << policy.name << ": " << status.error_message();
+    }
+  }
+}
+
+TEST_F(Tls, TheOwnerFindsTheCredentialsInControlJson) {
+  ControlClient owner({.run_dir = folder("run")});
+  v1::CreateChangeRequest request;
+  request.set_etag("*");
+  request.mutable_change()->add_patches()->set_group("*");
+  request.mutable_change()->mutable_patches(0)->mutable_values()->set_eps(1e-6);
+  EXPECT_EQ(owner.create_change(request).actor(), "fusedbun://job/admin");
+  ControlClient viewer(
+      {.run_dir = {}, .address = server_->address(), .credentials = folder("job/viewer")});
+  EXPECT_EQ(viewer.job().state(), v1::Job::RUNNING);
+  EXPECT_THROW(viewer.create_change(request), PermissionError);
+}
+
+/// Tries until it is so, or until the deadline.
+template <class Condition>
+bool soon(Condition condition) {
+  const auto deadline = std::chrono::steady_clock::now() + seconds(15);
+  while (std::chrono::steady_clock::now() < deadline) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return false;
+}
+
+TEST_F(Tls, FilesThatChangeAreUsedForNewConnections) {
+  const auto can_call = [&](const fs::path& who) { return call(*client(who), Rpc::get_job).ok(); };
+  std::ofstream(folder("job/roles")) << "viewer fusedbun://test/stranger\n";
+  EXPECT_TRUE(soon([&] { return can_call(folder("job/stranger")); }));
+  EXPECT_FALSE(can_call(folder("job/admin"))) << "it has lost its role";
+  EXPECT_FALSE(can_call(folder("other/viewer")));
+  std::ofstream(folder("job/roles")) << "viewer fusedbun://other/viewer\n";
+  fs::rename(folder("other/ca.pem"), folder("job/ca.pem.new"));
+  const std::string servers_authority = text_of(folder("job/ca.pem"));
+  fs::rename(folder("job/ca.pem.new"),
+             folder("job/ca.pem"));  // clients of another authority from now on
+  EXPECT_TRUE(soon([&] {
+    const auto who = folder("other/viewer");
+    return call(*stub(grpc::SslCredentials(
+                    {servers_authority, text_of(who / "client.key"), text_of(who / "client.pem")})),
+                Rpc::get_job)
+        .ok();
+  }));
+}
+
+TEST_F(Tls, AKeyThatOthersMayReadIsRefused) {
+  server_.reset();
+  ControlOptions options = options_in(folder("run"));
+  options.credentials = folder("job");
+  ::chmod(folder("job/server.key").c_str(), 0640);
+  EXPECT_THROW(ControlServer(options, two_group_job()), PermissionError);
+  fs::remove(folder("job/server.key"));
+  EXPECT_THROW(ControlServer(options, two_group_job()), ConfigError);
+}
+
+TEST(PlaintextOffLoopback, NeedsToBeAskedForAndWarns) {
+  const TemporaryFolder folder;
+  ControlOptions options = options_in(folder.path());
+  options.address = "0.0.0.0:0";
+  EXPECT_THROW(ControlServer(options, two_group_job()), ConfigError);
+  options.address = "example.org:1";
+  EXPECT_THROW(ControlServer(options, two_group_job()), ConfigError);
+  options.address = "0.0.0.0:0";
+  options.insecure = true;
+  std::atomic<int> warnings = 0;
+  options.notice = [&](std::string_view) { ++warnings; };
+  ControlServer server(options, two_group_job());
+  EXPECT_TRUE(soon([&] { return warnings > 0; }));
+}
+
+}  // namespace
+}  // namespace fusedbun::control
