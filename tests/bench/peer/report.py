@@ -100,8 +100,9 @@ def markdown(report):
     """`report`: {date, machine, versions, command, rounds, rows, exchange, step}; rows are those of `train`."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     machine = ", ".join(f"{value}" for value in report["machine"].values())
-    blocks = [f"{report['date']}, `{report['command']}`: all took turns, {report['rounds']} times; medians, and in "
-              f"brackets the smallest and the largest.\nMachine: {machine}.\nVersions: {versions}."]
+    rounds = f"{report['rounds']} rounds" if report["rounds"] > 1 else "one round"
+    blocks = [f"{report['date']}, `{report['command']}`: all took turns in {rounds}; medians, and in brackets the smallest "
+              f"and the largest.\nMachine: {machine}.\nVersions: {versions}."]
     of_part = {"train": report["rows"], "exchange": report["exchange"], "step": report["step"]}
     for model in SIZES:
         for part, make_table in TABLES.items():
