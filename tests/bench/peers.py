@@ -17,6 +17,7 @@ Needs .venv (deploy/install.sh test) and installs what tests/bench/requirements-
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections import defaultdict
@@ -29,6 +30,7 @@ from peer.machine import machine
 from peer.turns import Ours, Peers
 
 PARTS = ("train", "exchange", "step")
+ROWS_SHOWN = 8  # in a line of progress
 README = Path(__file__).with_name("README.md")
 
 
@@ -79,7 +81,7 @@ def measure(turns, rounds):
                 done += 1
                 minutes = (time.monotonic() - started) / 60
                 say(f"{done}/{count}, round {number} of {rounds}, {turn.model} {turn.part}: "
-                    + "; ".join(map(in_short, rows))
+                    + ("; ".join(map(in_short, rows)) if len(rows) <= ROWS_SHOWN else f"{turn.name}, {len(rows)} rows")
                     + f"; {minutes:.1f} min gone, about {minutes / done * (count - done):.0f} min left")
     except KeyboardInterrupt:
         say("interrupted: what follows is what was measured")
@@ -92,7 +94,7 @@ def reported(chosen, measured, machine_at_start, versions):
     rows = report.refuse_other_losses(of_part["train"], {peer.name: peer.optimizer for peer in TRAIN})
     words = [word for word in sys.argv[1:] if word not in ("--json", "--write-readme")]
     return {"date": str(date.today()), "machine": machine_at_start, "versions": versions,
-            "command": " ".join(["tests/bench/peers.py", *words]), "rounds": chosen.rounds, "rows": rows,
+            "command": shlex.join(["tests/bench/peers.py", *words]), "rounds": chosen.rounds, "rows": rows,
             "exchange": of_part["exchange"], "step": of_part["step"]}
 
 
