@@ -231,6 +231,19 @@ TEST_F(Attempts, ChangesOfTheFileComeFirstAndOnce) {
   }
 }
 
+TEST_F(Attempts, TheLogAsAFileHasWhatWasUsed) {
+  attempt([&](ControlServer& server, ControlClient& client) {
+    client.create_change(request_at(500, 0.5));
+    v1::CancelChangeRequest cancel;
+    cancel.set_name("jobs/-/changes/1");
+    client.cancel_change(cancel);
+    server.port().close_step(0);
+    client.create_change(request_of("body", 0.25, "because"));
+  });
+  EXPECT_EQ(logged_changes_as_toml(folder_.path()),
+            "[[changes]]\nat_step = 3\nlr = 0.25\ngroup = \"body\"\nreason = \"because\"\n");
+}
+
 TEST_F(Attempts, ALogOfAnotherJobIsRefused) {
   attempt([&](ControlServer&, ControlClient& client) {
     client.create_change(request_of("head", 0.5, ""));

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <limits>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "fusedbun/dist/control/control_client.h"
@@ -169,6 +170,48 @@ TEST_F(Streams, TheSeventeenthStreamIsRefused) {
     server_.port().step_finished({.job_step = 1});
     server_.record_metrics(1, {});
   }
+}
+
+TEST_F(Streams, ReadersThatDoNotReadHoldNobodyUp) {
+  constexpr int kSlow = 4;
+  constexpr int kSteps = 50'000;
+  std::atomic<int> stuck = 0;
+  std::atomic<bool> enough = false;
+  std::atomic<int64_t> dropped = 0;
+  std::vector<std::jthread> readers;
+  for (int i = 0; i < 16; ++i) {
+    readers.emplace_back([&, is_slow = i < kSlow] {
+      ControlClient own({.run_dir = folder_.path()});  // a connection, and so a window, of its own
+      bool has_waited = false;
+      own.stream_metrics({}, [&](const v1::MetricsSample& sample) {
+        if (is_slow && !std::exchange(has_waited, true)) {
+          ++stuck;
+          while (!enough) std::this_thread::sleep_for(milliseconds(1));
+        }
+        if (is_slow && sample.dropped() > 0) dropped = sample.dropped();
+        return sample.step() + 1 < kSteps;
+      });
+    });
+  }
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  int step = 0;
+  const auto do_step = [&] {
+    const plan::Metric loss[] = {{"loss", 1.0 / (step + 1)}};
+    server_.port().step_finished({.job_step = step});
+    server_.record_metrics(step++, loss);
+  };
+  while (stuck < kSlow && std::chrono::steady_clock::now() < until) do_step();
+  ASSERT_EQ(stuck, kSlow);
+  std::chrono::steady_clock::duration longest{};
+  while (step < kSteps) {
+    const auto start = std::chrono::steady_clock::now();
+    do_step();
+    longest = std::max(longest, std::chrono::steady_clock::now() - start);
+  }
+  EXPECT_LT(longest, std::chrono::seconds(1)) << "and not for as long as somebody does not read";
+  enough = true;
+  readers.clear();
+  EXPECT_GT(dropped, 1000);
 }
 
 TEST_F(Streams, MinIntervalLeavesSamplesOut) {
