@@ -14,9 +14,14 @@
 #include "fusedbun/launcher/launch/launch_command.h"
 #include "fusedbun/launcher/train/train_command.h"
 #ifdef FUSEDBUN_HAS_CONTROL
+#include "fusedbun/launcher/control/cancel_command.h"
 #include "fusedbun/launcher/control/health_command.h"
+#include "fusedbun/launcher/control/history_command.h"
+#include "fusedbun/launcher/control/leave_commands.h"
+#include "fusedbun/launcher/control/ranks_command.h"
 #include "fusedbun/launcher/control/set_command.h"
 #include "fusedbun/launcher/control/status_command.h"
+#include "fusedbun/launcher/control/watch_command.h"
 #endif
 
 namespace fusedbun::launcher {
@@ -40,7 +45,14 @@ void add_commands(CLI::App& app) {
   add_train_command(app);
 #ifdef FUSEDBUN_HAS_CONTROL
   add_status_command(app);
+  add_watch_command(app);
+  add_ranks_command(app);
   add_set_command(app);
+  add_unpin_command(app);
+  add_cancel_command(app);
+  add_history_command(app);
+  add_drain_command(app);
+  add_stop_command(app);
   add_health_command(app);
 #endif
   add_env_command(app);

@@ -2,7 +2,10 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <csignal>
+#include <mutex>
+#include <set>
 
 #include "fusedbun/dist/control/control_file.h"
 #include "fusedbun/dist/control/credentials.h"
@@ -30,6 +33,8 @@ std::string about_dead_job(const std::optional<ControlFile>& file) {
   switch (status.error_code()) {
     case grpc::StatusCode::UNAVAILABLE:
       throw UnavailableError(is_answer ? said : "no job answers on " + address + about);
+    case grpc::StatusCode::CANCELLED:  // by its server, which goes down
+      throw UnavailableError("the job on " + address + " left before it had answered");
     case grpc::StatusCode::DEADLINE_EXCEEDED:
       throw TimeoutError("the job on " + address + " did not answer in time" + about);
     case grpc::StatusCode::ABORTED:
@@ -92,12 +97,20 @@ class ControlClient::Connection {
                        v1::TrainingControl::Stub::*method)(grpc::ClientContext*, const Request&),
                    const Request& request, const std::function<bool(const Message&)>& on_message) {
     grpc::ClientContext context;
+    const StreamUnderWay under_way(*this, context);
     const auto reader = (control_.get()->*method)(&context, request);
     bool is_wanted = true;
     for (Message message; is_wanted && reader->Read(&message);) is_wanted = on_message(message);
     if (!is_wanted) context.TryCancel();
     const grpc::Status status = reader->Finish();
-    if (is_wanted && !status.ok()) throw_error(status, address_, about_dead_job(file_));
+    if (is_wanted && !are_cancelled_ && !status.ok())
+      throw_error(status, address_, about_dead_job(file_));
+  }
+
+  void cancel_streams() {
+    const std::lock_guard lock(streams_mutex_);
+    are_cancelled_ = true;
+    for (grpc::ClientContext* context : streams_) context->TryCancel();
   }
 
   Health check(const std::string& name) {
@@ -114,6 +127,29 @@ class ControlClient::Connection {
   }
 
  private:
+  /// Where cancel_streams() finds it.
+  class StreamUnderWay {
+   public:
+    StreamUnderWay(Connection& connection, grpc::ClientContext& context)
+        : connection_(connection), context_(context) {
+      const std::lock_guard lock(connection_.streams_mutex_);
+      connection_.streams_.insert(&context_);
+      if (connection_.are_cancelled_) context_.TryCancel();
+    }
+    ~StreamUnderWay() {
+      const std::lock_guard lock(connection_.streams_mutex_);
+      connection_.streams_.erase(&context_);
+    }
+    StreamUnderWay(const StreamUnderWay&) = delete;  // is known by its context's address
+
+   private:
+    Connection& connection_;
+    grpc::ClientContext& context_;
+  };
+
+  std::mutex streams_mutex_;
+  std::set<grpc::ClientContext*> streams_;
+  std::atomic<bool> are_cancelled_ = false;
   const std::chrono::milliseconds deadline_;
   std::optional<ControlFile> file_;
   std::string address_;
@@ -183,6 +219,10 @@ void ControlClient::stream_metrics(v1::StreamMetricsRequest request,
                                    const std::function<bool(const v1::MetricsSample&)>& on_sample) {
   request.set_name(kThisJob);
   connection_->read_stream(&v1::TrainingControl::Stub::StreamMetrics, request, on_sample);
+}
+
+void ControlClient::cancel_streams() {
+  connection_->cancel_streams();
 }
 
 v1::Job ControlClient::drain(const std::string& reason) {

@@ -58,6 +58,8 @@ class ControlClient {
   /// The same for samples; `request.name` is filled in.
   void stream_metrics(v1::StreamMetricsRequest request,
                       const std::function<bool(const v1::MetricsSample&)>& on_sample);
+  /// watch() and stream_metrics() return soon, those called later too.
+  void cancel_streams();
   v1::Job drain(const std::string& reason);
   v1::Job stop(const std::string& reason);
 

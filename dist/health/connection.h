@@ -1,6 +1,6 @@
 #pragma once
-// Connection: frames over one socket that does not block. Sending queues what the kernel does not take; a peer that takes nothing
-// for long loses beats, never a word about a loss or a farewell.
+// Connection: frames over one socket that does not block. Sending queues what the kernel does not take; a peer that
+// takes nothing for long loses beats, never a word about a loss or a farewell.
 //
 // Thread safety: none; the heartbeat's thread.
 #include <string>

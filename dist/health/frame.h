@@ -1,9 +1,10 @@
 #pragma once
-// Frame: what ranks tell each other over the heartbeat connection. On the wire: 8 bytes of header (bytes of the body, kind,
-// version), then the body, numbers as they lie in memory (all ranks of a job are built alike), texts cut to fixed lengths.
+// Frame: what ranks tell each other over the heartbeat connection. On the wire: 8 bytes of header (bytes of the body,
+// kind, version), then the body, numbers as they lie in memory (all ranks of a job are built alike), texts cut to
+// fixed lengths.
 //
-// Invariants: 1. What comes in is not believed: a length, kind, version or phase that cannot be is a DataError. 2. Nothing is
-// allocated for a body longer than kBodyBytesMax.
+// Invariants: 1. What comes in is not believed: a length, kind, version or phase that cannot be is a DataError. 2.
+// Nothing is allocated for a body longer than kBodyBytesMax.
 //
 // Thread safety: values and functions without state.
 #include <array>

@@ -1,11 +1,12 @@
 #pragma once
-// Heartbeat: the ranks watch over one another on a connection of their own, so that a rank that died, stopped or failed is named
-// on all the others while the transport still waits. Rank 0 hears all ranks, the others hear rank 0; what rank 0 finds lost, it
-// tells to all. A thread of its own sends a sign of life per interval and decides with plan::RankWatch.
+// Heartbeat: the ranks watch over one another on a connection of their own, so that a rank that died, stopped or
+// failed is named on all the others while the transport still waits. Rank 0 hears all ranks, the others hear rank 0;
+// what rank 0 finds lost, it tells to all. A thread of its own sends a sign of life per interval and decides with
+// plan::RankWatch.
 //
-// Invariants: 1. on_lost is called at most once, and never after leave(). 2. A rank that called leave() is never called lost.
-// 3. A process that ends without a word is noticed at once, by its closed connection. 4. Callbacks run on the heartbeat's
-// thread, without its lock.
+// Invariants: 1. on_lost is called at most once, and never after leave(). 2. A rank that called leave() is never
+// called lost. 3. A process that ends without a word is noticed at once, by its closed connection. 4. Callbacks run
+// on the heartbeat's thread, without its lock.
 //
 // Thread safety: all members may be called from any thread.
 #include <chrono>
@@ -54,7 +55,8 @@ class Heartbeat final : public plan::RankDirectory {
   ~Heartbeat() override;                 ///< leave()
   Heartbeat(const Heartbeat&) = delete;  // owns a thread
 
-  /// This rank needs the others no more: says so to them, and ends the thread. After fail() the others hear of that instead.
+  /// This rank needs the others no more: says so to them, and ends the thread. After fail() the others hear of that
+  /// instead.
   void leave() noexcept;
   /// This rank fails: the others are told.
   void fail(int code, const std::string& reason) noexcept;

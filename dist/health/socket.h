@@ -1,5 +1,6 @@
 #pragma once
-// Sockets of the heartbeat connection: one listens on rank 0, the others connect to it. Plain TCP; on one host over loopback.
+// Sockets of the heartbeat connection: one listens on rank 0, the others connect to it. Plain TCP; on one host over
+// loopback.
 //
 // Thread safety: Descriptor is a value that moves; functions without state.
 #include <chrono>

@@ -29,7 +29,8 @@ struct Connections {
   comm::Communicator& data() { return device ? *device : *host; }
 };
 
-/// Throws ConfigError (a backend that cannot hold everywhere, no address to meet at), UnavailableError, TimeoutError.
+/// From here on SIGPIPE is ignored where the program had left it alone. Throws ConfigError (a backend that cannot
+/// hold everywhere, no address to meet at), UnavailableError, TimeoutError.
 Connections connect(const plan::Identity& identity, const ConnectOptions& options);
 
 /// Rank 0 did something alone; all ranks learn how it went, and throw rank 0's error if it failed. Collective.

@@ -1,8 +1,8 @@
 #pragma once
-// error.json in the run folder: why the job ended, told by the first rank that knew. For programs that read it when the processes
-// have gone:
+// error.json in the run folder: why the job ended, told by the first rank that knew. For programs that read it when
+// the processes have gone:
 //   {"format":"fusedbun.error","version":1,"rank":2,"host":"node3","pid":4711,"phase":"update","bucket":1,"step":41,
-//    "cause":"gone","exit_code":null,"time":"2026-11-22T08:00:00Z","sentence":"rank 2 (pid 4711 on node3) is lost: ..."}
+//    "cause":"gone","exit_code":null,"time":"2026-11-22T08:00:00Z","sentence":"rank 2 (pid 4711 on node3) ..."}
 // `cause` is gone, silent or failed (then exit_code is the rank's); bucket is null where the phase is about none.
 //
 // Thread safety: functions without state; any number of ranks may write at the same time, and the first wins.
@@ -12,7 +12,8 @@
 
 namespace fusedbun {
 
-/// Appears whole or not at all; keeps what an earlier writer wrote. Never throws: there is a greater trouble to tell of.
+/// Appears whole or not at all; keeps what an earlier writer wrote. Never throws: there is a greater trouble to tell
+/// of.
 void write_error_file(const std::filesystem::path& run_dir, const plan::LostRank& lost) noexcept;
 /// At the start of an attempt, so that what is found later is of it.
 void remove_error_file(const std::filesystem::path& run_dir) noexcept;

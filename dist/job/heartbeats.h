@@ -1,5 +1,6 @@
 #pragma once
-// From connected ranks to heartbeats: rank 0 listens and tells over the host channel where, with a token; all connect, or none.
+// From connected ranks to heartbeats: rank 0 listens and tells over the host channel where, with a token; all
+// connect, or none.
 //
 // Thread safety: none; collective.
 #include <chrono>

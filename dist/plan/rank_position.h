@@ -1,6 +1,6 @@
 #pragma once
-// RankPosition: where a rank stands within the job, small enough for one atomic word, so that the training thread tells it
-// at no cost and a heartbeat carries it to the others.
+// RankPosition: where a rank stands within the job, small enough for one atomic word, so that the training thread
+// tells it at no cost and a heartbeat carries it to the others.
 //
 // Thread safety: values.
 #include <cstdint>

@@ -1,9 +1,9 @@
 #pragma once
-// RankWatch: which rank is alive, late, stalled or lost, from its signs of life alone. Pure: the time is an argument, microseconds
-// of any steady clock of the caller's.
+// RankWatch: which rank is alive, late, stalled or lost, from its signs of life alone. Pure: the time is an argument,
+// microseconds of any steady clock of the caller's.
 //
-// Invariants: 1. Only time in which the watcher itself ran counts as silence: a watcher that was stopped does not accuse the
-// others when it goes on. 2. A rank that left in peace is never lost. 3. What is lost stays lost.
+// Invariants: 1. Only time in which the watcher itself ran counts as silence: a watcher that was stopped does not
+// accuse the others when it goes on. 2. A rank that left in peace is never lost. 3. What is lost stays lost.
 //
 // Thread safety: none.
 #include <cstdint>

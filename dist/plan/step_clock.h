@@ -1,6 +1,6 @@
 #pragma once
-// StepClock: do steps still finish? A job stalls when no step has ended for longer than max(stall time-out, 10 median steps),
-// so a job of slow steps is not called stalled and one of quick steps is found soon.
+// StepClock: do steps still finish? A job stalls when no step has ended for longer than max(stall time-out, 10 median
+// steps), so a job of slow steps is not called stalled and one of quick steps is found soon.
 //
 // Pure: the time is an argument, microseconds of any steady clock. Thread safety: none.
 #include <array>

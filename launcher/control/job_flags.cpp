@@ -4,8 +4,14 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <fstream>
 
 namespace fusedbun::launcher {
+namespace {
+
+constexpr int kPageSize = 1000;  // the contract's largest
+
+}  // namespace
 
 std::shared_ptr<const control::JobLocation> add_job_flags(CLI::App& command) {
   auto location = std::make_shared<control::JobLocation>();
@@ -21,15 +27,60 @@ std::shared_ptr<const control::JobLocation> add_job_flags(CLI::App& command) {
   return location;
 }
 
-std::string json_of(const google::protobuf::Message& message) {
+control::v1::ListRanksResponse all_ranks(control::ControlClient& client) {
+  control::v1::ListRanksResponse all;
+  control::v1::ListRanksRequest request;
+  request.set_page_size(kPageSize);
+  do {
+    const control::v1::ListRanksResponse page = client.ranks(request);
+    all.mutable_ranks()->MergeFrom(page.ranks());
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  return all;
+}
+
+control::v1::ListChangesResponse all_changes(control::ControlClient& client,
+                                             const std::string& filter) {
+  control::v1::ListChangesResponse all;
+  control::v1::ListChangesRequest request;
+  request.set_page_size(kPageSize);
+  request.set_filter(filter);
+  do {
+    const control::v1::ListChangesResponse page = client.changes(request);
+    all.mutable_changes()->MergeFrom(page.changes());
+    request.set_page_token(page.next_page_token());
+  } while (!request.page_token().empty());
+  return all;
+}
+
+std::string fresh_request_id() {
+  std::ifstream source("/proc/sys/kernel/random/uuid");
+  std::string id;
+  source >> id;
+  return id;
+}
+
+namespace {
+
+std::string json_text(const google::protobuf::Message& message, bool on_one_line) {
   google::protobuf::util::JsonPrintOptions options;
-  options.add_whitespace = true;
+  options.add_whitespace = !on_one_line;
   options.always_print_primitive_fields = true;
   options.preserve_proto_field_names = true;
   std::string text;
   const auto status = google::protobuf::util::MessageToJsonString(message, &text, options);
   FUSEDBUN_REQUIRE(status.ok(), DataError, "the job's answer cannot be printed as JSON");
   return text;
+}
+
+}  // namespace
+
+std::string json_of(const google::protobuf::Message& message) {
+  return json_text(message, /*on_one_line=*/false);
+}
+
+std::string json_line_of(const google::protobuf::Message& message) {
+  return json_text(message, /*on_one_line=*/true);
 }
 
 std::string text_of(double value) {

@@ -2,13 +2,13 @@
 
 #include <CLI/CLI.hpp>
 #include <chrono>
-#include <fstream>
 #include <iostream>
 #include <thread>
 #include <vector>
 
 #include "fusedbun/launcher/cli/output_format.h"
 #include "fusedbun/launcher/control/assignments.h"
+#include "fusedbun/launcher/control/change_text.h"
 #include "fusedbun/launcher/control/job_flags.h"
 
 namespace fusedbun::launcher {
@@ -16,7 +16,6 @@ namespace {
 
 using control::v1::Change;
 using control::v1::CreateChangeRequest;
-using control::v1::HyperparameterValues;
 
 struct Flags {
   std::vector<std::string> assignments;
@@ -28,14 +27,6 @@ struct Flags {
   bool wait = false;
   double timeout_seconds = 600;
 };
-
-/// The same change sent twice is taken once.
-std::string fresh_request_id() {
-  std::ifstream source("/proc/sys/kernel/random/uuid");
-  std::string id;
-  source >> id;
-  return id;
-}
 
 CreateChangeRequest request_of(const Flags& flags) {
   CreateChangeRequest request;
@@ -78,44 +69,6 @@ Change wait_until_applied(control::ControlClient& client, Change change, double 
   return change;
 }
 
-std::string value_text(const HyperparameterValues& values,
-                       const google::protobuf::FieldDescriptor* field) {
-  const auto* reflection = values.GetReflection();
-  if (!reflection->HasField(values, field))
-    return "schedule";  // only the learning rate may be absent
-  if (field->cpp_type() == field->CPPTYPE_BOOL)
-    return reflection->GetBool(values, field) ? "true" : "false";
-  return text_of(reflection->GetDouble(values, field));
-}
-
-void print_difference(const std::string& where, const HyperparameterValues& before,
-                      const HyperparameterValues& after) {
-  const auto* descriptor = HyperparameterValues::descriptor();
-  for (int i = 0; i < descriptor->field_count(); ++i) {
-    const auto* field = descriptor->field(i);
-    const std::string from = value_text(before, field);
-    const std::string to = value_text(after, field);
-    if (from != to)
-      std::cout << "  " << where << " " << field->name() << ": " << from << " -> " << to << '\n';
-  }
-}
-
-void print_change(const Change& change) {
-  const std::string step = std::to_string(change.effective_step());
-  if (change.state() == Change::STATE_UNSPECIFIED) {
-    std::cout << "dry run: would be used from step " << step << " on; nothing was changed\n";
-  } else if (change.state() == Change::APPLIED) {
-    std::cout << "change " << change.revision() << ": in use since step " << step << '\n';
-  } else {
-    std::cout << "change " << change.revision() << ": accepted, used from step " << step << " on\n";
-  }
-  print_difference("job", change.previous().job_values(), change.resulting().job_values());
-  for (int i = 0; i < change.resulting().groups_size(); ++i) {
-    const auto& group = change.resulting().groups(i);
-    print_difference(group.name(), change.previous().groups(i).values(), group.values());
-  }
-}
-
 void run(const Flags& flags, const control::JobLocation& location, OutputFormat format) {
   FUSEDBUN_REQUIRE(!flags.wait || !flags.dry_run, UsageError,
                    "--wait and --dry-run exclude each other");
@@ -126,8 +79,30 @@ void run(const Flags& flags, const control::JobLocation& location, OutputFormat 
   if (format == OutputFormat::json) {
     std::cout << json_of(change);
   } else {
-    print_change(change);
+    std::cout << describe(change);
   }
+}
+
+/// The flags of a change, whatever it assigns.
+void add_change_flags(CLI::App& command, const std::shared_ptr<Flags>& flags) {
+  command.add_option("--group", flags->group, "Param group, or all")->group("Change");
+  flags->at_step_given = command
+                             .add_option("--at-step", flags->at_step,
+                                         "First job step that uses it; default: the next possible")
+                             ->default_str("")
+                             ->group("Change");
+  command.add_option("--reason", flags->reason, "Why, for the people who read the history")
+      ->group("Change");
+  command
+      .add_flag("--dry-run", flags->dry_run, "Check it and show what would hold; change nothing")
+      ->group("Change");
+  command.add_flag("--wait", flags->wait, "Come back when a step that used it has ended")
+      ->group("Change");
+  command.add_option("--timeout", flags->timeout_seconds, "Seconds that --wait waits")
+      ->group("Change");
+  const auto location = add_job_flags(command);
+  const auto format = add_output_flag(command);
+  command.callback([flags, location, format] { run(*flags, *location, *format); });
 }
 
 }  // namespace
@@ -139,30 +114,28 @@ CLI::App* add_set_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  fusedbun set lr=3e-4 --run-dir runs/first --reason 'loss spikes' --wait\n"
-      "  fusedbun set lr=schedule Lambda=0.05 --group decoder --at-step 500 --run-dir "
-      "runs/first\n\n" +
+      "  fusedbun set lr_scale=0.5 --run-dir runs/first             # half of what the schedule "
+      "says\n"
+      "  fusedbun set lr=1e-4 Lambda=0.05 --group decoder --at-step 500 --dry-run --run-dir "
+      "runs/first\n\n"
+      "lr=VALUE is pinned: the schedule has no say until 'fusedbun unpin' (or lr=schedule).\n\n" +
       assignable_names());
   command->add_option("assignments", flags->assignments, "NAME=VALUE, one or more")
       ->required()
       ->default_str("");
-  command->add_option("--group", flags->group, "Param group, or all")->group("Change");
-  flags->at_step_given = command
-                             ->add_option("--at-step", flags->at_step,
-                                          "First job step that uses it; default: the next possible")
-                             ->default_str("")
-                             ->group("Change");
-  command->add_option("--reason", flags->reason, "Why, for the people who read changes.log")
-      ->group("Change");
-  command
-      ->add_flag("--dry-run", flags->dry_run, "Check it and show what would hold; change nothing")
-      ->group("Change");
-  command->add_flag("--wait", flags->wait, "Come back when a step that used it has ended")
-      ->group("Change");
-  command->add_option("--timeout", flags->timeout_seconds, "Seconds that --wait waits")
-      ->group("Change");
-  const auto location = add_job_flags(*command);
-  const auto format = add_output_flag(*command);
-  command->callback([flags, location, format] { run(*flags, *location, *format); });
+  add_change_flags(*command, flags);
+  return command;
+}
+
+CLI::App* add_unpin_command(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  flags->assignments = {"lr=schedule"};
+  CLI::App* const command =
+      app.add_subcommand("unpin", "Give a pinned learning rate back to the schedule");
+  command->footer(
+      "Examples:\n"
+      "  fusedbun unpin --run-dir runs/first --reason 'spike is over'");
+  add_change_flags(*command, flags);
   return command;
 }
 

@@ -10,7 +10,7 @@
 namespace fusedbun::train {
 namespace {
 
-constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1, SIGPIPE};
+constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
 std::atomic<Stepper*> g_stepper{nullptr};
 std::atomic<int> g_arrived{0};
 static_assert(std::atomic<Stepper*>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
@@ -28,7 +28,7 @@ LeaveSignals::LeaveSignals(Stepper& stepper) {
   g_stepper = &stepper;
   for (size_t i = 0; i < std::size(kSignals); ++i) {
     struct sigaction action {};
-    action.sa_handler = kSignals[i] == SIGPIPE ? SIG_IGN : on_signal;
+    action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;
     ::sigaction(kSignals[i], &action, &before_[i]);
   }

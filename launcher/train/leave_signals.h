@@ -1,6 +1,6 @@
 #pragma once
 // LeaveSignals: while one lives, the first SIGTERM, SIGINT or SIGUSR1 asks the job to leave after a step that all ranks
-// agree on, and the second one ends the process at once with 128 + its number. SIGPIPE is ignored.
+// agree on, and the second one ends the process at once with 128 + its number.
 //
 // Invariant: at most one object at a time.
 //
@@ -18,7 +18,7 @@ class LeaveSignals {
   LeaveSignals(const LeaveSignals&) = delete;
 
  private:
-  struct sigaction before_[4];
+  struct sigaction before_[3];
 };
 
 }  // namespace fusedbun::train

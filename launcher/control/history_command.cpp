@@ -1,0 +1,63 @@
+#include "fusedbun/launcher/control/history_command.h"
+
+#include <google/protobuf/util/time_util.h>
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+
+#include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/cli/table.h"
+#include "fusedbun/launcher/control/change_text.h"
+#include "fusedbun/launcher/control/job_flags.h"
+
+namespace fusedbun::launcher {
+namespace {
+
+using control::v1::Change;
+
+void print_table(const control::v1::ListChangesResponse& all) {
+  if (all.changes().empty()) {
+    std::cout << "nobody has changed anything yet\n";
+    return;
+  }
+  std::vector<std::vector<std::string>> rows = {
+      {"REVISION", "STEP", "STATE", "WHEN", "WHO", "WHAT", "WHY"}};
+  for (const Change& change : all.changes()) {
+    const std::string when = google::protobuf::util::TimeUtil::ToString(change.create_time());
+    rows.push_back({std::to_string(change.revision()), std::to_string(change.effective_step()),
+                    Change::State_Name(change.state()), when.substr(0, 19) + "Z", change.actor(),
+                    what(change), change.reason()});
+  }
+  for (const std::string& line : aligned(rows)) std::cout << line << '\n';
+}
+
+void run(const control::JobLocation& location, const std::string& state, OutputFormat format) {
+  control::ControlClient client(location);
+  const control::v1::ListChangesResponse all =
+      all_changes(client, state.empty() ? "" : "state=" + state);
+  if (format == OutputFormat::json) {
+    std::cout << json_of(all);
+  } else {
+    print_table(all);
+  }
+}
+
+}  // namespace
+
+CLI::App* add_history_command(CLI::App& app) {
+  CLI::App* const command =
+      app.add_subcommand("history", "List the changes of a running job: when, who, what and why");
+  command->footer(
+      "Examples:\n"
+      "  fusedbun history --run-dir runs/first\n"
+      "  fusedbun history --run-dir runs/first --state SCHEDULED    # what 'cancel' can take back");
+  auto state = std::make_shared<std::string>();
+  command->add_option("--state", *state, "Only these: SCHEDULED, APPLIED, CANCELLED or REJECTED")
+      ->default_str("all");
+  const auto location = add_job_flags(*command);
+  const auto format = add_output_flag(*command);
+  command->callback([location, state, format] { run(*location, *state, *format); });
+  return command;
+}
+
+}  // namespace fusedbun::launcher

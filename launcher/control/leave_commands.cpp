@@ -1,0 +1,86 @@
+#include "fusedbun/launcher/control/leave_commands.h"
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <iostream>
+#include <thread>
+
+#include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/control/job_flags.h"
+
+namespace fusedbun::launcher {
+namespace {
+
+using control::ControlClient;
+using control::v1::Job;
+
+struct Flags {
+  std::string reason;
+  bool wait = false;
+  double timeout_seconds = 600;
+};
+using Ask = Job (ControlClient::*)(const std::string& reason);
+
+/// Until its control plane has gone: the last thing that a job takes down.
+void wait_until_gone(ControlClient& client, double timeout_seconds) {
+  const auto deadline =
+      std::chrono::steady_clock::now() + std::chrono::duration<double>(timeout_seconds);
+  try {
+    while (std::chrono::steady_clock::now() < deadline) {
+      client.job();
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+  } catch (const UnavailableError&) {
+    return;
+  }
+  throw TimeoutError("the job was asked, but has not left within " + text_of(timeout_seconds) +
+                     " s");
+}
+
+void run(Ask ask, const Flags& flags, const control::JobLocation& location, OutputFormat format) {
+  ControlClient client(location);
+  const Job job = (client.*ask)(flags.reason);
+  if (flags.wait) wait_until_gone(client, flags.timeout_seconds);
+  if (format == OutputFormat::json) {
+    std::cout << json_of(job);
+  } else {
+    std::cout << "step " << job.step() << ": " << job.state_reason()
+              << (flags.wait ? "; the job has left\n" : "; it leaves at a step boundary\n");
+  }
+}
+
+CLI::App* add(CLI::App& app, Ask ask, const std::string& name, const std::string& purpose,
+              const std::string& footer) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* const command = app.add_subcommand(name, purpose);
+  command->footer(footer);
+  command->add_option("--reason", flags->reason, "Why, for the people who ask for its state");
+  command->add_flag("--wait", flags->wait, "Come back when the job has left");
+  command->add_option("--timeout", flags->timeout_seconds, "Seconds that --wait waits");
+  const auto location = add_job_flags(*command);
+  const auto format = add_output_flag(*command);
+  command->callback([ask, flags, location, format] { run(ask, *flags, *location, *format); });
+  return command;
+}
+
+}  // namespace
+
+CLI::App* add_drain_command(CLI::App& app) {
+  return add(
+      app, &ControlClient::drain, "drain",
+      "Have a job finish its step, save the model and leave, to be run again (exit code 75)",
+      "Examples:\n"
+      "  fusedbun drain --run-dir runs/first --reason 'the node goes down at noon' --wait\n\n"
+      "Its health turns NOT_SERVING first, then it takes no changes any more. SIGTERM does "
+      "the same.");
+}
+
+CLI::App* add_stop_command(CLI::App& app) {
+  return add(
+      app, &ControlClient::stop, "stop",
+      "Have a job finish its step, validate, save the model and leave for good (exit code 0)",
+      "Examples:\n"
+      "  fusedbun stop --run-dir runs/first --reason 'good enough'");
+}
+
+}  // namespace fusedbun::launcher

@@ -1,0 +1,38 @@
+#pragma once
+// LiveJob: a running job as it is watched: its metrics arrive on a thread of their own, the rest is asked for on
+// refresh().
+//
+// Thread safety: one thread calls the members.
+#include <mutex>
+#include <thread>
+
+#include "fusedbun/dist/control/control_client.h"
+#include "fusedbun/launcher/control/watch_view.h"
+
+namespace fusedbun::launcher {
+
+class LiveJob {
+ public:
+  /// Throws what ControlClient throws when there is no such job.
+  explicit LiveJob(const control::JobLocation& location);
+  ~LiveJob();
+  LiveJob(const LiveJob&) = delete;  // owns a thread
+
+  /// Asks for state, changes and ranks. Where the job has gone, the view keeps what was known and says so.
+  void refresh();
+  WatchView view() const;
+  /// The stream of metrics has ended: the job has, or does not answer.
+  bool has_ended() const;
+  /// Samples taken in so far.
+  int64_t samples() const;
+
+ private:
+  control::ControlClient client_;
+  mutable std::mutex mutex_;  // guards what follows
+  WatchView view_;
+  int64_t samples_ = 0;
+  bool ended_ = false;
+  std::thread metrics_;
+};
+
+}  // namespace fusedbun::launcher
