@@ -5,6 +5,8 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/change_log.h"
 #include "fusedbun/launcher/cli/output_format.h"
 #include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/control/change_text.h"
@@ -31,6 +33,13 @@ void print_table(const control::v1::ListChangesResponse& all) {
   for (const std::string& line : aligned(rows)) std::cout << line << '\n';
 }
 
+/// From the log itself, so also of a job that has ended.
+void print_file(const control::JobLocation& location) {
+  FUSEDBUN_REQUIRE(!location.run_dir.empty(), UsageError,
+                   "--as-toml reads changes.log: say --run-dir FOLDER");
+  std::cout << control::logged_changes_as_toml(location.run_dir);
+}
+
 void run(const control::JobLocation& location, const std::string& state, OutputFormat format) {
   control::ControlClient client(location);
   const control::v1::ListChangesResponse all =
@@ -50,13 +59,19 @@ CLI::App* add_history_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  fusedbun history --run-dir runs/first\n"
-      "  fusedbun history --run-dir runs/first --state SCHEDULED    # what 'cancel' can take back");
+      "  fusedbun history --run-dir runs/first --state SCHEDULED    # what 'cancel' can take back\n"
+      "  fusedbun history --run-dir runs/first --as-toml > changes.toml    # for train --changes");
   auto state = std::make_shared<std::string>();
   command->add_option("--state", *state, "Only these: SCHEDULED, APPLIED, CANCELLED or REJECTED")
       ->default_str("all");
+  auto as_file = std::make_shared<bool>(false);
+  command->add_flag("--as-toml", *as_file,
+                    "Write the changes in use as a file for 'train --changes', from a run's log");
   const auto location = add_job_flags(*command);
   const auto format = add_output_flag(*command);
-  command->callback([location, state, format] { run(*location, *state, *format); });
+  command->callback([location, state, format, as_file] {
+    *as_file ? print_file(*location) : run(*location, *state, *format);
+  });
   return command;
 }
 

@@ -24,6 +24,12 @@ std::shared_ptr<const control::JobLocation> add_job_flags(CLI::App& command) {
       .add_option("--address", location->address,
                   "Where it listens: unix:/path/control.sock or 127.0.0.1:PORT")
       ->group("Which job");
+  command
+      .add_option("--credentials", location->credentials,
+                  "Folder with ca.pem, client.pem and client.key, for a job that uses TLS")
+      ->default_str("what control.json names")
+      ->envname("FUSEDBUN_CREDENTIALS")
+      ->group("Which job");
   return location;
 }
 
