@@ -110,6 +110,7 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   // With ledger_mutex_ held:
   void
   observe_progress();  ///< the ledger learns of the last finished step, and watchers what it used
+  static v1::Job::State state_message(JobState state);
   /// `degraded` is read before the lock is taken.
   v1::Job job_message(bool degraded) const;
   v1::Change change_message(const plan::AcceptedChange& change) const;

@@ -109,6 +109,7 @@ class ChangeLedger {
 
  private:
   using Staged = std::span<const AcceptedChange>;
+  static std::string etag_of(int64_t revision, uint64_t chain_hash);
   int64_t next_step(int64_t spare_steps, Staged staged) const;
   std::optional<Verdict> find_repeated(const ChangeRequest& request, Staged staged) const;
   std::optional<Refusal> check_etag(const ChangeRequest& request, Staged staged) const;

@@ -1,0 +1,119 @@
+// The RPCs about the job itself: what it is, and asking it to leave.
+#include <google/protobuf/util/time_util.h>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/error_details.h"
+#include "fusedbun/dist/control/training_control_service.h"
+
+namespace fusedbun::control {
+
+using google::protobuf::util::TimeUtil;
+
+v1::Job::State TrainingControlService::state_message(JobState state) {
+  switch (state) {
+    case JobState::starting:
+      return v1::Job::STARTING;
+    case JobState::running:
+      return v1::Job::RUNNING;
+    case JobState::draining:
+      return v1::Job::DRAINING;
+    case JobState::succeeded:
+      return v1::Job::SUCCEEDED;
+    case JobState::failed:
+      return v1::Job::FAILED;
+    case JobState::drained:
+    case JobState::stopped:
+      return v1::Job::STOPPED;
+  }
+  FUSEDBUN_ASSERT(false, "every job state has a name in the contract");
+}
+
+v1::Job TrainingControlService::job_message(bool degraded) const {
+  v1::Job job;
+  job.set_name(name_);
+  job.set_state(degraded && state_ == JobState::running ? v1::Job::DEGRADED
+                                                        : state_message(state_));
+  job.set_state_reason(state_reason_);
+  job.set_total_steps(job_.total_steps);
+  job.set_world_size(job_.world_size);
+  *job.mutable_start_time() = TimeUtil::MicrosecondsToTimestamp(start_time_us_);
+  job.set_run_id(run_id_);
+  job.set_restart_count(job_.restart_count);
+  job.set_version(job_.version);
+  job.set_backend(job_.backend);
+  const std::lock_guard lock(progress_mutex_);
+  job.set_step(last_report_ ? last_report_->job_step + 1 : job_.first_step);
+  if (last_report_) {
+    job.set_config_revision(last_report_->active_revision);
+    job.set_skipped_steps(last_report_->skipped_steps);
+    *job.mutable_last_step_time() = TimeUtil::MicrosecondsToTimestamp(last_step_time_us_);
+  }
+  return job;
+}
+
+grpc::Status TrainingControlService::GetJob(Context* context, const v1::GetJobRequest* request,
+                                            v1::Job* reply) {
+  const auto admitted = admit(Rpc::get_job, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const bool degraded = is_degraded();
+  const std::lock_guard lock(ledger_mutex_);
+  *reply = job_message(degraded);
+  return grpc::Status::OK;
+}
+
+grpc::Status TrainingControlService::DrainJob(Context* context, const v1::DrainJobRequest* request,
+                                              v1::Job* reply) {
+  const auto admitted = admit(Rpc::drain_job, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  if (request->has_deadline()) {
+    return to_status({plan::RefusalKind::unimplemented,
+                      "NOT_IN_THIS_VERSION",
+                      "DrainJob with a deadline is not in this version: leave it out",
+                      {}});
+  }
+  return ask_to_leave(plan::LeaveRequest::drain, std::get<Admitted>(admitted).caller,
+                      request->reason(), reply);
+}
+
+grpc::Status TrainingControlService::StopJob(Context* context, const v1::StopJobRequest* request,
+                                             v1::Job* reply) {
+  const auto admitted = admit(Rpc::stop_job, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  if (request->force()) {
+    return to_status(
+        {plan::RefusalKind::unimplemented,
+         "NOT_IN_THIS_VERSION",
+         "StopJob with force is not in this version: leave it out, or end the processes",
+         {}});
+  }
+  return ask_to_leave(plan::LeaveRequest::stop, std::get<Admitted>(admitted).caller,
+                      request->reason(), reply);
+}
+
+grpc::Status TrainingControlService::ask_to_leave(plan::LeaveRequest leave, const Caller& caller,
+                                                  const std::string& reason, v1::Job* reply) {
+  if (reason.size() > plan::kReasonBytesMax) {
+    return to_status(
+        {plan::RefusalKind::invalid_argument,
+         "REASON_TOO_LONG",
+         "the reason has more than " + std::to_string(plan::kReasonBytesMax) + " bytes",
+         {}});
+  }
+  const bool degraded = is_degraded();
+  {
+    const std::lock_guard lock(ledger_mutex_);
+    if (const auto refusal = refused_in(Rpc::drain_job, state_)) return to_status(*refusal);
+    if (leave > leave_) {  // asking again, or to drain what stops already, changes nothing
+      leave_ = leave;
+      move_to(JobState::draining,
+              std::string(leave == plan::LeaveRequest::stop ? "stop" : "drain") + " asked by " +
+                  caller.actor + (reason.empty() ? "" : ": " + reason),
+              degraded);
+    }
+    *reply = job_message(degraded);
+  }
+  if (observer_) observer_();
+  return grpc::Status::OK;
+}
+
+}  // namespace fusedbun::control
