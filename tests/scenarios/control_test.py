@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 import sys
 import unittest
 from pathlib import Path
@@ -59,6 +60,23 @@ class Control(TrainingTestCase):
             job.signal(signal.SIGTERM)
             job.result()
         self.assertTrue(all(line["revision"] == 0 for line in steps(self.run_dir)))
+
+    def test_over_tls_roles_decide(self):
+        script = Path(__file__).resolve().parents[2] / "deploy" / "control_certificates.sh"
+        credentials = self.folder / "credentials"
+        subprocess.run([script, credentials], check=True, stdout=subprocess.DEVNULL)
+        words = self.train(100_000, "--control", "127.0.0.1:0", "--control-credentials", credentials)
+        with start("launch", "-n", "2", "--", *words) as job:
+            self.wait_for_steps(3)
+            owner = json.loads(self.command("set", "lr=0.5", "--output", "json").out)
+            self.assertEqual(owner["actor"], "fusedbun://credentials/admin")
+            address = json.loads((self.run_dir / "control.json").read_text())["address"]
+            viewer = ["--address", address, "--credentials", credentials / "viewer"]
+            self.assertEqual(run("status", *viewer).code, 0)
+            self.assert_fails(run("set", "lr=0.25", *viewer), 77, "takes the role operator")
+            self.assert_fails(run("status", "--address", address), 69, address)
+            job.signal(signal.SIGTERM)
+            job.result()
 
 
 if __name__ == "__main__":
