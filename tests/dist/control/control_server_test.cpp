@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -149,6 +150,47 @@ TEST(ControlServer, ATakenPortIsNeverShared) {
               }),
               HasSubstr("Address already in use"));
   EXPECT_FALSE(std::filesystem::exists(second_folder.path() / "control.json"));
+}
+
+/// Somebody else's listener, who would share the port if he could.
+class Squatter {
+ public:
+  explicit Squatter(int port) : fd_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+    const int on = 1;
+    ::setsockopt(fd_, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    ::setsockopt(fd_, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on);
+    address_.sin_family = AF_INET;
+    address_.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    address_.sin_port = htons(static_cast<uint16_t>(port));
+    got_it_ = ::bind(fd_, reinterpret_cast<sockaddr*>(&address_), sizeof address_) == 0 &&
+              ::listen(fd_, 1) == 0;
+    socklen_t size = sizeof address_;
+    ::getsockname(fd_, reinterpret_cast<sockaddr*>(&address_), &size);
+  }
+  ~Squatter() { ::close(fd_); }
+  Squatter(const Squatter&) = delete;  // owns a file descriptor
+
+  bool got_it() const { return got_it_; }
+  std::string address() const { return "127.0.0.1:" + std::to_string(ntohs(address_.sin_port)); }
+
+ private:
+  int fd_;
+  sockaddr_in address_{};
+  bool got_it_ = false;
+};
+
+TEST(ControlServer, NobodyStealsThePortBeforeOrAfter) {
+  const TemporaryFolder folder;
+  {
+    const Squatter before(0);
+    ASSERT_TRUE(before.got_it());
+    EXPECT_THROW(ControlServer(on_port(folder.path(), before.address()), two_group_job()),
+                 UnavailableError);
+  }
+  const ControlServer server(on_port(folder.path(), "127.0.0.1:0"), two_group_job());
+  const std::string address = server.address();
+  const Squatter after(std::stoi(address.substr(address.rfind(':') + 1)));
+  EXPECT_FALSE(after.got_it());
 }
 
 TEST(ControlServer, GroupNamesAreUnique) {
