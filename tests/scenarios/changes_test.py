@@ -23,10 +23,10 @@ class Changes(TrainingTestCase):
         return [(line["step"], line["loss"], line["lr"], line["grad_norm"]) for line in steps(self.run_dir)]
 
     def test_a_run_with_live_changes_is_repeated_by_its_file(self):
-        with start("launch", "-n", "2", "--", *self.train(1200)) as job:
+        with start("launch", "-n", "2", "--", *self.train(700)) as job:
             self.wait_for_steps(5)
             first = self.set("lr=0.00123", "Lambda=0.05")
-            self.set("lr_scale=0.5", "--at-step", "1000")
+            self.set("lr_scale=0.5", "--at-step", "600")
             self.set("unpin_lr=true", "max_grad_norm=0.5")
             self.assertEqual(job.result(120).code, 0)
         live, model = self.used(), (self.run_dir / "model.safetensors").read_bytes()
@@ -38,7 +38,7 @@ class Changes(TrainingTestCase):
         self.assertEqual(history.out.count("[[changes]]"), 3, history)
         file.write_text(history.out)
         self.run_dir = self.folder / "again"
-        self.assert_trained(run("launch", "-n", "2", "--", *self.train(1200, "--changes", file), seconds=120), 1200)
+        self.assert_trained(run("launch", "-n", "2", "--", *self.train(700, "--changes", file), seconds=120), 700)
         self.assertEqual(self.used(), live)
         self.assertEqual((self.run_dir / "model.safetensors").read_bytes(), model)
 
