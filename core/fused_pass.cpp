@@ -44,7 +44,9 @@ PassArguments<T> arguments_of(const FusedStep<T>& step) {
   const bool is_vector = step.range.is_vector;
   PassArguments<T> a{};
   a.parameter = step.parameter;
+  a.rounded = step.rounded;
   a.gradient = step.gradient;
+  a.gradient_is_bf16 = step.gradient_is_bf16;
   a.more_gradients = step.more_gradients;
   a.more_gradient_count = step.more_gradient_count;
   a.momentum = step.momentum;
@@ -100,6 +102,7 @@ PassArguments<T> begin_pass(const FusedStep<T>& step) {
   } else {
     a.kind = PassKind::statistics;  // of the gradient alone
     a.parameter = nullptr;
+    a.rounded = nullptr;
     a.momentum = nullptr;
     a.momentum_kind = MomentumKind::none;
   }

@@ -23,9 +23,11 @@ enum class MomentumKind { none, of_update, of_gradient };
 template <class T>
 struct PassArguments {
   T* parameter;
-  const T* gradient;
-  const T* const* more_gradients;
+  uint16_t* rounded;
+  const void* gradient;
+  const void* const* more_gradients;
   int more_gradient_count;
+  bool gradient_is_bf16;
   void* momentum;
   T* full;
   T* row;
@@ -34,7 +36,7 @@ struct PassArguments {
   T* column_maxima;
   int64_t rows;
   int64_t columns;
-  /// Elements of the segment before the pass's first row: the four [rows, m] pointers are the segment's (CPU only).
+  /// Elements of the segment before the pass's first row: the [rows, m] pointers are the segment's (CPU only).
   int64_t first_element;
 
   PassKind kind;

@@ -22,11 +22,15 @@ bool has_fused_step(const Options& options);
 template <class T>
 struct FusedStep {
   T* parameter = nullptr;  ///< [rows, m]
-  /// [rows, m], summed over ranks, or the first of several to add up; only read.
-  const T* gradient = nullptr;
+  /// bfloat16 [rows, m] that gets the new parameter rounded to nearest even (CPU only): `parameter` is its master.
+  uint16_t* rounded = nullptr;
+  /// [rows, m] of T, or of bfloat16 with gradient_is_bf16 (CPU only): summed over ranks, or the first of several to
+  /// add up; only read.
+  const void* gradient = nullptr;
   /// Added to it in this order (CPU only): the ranks' gradients, read where each rank wrote them.
-  const T* const* more_gradients = nullptr;
+  const void* const* more_gradients = nullptr;
   int more_gradient_count = 0;
+  bool gradient_is_bf16 = false;
   /// [rows, m] of T, or of bfloat16 with MomentumDtype::bf16; null: momentum_beta = 0.
   void* momentum = nullptr;
   T* full = nullptr;              ///< [rows, m]

@@ -45,15 +45,22 @@ class MasterStep {
   MasterStep(SegmentStep& step, const SegmentState& state) : step_(step), rounded_(step.parameter) {
     if (state.master.defined()) step_.parameter = state.master;
   }
+  /// Where the fused CPU pass rounds to while it has the values at hand; null: not its business.
+  uint16_t* rounded_in_the_pass() {
+    in_the_pass_ = step_.parameter.defined() && !step_.parameter.is_same(rounded_) &&
+                   rounded_.scalar_type() == at::kBFloat16;
+    return in_the_pass_ ? static_cast<uint16_t*>(rounded_.data_ptr()) : nullptr;
+  }
   void round_into_parameter() {
     if (step_.parameter.is_same(rounded_)) return;
-    rounded_.copy_(step_.parameter);
+    if (!in_the_pass_) rounded_.copy_(step_.parameter);
     step_.parameter = rounded_;
   }
 
  private:
   SegmentStep& step_;
   torch::Tensor rounded_;
+  bool in_the_pass_ = false;
 };
 
 template <class T>
@@ -66,7 +73,8 @@ FusedStep<T> fused_step(const SegmentStep& step, const SegmentState& state,
                         const Options& options) {
   FusedStep<T> fused;
   fused.parameter = step.parameter.data_ptr<T>();
-  fused.gradient = step.gradient.data_ptr<T>();
+  fused.gradient = step.gradient.data_ptr();
+  fused.gradient_is_bf16 = step.gradient.scalar_type() == at::kBFloat16;
   if (state.momentum_buffer.defined()) fused.momentum = state.momentum_buffer.data_ptr();
   fused.full = data_or_null<T>(state.exp_avg_sq.full);
   fused.row = data_or_null<T>(state.exp_avg_sq.row);
@@ -91,12 +99,12 @@ void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task) {
 }
 
 void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
-               const Options& options) {
+               const Options& options, uint16_t* rounded) {
   const auto run = [&]<class T>(T) {
     FusedStep<T> fused = fused_step<T>(step, state, options);
-    std::vector<const T*> more;
-    for (const torch::Tensor& gradient : step.more_gradients)
-      more.push_back(gradient.data_ptr<T>());
+    fused.rounded = rounded;
+    std::vector<const void*> more;
+    for (const torch::Tensor& gradient : step.more_gradients) more.push_back(gradient.data_ptr());
     fused.more_gradients = more.data();
     fused.more_gradient_count = static_cast<int>(more.size());
     double* sum_of_squares = step.parameter_sum_of_squares;
@@ -145,10 +153,14 @@ void require_fit(const SegmentStep& step, const SegmentState& state, const Optio
                        "momentum_beta = 0 are fixed when the optimizer is made");
 }
 
-// Paths that take one gradient get the sum.
+// Paths that take one gradient, of the arithmetic's type, get the sum.
 void add_up_gradients(SegmentStep& step) {
-  if (step.more_gradients.empty()) return;
-  step.gradient = step.gradient.clone();
+  const at::ScalarType arithmetic = arithmetic_type(step.parameter.scalar_type());
+  if (step.more_gradients.empty()) {
+    step.gradient = step.gradient.to(arithmetic);
+    return;
+  }
+  step.gradient = step.gradient.to(arithmetic, /*non_blocking=*/false, /*copy=*/true);
   for (const torch::Tensor& gradient : step.more_gradients) step.gradient.add_(gradient);
   step.more_gradients.clear();
 }
@@ -223,7 +235,7 @@ void begin_step(SegmentStep& step, SegmentState& state, const Options& options) 
   MasterStep master(step, state);
   switch (path_of(step, options)) {
     case StepPath::fused_cpu:
-      fused_cpu(/*begin=*/true, step, state, options);
+      fused_cpu(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
       break;
     case StepPath::fused_cuda:
       add_up_gradients(step);
@@ -260,7 +272,7 @@ void finish_step(SegmentStep& step, SegmentState& state, const Options& options)
   MasterStep master(step, state);
   switch (path_of(step, options)) {
     case StepPath::fused_cpu:
-      fused_cpu(/*begin=*/false, step, state, options);
+      fused_cpu(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
       break;
     case StepPath::fused_cuda:
       fused_cuda(/*begin=*/false, step, state, options);

@@ -80,9 +80,11 @@ bool columns_are_maxima(const Options& options);
 /// One step of one segment. Tensors are views; the step works in place.
 struct SegmentStep {
   torch::Tensor parameter;  ///< [rows, m], contiguous, the parameter's own type
-  /// [rows, m], contiguous, arithmetic type: the sum over ranks, or the first summand; scratch after begin_step.
+  /// [rows, m], contiguous, of the arithmetic's type, or bfloat16 where that is float32: the sum over ranks, or the
+  /// first summand; scratch after begin_step.
   torch::Tensor gradient;
-  /// Added to it in this order: the ranks' gradients, read where each rank wrote them. Empty: `gradient` is the sum.
+  /// Added to it in this order, in the arithmetic's type: the ranks' gradients, read where each rank wrote them. Empty:
+  /// `gradient` is the sum.
   std::vector<torch::Tensor> more_gradients;
   /// [rows, m] or undefined (= 0); read only with HessianSource::external.
   torch::Tensor hessian_diagonal;

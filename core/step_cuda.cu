@@ -90,7 +90,8 @@ __device__ T over_block(T value, Combine combine) {
 
 template <class T>
 __device__ T averaged(const PassArguments<T>& a, int64_t element) {
-  return mul(divide(a.gradient[element], a.gradient_divisor), a.gradient_scale);
+  return mul(divide(static_cast<const T*>(a.gradient)[element], a.gradient_divisor),
+             a.gradient_scale);
 }
 
 // Steps 0 and 1; `row_means` is null unless the rows are centred.

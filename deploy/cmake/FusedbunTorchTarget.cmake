@@ -27,3 +27,12 @@ set_target_properties(fusedbun::torch_cpu PROPERTIES
     "${FUSEDBUN_TORCH_DIR}/include;${FUSEDBUN_TORCH_DIR}/include/torch/csrc/api/include"
   INTERFACE_COMPILE_DEFINITIONS "USE_DISTRIBUTED;USE_C10D_GLOO"
   INTERFACE_LINK_LIBRARIES "fusedbun::c10;Threads::Threads")
+
+# at::parallel_for is a template over OpenMP: without -fopenmp the code that calls it runs on one thread and nobody says so.
+# The wheel's own libgomp, because a second one in the process would have threads of its own.
+add_library(fusedbun::torch_threads INTERFACE IMPORTED)
+file(GLOB _fusedbun_gomp "${FUSEDBUN_TORCH_DIR}/lib/libgomp*.so*" "${FUSEDBUN_TORCH_DIR}.libs/libgomp*.so*")
+list(GET _fusedbun_gomp 0 _fusedbun_gomp)
+set_target_properties(fusedbun::torch_threads PROPERTIES
+  INTERFACE_COMPILE_OPTIONS "$<$<COMPILE_LANGUAGE:CXX>:-fopenmp>"
+  INTERFACE_LINK_LIBRARIES "fusedbun::torch_cpu;${_fusedbun_gomp}")

@@ -2,9 +2,11 @@
 #include "fusedbun/core/segment_step.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <limits>
 #include <memory>
 
@@ -38,8 +40,9 @@ void step(Stepped& run, const std::vector<torch::Tensor>& gradients, const Shape
   step.scalars.gradient_divisor = 3;
   step.scalars.gradient_scale = 0.75;
   if (const int64_t entries = column_entries(step.range, options); entries > 0) {
-    step.column_partials = at::zeros(
-        {entries}, columns_are_maxima(options) ? gradients.front().scalar_type() : at::kDouble);
+    step.column_partials = at::zeros({entries}, columns_are_maxima(options)
+                                                    ? arithmetic_type(run.parameter.scalar_type())
+                                                    : at::kDouble);
   }
   begin_step(step, run.state, options);
   absorb_columns(step.column_partials, step.range, step.scalars, run.state, options);
@@ -120,6 +123,51 @@ TEST_P(FusedAgainstReference, OverAllPresetsAndSwitches) {
                    std::to_string(shape.columns));
       compare(options, shape, gradients);
       if (HasFailure()) return;
+    }
+  }
+}
+
+int threads_of_this_process() {
+  int count = 0;
+  for ([[maybe_unused]] const auto& task : std::filesystem::directory_iterator("/proc/self/task"))
+    ++count;
+  return count;
+}
+
+TEST(FusedThreads, ABigSegmentIsSteppedByLibTorchsThreads) {
+  // Compiled without OpenMP, at::parallel_for would run on one thread without a word.
+  const Shape shape{4096, 256};
+  const Options options = preset("recommended", 1e-2);
+  const auto start = at::zeros({shape.rows, shape.columns});
+  Stepped run{
+      start.clone(),
+      make_segment_state(start, {0, shape.rows, shape.rows, shape.columns, false}, options)};
+  const int before = threads_of_this_process();
+  at::set_num_threads(before + 2);
+  step(run, {start}, shape, options, 1);
+  EXPECT_GE(threads_of_this_process(), before + 1);
+}
+
+TEST(FusedBf16, ParametersAreTheirMastersRoundingAndGradientsAreAddedUpInFloat32) {
+  at::manual_seed(5);
+  for (const std::string& name : preset_names()) {
+    for (const Shape& shape : kShapes) {
+      const Options options = preset(name, 1e-2);
+      const RowRange range{0, shape.rows, shape.rows, shape.columns, shape.is_vector};
+      const auto start = at::randn({shape.rows, shape.columns}).to(at::kBFloat16);
+      Stepped fused{start.clone(), make_segment_state(start, range, options)};
+      Stepped reference{start.clone(), make_segment_state(start, range, options)};
+      for (int64_t t = 1; t <= 3; ++t) {
+        std::vector<torch::Tensor> gradients;
+        for (int rank = 0; rank < 3; ++rank) {
+          gradients.push_back(at::randn({shape.rows, shape.columns}).to(at::kBFloat16));
+        }
+        step(fused, gradients, shape, options, t);
+        const ForceReference forced;
+        step(reference, gradients, shape, options, t);
+      }
+      EXPECT_TRUE(near(fused.state.master, reference.state.master, 1e-5)) << name;
+      EXPECT_TRUE(fused.parameter.equal(fused.state.master.to(at::kBFloat16))) << name;
     }
   }
 }
