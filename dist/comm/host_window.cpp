@@ -20,8 +20,6 @@
 namespace fusedbun::comm {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr size_t kPage = 4096;
 constexpr int kCacheLine = 64;
 /// A waiter looks at aborts, deadlines and dead processes at least this often.

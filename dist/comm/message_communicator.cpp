@@ -24,6 +24,7 @@ class MessageOperation final : public PendingOperation {
     queue_->wait(*entry_, timeout);
   }
   void wait_on(Stream, std::chrono::milliseconds timeout) override { wait(timeout); }
+  Clock::time_point ended_at() const override { return entry_->ended_at; }
   bool aborted() const noexcept override { return queue_->connections().failure().has_value(); }
 
  private:

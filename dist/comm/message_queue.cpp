@@ -87,6 +87,7 @@ std::shared_ptr<MessageQueue::Entry> MessageQueue::post(Call call) {
                                 static_cast<int64_t>(entry->number & kUnderWayMax));
   if (size() == 1) {  // nobody to wait for
     entry->failure = finish(*entry);
+    entry->ended_at = Clock::now();
     entry->ended = true;
     return entry;
   }
@@ -142,6 +143,7 @@ void MessageQueue::run() {
     lock.lock();
     entries_.pop_front();
     entry->failure = std::move(failure);
+    entry->ended_at = Clock::now();
     entry->ended = true;
     ended_.notify_all();
   }

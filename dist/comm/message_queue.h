@@ -22,6 +22,7 @@
 #include "fusedbun/dist/comm/call.h"
 #include "fusedbun/dist/comm/failure.h"
 #include "fusedbun/dist/comm/transport.h"
+#include "fusedbun/dist/comm/work.h"
 
 namespace fusedbun::comm {
 
@@ -58,6 +59,7 @@ class MessageQueue {
     std::deque<std::unique_ptr<Transfer>>
         transfers;  // of the rounds that are started and not waited for
     bool ended = false;
+    Clock::time_point ended_at;
     std::optional<Failure> failure;
   };
 

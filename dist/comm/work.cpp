@@ -31,8 +31,11 @@ Work::~Work() {
   require_droppable(operation_.get());
 }
 
-void Work::wait() {
-  if (const auto operation = std::move(operation_)) operation->wait(timeout_);
+Clock::time_point Work::wait() {
+  const auto operation = std::move(operation_);
+  if (!operation) return Clock::now();
+  operation->wait(timeout_);
+  return operation->ended_at();
 }
 
 void Work::wait_on(Stream stream) {

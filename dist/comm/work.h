@@ -22,10 +22,14 @@ class Stream {
   void* handle_;
 };
 
+using Clock = std::chrono::steady_clock;
+
 /// What a backend implements.
 class PendingOperation {
  public:
   virtual ~PendingOperation() = default;
+  /// When it was done, as far as the backend knows; after wait().
+  virtual Clock::time_point ended_at() const { return Clock::now(); }
   /// Blocks until done. Throws PeerLostError, TimeoutError, or DeviceError.
   virtual void wait(std::chrono::milliseconds timeout) = 0;
   /// Makes later work on `stream` wait for the operation; on host backends the same as wait().
@@ -46,7 +50,8 @@ class Work {
   ~Work();
 
   /// Blocks the host until done, at most the communicator's timeout. After it (even if it throws) the Work is empty.
-  void wait();
+  /// Returns when it was done, which may be long ago; a backend that does not know says now.
+  Clock::time_point wait();
   /// Makes `stream` wait; the host does not, where the backend can.
   void wait_on(Stream stream);
   bool pending() const { return operation_ != nullptr; }

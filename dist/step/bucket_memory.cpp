@@ -2,13 +2,21 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/step_cpu.h"
 #include "fusedbun/dist/step/gradient_copy.h"
 
 namespace fusedbun {
 namespace {
 
 bool copy_rows(const at::Tensor& source, at::Tensor destination) {
+  if (destination.scalar_type() == at::kBFloat16) {
+    return copy_and_test(source.const_data_ptr<float>(),
+                         static_cast<uint16_t*>(destination.mutable_data_ptr()), source.numel());
+  }
   if (source.scalar_type() == at::kDouble) {
     return copy_and_test(source.const_data_ptr<double>(), destination.mutable_data_ptr<double>(),
                          source.numel());
@@ -51,6 +59,23 @@ at::ScalarType gradient_type(const plan::Bucket& bucket) {
   return bucket.type == plan::ElementType::f64 ? at::kDouble : at::kFloat;
 }
 
+double add_up(const std::vector<at::Tensor>& parts, const at::Tensor& sum) {
+  constexpr int64_t kPiece = 1 << 14;
+  const at::Tensor buffer = at::empty({kPiece}, sum.options());
+  double squares = 0;
+  for (int64_t begin = 0; begin < sum.numel(); begin += kPiece) {
+    const int64_t count = std::min(kPiece, sum.numel() - begin);
+    const at::Tensor piece = buffer.narrow(0, 0, count);
+    piece.copy_(parts.front().narrow(0, begin, count));
+    for (size_t i = 1; i < parts.size(); ++i) piece.add_(parts[i].narrow(0, begin, count));
+    squares += sum.scalar_type() == at::kDouble
+                   ? sum_of_squares(piece.const_data_ptr<double>(), count)
+                   : sum_of_squares(piece.const_data_ptr<float>(), count);
+    sum.narrow(0, begin, count).copy_(piece);
+  }
+  return std::sqrt(squares);
+}
+
 BucketMemory::BucketMemory(const plan::Bucket& bucket, int rank, at::Tensor gradients)
     : bucket_(bucket), rank_(rank), gradients_(std::move(gradients)) {}
 
@@ -66,7 +91,8 @@ at::Tensor BucketMemory::portion_of(const at::Tensor& memory, int rank) const {
 
 bool BucketMemory::take_gradient(int parameter, const at::Tensor& gradient,
                                  at::Tensor& device_nonfinite) {
-  const at::Tensor source = gradient.detach().to(gradients_.scalar_type()).contiguous();
+  // bfloat16 on the wire is rounded by the copy, from the arithmetic's type.
+  const at::Tensor source = gradient.detach().to(gradient_type(bucket_)).contiguous();
   bool finite = true;
   for_each_segment(bucket_, parameter, [&](int rank, const plan::Segment& segment) {
     const RowRange& range = segment.range;

@@ -2,9 +2,11 @@
 // The memory of one bucket, and how it travels. Gradients lie rank-major, [rank 0's segments | rank 1's | ...], in the type of
 // the arithmetic, so each rank's rows are one piece.
 //
-// Two ways, one shape (the engine does not know which):
-//   MessageBucket   reduce-scatter and all-gather through a communicator: this rank's portion comes back as one sum, its new
-//                   rows travel in the same memory
+// Three ways, one shape (the engine does not know which):
+//   MessageBucket   (GPUs, one rank) reduce-scatter and all-gather through a communicator: this rank's portion comes back as one
+//                   sum, its new rows travel in the same memory
+//   PortionsBucket  (CPUs) an all_to_all brings every rank's gradients of this rank's rows, as they are or as bfloat16; the step
+//                   adds them up while it reads them; new rows as above
 //   WindowBucket    ranks of one host: every rank's gradients are read where they were written, and the parameters are one
 //                   replica for all, so new rows need no way back
 //
@@ -58,6 +60,10 @@ class BucketMemory {
   at::Tensor gradients_;  ///< [elements] written by this rank
 };
 
+/// sum = parts[0] + parts[1] + ... in that order, one-dimensional, in the type of `sum` (float32 or float64), which may lie where one of them
+/// lies; piece by piece, so that each stays in cache. Returns the 2-norm of the sum.
+double add_up(const std::vector<at::Tensor>& parts, const at::Tensor& sum);
+
 /// The type in which gradients of a bucket lie, and that of its parameters.
 at::ScalarType gradient_type(const plan::Bucket& bucket);
 at::ScalarType parameter_type(const plan::Bucket& bucket);
@@ -65,6 +71,11 @@ at::ScalarType parameter_type(const plan::Bucket& bucket);
 std::unique_ptr<BucketMemory> make_message_bucket(const plan::Bucket& bucket,
                                                   comm::Communicator& communicator,
                                                   at::Device device);
+
+/// On CPUs. `wire` is the gradients' type or, where that is float32, bfloat16.
+std::unique_ptr<BucketMemory> make_portions_bucket(const plan::Bucket& bucket,
+                                                   comm::Communicator& communicator,
+                                                   at::ScalarType wire);
 
 /// Where a bucket lies in a window.
 struct WindowPlace {

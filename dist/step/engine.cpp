@@ -11,6 +11,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/step/change_feed.h"
+#include "fusedbun/dist/step/step_trace.h"
 
 namespace fusedbun {
 
@@ -26,6 +27,7 @@ void StepEngine::on_gradient(int parameter, const at::Tensor& tensor) {
                        "' got another gradient after its bucket had left: run all backward passes "
                        "but the last before a step under no_sync()");
   take_gradient(parameter, tensor.grad());
+  if (sharded_.release == GradientRelease::in_hook) tensor.mutable_grad().reset();
 }
 
 void StepEngine::take_gradient(int parameter, const at::Tensor& gradient) {
@@ -34,7 +36,15 @@ void StepEngine::take_gradient(int parameter, const at::Tensor& gradient) {
                    "parameter '" + parameters_[parameter].name +
                        "' has a sparse gradient: Fusedbun takes dense ones");
   const int bucket = plan_.bucket_of[parameter];
+  const auto begin = comm::Clock::now();
   finite_ &= buckets_[bucket]->take_gradient(parameter, gradient, device_nonfinite_);
+  if (sharded_.trace != nullptr) {
+    sharded_.trace->add({.name = "copy gradient",
+                         .bucket = bucket,
+                         .job_step = job_step_,
+                         .begin = begin,
+                         .end = comm::Clock::now()});
+  }
   launch(schedule_.ready(parameter));
 }
 
@@ -43,7 +53,10 @@ void StepEngine::launch(const std::vector<int>& buckets) {
     for (const int parameter : plan_.buckets[bucket].parameters) {
       if (!schedule_.is_ready(parameter)) buckets_[bucket]->zero_gradient(parameter);
     }
-    reductions_[bucket] = buckets_[bucket]->send_gradients(round());
+    // The last step's message is read at the same place of the stream of collectives on every rank.
+    if (sharded_.step_in_backward && bucket == 0) settle_previous();
+    reductions_[bucket] = {buckets_[bucket]->send_gradients(round()), comm::Clock::now()};
+    if (sharded_.step_in_backward) update_behind(bucket);
   }
 }
 
@@ -82,18 +95,24 @@ void StepEngine::abandon() noexcept {
 
 void StepEngine::perform_step() {
   at::NoGradGuard no_grad;
-  settle_previous();
+  if (!sharded_.step_in_backward) settle_previous();
   collect_remaining();
-  const plan::Agreement agreement = agree();
+  const plan::Agreement agreement = sharded_.step_in_backward ? all_used() : agree();
   const bool skip =
       agreement.nonfinite && std::ranges::any_of(group_options(), [](const Options& o) {
         return o.nonfinite == Nonfinite::skip;
       });
   if (skip) {
     ++skipped_steps_;
-    for (comm::Work& work : reductions_) wait(work);
+    for (size_t b = 0; b < buckets_.size(); ++b) {
+      wait(reductions_[b], "reduce_scatter", static_cast<int>(b));
+    }
   } else {
-    update(agreement);
+    if (!sharded_.step_in_backward) begin_update(agreement);
+    while (updated_buckets_ < static_cast<int>(buckets_.size())) {
+      update_bucket(updated_buckets_, agreement.used);
+    }
+    finish_update(agreement.used);
   }
   close_step(agreement);
   release_gradients();
@@ -101,7 +120,7 @@ void StepEngine::perform_step() {
 }
 
 void StepEngine::settle_previous() {
-  board_.enter(plan::Phase::step_message);
+  enter(plan::Phase::step_message);
   settle_header();
   absorb_pending_columns();
 }
@@ -125,7 +144,7 @@ void StepEngine::settle_header() {
 }
 
 plan::Agreement StepEngine::agree() {
-  board_.enter(plan::Phase::agreement);
+  enter(plan::Phase::agreement);
   const std::optional<double> changed = changes_.max_grad_norm();
   const double max_grad_norm = changed.value_or(sharded_.max_grad_norm);
   std::vector<bool> used(parameters_.size());
@@ -142,8 +161,7 @@ double StepEngine::own_sum_of_squares() {
   const double divisor = gradient_divisor();
   double sum = 0;
   for (size_t b = 0; b < buckets_.size(); ++b) {
-    board_.enter(plan::Phase::reduce_scatter, static_cast<int>(b));
-    wait(reductions_[b]);
+    wait(reductions_[b], "reduce_scatter", static_cast<int>(b));
     const double norm = buckets_[b]->norm_of_sum() / divisor;
     sum += norm * norm;
   }
@@ -155,42 +173,65 @@ double StepEngine::gradient_divisor() const {
                                             (accumulated_passes_ + 1));
 }
 
-void StepEngine::update(const plan::Agreement& agreement) {
+plan::Agreement StepEngine::all_used() const {
+  return {.used = std::vector<bool>(parameters_.size(), true)};
+}
+
+void StepEngine::update_behind(int left) {
+  // Zeros would stand for a gradient that another rank may have; only an agreement could tell.
+  for (const int parameter : plan_.buckets[left].parameters) {
+    FUSEDBUN_REQUIRE(schedule_.is_ready(parameter), ConfigError,
+                     "step_in_backward needs a gradient for every parameter in every step, and '" +
+                         parameters_[parameter].name + "' had none on rank " +
+                         std::to_string(rank_) + ": freeze it, or turn step_in_backward off");
+  }
+  const plan::Agreement agreement = all_used();
+  if (left == 0) return begin_update(agreement);
+  update_bucket(left - 1, agreement.used);
+  enter(plan::Phase::forward_backward);
+}
+
+void StepEngine::begin_update(const plan::Agreement& agreement) {
   for (ParameterMatrix& matrix : matrices_) matrix.refresh();
   message_.clear_columns();
   count_used(agreement);
-  bool columns_first = false;
-  const int bucket_count = static_cast<int>(buckets_.size());
-  for (int b = 0; b < bucket_count; ++b) {
-    board_.enter(plan::Phase::reduce_scatter, b);
-    wait(reductions_[b]);
-    board_.enter(plan::Phase::update, b);
-    begin_bucket(b, agreement.used);
-    if (needs_columns_first(b)) {
-      columns_first = true;
-    } else {
-      gathers_[b] = buckets_[b]->send_rows(matrices_, round());
-    }
-  }
+  updated_buckets_ = 0;
+}
+
+void StepEngine::update_bucket(int bucket, const std::vector<bool>& used) {
+  wait(reductions_[bucket], "reduce_scatter", bucket);
+  enter(plan::Phase::update, bucket);
+  begin_bucket(bucket, used);
+  if (!needs_columns_first(bucket)) send_rows(bucket);
+  updated_buckets_ = bucket + 1;
+}
+
+void StepEngine::finish_update(const std::vector<bool>& used) {
   message_.send_columns();
-  if (columns_first) {
-    board_.enter(plan::Phase::step_message);
-    absorb_pending_columns();
-    for (int b = 0; b < bucket_count; ++b) {
-      if (!needs_columns_first(b)) continue;
-      board_.enter(plan::Phase::update, b);
-      finish_bucket(b, agreement.used);
-      gathers_[b] = buckets_[b]->send_rows(matrices_, round());
+  const int bucket_count = static_cast<int>(buckets_.size());
+  bool columns_are_here = false;
+  for (int b = 0; b < bucket_count; ++b) {
+    if (!needs_columns_first(b)) continue;
+    if (!columns_are_here) {
+      enter(plan::Phase::step_message);
+      absorb_pending_columns();
+      columns_are_here = true;
     }
+    enter(plan::Phase::update, b);
+    finish_bucket(b, used);
+    send_rows(b);
   }
   message_.send_squares();
   squares_under_way_ = true;
   for (int b = 0; b < bucket_count; ++b) {
-    board_.enter(plan::Phase::all_gather, b);
-    wait(gathers_[b]);
-    buckets_[b]->receive_rows(matrices_, agreement.used);
+    wait(gathers_[b], "all_gather", b);
+    buckets_[b]->receive_rows(matrices_, used);
   }
   for (ParameterMatrix& matrix : matrices_) matrix.write_back();
+}
+
+void StepEngine::send_rows(int bucket) {
+  gathers_[bucket] = {buckets_[bucket]->send_rows(matrices_, round()), comm::Clock::now()};
 }
 
 void StepEngine::count_used(const plan::Agreement& agreement) {
@@ -322,6 +363,23 @@ void StepEngine::finish_bucket(int bucket, const std::vector<bool>& used) {
   }
 }
 
+void StepEngine::enter(plan::Phase phase, int bucket) {
+  board_.enter(phase, bucket);
+  if (sharded_.trace != nullptr) sharded_.trace->enter(board_.position());
+}
+
+void StepEngine::wait(Travel& travel, std::string_view name, int bucket) {
+  if (!travel.work.pending()) return;
+  enter(name == "all_gather" ? plan::Phase::all_gather : plan::Phase::reduce_scatter, bucket);
+  if (sharded_.trace == nullptr || !device_.is_cpu()) return wait(travel.work);
+  sharded_.trace->add({.track = StepTrace::Track::wire,
+                       .name = name,
+                       .bucket = bucket,
+                       .job_step = job_step_,
+                       .begin = travel.sent_at,
+                       .end = travel.work.wait()});
+}
+
 void StepEngine::wait(comm::Work& work) {
   if (!work.pending()) return;
   if (device_.is_cpu()) {
@@ -356,6 +414,7 @@ void StepEngine::close_step(const plan::Agreement& agreement) {
   ++job_step_;
   enter_next_step();
   board_.enter_step(job_step_, plan::Phase::forward_backward);
+  enter(plan::Phase::forward_backward);
 }
 
 void StepEngine::make_report(const plan::Agreement& agreement) {
@@ -406,7 +465,7 @@ void StepEngine::enter_next_step() {
 
 void StepEngine::release_gradients() {
   for (RegisteredParameter& parameter : parameters_) {
-    if (sharded_.set_to_none) parameter.tensor.mutable_grad().reset();
+    if (sharded_.release != GradientRelease::never) parameter.tensor.mutable_grad().reset();
   }
   for (at::Tensor& diagonal : hessian_diagonals_) diagonal.reset();
   finite_ = true;
@@ -416,10 +475,10 @@ void StepEngine::release_gradients() {
 
 void StepEngine::finish() {
   at::NoGradGuard no_grad;
-  for (comm::Work& work : reductions_) wait(work);
-  for (comm::Work& work : gathers_) wait(work);
+  for (Travel& travel : reductions_) wait(travel.work);
+  for (Travel& travel : gathers_) wait(travel.work);
   settle_previous();
-  board_.enter(plan::Phase::idle);
+  enter(plan::Phase::idle);
 }
 
 void StepEngine::set_control(plan::ControlPort* port) {

@@ -92,6 +92,14 @@ class StepEngine {
   void say_what_is_slow() const;
   void install_hook(int parameter);
 
+  void require_fit_for_backward(const Options& options) const;
+
+  /// A bucket's collective, from its start to its end.
+  struct Travel {
+    comm::Work work;
+    comm::Clock::time_point sent_at;
+  };
+
   // Gradients: from hooks and from step().
   void on_gradient(int parameter, const at::Tensor& tensor);
   void take_gradient(int parameter, const at::Tensor& gradient);
@@ -105,10 +113,16 @@ class StepEngine {
   void settle_header();
   void absorb_pending_columns();
   plan::Agreement agree();
+  plan::Agreement all_used() const;
   double own_sum_of_squares();
   double gradient_divisor() const;
   uint32_t round() const { return static_cast<uint32_t>(job_step_) + 1; }
-  void update(const plan::Agreement& agreement);
+  /// The update in three parts: before the first bucket, each bucket in order, after the last.
+  void begin_update(const plan::Agreement& agreement);
+  void update_bucket(int bucket, const std::vector<bool>& used);
+  void finish_update(const std::vector<bool>& used);
+  /// step_in_backward: bucket `left` has left, so the one before it is stepped.
+  void update_behind(int left);
   void count_used(const plan::Agreement& agreement);
   void begin_bucket(int bucket, const std::vector<bool>& used);
   void begin_segment(OwnedSegment& owned, int bucket);
@@ -123,7 +137,10 @@ class StepEngine {
   uint64_t state_digest() const;
   void enter_next_step();
   void release_gradients();
+  void enter(plan::Phase phase, int bucket = plan::RankPosition::kNoBucket);
   void wait(comm::Work& work);
+  void wait(Travel& travel, std::string_view name, int bucket);
+  void send_rows(int bucket);
 
   Channels channels_;
   PositionBoard own_board_;  ///< when the channels bring none
@@ -146,7 +163,8 @@ class StepEngine {
   std::vector<at::Tensor> hessian_diagonals_;  ///< [parameter] for the step at hand
   std::vector<std::unique_ptr<BucketMemory>> buckets_;
   std::vector<std::vector<OwnedSegment>> owned_;  ///< [bucket]
-  std::vector<comm::Work> reductions_, gathers_;  ///< [bucket]
+  std::vector<Travel> reductions_, gathers_;      ///< [bucket]
+  int updated_buckets_ = 0;                       ///< of the step at hand
   StepMessage message_;
   bool shares_memory_ = false;  ///< some bucket lies in a host window
 

@@ -38,6 +38,8 @@ StepEngine::StepEngine(Channels channels, ShardedOptions options,
   FUSEDBUN_REQUIRE(sharded_.max_grad_norm >= 0, ConfigError,
                    "max_grad_norm = " + std::to_string(sharded_.max_grad_norm) +
                        ": it is at least 0 (0 is off)");
+  FUSEDBUN_REQUIRE(sharded_.gradient_wire == GradientWire::exact || device_.is_cpu(), ConfigError,
+                   "gradient_wire = bf16 is for CPUs: NCCL adds up what it carries");
   device_nonfinite_ = at::zeros({}, at::TensorOptions(device_).dtype(at::kFloat));
 }
 
@@ -80,7 +82,9 @@ std::vector<std::string> StepEngine::start_lines() const {
   }
   for (const Options& options : group_options()) lines.push_back("options " + describe(options));
   lines.push_back("min_rows_per_rank " + std::to_string(sharded_.min_rows_per_rank) +
-                  ", bucket_bytes " + std::to_string(sharded_.bucket_bytes));
+                  ", bucket_bytes " + std::to_string(sharded_.bucket_bytes) + ", gradient_wire " +
+                  (sharded_.gradient_wire == GradientWire::bf16 ? "bf16" : "exact") +
+                  (sharded_.step_in_backward ? ", step_in_backward" : ""));
   return lines;
 }
 
@@ -99,7 +103,10 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added) {
   for (size_t p = first_parameter; p < parameters_.size(); ++p) {
     specs.push_back(parameters_[p].spec());
   }
-  for (const Options& options : group_options()) validate(options);
+  for (const Options& options : group_options()) {
+    validate(options);
+    require_fit_for_backward(options);
+  }
   plan_.append(specs);
   require_same_on_all_ranks(*channels_.host, start_lines());
 
@@ -108,6 +115,14 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added) {
   say_what_is_slow();
   schedule_.begin_step(plan_);
   for (size_t p = first_parameter; p < parameters_.size(); ++p) install_hook(static_cast<int>(p));
+}
+
+void StepEngine::require_fit_for_backward(const Options& options) const {
+  if (!sharded_.step_in_backward) return;
+  FUSEDBUN_REQUIRE(options.nonfinite == Nonfinite::propagate && sharded_.max_grad_norm == 0,
+                   ConfigError,
+                   "step_in_backward writes before the ranks have agreed: it needs nonfinite = "
+                   "propagate in every group and max_grad_norm = 0");
 }
 
 void StepEngine::broadcast_parameters(size_t first) {
@@ -130,7 +145,15 @@ void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
   }
   if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
   for (size_t b = first_bucket; b < plan_.buckets.size(); ++b) {
-    buckets_.push_back(make_message_bucket(plan_.buckets[b], *channels_.data, device_));
+    const plan::Bucket& bucket = plan_.buckets[b];
+    if (!device_.is_cpu() || channels_.data->size() == 1) {
+      buckets_.push_back(make_message_bucket(bucket, *channels_.data, device_));
+      continue;
+    }
+    const at::ScalarType exact = gradient_type(bucket);
+    const bool halved = sharded_.gradient_wire == GradientWire::bf16 && exact == at::kFloat;
+    buckets_.push_back(
+        make_portions_bucket(bucket, *channels_.data, halved ? at::kBFloat16 : exact));
   }
 }
 

@@ -13,5 +13,7 @@ namespace fusedbun {
 /// Copies `count` elements; returns true if every g·g is finite. The ranges do not overlap.
 bool copy_and_test(const float* source, float* destination, int64_t count);
 bool copy_and_test(const double* source, double* destination, int64_t count);
+/// The same into bfloat16, rounded to nearest even; NaN becomes the quiet one. The test is of the float32 values.
+bool copy_and_test(const float* source, uint16_t* destination, int64_t count);
 
 }  // namespace fusedbun

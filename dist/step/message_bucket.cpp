@@ -1,20 +1,11 @@
-// A bucket that travels through a communicator.
+// A bucket that travels through a communicator, gradients and rows in the same memory.
 #include <ATen/ATen.h>
 
 #include "fusedbun/dist/step/bucket_memory.h"
+#include "fusedbun/dist/step/row_gather.h"
 
 namespace fusedbun {
 namespace {
-
-comm::Buffer buffer_of(const at::Tensor& memory) {
-  if (memory.scalar_type() == at::kFloat) {
-    return {memory.data_ptr(), memory.numel(), comm::DataType::f32};
-  }
-  if (memory.scalar_type() == at::kDouble) {
-    return {memory.data_ptr(), memory.numel(), comm::DataType::f64};
-  }
-  return {memory.data_ptr(), static_cast<int64_t>(memory.nbytes()), comm::DataType::u8};
-}
 
 class MessageBucket : public BucketMemory {
  public:
@@ -24,7 +15,8 @@ class MessageBucket : public BucketMemory {
             at::zeros({bucket.elements()}, at::TensorOptions(device).dtype(gradient_type(bucket)))),
         communicator_(communicator),
         // A portion's gradients are used up by the step before its new rows are written in their place.
-        rows_(parameter_type(bucket) == gradient_type(bucket)
+        rows_(bucket_, communicator,
+              parameter_type(bucket) == gradient_type(bucket)
                   ? gradients_
                   : at::zeros({bucket.elements()},
                               at::TensorOptions(device).dtype(parameter_type(bucket)))) {}
@@ -44,31 +36,15 @@ class MessageBucket : public BucketMemory {
   }
 
   comm::Work send_rows(std::span<const ParameterMatrix> matrices, uint32_t) override {
-    if (communicator_.size() == 1) return {};
-    for (const plan::Segment& own : bucket_.segments[rank_]) {
-      segment_of(rows_, rank_, own).copy_(matrices[own.parameter].rows(own.range));
-    }
-    comm::Counts counts = bucket_.counts;
-    const comm::Buffer all = buffer_of(rows_);
-    if (all.type == comm::DataType::u8) {
-      for (int64_t& count : counts) count *= rows_.element_size();
-    }
-    return communicator_.all_gather(buffer_of(portion_of(rows_, rank_)), all, counts);
+    return rows_.send(matrices);
   }
-
   void receive_rows(std::span<ParameterMatrix> matrices, const std::vector<bool>& used) override {
-    for (int rank = 0; rank < communicator_.size(); ++rank) {
-      if (rank == rank_) continue;
-      for (const plan::Segment& segment : bucket_.segments[rank]) {
-        if (!used[segment.parameter]) continue;
-        matrices[segment.parameter].rows(segment.range).copy_(segment_of(rows_, rank, segment));
-      }
-    }
+    rows_.receive(matrices, used);
   }
 
  private:
   comm::Communicator& communicator_;
-  at::Tensor rows_;  ///< [elements] laid out as the gradients
+  RowGather rows_;
 };
 
 }  // namespace

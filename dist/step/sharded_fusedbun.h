@@ -42,6 +42,20 @@ struct Channels {
   PositionBoard* board = nullptr;      ///< told where this rank stands; none: nobody watches
 };
 
+class StepTrace;
+
+/// How gradients travel between ranks that do not share memory.
+enum class GradientWire : uint8_t {
+  exact,  ///< in the type of the arithmetic
+  bf16,  ///< float32 ones rounded to bfloat16: half the bytes; added up in float32, in rank order. CPUs
+};
+
+enum class GradientRelease : uint8_t {
+  in_hook,     ///< as soon as it is copied into bucket memory
+  after_step,  ///< p.grad is this rank's own gradient until step() returns
+  never,       ///< the caller's zero_grad()
+};
+
 struct ShardedOptions {
   int64_t min_rows_per_rank = 4;    ///< a matrix with fewer rows per rank stays whole on one
   int64_t bucket_bytes = 25 << 20;  ///< gradients that travel together
@@ -49,12 +63,19 @@ struct ShardedOptions {
   /// The summed gradient is divided by this; default: world size x backward passes since the last
   /// step.
   std::optional<double> gradient_divisor = {};
+  GradientWire gradient_wire = GradientWire::exact;
+  /// Steps each bucket inside the backward pass, as soon as the next one has left. Needs nonfinite = propagate in all
+  /// groups, no clipping, and a gradient for every parameter in every step, because nothing is agreed on before the first
+  /// write.
+  bool step_in_backward = false;
   /// Ranks that share a host keep one replica of the parameters in shared memory and read one another's gradients there.
   /// The tensors' storage is replaced once, here; pointers into the old one do not see later steps.
   bool host_window = true;
   std::chrono::milliseconds window_timeout{60'000};  ///< deadline of every wait in the host window
-  bool set_to_none = true;                           ///< release gradients after the step
-  bool broadcast_parameters = true;                  ///< start from rank 0's parameters
+  /// When p.grad goes. `in_hook` saves the memory of all gradients, and p.grad cannot be read between backward and step().
+  GradientRelease release = GradientRelease::after_step;
+  bool broadcast_parameters = true;  ///< start from rank 0's parameters
+  StepTrace* trace = nullptr;  ///< is told what this rank does when; it outlives the optimizer
   /// Called with one sentence about things a person should know once (a slow path taken, an uneven
   /// plan).
   std::function<void(std::string_view)> notice = {};

@@ -1,8 +1,6 @@
 // A bucket of ranks that share a host: gradients are read where every rank wrote them, parameters are one replica.
 #include <ATen/ATen.h>
 
-#include <cmath>
-
 #include "fusedbun/dist/step/bucket_memory.h"
 
 namespace fusedbun {
@@ -44,13 +42,12 @@ class WindowBucket : public BucketMemory {
 
   double norm_of_sum() override {
     // This rank's portion of its own region is read by nobody else, so the sum may take its place.
-    at::Tensor sum = portion_of(everyones_gradients_[0], rank_).clone();
-    for (size_t r = 1; r < everyones_gradients_.size(); ++r) {
-      sum.add_(portion_of(everyones_gradients_[r], rank_));
+    std::vector<at::Tensor> parts;
+    for (const at::Tensor& theirs : everyones_gradients_) {
+      parts.push_back(portion_of(theirs, rank_));
     }
-    portion_of(gradients_, rank_).copy_(sum);
     summed_ = true;
-    return at::linalg_vector_norm(sum, 2, {}, false, at::kDouble).item<double>();
+    return add_up(parts, portion_of(gradients_, rank_));
   }
 
   comm::Work send_rows(std::span<const ParameterMatrix>, uint32_t round) override {

@@ -440,6 +440,124 @@ TEST(ShardedFusedbun, NamesTheFirstDifferenceBetweenTheRanksModels) {
   EXPECT_EQ(told, 3);
 }
 
+/// TinyModel's parameters after a few steps over `world_size` ranks.
+std::vector<at::Tensor> trained(int world_size, const FusedbunOptions& options,
+                                const ShardedOptions& sharded) {
+  std::vector<at::Tensor> result;
+  run_ranks(world_size, [&](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters, options, sharded);
+    for (int step = 0; step < 4; ++step) {
+      model.loss(batch(step, 12).chunk(world_size)[communicator.rank()]).backward();
+      optimizer.step();
+    }
+    optimizer.finish();
+    if (communicator.rank() == 0) {
+      for (const at::Tensor& value : testing::values_of(model.parameters))
+        result.push_back(value.clone());
+    }
+  });
+  return result;
+}
+
+void expect_same_bits(const std::vector<at::Tensor>& a, const std::vector<at::Tensor>& b,
+                      const std::string& what) {
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t p = 0; p < a.size(); ++p) EXPECT_TRUE(at::equal(a[p], b[p])) << what << ", " << p;
+}
+
+TEST(ShardedFusedbun, SteppingInBackwardChangesNoBit) {
+  for (const char* preset : {"recommended", "sm3", "compact"}) {
+    const auto options = FusedbunOptions::of_preset(preset, kLr).nonfinite(Nonfinite::propagate);
+    for (const int world_size : {1, 2, 3}) {
+      for (const bool window : {false, true}) {
+        ShardedOptions sharded{.min_rows_per_rank = 1, .bucket_bytes = 256, .host_window = window};
+        const auto agreed = trained(world_size, options, sharded);
+        sharded.step_in_backward = true;
+        expect_same_bits(trained(world_size, options, sharded), agreed,
+                         preset + std::string(" over ") + std::to_string(world_size));
+      }
+    }
+  }
+}
+
+TEST(ShardedFusedbun, SteppingInBackwardNeedsNothingToAgreeOn) {
+  const auto refuses = [](const FusedbunOptions& options, double max_grad_norm) {
+    run_ranks(1, [&](comm::Communicator& communicator) {
+      TinyModel model;
+      try {
+        ShardedFusedbun optimizer(both(communicator), model.parameters, options,
+                                  {.max_grad_norm = max_grad_norm, .step_in_backward = true});
+        ADD_FAILURE() << "taken";
+      } catch (const ConfigError& error) {
+        EXPECT_THAT(error.what(), HasSubstr("nonfinite = propagate"));
+        EXPECT_THAT(error.what(), HasSubstr("max_grad_norm = 0"));
+      }
+    });
+  };
+  refuses(FusedbunOptions::recommended(kLr), 0);
+  refuses(FusedbunOptions::recommended(kLr).nonfinite(Nonfinite::propagate), 1);
+  run_ranks(1, [](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr).nonfinite(Nonfinite::propagate),
+                              {.step_in_backward = true});
+    model.parameters["in.bias"].mutable_grad() = at::ones({16});
+    try {
+      optimizer.step();
+      ADD_FAILURE() << "a parameter without a gradient was taken";
+    } catch (const ConfigError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("had none on rank 0"));
+    }
+  });
+}
+
+TEST(ShardedFusedbun, Bfloat16OnTheWireIsAddedUpInFloat32) {
+  // Gradients that bfloat16 holds exactly travel without loss, so not a bit may differ; with clipping too.
+  for (const double max_grad_norm : {0.0, 0.5}) {
+    std::vector<std::vector<at::Tensor>> results;
+    for (const GradientWire wire : {GradientWire::exact, GradientWire::bf16}) {
+      run_ranks(3, [&](comm::Communicator& communicator) {
+        TinyModel model;
+        ShardedFusedbun optimizer(both(communicator), model.parameters,
+                                  FusedbunOptions::recommended(kLr),
+                                  {.min_rows_per_rank = 1,
+                                   .bucket_bytes = 256,
+                                   .max_grad_norm = max_grad_norm,
+                                   .gradient_wire = wire,
+                                   .host_window = false});
+        for (int step = 0; step < 3; ++step) {
+          at::Generator random = at::detail::createCPUGenerator(10 * step + communicator.rank());
+          for (at::Tensor& parameter : model.tensors()) {
+            parameter.mutable_grad() =
+                at::randn(parameter.sizes(), random).to(at::kBFloat16).to(at::kFloat);
+          }
+          optimizer.step();
+        }
+        optimizer.finish();
+        if (communicator.rank() != 1) return;
+        results.emplace_back();
+        for (const at::Tensor& value : testing::values_of(model.parameters))
+          results.back().push_back(value.clone());
+      });
+    }
+    expect_same_bits(results[1], results[0], "clipped at " + std::to_string(max_grad_norm));
+  }
+}
+
+TEST(ShardedFusedbun, Bfloat16OnTheWireTrains) {
+  const auto options = FusedbunOptions::recommended(kLr).eps(1e-4);
+  const auto exact = trained(2, options, {.min_rows_per_rank = 1, .host_window = false});
+  const auto rounded =
+      trained(2, options,
+              {.min_rows_per_rank = 1, .gradient_wire = GradientWire::bf16, .host_window = false});
+  for (size_t p = 0; p < exact.size(); ++p) {
+    const double distance = (exact[p] - rounded[p]).abs().max().item<double>();
+    EXPECT_GT(distance, 0) << "nothing was rounded";
+    EXPECT_LT(distance, kLr) << p;  // 8 bits of each gradient are left
+  }
+}
+
 TEST(ShardedFusedbun, RefusesOptionsThatDifferBetweenRanks) {
   EXPECT_THROW(run_ranks(2,
                          [&](comm::Communicator& communicator) {

@@ -1,0 +1,79 @@
+// A bucket whose portions travel as they are: an all_to_all brings every rank's gradients of my rows, and the step adds them
+// up in rank order while it reads them.
+#include <ATen/ATen.h>
+
+#include "fusedbun/dist/step/bucket_memory.h"
+#include "fusedbun/dist/step/row_gather.h"
+
+namespace fusedbun {
+namespace {
+
+class PortionsBucket : public BucketMemory {
+ public:
+  PortionsBucket(const plan::Bucket& bucket, comm::Communicator& communicator, at::ScalarType wire)
+      : BucketMemory(bucket, communicator.rank(),
+                     at::zeros({bucket.elements()}, at::TensorOptions().dtype(wire))),
+        communicator_(communicator),
+        received_(at::zeros({communicator.size(), bucket.counts[communicator.rank()]},
+                            at::TensorOptions().dtype(wire))),
+        rows_(bucket_, communicator,
+              // Gradients are used up before the new rows are gathered in their place.
+              wire == parameter_type(bucket)
+                  ? gradients_
+                  : at::zeros({bucket.elements()},
+                              at::TensorOptions().dtype(parameter_type(bucket)))) {
+    const int64_t bytes = wire == at::kBFloat16 ? 2 : 1;  // bfloat16 travels as bytes
+    for (const int64_t count : bucket.counts) send_counts_.push_back(count * bytes);
+    receive_counts_.assign(communicator.size(), bucket.counts[communicator.rank()] * bytes);
+  }
+
+  comm::Work send_gradients(uint32_t) override {
+    sum_.reset();
+    return communicator_.all_to_all(buffer_of(gradients_), send_counts_, buffer_of(received_),
+                                    receive_counts_);
+  }
+
+  // This rank's own gradients travel as all others do, rounded if those are: the sum does not depend on who owns a row.
+  std::vector<at::Tensor> gradients_of(const plan::Segment& own) const override {
+    const auto rows = [&own](const at::Tensor& portion) {
+      return portion.narrow(0, own.offset, own.range.elements())
+          .view({own.range.rows(), own.range.columns});
+    };
+    if (sum_.defined()) return {rows(sum_)};
+    std::vector<at::Tensor> gradients;
+    for (int64_t rank = 0; rank < received_.size(0); ++rank) {
+      gradients.push_back(rows(received_[rank]));
+    }
+    return gradients;
+  }
+
+  double norm_of_sum() override {
+    sum_ = at::empty({received_.size(1)}, received_.options().dtype(gradient_type(bucket_)));
+    return add_up(received_.unbind(0), sum_);
+  }
+
+  comm::Work send_rows(std::span<const ParameterMatrix> matrices, uint32_t) override {
+    return rows_.send(matrices);
+  }
+  void receive_rows(std::span<ParameterMatrix> matrices, const std::vector<bool>& used) override {
+    rows_.receive(matrices, used);
+  }
+
+ private:
+  comm::Communicator& communicator_;
+  at::Tensor received_;  ///< [rank][elements of this rank's portion]
+  at::Tensor
+      sum_;  ///< [elements of the portion] in the arithmetic's type, once the norm was asked for
+  comm::Counts send_counts_, receive_counts_;
+  RowGather rows_;
+};
+
+}  // namespace
+
+std::unique_ptr<BucketMemory> make_portions_bucket(const plan::Bucket& bucket,
+                                                   comm::Communicator& communicator,
+                                                   at::ScalarType wire) {
+  return std::make_unique<PortionsBucket>(bucket, communicator, wire);
+}
+
+}  // namespace fusedbun
