@@ -8,6 +8,7 @@
 #include <new>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/bench/bench_command.h"
 #include "fusedbun/launcher/cli/usage.h"
 #include "fusedbun/launcher/env/env_command.h"
 #include "fusedbun/launcher/env/version_command.h"
@@ -55,6 +56,7 @@ void add_commands(CLI::App& app) {
   add_stop_command(app);
   add_health_command(app);
 #endif
+  add_bench_command(app);
   add_env_command(app);
   add_version_command(app);
 }

@@ -1,5 +1,6 @@
 #include "fusedbun/launcher/train/across_ranks.h"
 
+#include <numeric>
 #include <utility>
 
 #include "fusedbun/core/error.h"
@@ -28,6 +29,22 @@ void require_same_start(comm::Communicator& host, const std::vector<StartFact>& 
                            " as on rank 0: start all ranks with the same flags and the same text");
     }
   }
+}
+
+std::vector<std::string> gather_texts(comm::Communicator& host, const std::string& text) {
+  const comm::Counts lengths = gather_from_ranks(host, static_cast<int64_t>(text.size()));
+  std::string all(std::accumulate(lengths.begin(), lengths.end(), size_t{0}), '\0');
+  host.all_gather(
+          {const_cast<char*>(text.data()), static_cast<int64_t>(text.size()), comm::DataType::u8},
+          {all.data(), static_cast<int64_t>(all.size()), comm::DataType::u8}, lengths)
+      .wait();
+  std::vector<std::string> texts;
+  size_t begin = 0;
+  for (const int64_t length : lengths) {
+    texts.push_back(all.substr(begin, length));
+    begin += length;
+  }
+  return texts;
 }
 
 }  // namespace fusedbun::train

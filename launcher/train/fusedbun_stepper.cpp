@@ -7,12 +7,20 @@ namespace {
 class FusedbunStepper : public Stepper {
  public:
   FusedbunStepper(Job& job, Gpt2& model, const StepperOptions& options)
-      : optimizer_(job.channels(), model->named_parameters(), FusedbunOptions(options.optimizer),
-                   {.max_grad_norm = options.max_grad_norm,
-                    .gradient_divisor = {},
-                    .host_window = options.host_window,
-                    .window_timeout = options.timeout,
-                    .notice = options.notice}) {
+      : optimizer_(
+            job.channels(), model->named_parameters(), FusedbunOptions(options.optimizer),
+            {.bucket_bytes = options.bucket_bytes,
+             .max_grad_norm = options.max_grad_norm,
+             .gradient_divisor = {},
+             .gradient_wire = options.bf16_on_wire ? GradientWire::bf16 : GradientWire::exact,
+             .step_in_backward = options.step_in_backward,
+             .host_window = options.host_window,
+             .window_timeout = options.timeout,
+             .release = GradientRelease::in_hook,
+             .trace = options.trace,
+             .notice = options.notice}),
+        bf16_on_wire_(options.bf16_on_wire),
+        step_in_backward_(options.step_in_backward) {
     job.serve(optimizer_);
   }
 
@@ -40,9 +48,13 @@ class FusedbunStepper : public Stepper {
   int64_t state_bytes() const override { return optimizer_.state_bytes(); }
   std::string plan() const override { return optimizer_.shard_plan().describe(); }
   std::string way() const override {
-    return optimizer_.shares_memory()
-               ? "host window: one replica of the parameters, gradients read where they are written"
-               : "messages: reduce-scatter and all-gather";
+    std::string way =
+        optimizer_.shares_memory()
+            ? "host window: one replica of the parameters, gradients read where they are written"
+            : "messages: reduce-scatter and all-gather";
+    if (bf16_on_wire_ && !optimizer_.shares_memory()) way += ", gradients as bfloat16";
+    if (step_in_backward_) way += "; buckets are stepped during backward";
+    return way;
   }
 
  private:
@@ -50,6 +62,8 @@ class FusedbunStepper : public Stepper {
     return static_cast<const FusedbunOptions&>(optimizer_.param_groups()[0].options()).values();
   }
   ShardedFusedbun optimizer_;
+  bool bf16_on_wire_;
+  bool step_in_backward_;
 };
 
 }  // namespace

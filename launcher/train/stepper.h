@@ -54,6 +54,10 @@ struct StepperOptions {
   double max_grad_norm = 0;  ///< 0: no clipping
   int accumulation = 1;
   bool host_window = true;
+  int64_t bucket_bytes = 25 << 20;
+  bool bf16_on_wire = false;
+  bool step_in_backward = false;
+  StepTrace* trace = nullptr;
   std::chrono::milliseconds timeout{60'000};  ///< of waits in the host window
   std::function<void(std::string_view)> notice;
 };

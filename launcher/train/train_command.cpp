@@ -135,6 +135,21 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
       .add_flag("--no-host-window", flags.no_host_window,
                 "Keep private copies of the parameters, also on one host")
       ->group("Ranks");
+  command
+      .add_option("--bucket-mib", options.bucket_mebibytes, "Gradients that travel together, MiB")
+      ->group("Ranks");
+  command
+      .add_flag("--bf16-wire", options.bf16_on_wire,
+                "Send gradients as bfloat16, half the bytes; sums stay float32")
+      ->group("Ranks");
+  command
+      .add_flag("--step-in-backward", options.step_in_backward,
+                "Step each bucket during backward; needs --clip 0 and --propagate-nonfinite")
+      ->group("Ranks");
+  command
+      .add_option("--trace", options.trace,
+                  "Write what every rank did when, for ui.perfetto.dev, to this file")
+      ->group("Run");
   command.add_flag("--no-control", flags.no_control, "Serve no control plane")->group("Ranks");
   command.add_option("--control", options.control_address, "Serve it at HOST:PORT")
       ->default_str("a socket in RUN_DIR")

@@ -32,6 +32,9 @@ void validate(const TrainOptions& options) {
                        ": must be finite, >= 0 (0: any number)");
   FUSEDBUN_REQUIRE(options.changes.empty() || options.optimizer.kind == OptimizerKind::fusedbun,
                    ConfigError, "--changes: only --optimizer fusedbun takes changes");
+  FUSEDBUN_REQUIRE(
+      options.bucket_mebibytes > 0 && options.bucket_mebibytes <= 4096, ConfigError,
+      "--bucket-mib = " + std::to_string(options.bucket_mebibytes) + ": above 0, at most 4096");
   FUSEDBUN_REQUIRE(options.timeout.count() > 0, ConfigError, "--timeout: must be above 0 seconds");
   plan::validate(options.health);
   options_of(options.optimizer);

@@ -25,6 +25,7 @@ struct TrainOptions {
   std::vector<std::filesystem::path> data;
   std::filesystem::path init;     ///< empty: weights drawn from the seed
   std::filesystem::path save;     ///< empty: model.safetensors in the run folder
+  std::filesystem::path trace;    ///< empty: no trace is written
   std::filesystem::path run_dir;  ///< empty: runs/<date-time>-<pid>
   ModelChoice model;
   OptimizerChoice optimizer;
@@ -39,7 +40,10 @@ struct TrainOptions {
   int64_t validation_batches = 8;  ///< of `batch` sequences, at most
   int threads = 0;                 ///< 0: this host's processors divided by its ranks
   bool use_gpu = false;
-  bool host_window = true;  ///< ranks of one host share one replica of the parameters
+  bool host_window = true;        ///< ranks of one host share one replica of the parameters
+  double bucket_mebibytes = 25;   ///< gradients that travel together
+  bool bf16_on_wire = false;      ///< gradients travel as bfloat16
+  bool step_in_backward = false;  ///< buckets are stepped during backward
   bool control = true;
   std::string control_address;                ///< empty: a socket in the run folder
   std::filesystem::path control_credentials;  ///< folder of certificates; empty: plaintext

@@ -17,6 +17,7 @@
 #include "fusedbun/launcher/train/hf_gpt2.h"
 #include "fusedbun/launcher/train/leave_signals.h"
 #include "fusedbun/launcher/train/run_report.h"
+#include "fusedbun/launcher/train/trace_file.h"
 #include "fusedbun/launcher/train/training_loop.h"
 
 namespace fusedbun::train {
@@ -135,6 +136,10 @@ class Run {
 
     const LoopResult result =
         TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get()}, loop).run();
+    if (!options_.trace.empty()) {
+      write_trace(options_.trace, trace_, host);
+      if (job_.rank() == 0) progress_.say("trace: " + options_.trace.string());
+    }
     const std::vector<int64_t> measured = gather_from_ranks(host, stepper->state_bytes());
     if (job_.rank() == 0) {
       const fs::path model_path = model_file(options_, run_dir_);
@@ -157,6 +162,10 @@ class Run {
         .max_grad_norm = options_.max_grad_norm,
         .accumulation = options_.accumulation,
         .host_window = options_.host_window,
+        .bucket_bytes = static_cast<int64_t>(options_.bucket_mebibytes * (1 << 20)),
+        .bf16_on_wire = options_.bf16_on_wire,
+        .step_in_backward = options_.step_in_backward,
+        .trace = options_.trace.empty() ? nullptr : &trace_,
         .timeout = options_.timeout,
         .notice = [this](std::string_view sentence) { progress_.say(sentence); }};
     return options_.optimizer.kind == OptimizerKind::adamw
@@ -187,6 +196,7 @@ class Run {
   const TextData& text_;
   Progress& progress_;
   std::unique_ptr<MetricsFile> metrics_;  ///< rank 0
+  StepTrace trace_;
 };
 
 }  // namespace
@@ -198,6 +208,7 @@ void train(const TrainOptions& options) {
   const TextData text(options.data, options.model.context.value_or(model->config().n_ctx));
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
   if (identity.rank == 0 && !options.save.empty()) checkpoint::require_writable(options.save);
+  if (identity.rank == 0 && !options.trace.empty()) checkpoint::require_writable(options.trace);
   set_threads(options.threads, identity.local_world_size);
   const fs::path run_dir = run_folder(options);
   Progress progress(identity.rank == 0 && !options.quiet ? &std::cerr : nullptr, style_of_stderr());

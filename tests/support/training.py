@@ -35,13 +35,14 @@ class TrainingTestCase(TestCase):
         self.run_dir = self.folder / "run"
 
     def train(self, count, *more):
-        """The words of a small training of `count` steps into self.run_dir; later flags win over earlier ones."""
+        """The words of a small training of `count` steps into self.run_dir; later flags win over earlier ones; a switch has the
+        value ""."""
         words = ["train", "--data", self.text, "--run-dir", self.run_dir, "--steps", count, *SMALL]
         for flag, value in zip(more[::2], more[1::2]):
             if flag in words:
                 words[words.index(flag) + 1] = value
             else:
-                words += [flag, value]
+                words += [flag, value] if value != "" else [flag]
         return [str(word) for word in words]
 
     def wait_for_steps(self, count, seconds=60):

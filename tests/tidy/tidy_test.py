@@ -159,11 +159,12 @@ class HeadersAlone(TreeTest):
         self.write("core/good.h", "#pragma once\n#include <string>\nstd::string f();\n")
         self.write("core/good.cpp", '#include "fusedbun/core/good.h"\n')
         self.write("core/needy.h", "#pragma once\ninline std::string g() { return f(); }\n")
+        self.write("core/needy.cpp", '#include "fusedbun/core/good.h"\n#include "fusedbun/core/needy.h"\n')
         code, words = self.compile_all()
         self.assertEqual(code, 1)
         self.assertIn("core/needy.h does not compile alone", words)
         self.assertNotIn("core/good.h does not", words)
-        self.assertIn("2 headers, 1 failed", words)
+        self.assertIn("2 headers, 1 compiled here, 1 failed", words)
 
     def test_headers_that_stand_alone(self):
         self.write("dist/plan/a.h", "#pragma once\nint f();\n")

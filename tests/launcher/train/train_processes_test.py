@@ -61,6 +61,52 @@ class Learning(TrainTestCase):
         self.assertNotEqual(self.losses("once-more", 5), self.losses("other", 5, "--seed", "2"))
 
 
+STEPS = 6
+
+
+class Overlap(TrainTestCase):
+    """What a trace shows; its times decide nothing, only which came first."""
+
+    def trace(self, *more):
+        path = self.folder / "trace.json"
+        words = self.train(STEPS, "--layers", "4", "--width", "128", "--bucket-mib", "0.3", "--trace", path, *more)
+        result = run("launch", "-n", "2", "--", *words)
+        self.assertEqual(result.code, 0, result)
+        events = json.loads(path.read_text())["traceEvents"]
+        self.assertEqual({event["args"]["name"] for event in events if event["name"] == "process_name"}, {"rank 0", "rank 1"})
+        return [event for event in events if event["ph"] == "X"]
+
+    @staticmethod
+    def backward_ends(events):
+        """(rank, step) -> when the caller's own work, forward and backward, was over."""
+        ends = {}
+        for event in events:
+            if event["name"] == "forward_backward" and event["args"]["step"] < STEPS:  # after the last one nothing follows
+                key = event["pid"], event["args"]["step"]
+                ends[key] = max(ends.get(key, 0), event["ts"] + event["dur"])
+        return ends
+
+    def test_buckets_travel_while_backward_runs(self):
+        events = self.trace("--no-host-window", "")
+        ends = self.backward_ends(events)
+        within = set()
+        for event in events:
+            key = event["pid"], event["args"]["step"]
+            if event["cat"] == "reduce_scatter" and event["tid"] == 1 and key in ends:
+                if event["ts"] + event["dur"] < ends[key]:
+                    within.add((key, event["args"]["bucket"]))
+        # Six buckets; the last ones leave when backward ends. Over 5 steps of 2 ranks (the first has no phase before it).
+        steps_with_overlap = {key for key, _ in within}
+        self.assertGreaterEqual(len(steps_with_overlap), 5, within)
+
+    def test_a_step_in_backward_updates_before_it_ends(self):
+        events = self.trace("--step-in-backward", "", "--propagate-nonfinite", "", "--clip", "0")
+        ends = self.backward_ends(events)
+        early = {(event["pid"], event["args"]["step"]) for event in events if event["cat"] == "update"
+                 and event["ts"] < ends.get((event["pid"], event["args"]["step"]), 0)}
+        self.assertEqual(len(early), len(ends), "in every step on every rank")
+
+
 class Files(TrainTestCase):
     def test_metrics_have_their_fields(self):
         self.losses("run", 3)

@@ -1,0 +1,215 @@
+#include "fusedbun/launcher/bench/bench_command.h"
+
+#include <ATen/Parallel.h>
+
+#include <CLI/CLI.hpp>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <memory>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/job/capability.h"
+#include "fusedbun/launcher/bench/own_ranks.h"
+#include "fusedbun/launcher/bench/rank_bench.h"
+#include "fusedbun/launcher/bench/step_bench.h"
+
+namespace fusedbun::launcher {
+namespace {
+
+using bench::Json;
+
+struct Flags {
+  std::string model;
+  std::vector<int> threads = {1, 2};
+  int rounds = 3;
+  int step_rounds = 9;
+  int steps = 7;
+  int ranks = 2;
+  int mebibytes = 128;
+  std::vector<std::string> only;
+  std::string backend = "auto";
+  std::string report_to;
+  bool json = false;
+};
+
+using Rows = std::function<Json(Job&, const bench::RankBenchOptions&)>;
+
+/// What this process does when it is one rank of a job.
+void take_part(const std::string& name, const Flags& flags, const Rows& measure) {
+  at::set_num_threads(1);
+  Job job({.backend = plan::parse_backend(flags.backend), .control = false});
+  Json report = bench::empty_report(name);
+  report["ranks"] = job.world_size();
+  report["backend"] = job.backend().reason;
+  try {
+    report["rows"] = measure(job, {.model = bench::model_of(flags.model),
+                                   .contestants = bench::chosen(flags.only, name == "train"),
+                                   .steps = flags.steps,
+                                   .bytes = int64_t{flags.mebibytes} << 20});
+  } catch (const std::exception& error) {
+    job.fail(error);
+    throw;
+  }
+  job.finish();
+  if (job.rank() != 0) return;
+  if (!flags.report_to.empty()) {
+    std::ofstream(flags.report_to) << report;
+  } else if (flags.json) {
+    std::cout << report.dump(2) << '\n';
+  } else {
+    bench::print_table(report, std::cout);
+  }
+}
+
+/// Medians over rounds of every number that has quartiles; what does not vary is the last round's.
+Json merged(const std::vector<Json>& rounds) {
+  Json row = rounds.back();
+  for (const auto& [key, value] : rounds.back().items()) {
+    if (!row.contains(key + "_low")) continue;
+    std::vector<double> medians;
+    for (const Json& round : rounds) medians.push_back(round[key]);
+    // One round's own quartiles are all there is.
+    if (rounds.size() > 1) bench::put(row, key, bench::spread_of(medians));
+  }
+  return row;
+}
+
+/// Each row on ranks of its own, so that memory is the row's; rows take turns, round after round.
+Json over_own_ranks(const std::string& name, const Flags& flags) {
+  const auto words = [&](const std::string& row) {
+    std::vector<std::string> all = {"bench",     name,
+                                    "--steps",   std::to_string(flags.steps),
+                                    "--mib",     std::to_string(flags.mebibytes),
+                                    "--model",   flags.model,
+                                    "--backend", flags.backend};
+    if (!row.empty()) all.insert(all.end(), {"--only", row});
+    return all;
+  };
+  if (name == "collectives") return bench::run_on_own_ranks(flags.ranks, words(""));
+  const auto rows = bench::chosen(flags.only, name == "train");
+  std::vector<std::vector<Json>> results(rows.size());
+  Json report;
+  for (int round = 0; round < flags.rounds; ++round) {
+    for (size_t r = 0; r < rows.size(); ++r) {
+      std::cerr << name << ' ' << flags.model << ", round " << round + 1 << " of " << flags.rounds
+                << ": " << rows[r].name << '\n';
+      report = bench::run_on_own_ranks(flags.ranks, words(rows[r].name));
+      results[r].push_back(report["rows"][0]);
+    }
+  }
+  report["rows"] = Json::array();
+  for (const std::vector<Json>& rounds : results) report["rows"].push_back(merged(rounds));
+  return report;
+}
+
+void show(const Json& report, bool json) {
+  if (json) {
+    std::cout << report.dump(2) << '\n';
+  } else {
+    bench::print_table(report, std::cout);
+  }
+}
+
+bool is_rank_of_a_job() {
+  return plan::identify(read_environment(), {}).launcher != plan::Launcher::single;
+}
+
+Json step_report(const Flags& flags) {
+  return bench::bench_step({bench::model_of(flags.model), flags.threads, flags.step_rounds});
+}
+
+const std::map<std::string, Rows>& rank_benchmarks() {
+  static const std::map<std::string, Rows> all = {{"collectives", bench::collective_rows},
+                                                  {"exchange", bench::exchange_rows},
+                                                  {"train", bench::train_rows}};
+  return all;
+}
+
+void add_model_flag(CLI::App& command, Flags& flags, const std::string& usual) {
+  flags.model = usual;
+  command.add_option("--model", flags.model, "3m, 25m or 124m parameters, shaped as GPT-2");
+}
+
+CLI::App* add_over_ranks(CLI::App& app, const std::string& name, const std::string& what,
+                         const std::string& model, const std::string& examples) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* const command = app.add_subcommand(name, what);
+  command->footer(examples);
+  add_model_flag(*command, *flags, model);
+  command->add_option("--ranks", flags->ranks, "Ranks to start, where no launcher started any");
+  command->add_option("--rounds", flags->rounds, "Turns that each row takes, on ranks of its own");
+  command->add_option("--steps", flags->steps, "Timed steps per turn");
+  command->add_option("--only", flags->only, "This row; may be repeated")->default_str("all rows");
+  command->add_option("--mib", flags->mebibytes, "Size of the buffers of collectives, MiB");
+  command->add_option("--backend", flags->backend, "auto, gloo or mpi");
+  command->add_flag("--json", flags->json, "Print JSON with `rows`, not a table");
+  command->add_option("--report-to", flags->report_to)->group("");
+  command->callback([flags, name] {
+    if (is_rank_of_a_job()) return take_part(name, *flags, rank_benchmarks().at(name));
+    show(over_own_ranks(name, *flags), flags->json);
+  });
+  return command;
+}
+
+void add_step(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* const command =
+      app.add_subcommand("step", "Time one optimizer step beside LibTorch's fused AdamW");
+  command->footer(
+      "Examples:\n  fusedbun bench step --model 25m\n  fusedbun bench step --threads 1 --json");
+  add_model_flag(*command, *flags, "124m");
+  command->add_option("--threads", flags->threads, "Numbers of threads")->delimiter(',');
+  command->add_option("--rounds", flags->step_rounds, "Turns that each optimizer takes");
+  command->add_flag("--json", flags->json, "Print JSON with `rows`, not a table");
+  command->callback([flags] { show(step_report(*flags), flags->json); });
+}
+
+void add_all(CLI::App& app) {
+  auto flags = std::make_shared<Flags>();
+  CLI::App* const command = app.add_subcommand("all", "Run every benchmark for one model");
+  add_model_flag(*command, *flags, "25m");
+  command->add_option("--ranks", flags->ranks, "Ranks to start");
+  command->add_option("--rounds", flags->rounds, "Turns that each row takes");
+  command->add_flag("--json", flags->json, "Print a JSON array of reports, not tables");
+  command->callback([flags] {
+    Json reports = Json::array({step_report(*flags)});
+    for (const auto& [name, rows] : rank_benchmarks()) {
+      reports.push_back(over_own_ranks(name, *flags));
+    }
+    if (flags->json) {
+      std::cout << reports.dump(2) << '\n';
+      return;
+    }
+    for (const Json& report : reports) {
+      std::cout << "\n## " << report["benchmark"].get<std::string>() << '\n';
+      bench::print_table(report, std::cout);
+    }
+  });
+}
+
+}  // namespace
+
+CLI::App* add_bench_command(CLI::App& app) {
+  CLI::App* const command =
+      app.add_subcommand("bench", "Measure the optimizer's step, the transport and training here");
+  command->require_subcommand(1);
+  command->footer(
+      "Examples:\n"
+      "  fusedbun bench step\n"
+      "  fusedbun bench train --model 25m --json\n"
+      "  mpirun -np 2 fusedbun bench exchange --model 124m");
+  add_step(*command);
+  add_over_ranks(*command, "collectives", "Time reduce-scatter, all-gather, all-reduce, all-to-all",
+                 "3m", "Examples:\n  fusedbun bench collectives --mib 128");
+  add_over_ranks(*command, "exchange", "Time reduce + step + gather with given gradients", "124m",
+                 "Examples:\n  fusedbun bench exchange --model 25m --only \"window, agreed\"");
+  add_over_ranks(*command, "train",
+                 "Time whole training steps, and what of them is not forward and backward", "25m",
+                 "Examples:\n  fusedbun bench train --model 3m --rounds 1");
+  add_all(*command);
+  return command;
+}
+
+}  // namespace fusedbun::launcher

@@ -1,0 +1,213 @@
+#include "fusedbun/launcher/bench/rank_bench.h"
+
+#include <ATen/ATen.h>
+
+#include <chrono>
+#include <cmath>
+#include <fstream>
+#include <functional>
+#include <span>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::bench {
+namespace {
+
+using Parameters = torch::OrderedDict<std::string, at::Tensor>;
+
+constexpr int kWarmUps = 2;
+
+int64_t peak_resident_bytes() {
+  std::ifstream file("/proc/self/status");
+  for (std::string word; file >> word;) {
+    if (word == "VmHWM:") {
+      int64_t kilobytes = 0;
+      file >> kilobytes;
+      return kilobytes << 10;
+    }
+  }
+  return 0;
+}
+
+int64_t largest(comm::Communicator& host, int64_t value) {
+  host.all_reduce(comm::Buffer::of(std::span(&value, 1)), comm::ReduceOp::max).wait();
+  return value;
+}
+
+/// Milliseconds that the slowest rank spends in `work`, which all ranks begin together.
+double milliseconds_of(comm::Communicator& host, const std::function<void()>& work) {
+  host.barrier().wait();
+  const auto start = std::chrono::steady_clock::now();
+  work();
+  const auto took = std::chrono::steady_clock::now() - start;
+  return static_cast<double>(
+             largest(host, std::chrono::duration_cast<std::chrono::microseconds>(took).count())) *
+         1e-3;
+}
+
+/// Parameters equal on all ranks, gradients different.
+Parameters make_parameters(const BenchModel& model, int rank) {
+  Parameters parameters;
+  at::manual_seed(1);
+  int index = 0;
+  for (const auto& shape : shapes_of(model)) {
+    parameters.insert("p" + std::to_string(index++), (at::randn(shape) * 0.02).requires_grad_());
+  }
+  at::manual_seed(100 + rank);
+  for (auto& entry : parameters) {
+    const at::NoGradGuard no_grad;
+    entry.value().mutable_grad() = at::randn(entry.value().sizes()) * 1e-3;
+  }
+  return parameters;
+}
+
+/// Two steps over the ranks against two of one process on the averaged gradient; on the smallest model.
+void check(Job& job, const Contestant& contestant) {
+  if (contestant.adamw) return;  // LibTorch's
+  const BenchModel model = model_of(model_names().front());
+  const Parameters sharded = make_parameters(model, job.rank());
+  Parameters alone;
+  {
+    const at::NoGradGuard no_grad;
+    for (int rank = 0; rank < job.world_size(); ++rank) {
+      const Parameters theirs = make_parameters(model, rank);
+      for (const auto& entry : theirs) {
+        if (rank == 0)
+          alone.insert(entry.key(), entry.value());
+        else
+          alone[entry.key()].mutable_grad().add_(entry.value().grad());
+      }
+    }
+    for (auto& entry : alone) entry.value().mutable_grad().div_(job.world_size());
+  }
+  auto options = FusedbunOptions::of_preset(contestant.preset, 1e-3);
+  Fusedbun reference(alone.values(), options);
+  const auto step = make_step(contestant, job.channels(), sharded, /*keep_gradients=*/true);
+  for (int i = 0; i < 2; ++i) step->step();
+  if (contestant.max_grad_norm > 0) return;  // clipping is not the reference's
+  for (int i = 0; i < 2; ++i) reference.step();
+  // Float32 sums and, at the first step, the sign of a gradient near 0: the update is compared as a whole.
+  double distance = 0, length = 0;
+  const Parameters start = make_parameters(model, 0);
+  for (const auto& entry : alone) {
+    const at::NoGradGuard no_grad;
+    distance += (entry.value() - sharded[entry.key()]).square().sum().item<double>();
+    length += (entry.value() - start[entry.key()]).square().sum().item<double>();
+  }
+  const double tolerance = contestant.bf16_on_wire ? 0.05 : 1e-3;
+  FUSEDBUN_ASSERT(std::sqrt(distance) <= tolerance * std::sqrt(length),
+                  "the sharded step differs from one process's: not timed");
+}
+
+}  // namespace
+
+Json exchange_rows(Job& job, const RankBenchOptions& options) {
+  comm::Communicator& host = *job.channels().host;
+  Json rows = Json::array();
+  for (const Contestant& contestant : options.contestants) {
+    check(job, contestant);
+    const Parameters parameters = make_parameters(options.model, job.rank());
+    const auto step = make_step(contestant, job.channels(), parameters, /*keep_gradients=*/true);
+    std::vector<double> times;
+    for (int i = 0; i < kWarmUps + options.steps; ++i) {
+      const double took = milliseconds_of(host, [&] { step->step(); });
+      if (i >= kWarmUps) times.push_back(took);
+    }
+    Json row{{"name", contestant.name}, {"model", options.model.name}};
+    put(row, "ms", spread_of(times));
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+Json train_rows(Job& job, const RankBenchOptions& options) {
+  comm::Communicator& host = *job.channels().host;
+  Json rows = Json::array();
+  for (const Contestant& contestant : options.contestants) {
+    if (!contestant.in_backward) check(job, contestant);
+    train::Gpt2 model(options.model.config, /*seed=*/1);
+    const auto step =
+        make_step(contestant, job.channels(), model->named_parameters(), /*keep_gradients=*/false);
+    at::manual_seed(100 + job.rank());
+    const at::Tensor text = at::randint(std::min<int64_t>(options.model.config.vocab, 256),
+                                        {options.model.sequences, options.model.context + 1});
+    const at::Tensor tokens = text.narrow(1, 0, options.model.context).contiguous();
+    const at::Tensor targets = text.narrow(1, 1, options.model.context).contiguous();
+    std::vector<double> whole, alone, difference, losses;
+    const auto backward = [&] {
+      const at::Tensor loss = model->loss(tokens, targets);
+      losses.push_back(loss.item<double>());
+      loss.backward();
+    };
+    for (int i = 0; i < kWarmUps + options.steps; ++i) {
+      const double alone_ms = milliseconds_of(host, [&] { step->alone(backward); });
+      const double whole_ms = milliseconds_of(host, [&] {
+        backward();
+        step->step();
+      });
+      if (i < kWarmUps) continue;
+      alone.push_back(alone_ms);
+      whole.push_back(whole_ms);
+      difference.push_back(whole_ms - alone_ms);
+    }
+    FUSEDBUN_ASSERT(losses.back() < losses.front(), "the loss of a fixed batch does not fall");
+    const int64_t state_bytes = largest(host, step->state_bytes());
+    const int64_t peak = largest(host, peak_resident_bytes());
+    Json row{{"name", contestant.name}, {"model", options.model.name}};
+    put(row, "step_ms", spread_of(whole));
+    put(row, "forward_backward_ms", spread_of(alone));
+    put(row, "not_forward_backward_ms", spread_of(difference));
+    row["state_bytes"] = state_bytes;
+    row["peak_rss"] = peak;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+Json collective_rows(Job& job, const RankBenchOptions& options) {
+  comm::Communicator& data = *job.channels().data;
+  const int64_t count = options.bytes / static_cast<int64_t>(sizeof(float));
+  const int64_t share = count / data.size();
+  const comm::Counts counts(data.size(), share);
+  std::vector<float> values(share * data.size(), 1.0f), others(values.size());
+  const comm::Buffer all = comm::Buffer::of(std::span(values));
+  const comm::Buffer received = comm::Buffer::of(std::span(others));
+  const comm::Buffer mine{values.data() + share * data.rank(), share, comm::DataType::f32};
+  const auto sent_by_one = static_cast<double>(share * (data.size() - 1)) * sizeof(float);
+  struct Case {
+    std::string name;
+    double bytes_sent;
+    std::function<comm::Work()> start;
+  };
+  const std::vector<Case> cases = {
+      {"reduce_scatter", sent_by_one, [&] { return data.reduce_scatter(all, mine, counts); }},
+      {"all_gather", sent_by_one, [&] { return data.all_gather(mine, all, counts); }},
+      {"all_reduce", 2 * sent_by_one, [&] { return data.all_reduce(all, comm::ReduceOp::sum); }},
+      {"all_to_all", sent_by_one, [&] { return data.all_to_all(all, counts, received, counts); }},
+  };
+  std::vector<std::vector<double>> times(cases.size());
+  for (int round = 0; round < kWarmUps + options.steps; ++round) {
+    for (size_t c = 0; c < cases.size(); ++c) {
+      std::ranges::fill(values, 1.0f);
+      const double took = milliseconds_of(*job.channels().host, [&] { cases[c].start().wait(); });
+      if (cases[c].name == "all_reduce") {
+        FUSEDBUN_ASSERT(values[share / 2] == static_cast<float>(data.size()), "the sum is wrong");
+      }
+      if (round >= kWarmUps) times[c].push_back(took);
+    }
+  }
+  Json rows = Json::array();
+  for (size_t c = 0; c < cases.size(); ++c) {
+    Json row{{"operation", cases[c].name},
+             {"backend", data.backend()},
+             {"ranks", data.size()},
+             {"bytes", static_cast<int64_t>(values.size() * sizeof(float))}};
+    const Spread spread = spread_of(times[c]);
+    put(row, "ms", spread);
+    row["gigabytes_per_second"] = cases[c].bytes_sent / spread.median * 1e-6;
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+}  // namespace fusedbun::bench
