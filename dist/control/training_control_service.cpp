@@ -92,9 +92,20 @@ void TrainingControlService::step_finished(const plan::StepReport& report) {
     const int64_t step_us = clock_.step_ended(steady_us());
     begin_sample(report, static_cast<double>(step_us) / 1e6);
   }
+  if (report.leave != plan::LeaveRequest::none) note_leaving();
   if (!has_scheduled_) return;
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
+}
+
+void TrainingControlService::note_leaving() {
+  const bool degraded = is_degraded();
+  {
+    const std::lock_guard lock(ledger_mutex_);
+    if (state_ != JobState::running) return;  // asked over this service, which has said so
+    move_to(JobState::draining, "asked by a signal, or by the program itself", degraded);
+  }
+  if (observer_) observer_();
 }
 
 void TrainingControlService::set_state(JobState state, std::string_view reason) {

@@ -117,6 +117,8 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   void change_published(int64_t revision);
   void move_to(JobState state, std::string_view reason, bool degraded);
 
+  /// The ranks have agreed to leave, and nobody asked for it over this service.
+  void note_leaving();
   void end_run(JobState state, std::string_view reason, bool degraded);
   ChangeCommit::Hooks commit_hooks();
   grpc::Status rehearse(const plan::ChangeRequest& request, v1::Change* reply);

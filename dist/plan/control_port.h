@@ -13,6 +13,8 @@
 
 namespace fusedbun::plan {
 
+enum class LeaveRequest : uint8_t { none, drain, stop };
+
 /// What a finished job step looked like, for people.
 struct StepReport {
   int64_t job_step = 0;  ///< the step that just ended, from 0
@@ -23,7 +25,8 @@ struct StepReport {
   std::vector<double> scheduled_lr = {};    ///< [group] before pin and scale
   std::vector<bool> lr_pinned = {};         ///< [group]
   double lr_scale = 1;
-  double max_grad_norm = 0;  ///< 0: off
+  double max_grad_norm = 0;                 ///< 0: off
+  LeaveRequest leave = LeaveRequest::none;  ///< all ranks have agreed that it was the last one
 };
 
 /// One number of a finished step, from the training loop: "loss".
@@ -31,8 +34,6 @@ struct Metric {
   std::string_view name;
   double value = 0;
 };
-
-enum class LeaveRequest : uint8_t { none, drain, stop };
 
 class ControlPort {
  public:

@@ -419,6 +419,7 @@ void StepEngine::close_step(const plan::Agreement& agreement) {
 
 void StepEngine::make_report(const plan::Agreement& agreement) {
   report_.job_step = job_step_;
+  report_.leave = leaving_;
   report_.active_revision = changes_.active_revision();
   report_.skipped_steps = skipped_steps_;
   report_.gradient_norm = agreement.gradient_norm;

@@ -82,9 +82,9 @@ std::string steps_of(const Range& range, int columns) {
 }  // namespace
 
 std::vector<double> binned(std::span<const ChartPoint> points, int columns) {
+  if (points.empty() || columns <= 0) return {};
   std::vector<double> sums(columns, 0);
   std::vector<int64_t> counts(columns, 0);
-  if (points.empty() || columns <= 0) return {};
   const Range range = range_of(points);
   for (const ChartPoint& point : points) {
     if (!std::isfinite(point.value)) continue;
@@ -116,7 +116,7 @@ std::vector<std::string> draw_chart(std::span<const ChartPoint> points,
   const std::vector<double> values = binned(points, columns);
   const std::string indent(kLabelWidth + 2, ' ');
   std::vector<std::string> lines;
-  if (values.empty() || height < 1) {
+  if (values.empty() || height < 1) {  // also where there is no room
     lines.assign(std::max(size.height, 0), "");
     if (!lines.empty()) lines[lines.size() / 2] = indent + "no step has ended yet";
     return lines;

@@ -1,7 +1,9 @@
 #include "fusedbun/launcher/control/watch_command.h"
 
 #include <CLI/CLI.hpp>
+#include <cstdlib>
 #include <iostream>
+#include <thread>
 
 #include "fusedbun/launcher/cli/output_format.h"
 #include "fusedbun/launcher/control/job_flags.h"
@@ -17,6 +19,7 @@ using Clock = std::chrono::steady_clock;
 constexpr auto kFrame = 200ms;
 constexpr auto kRefresh = 500ms;
 constexpr TerminalSize kSnapshotSize{.columns = 100, .lines = 30};
+constexpr int kSideMax = 1000;
 
 void print(const std::vector<std::string>& lines) {
   for (const std::string& line : lines) std::cout << line << '\n';
@@ -47,6 +50,13 @@ void watch_on_screen(const control::JobLocation& location) {
     std::cout << trouble << '\n';
 }
 
+/// $COLUMNS and $LINES, as a shell knows them.
+int side_from(const char* variable, int otherwise) {
+  const char* text = std::getenv(variable);
+  const int value = text != nullptr ? std::atoi(text) : 0;
+  return value > 0 && value <= kSideMax ? value : otherwise;
+}
+
 /// One frame, of the samples that the job has kept.
 void snapshot(const control::JobLocation& location) {
   LiveJob job(location);
@@ -56,7 +66,9 @@ void snapshot(const control::JobLocation& location) {
     seen = job.samples();
     std::this_thread::sleep_for(250ms);
   }
-  std::vector<std::string> lines = render(job.view(), kSnapshotSize);
+  const TerminalSize size{.columns = side_from("COLUMNS", kSnapshotSize.columns),
+                          .lines = side_from("LINES", kSnapshotSize.lines)};
+  std::vector<std::string> lines = render(job.view(), size);
   lines.pop_back();
   print(lines);
 }
@@ -78,7 +90,8 @@ CLI::App* add_watch_command(CLI::App& app) {
       "loses "
       "samples.");
   auto once = std::make_shared<bool>(false);
-  command->add_flag("--snapshot", *once, "Print one screen of 100 x 30 and leave");
+  command->add_flag("--snapshot", *once,
+                    "Print one screen of $COLUMNS x $LINES (else 100 x 30) and leave");
   const auto location = add_job_flags(*command);
   const auto format = add_output_flag(*command);
   command->callback([location, format, once] {

@@ -124,6 +124,9 @@ TEST_F(ControlCommands, HistorySaysWhoWhatAndWhy) {
   const auto json = nlohmann::json::parse(run({"history", "--output", "json"}).output);
   EXPECT_EQ(json.at("changes").size(), 2U);
   EXPECT_EQ(run({"history", "--state", "LOST"}).code, ExitCode::config);
+  const std::string toml = run({"history", "--as-toml"}).output;
+  EXPECT_THAT(toml, HasSubstr("[[changes]]\nat_step = "));
+  EXPECT_THAT(toml, HasSubstr("reason = \"loss spikes\""));
 }
 
 TEST_F(ControlCommands, CancelTakesAScheduledChangeBack) {
