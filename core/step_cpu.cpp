@@ -63,8 +63,10 @@ class BandStatistics {
 
   double* squares(int64_t band) { return &squares_[band]; }
   void hand_out(int64_t band, PassArguments<T>& arguments) {
-    if (!sums_.empty()) arguments.column_sums = sums_.data() + band * whole_.columns;
-    if (!maxima_.empty()) arguments.column_maxima = maxima_.data() + band * whole_.columns;
+    const int64_t offset = band * whole_.columns;
+    // Statistics that the pass does not keep are nobody's: bands would copy them over one another.
+    arguments.column_sums = sums_.empty() ? nullptr : sums_.data() + offset;
+    arguments.column_maxima = maxima_.empty() ? nullptr : maxima_.data() + offset;
   }
 
   void collect(double* parameter_sum_of_squares) const {
