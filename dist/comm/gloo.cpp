@@ -21,6 +21,7 @@ namespace fusedbun::comm {
 namespace {
 
 constexpr std::chrono::milliseconds kMeetingPauseMax{50};
+constexpr std::chrono::milliseconds kRefusalHeardWithin{1000};
 
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
 
@@ -78,21 +79,42 @@ std::string missing_ranks(c10d::Store& store, const std::vector<std::string>& ke
   return missing;
 }
 
+// Ranks that disagree leave with one sentence, that of the first to notice. Who serves the store stays until all who came
+// have heard it, because the store leaves with the server.
+[[noreturn]] void refuse(c10d::Store& store, const GlooOptions& options, const std::string& why) {
+  const std::string first = store.compareSet("refusal", "", why);
+  store.add("heard", 1);
+  if (options.serve_store && options.rank == 0) {
+    const auto deadline = std::chrono::steady_clock::now() + kRefusalHeardWithin;
+    while (store.add("heard", 0) < store.add("came", 0) &&
+           std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::sleep_for(kMeetingPauseMax / 10);
+    }
+  }
+  throw ConfigError(first);
+}
+
 // Every rank shows itself, so that who is missing or here twice has a name before Gloo waits for all of them.
 void meet(c10d::Store& store, const GlooOptions& options) {
+  store.add("came", 1);
   const std::string size = std::to_string(options.size);
   const std::string agreed = store.compareSet("size", "", size);
-  FUSEDBUN_REQUIRE(agreed == size, ConfigError,
-                   rank_text(options) + " joined run '" + options.run_id + "', which has " +
-                       agreed + " ranks: start all ranks with one size");
-  FUSEDBUN_REQUIRE(store.add(key_of(options.rank), 1) == 1, ConfigError,
-                   rank_text(options) + " is there already in run '" + options.run_id +
-                       "': two processes have this rank, or the run's name is used twice");
+  if (agreed != size) {
+    refuse(store, options,
+           rank_text(options) + " joined run '" + options.run_id + "', which has " + agreed +
+               " ranks: start all ranks with one size");
+  }
+  if (store.add(key_of(options.rank), 1) != 1) {
+    refuse(store, options,
+           rank_text(options) + " is there already in run '" + options.run_id +
+               "': two processes have this rank, or the run's name is used twice");
+  }
   std::vector<std::string> keys;
   for (int rank = 0; rank < options.size; ++rank) keys.push_back(key_of(rank));
   const auto deadline = std::chrono::steady_clock::now() + options.timeout;
   auto pause = std::chrono::milliseconds(1);
   while (!store.check(keys)) {
+    if (store.check({"refusal"})) refuse(store, options, "");
     FUSEDBUN_REQUIRE(std::chrono::steady_clock::now() < deadline, TimeoutError,
                      rank_text(options) + " waited " + std::to_string(options.timeout.count()) +
                          " ms for the other ranks to start; missing:" + missing_ranks(store, keys));
@@ -140,7 +162,13 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
     server = serve_store(options.master_addr, options.master_port);
   }
   const StorePtr store = connect_store(options);
-  meet(*store, options);
+  try {
+    meet(*store, options);
+  } catch (const c10::Error& error) {
+    throw PeerLostError(rank_text(options) + " lost the store at " + options.master_addr + ":" +
+                        std::to_string(options.master_port) + " while the ranks met (" +
+                        first_line(error) + "): whoever served it left, and says why");
+  }
   auto messages =
       std::make_unique<PointToPointOf<c10d::ProcessGroupGloo>>(connect_ranks(store, options));
   auto communicator = make_message_communicator(

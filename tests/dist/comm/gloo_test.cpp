@@ -98,6 +98,20 @@ TEST(Gloo, RanksThatDisagreeAboutTheSizeAreRefused) {
               HasSubstr("which has 2 ranks"));
 }
 
+// Whoever comes first sets the size, so rank 0, with which the store goes, is the one refused in about half of the rounds.
+TEST(Gloo, RanksThatDisagreeAllLeaveWithOneSentence) {
+  for (int round = 0; round < 6; ++round) {
+    const uint16_t port = serve_store("127.0.0.1", 0)->port();
+    std::vector<std::string> told(2);
+    run_threads(2, [&](int rank) {
+      told[rank] = message_of<ConfigError>(
+          [&] { connect_gloo({.rank = rank, .size = 2 + rank, .master_port = port}); });
+    });
+    EXPECT_THAT(told[0], HasSubstr("start all ranks with one size"));
+    EXPECT_EQ(told[0], told[1]);
+  }
+}
+
 TEST(Gloo, TwoProcessesWithOneRankAreRefused) {
   EXPECT_THAT(second_visitor({.rank = 1, .size = 2}, {.rank = 1, .size = 2}),
               HasSubstr("two processes have this rank"));
