@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/records.h"
 
 namespace fusedbun::comm {
 namespace {
@@ -137,7 +138,7 @@ HostWindow::Opened HostWindow::open(Communicator& host, const WindowSize& size,
                         rounded_up(size.region_bytes) * world_size + rounded_up(size.shared_bytes);
   Offer offer;
   if (host.rank() == 0) offer = make_offer(bytes);
-  host.broadcast({&offer, static_cast<int64_t>(sizeof(offer)), DataType::u8}, 0).wait();
+  offer = broadcast_record(host, offer);
 
   int fd = offer.fd;
   if (host.rank() != 0 && offer.fd >= 0) {
@@ -159,11 +160,7 @@ HostWindow::Opened HostWindow::open(Communicator& host, const WindowSize& size,
   } else if (static_cast<Header*>(memory)->token != offer.token) {
     answer = refused("rank " + std::to_string(host.rank()) + " is not on rank 0's host");
   }
-  std::vector<Answer> answers(world_size);
-  constexpr auto kBytes = static_cast<int64_t>(sizeof(Answer));
-  host.all_gather({&answer, kBytes, DataType::u8},
-                  {answers.data(), kBytes * world_size, DataType::u8}, Counts(world_size, kBytes))
-      .wait();
+  const std::vector<Answer> answers = gather_records(host, answer);
   if (fd >= 0) ::close(fd);  // all have mapped it or never will
   for (const Answer& each : answers) {
     if (each.failed == 0) continue;

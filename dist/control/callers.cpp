@@ -2,24 +2,12 @@
 
 #include <grpc/grpc_security_constants.h>
 
-#include <fstream>
-#include <iterator>
 #include <sstream>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/text_file.h"
 
 namespace fusedbun::control {
-namespace {
-
-std::string read_text(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  FUSEDBUN_REQUIRE(file.good() || file.eof(), DataError, "cannot read " + path.string());
-  return text;
-}
-
-}  // namespace
-
 std::map<std::string, Role> parse_roles(std::string_view text, const std::string& name) {
   std::map<std::string, Role> roles;
   std::istringstream lines{std::string(text)};
@@ -42,7 +30,7 @@ std::map<std::string, Role> parse_roles(std::string_view text, const std::string
 Callers::Callers(std::string actor) : owner_(std::move(actor)) {}
 
 Callers::Callers(std::filesystem::path roles_file) : roles_file_(std::move(roles_file)) {
-  roles_ = parse_roles(read_text(roles_file_), roles_file_.string());
+  roles_ = parse_roles(read_text_file(roles_file_), roles_file_.string());
   read_at_ = std::filesystem::last_write_time(roles_file_);
 }
 
@@ -80,7 +68,7 @@ void Callers::read_again_if_changed() {
   if (error || written_at == read_at_) return;
   read_at_ = written_at;
   try {
-    roles_ = parse_roles(read_text(roles_file_), roles_file_.string());
+    roles_ = parse_roles(read_text_file(roles_file_), roles_file_.string());
   } catch (const Error&) {
     // Half written, or wrong: who had a role keeps it until the file is right.
   }

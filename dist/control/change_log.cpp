@@ -5,13 +5,12 @@
 
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <set>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/control/change_log_frames.h"
 #include "fusedbun/dist/control/changes_file.h"
+#include "fusedbun/dist/control/text_file.h"
 
 namespace fusedbun::control {
 namespace {
@@ -20,18 +19,12 @@ std::filesystem::path path_in(const std::filesystem::path& run_dir) {
   return run_dir / "changes.log";
 }
 
-std::string read_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string bytes{std::istreambuf_iterator<char>(file), {}};
-  FUSEDBUN_REQUIRE(file.good() || file.eof(), IoError, "cannot read " + path.string());
-  return bytes;
-}
-
 /// What the file says, with its name in every complaint.
 template <class Read>
 auto reading(const std::filesystem::path& path, Read read) {
+  const std::string bytes = read_text_file(path);
   try {
-    return read(read_frames(read_file(path)));
+    return read(read_frames(bytes));
   } catch (const DataError& error) {
     throw DataError(path.string() + ": " + error.what());
   }

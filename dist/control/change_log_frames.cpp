@@ -4,10 +4,10 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <charconv>
 #include <optional>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/plan/hexadecimal.h"
 
 namespace fusedbun::control {
 namespace {
@@ -18,24 +18,6 @@ constexpr size_t kHashDigits = 16;
 constexpr size_t kHeaderBytes = kLengthDigits + 1 + kDurableDigits + 1 + kHashDigits + 1;
 /// More than the first frame of a file, which says whose run it is, can have.
 constexpr size_t kFirstFrameBytesMax = 4096;
-
-std::string hex(uint64_t value, size_t digits) {
-  char text[16];
-  const auto end = std::to_chars(std::begin(text), std::end(text), value, 16).ptr;
-  const std::string plain(text, end);
-  FUSEDBUN_ASSERT(plain.size() <= digits, "a log frame's number fits its field");
-  return std::string(digits - plain.size(), '0') + plain;
-}
-
-std::optional<uint64_t> read_hex(std::string_view text) {
-  const bool plain = std::ranges::all_of(
-      text, [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f'); });
-  uint64_t value = 0;
-  if (!plain ||
-      std::from_chars(text.data(), text.data() + text.size(), value, 16).ec != std::errc{})
-    return std::nullopt;
-  return value;
-}
 
 uint64_t hash_of(std::string_view length, std::string_view durable, std::string_view json) {
   std::string hashed;
@@ -56,9 +38,9 @@ std::optional<Frame> read_frame(std::string_view bytes) {
   const std::string_view length = bytes.substr(0, kLengthDigits);
   const std::string_view durable = bytes.substr(kLengthDigits + 1, kDurableDigits);
   const std::string_view hash = bytes.substr(kHeaderBytes - kHashDigits - 1, kHashDigits);
-  const auto length_value = read_hex(length);
-  const auto durable_value = read_hex(durable);
-  const auto hash_value = read_hex(hash);
+  const auto length_value = plan::read_hexadecimal(length);
+  const auto durable_value = plan::read_hexadecimal(durable);
+  const auto hash_value = plan::read_hexadecimal(hash);
   if (!length_value || !durable_value || !hash_value) return std::nullopt;
   if (*length_value > bytes.size() - kHeaderBytes - 1) return std::nullopt;
   const std::string_view json = bytes.substr(kHeaderBytes, *length_value);
@@ -82,15 +64,16 @@ uint64_t durable_after(std::string_view bytes) {
 
 bool may_be_a_torn_beginning(std::string_view bytes) {
   return bytes.size() <= kFirstFrameBytesMax &&
-         (bytes.empty() || bytes[0] == '\0' || read_hex(bytes.substr(0, 1)).has_value());
+         (bytes.empty() || bytes[0] == '\0' ||
+          plan::read_hexadecimal(bytes.substr(0, 1)).has_value());
 }
 
 }  // namespace
 
 std::string frame(std::string_view json, uint64_t durable_bytes) {
-  const std::string length = hex(json.size(), kLengthDigits);
-  const std::string durable = hex(durable_bytes, kDurableDigits);
-  const std::string hash = hex(hash_of(length, durable, json), kHashDigits);
+  const std::string length = plan::hexadecimal(json.size(), kLengthDigits);
+  const std::string durable = plan::hexadecimal(durable_bytes, kDurableDigits);
+  const std::string hash = plan::hexadecimal(hash_of(length, durable, json), kHashDigits);
   return length + " " + durable + " " + hash + " " + std::string(json) + "\n";
 }
 

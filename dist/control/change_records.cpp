@@ -3,13 +3,12 @@
 #include <google/protobuf/util/time_util.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cstdio>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/plan/hexadecimal.h"
 
 namespace fusedbun::control {
 namespace {
@@ -97,18 +96,10 @@ std::string dump(const Json& json) {
   return json.dump(-1, ' ', /*ensure_ascii=*/true, Json::error_handler_t::replace);
 }
 
-std::string hex(uint64_t value) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
-
-uint64_t read_hex(const std::string& text) {
-  uint64_t value = 0;
-  const auto read = std::from_chars(text.data(), text.data() + text.size(), value, 16);
-  if (read.ec != std::errc{} || read.ptr != text.data() + text.size())
-    throw DataError("'" + text + "' is no chain hash");
-  return value;
+uint64_t read_chain_hash(const std::string& text) {
+  const auto value = plan::read_hexadecimal(text);
+  if (!value) throw DataError("'" + text + "' is no chain hash");
+  return *value;
 }
 
 std::optional<int64_t> read_optional(const Json& value) {
@@ -119,7 +110,7 @@ LoggedChange read_change(const Json& record) {
   LoggedChange change;
   change.revision = record.at("revision").get<int64_t>();
   change.effective_step = record.at("effective_step").get<int64_t>();
-  change.chain_hash = read_hex(record.at("chain_hash").get<std::string>());
+  change.chain_hash = read_chain_hash(record.at("chain_hash").get<std::string>());
   plan::ChangeRequest& request = change.request;
   request.apply_at_step = read_optional(record.at("apply_at_step"));
   request.cancels = read_optional(record.at("cancels"));
@@ -175,7 +166,7 @@ std::string change_record(const plan::AcceptedChange& change,
                {"unconditional", change.unconditional},
                {"values", std::move(values)},
                {"previous", previous_values(change, groups)},
-               {"chain_hash", hex(change.chain_hash)}});
+               {"chain_hash", plan::hexadecimal(change.chain_hash)}});
 }
 
 std::string end_record(int64_t step, std::string_view state, bool again,

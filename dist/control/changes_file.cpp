@@ -5,11 +5,10 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdio>
-#include <fstream>
-#include <iterator>
 #include <optional>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/text_file.h"
 
 namespace fusedbun::control {
 namespace {
@@ -184,10 +183,7 @@ std::vector<plan::ScheduledChange> parse_changes(std::string_view text, const st
 }
 
 std::vector<plan::ScheduledChange> read_changes_file(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string text{std::istreambuf_iterator<char>(file), {}};
-  FUSEDBUN_REQUIRE(file.good() || file.eof(), DataError, "cannot read " + path.string());
-  return parse_changes(text, path.string());
+  return parse_changes(read_text_file(path), path.string());
 }
 
 std::string changes_as_toml(const std::vector<ChangeToWrite>& changes) {

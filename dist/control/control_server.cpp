@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/control/callers.h"
 #include "fusedbun/dist/control/control_file.h"
 #include "fusedbun/dist/control/credentials.h"
@@ -72,11 +73,6 @@ class PrivateUmask {
  private:
   mode_t before_;
 };
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "?";
-}
 
 /// Only the owner can open the socket; over a port it is anybody, unless certificates tell.
 std::unique_ptr<Callers> callers_of(const ListenAddress& address, const ControlOptions& options) {

@@ -73,6 +73,10 @@ enum class JobState : uint8_t {
   drained,  ///< left before the end, to be run again; STOPPED in the contract
   stopped,  ///< left for good
 };
+/// The job has ended; nothing follows.
+constexpr bool is_final(JobState state) {
+  return state >= JobState::succeeded;
+}
 
 class ControlServer {
  public:

@@ -34,10 +34,6 @@ constexpr RpcPolicy kPolicies[] = {
 
 constexpr std::string_view kRoles[] = {"none", "viewer", "operator", "admin"};
 
-bool is_final(JobState state) {
-  return state >= JobState::succeeded;
-}
-
 }  // namespace
 
 std::optional<Role> role_named(std::string_view name) {

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/control/private_folder.h"
 
 namespace fusedbun::control {
@@ -25,9 +26,7 @@ std::string holder_of(int fd) {
 }
 
 void write_holder(int fd) {
-  std::array<char, 128> host{};
-  if (::gethostname(host.data(), host.size() - 1) != 0) host[0] = '?';
-  const std::string line = "pid " + std::to_string(::getpid()) + " on host " + host.data() + "\n";
+  const std::string line = "pid " + std::to_string(::getpid()) + " on host " + host_name() + "\n";
   // Only for people: the lock holds without it, so a full disk is no reason to refuse the run here.
   if (::ftruncate(fd, 0) == 0) {
     [[maybe_unused]] const ssize_t written = ::pwrite(fd, line.data(), line.size(), 0);

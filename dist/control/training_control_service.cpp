@@ -36,10 +36,6 @@ std::vector<plan::LedgerGroup> named_groups(const JobDescription& job) {
   return job.groups;
 }
 
-bool is_final(JobState state) {
-  return state >= JobState::succeeded;
-}
-
 }  // namespace
 
 TrainingControlService::TrainingControlService(const ControlOptions& options, JobDescription job,

@@ -8,6 +8,7 @@
 #include <fstream>
 #include <string>
 
+#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/job/gpu.h"
 
 extern char** environ;
@@ -17,11 +18,9 @@ namespace {
 
 /// Equal on the ranks of one host, and only there: containers may share a host name, never a boot and a name.
 uint64_t host_hash() {
-  char name[256] = {};
-  gethostname(name, sizeof(name) - 1);
   std::string boot_id;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot_id;
-  const std::string text = name + boot_id;
+  const std::string text = host_name() + boot_id;
   return XXH3_64bits(text.data(), text.size());
 }
 

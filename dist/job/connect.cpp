@@ -1,15 +1,16 @@
 #include "fusedbun/dist/job/connect.h"
 
 #include <signal.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/comm/gloo.h"
 #include "fusedbun/dist/comm/local.h"
+#include "fusedbun/dist/comm/records.h"
 #include "fusedbun/dist/job/capability.h"
 #ifdef FUSEDBUN_HAS_MPI
 #include "fusedbun/dist/comm/mpi.h"
@@ -60,16 +61,6 @@ std::unique_ptr<comm::Communicator> meet(const plan::Identity& identity,
   return connect_at_store(identity, options);
 }
 
-std::vector<plan::Capability> gather(comm::Communicator& host, plan::Capability mine) {
-  std::vector<plan::Capability> all(host.size());
-  constexpr auto kBytes = static_cast<int64_t>(sizeof(plan::Capability));
-  host.all_gather({&mine, kBytes, comm::DataType::u8},
-                  {all.data(), kBytes * host.size(), comm::DataType::u8},
-                  comm::Counts(host.size(), kBytes))
-      .wait();
-  return all;
-}
-
 #ifdef FUSEDBUN_HAS_MPI
 /// Gloo under mpirun: there is no MASTER_ADDR, so rank 0 serves a store and tells where over MPI.
 std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(const plan::Identity& identity,
@@ -81,11 +72,11 @@ std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(const plan::Identity& 
   } address;
   std::unique_ptr<comm::StoreServer> server;
   if (identity.rank == 0) {
-    if (!one_host) gethostname(address.host, sizeof(address.host) - 1);
+    if (!one_host) std::strncpy(address.host, host_name().c_str(), sizeof(address.host) - 1);
     server = comm::serve_store(address.host, 0);
     address.port = server->port();
   }
-  mpi.broadcast({&address, static_cast<int64_t>(sizeof(address)), comm::DataType::u8}, 0).wait();
+  address = comm::broadcast_record(mpi, address);
   auto gloo = comm::connect_gloo({.rank = identity.rank,
                                   .size = identity.world_size,
                                   .master_addr = address.host,
@@ -104,7 +95,7 @@ Connections connect(const plan::Identity& identity, const ConnectOptions& option
   Connections connections;
   connections.host = meet(identity, options);
   const plan::Capability mine = capability_of(identity, options.backend, options.use_gpu);
-  const std::vector<plan::Capability> all = gather(*connections.host, mine);
+  const std::vector<plan::Capability> all = comm::gather_records(*connections.host, mine);
   connections.choice = plan::choose_backend(all);
   if (identity.world_size == 1 && !options.use_gpu) {
     connections.choice.reason = "local: one process, nothing travels";
@@ -139,7 +130,7 @@ void share_outcome(comm::Communicator& host, const Outcome& of_rank_0) {
   static_assert(sizeof(Wire) == 512);
   wire.code = of_rank_0.code;
   std::strncpy(wire.message, of_rank_0.message.c_str(), sizeof(wire.message) - 1);
-  host.broadcast({&wire, static_cast<int64_t>(sizeof(wire)), comm::DataType::u8}, 0).wait();
+  wire = comm::broadcast_record(host, wire);
   if (wire.code != 0) throw Error(static_cast<ExitCode>(wire.code), wire.message);
 }
 

@@ -2,12 +2,12 @@
 
 #include <unistd.h>
 
-#include <array>
 #include <climits>
 #include <cstring>
-#include <vector>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/host_name.h"
+#include "fusedbun/dist/comm/records.h"
 
 namespace fusedbun {
 namespace {
@@ -34,11 +34,6 @@ struct Answer {
 template <size_t kBytes>
 void put(char (&to)[kBytes], const std::string& text) {
   std::strncpy(to, text.c_str(), kBytes - 1);
-}
-
-std::string host_name() {
-  std::array<char, HOST_NAME_MAX + 1> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "?";
 }
 
 /// Under which address the other ranks reach rank 0.
@@ -73,16 +68,6 @@ health::Invitation invitation_of(const Offer& offer) {
                      .device = offer.device}};
 }
 
-std::vector<Answer> gather(comm::Communicator& host, const Answer& mine) {
-  std::vector<Answer> answers(host.size());
-  constexpr auto kBytes = static_cast<int64_t>(sizeof(Answer));
-  host.all_gather({const_cast<Answer*>(&mine), kBytes, comm::DataType::u8},
-                  {answers.data(), kBytes * host.size(), comm::DataType::u8},
-                  comm::Counts(host.size(), kBytes))
-      .wait();
-  return answers;
-}
-
 }  // namespace
 
 Heartbeats start_heartbeats(const plan::Identity& identity, Connections& connections,
@@ -113,14 +98,14 @@ Heartbeats start_heartbeats(const plan::Identity& identity, Connections& connect
                          run_dir);
     });
   }
-  host.broadcast({&offer, static_cast<int64_t>(sizeof(offer)), comm::DataType::u8}, 0).wait();
+  offer = comm::broadcast_record(host, offer);
   if (host.rank() != 0 && offer.port != 0) {
     attempt([&] {
       started.heartbeat =
           std::make_unique<health::Heartbeat>(options, invitation_of(offer), timeout);
     });
   }
-  for (const Answer& answer : gather(host, mine)) {
+  for (const Answer& answer : comm::gather_records(host, mine)) {
     if (answer.failed == 0) continue;
     return {.heartbeat = nullptr, .reason = answer.reason, .run_dir = {}};
   }

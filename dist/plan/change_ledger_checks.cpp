@@ -1,18 +1,11 @@
 // The checks that a request goes through before it is a change.
 #include <algorithm>
-#include <charconv>
 
 #include "fusedbun/dist/plan/change_ledger.h"
+#include "fusedbun/dist/plan/hexadecimal.h"
 
 namespace fusedbun::plan {
 namespace {
-
-std::string hex(uint64_t value) {
-  char digits[16];
-  const auto end = std::to_chars(std::begin(digits), std::end(digits), value, 16).ptr;
-  const std::string text(digits, end);
-  return std::string(16 - text.size(), '0') + text;
-}
 
 bool same_body(const ChangeRequest& a, const ChangeRequest& b) {
   return a.patches == b.patches && a.apply_at_step == b.apply_at_step && a.cancels == b.cancels &&
@@ -22,7 +15,7 @@ bool same_body(const ChangeRequest& a, const ChangeRequest& b) {
 }  // namespace
 
 std::string ChangeLedger::etag_of(int64_t revision, uint64_t chain_hash) {
-  return "\"" + std::to_string(revision) + "-" + hex(chain_hash) + "\"";
+  return "\"" + std::to_string(revision) + "-" + hexadecimal(chain_hash) + "\"";
 }
 
 std::optional<ChangeLedger::Verdict> ChangeLedger::find_repeated(const ChangeRequest& request,

@@ -1,12 +1,12 @@
 #include "fusedbun/dist/plan/step_header.h"
 
 #include <algorithm>
-#include <charconv>
 #include <iterator>
 #include <map>
 #include <vector>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/plan/hexadecimal.h"
 
 namespace fusedbun::plan {
 namespace {
@@ -18,12 +18,8 @@ std::string decimal(uint64_t value) {
   return std::to_string(static_cast<int64_t>(value));
 }
 
-/// 16 digits, as hashes are written.
-std::string hexadecimal(uint64_t value) {
-  char digits[16];
-  const auto end = std::to_chars(std::begin(digits), std::end(digits), value, 16).ptr;
-  const std::string text(digits, end);
-  return "0x" + std::string(16 - text.size(), '0') + text;
+std::string hash_text(uint64_t value) {
+  return "0x" + hexadecimal(value);
 }
 
 /// A field that must be equal. In order of the table the first difference explains the later ones.
@@ -38,10 +34,10 @@ const EqualField kEqualFields[] = {
      decimal},
     {" uses ", "revision ",
      [](const StepHeader& h) { return static_cast<uint64_t>(h.active_revision); }, decimal},
-    {" has ", "change chain ", [](const StepHeader& h) { return h.chain_hash; }, hexadecimal},
+    {" has ", "change chain ", [](const StepHeader& h) { return h.chain_hash; }, hash_text},
     {" has ", "skipped steps ",
      [](const StepHeader& h) { return static_cast<uint64_t>(h.skipped_steps); }, decimal},
-    {" has ", "state digest ", [](const StepHeader& h) { return h.state_digest; }, hexadecimal},
+    {" has ", "state digest ", [](const StepHeader& h) { return h.state_digest; }, hash_text},
 };
 
 /// What most ranks say; among equally many, what the lowest rank of them says.

@@ -105,7 +105,7 @@ void StepEngine::perform_step() {
   if (skip) {
     ++skipped_steps_;
     for (size_t b = 0; b < buckets_.size(); ++b) {
-      wait(reductions_[b], "reduce_scatter", static_cast<int>(b));
+      wait(reductions_[b], plan::Phase::reduce_scatter, static_cast<int>(b));
     }
   } else {
     if (!sharded_.step_in_backward) begin_update(agreement);
@@ -129,10 +129,7 @@ void StepEngine::settle_header() {
   if (!message_.header_under_way()) return;
   const std::vector<plan::StepHeader>& headers = message_.settle_header();
   if (const auto difference = plan::disagreement(headers)) throw DivergedError(*difference);
-  const int64_t newest = headers[0].newest_revision;
-  if (newest > changes_.known_revision()) {
-    changes_.accept(receive_changes(*channels_.host, port_, changes_.known_revision(), newest));
-  }
+  accept_changes(headers[0].newest_revision);
   for (const plan::StepHeader& header : headers) {
     if (header.flags & plan::StepHeader::kStopping) {
       leaving_ = plan::LeaveRequest::stop;
@@ -141,6 +138,13 @@ void StepEngine::settle_header() {
       leaving_ = plan::LeaveRequest::drain;
     }
   }
+}
+
+bool StepEngine::accept_changes(int64_t newest_revision) {
+  const int64_t known = changes_.known_revision();
+  if (newest_revision <= known) return false;
+  changes_.accept(receive_changes(*channels_.host, port_, known, newest_revision));
+  return true;
 }
 
 plan::Agreement StepEngine::agree() {
@@ -161,7 +165,7 @@ double StepEngine::own_sum_of_squares() {
   const double divisor = gradient_divisor();
   double sum = 0;
   for (size_t b = 0; b < buckets_.size(); ++b) {
-    wait(reductions_[b], "reduce_scatter", static_cast<int>(b));
+    wait(reductions_[b], plan::Phase::reduce_scatter, static_cast<int>(b));
     const double norm = buckets_[b]->norm_of_sum() / divisor;
     sum += norm * norm;
   }
@@ -199,7 +203,7 @@ void StepEngine::begin_update(const plan::Agreement& agreement) {
 }
 
 void StepEngine::update_bucket(int bucket, const std::vector<bool>& used) {
-  wait(reductions_[bucket], "reduce_scatter", bucket);
+  wait(reductions_[bucket], plan::Phase::reduce_scatter, bucket);
   enter(plan::Phase::update, bucket);
   begin_bucket(bucket, used);
   if (!needs_columns_first(bucket)) send_rows(bucket);
@@ -224,7 +228,7 @@ void StepEngine::finish_update(const std::vector<bool>& used) {
   message_.send_squares();
   squares_under_way_ = true;
   for (int b = 0; b < bucket_count; ++b) {
-    wait(gathers_[b], "all_gather", b);
+    wait(gathers_[b], plan::Phase::all_gather, b);
     buckets_[b]->receive_rows(matrices_, used);
   }
   for (ParameterMatrix& matrix : matrices_) matrix.write_back();
@@ -364,16 +368,16 @@ void StepEngine::finish_bucket(int bucket, const std::vector<bool>& used) {
 }
 
 void StepEngine::enter(plan::Phase phase, int bucket) {
-  board_.enter(phase, bucket);
+  board_.put({.job_step = job_step_, .phase = phase, .bucket = bucket});
   if (sharded_.trace != nullptr) sharded_.trace->enter(board_.position());
 }
 
-void StepEngine::wait(Travel& travel, std::string_view name, int bucket) {
+void StepEngine::wait(Travel& travel, plan::Phase phase, int bucket) {
   if (!travel.work.pending()) return;
-  enter(name == "all_gather" ? plan::Phase::all_gather : plan::Phase::reduce_scatter, bucket);
+  enter(phase, bucket);
   if (sharded_.trace == nullptr || !device_.is_cpu()) return wait(travel.work);
   sharded_.trace->add({.track = StepTrace::Track::wire,
-                       .name = name,
+                       .name = plan::name_of(phase),
                        .bucket = bucket,
                        .job_step = job_step_,
                        .begin = travel.sent_at,
@@ -413,7 +417,6 @@ void StepEngine::close_step(const plan::Agreement& agreement) {
   if (port_ != nullptr) port_->step_finished(report_);
   ++job_step_;
   enter_next_step();
-  board_.enter_step(job_step_, plan::Phase::forward_backward);
   enter(plan::Phase::forward_backward);
 }
 
@@ -486,9 +489,7 @@ void StepEngine::set_control(plan::ControlPort* port) {
   port_ = port;
   int64_t newest = rank_ == 0 && port_ != nullptr ? port_->newest_revision() : 0;
   channels_.host->broadcast(comm::Buffer::of(std::span(&newest, 1)), 0).wait();
-  if (newest <= changes_.known_revision()) return;
-  changes_.accept(receive_changes(*channels_.host, port_, changes_.known_revision(), newest));
-  enter_next_step();
+  if (accept_changes(newest)) enter_next_step();
 }
 
 void StepEngine::set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal) {

@@ -111,6 +111,8 @@ class StepEngine {
   void abandon() noexcept;
   void settle_previous();
   void settle_header();
+  /// Brings rank 0's changes up to that revision here; collective. Returns whether there were any.
+  bool accept_changes(int64_t newest_revision);
   void absorb_pending_columns();
   plan::Agreement agree();
   plan::Agreement all_used() const;
@@ -139,7 +141,7 @@ class StepEngine {
   void release_gradients();
   void enter(plan::Phase phase, int bucket = plan::RankPosition::kNoBucket);
   void wait(comm::Work& work);
-  void wait(Travel& travel, std::string_view name, int bucket);
+  void wait(Travel& travel, plan::Phase phase, int bucket);
   void send_rows(int bucket);
 
   Channels channels_;

@@ -2,12 +2,7 @@
 
 #include <bit>
 
-// Each loop once for the widest registers that the machine has; integers and correctly rounded products, so the same bits.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define FUSEDBUN_WIDEST __attribute__((target_clones("avx2", "default")))
-#else
-#define FUSEDBUN_WIDEST
-#endif
+#include "fusedbun/core/widest.h"
 
 namespace fusedbun {
 namespace {

@@ -1,25 +1,17 @@
 // A bucket that travels through a communicator, gradients and rows in the same memory.
 #include <ATen/ATen.h>
 
-#include "fusedbun/dist/step/bucket_memory.h"
-#include "fusedbun/dist/step/row_gather.h"
+#include "fusedbun/dist/step/gathered_bucket.h"
 
 namespace fusedbun {
 namespace {
 
-class MessageBucket : public BucketMemory {
+class MessageBucket : public GatheredBucket {
  public:
   MessageBucket(const plan::Bucket& bucket, comm::Communicator& communicator, at::Device device)
-      : BucketMemory(
-            bucket, communicator.rank(),
-            at::zeros({bucket.elements()}, at::TensorOptions(device).dtype(gradient_type(bucket)))),
-        communicator_(communicator),
-        // A portion's gradients are used up by the step before its new rows are written in their place.
-        rows_(bucket_, communicator,
-              parameter_type(bucket) == gradient_type(bucket)
-                  ? gradients_
-                  : at::zeros({bucket.elements()},
-                              at::TensorOptions(device).dtype(parameter_type(bucket)))) {}
+      : GatheredBucket(bucket, communicator,
+                       at::zeros({bucket.elements()},
+                                 at::TensorOptions(device).dtype(gradient_type(bucket)))) {}
 
   comm::Work send_gradients(uint32_t) override {
     return communicator_.reduce_scatter(buffer_of(gradients_),
@@ -34,17 +26,6 @@ class MessageBucket : public BucketMemory {
     return at::linalg_vector_norm(portion_of(gradients_, rank_), 2, {}, false, at::kDouble)
         .item<double>();
   }
-
-  comm::Work send_rows(std::span<const ParameterMatrix> matrices, uint32_t) override {
-    return rows_.send(matrices);
-  }
-  void receive_rows(std::span<ParameterMatrix> matrices, const std::vector<bool>& used) override {
-    rows_.receive(matrices, used);
-  }
-
- private:
-  comm::Communicator& communicator_;
-  RowGather rows_;
 };
 
 }  // namespace

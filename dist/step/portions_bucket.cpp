@@ -2,26 +2,18 @@
 // up in rank order while it reads them.
 #include <ATen/ATen.h>
 
-#include "fusedbun/dist/step/bucket_memory.h"
-#include "fusedbun/dist/step/row_gather.h"
+#include "fusedbun/dist/step/gathered_bucket.h"
 
 namespace fusedbun {
 namespace {
 
-class PortionsBucket : public BucketMemory {
+class PortionsBucket : public GatheredBucket {
  public:
   PortionsBucket(const plan::Bucket& bucket, comm::Communicator& communicator, at::ScalarType wire)
-      : BucketMemory(bucket, communicator.rank(),
-                     at::zeros({bucket.elements()}, at::TensorOptions().dtype(wire))),
-        communicator_(communicator),
+      : GatheredBucket(bucket, communicator,
+                       at::zeros({bucket.elements()}, at::TensorOptions().dtype(wire))),
         received_(at::zeros({communicator.size(), bucket.counts[communicator.rank()]},
-                            at::TensorOptions().dtype(wire))),
-        rows_(bucket_, communicator,
-              // Gradients are used up before the new rows are gathered in their place.
-              wire == parameter_type(bucket)
-                  ? gradients_
-                  : at::zeros({bucket.elements()},
-                              at::TensorOptions().dtype(parameter_type(bucket)))) {
+                            at::TensorOptions().dtype(wire))) {
     const int64_t bytes = wire == at::kBFloat16 ? 2 : 1;  // bfloat16 travels as bytes
     for (const int64_t count : bucket.counts) send_counts_.push_back(count * bytes);
     receive_counts_.assign(communicator.size(), bucket.counts[communicator.rank()] * bytes);
@@ -52,20 +44,11 @@ class PortionsBucket : public BucketMemory {
     return add_up(received_.unbind(0), sum_);
   }
 
-  comm::Work send_rows(std::span<const ParameterMatrix> matrices, uint32_t) override {
-    return rows_.send(matrices);
-  }
-  void receive_rows(std::span<ParameterMatrix> matrices, const std::vector<bool>& used) override {
-    rows_.receive(matrices, used);
-  }
-
  private:
-  comm::Communicator& communicator_;
   at::Tensor received_;  ///< [rank][elements of this rank's portion]
-  at::Tensor
-      sum_;  ///< [elements of the portion] in the arithmetic's type, once the norm was asked for
+  /// [elements of the portion] in the arithmetic's type, once the norm was asked for.
+  at::Tensor sum_;
   comm::Counts send_counts_, receive_counts_;
-  RowGather rows_;
 };
 
 }  // namespace

@@ -12,13 +12,11 @@ namespace fusedbun {
 
 class PositionBoard {
  public:
-  void enter_step(int64_t job_step, plan::Phase phase) noexcept {
-    put({.job_step = job_step, .phase = phase});
+  void put(const plan::RankPosition& position) noexcept {
+    position_.store(plan::pack(position), std::memory_order_relaxed);
   }
-  /// Within the step that was entered last.
-  void enter(plan::Phase phase, int bucket = plan::RankPosition::kNoBucket) noexcept {
-    put({.job_step = position().job_step, .phase = phase, .bucket = bucket});
-  }
+  /// Within the job step at hand.
+  void enter(plan::Phase phase) noexcept { put({.job_step = position().job_step, .phase = phase}); }
   void set_state_digest(uint64_t digest) noexcept {
     digest_.store(digest, std::memory_order_relaxed);
   }
@@ -30,10 +28,6 @@ class PositionBoard {
   uint64_t state_digest() const noexcept { return digest_.load(std::memory_order_relaxed); }
 
  private:
-  void put(const plan::RankPosition& position) noexcept {
-    position_.store(plan::pack(position), std::memory_order_relaxed);
-  }
-
   std::atomic<uint64_t> position_{0};
   std::atomic<uint64_t> digest_{0};
 };

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/records.h"
 
 namespace fusedbun {
 namespace {
@@ -56,13 +57,7 @@ void require_same_on_all_ranks(comm::Communicator& host, std::span<const std::st
   for (const std::string& line : lines) text += line + "\n";
   const std::vector<std::string> first = split_lines(broadcast_text(host, text));
 
-  const Difference mine = first_difference(lines, first);
-  std::vector<Difference> all(host.size());
-  constexpr auto kBytes = static_cast<int64_t>(sizeof(Difference));
-  host.all_gather({const_cast<Difference*>(&mine), kBytes, comm::DataType::u8},
-                  {all.data(), kBytes * host.size(), comm::DataType::u8},
-                  comm::Counts(host.size(), kBytes))
-      .wait();
+  const std::vector<Difference> all = comm::gather_records(host, first_difference(lines, first));
   for (int rank = 0; rank < host.size(); ++rank) {
     const Difference& theirs = all[rank];
     if (theirs.line < 0) continue;

@@ -34,6 +34,14 @@ struct Flags {
   bool json = false;
 };
 
+void show(const Json& report, bool json) {
+  if (json) {
+    std::cout << report.dump(2) << '\n';
+  } else {
+    bench::print_table(report, std::cout);
+  }
+}
+
 using Rows = std::function<Json(Job&, const bench::RankBenchOptions&)>;
 
 /// What this process does when it is one rank of a job.
@@ -56,10 +64,8 @@ void take_part(const std::string& name, const Flags& flags, const Rows& measure)
   if (job.rank() != 0) return;
   if (!flags.report_to.empty()) {
     std::ofstream(flags.report_to) << report;
-  } else if (flags.json) {
-    std::cout << report.dump(2) << '\n';
   } else {
-    bench::print_table(report, std::cout);
+    show(report, flags.json);
   }
 }
 
@@ -102,14 +108,6 @@ Json over_own_ranks(const std::string& name, const Flags& flags) {
   report["rows"] = Json::array();
   for (const std::vector<Json>& rounds : results) report["rows"].push_back(merged(rounds));
   return report;
-}
-
-void show(const Json& report, bool json) {
-  if (json) {
-    std::cout << report.dump(2) << '\n';
-  } else {
-    bench::print_table(report, std::cout);
-  }
 }
 
 bool is_rank_of_a_job() {

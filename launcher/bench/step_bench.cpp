@@ -18,7 +18,7 @@ namespace {
 
 using at::Tensor;
 
-/// What one step is timed on. The values are the same for all contestants, and so is the memory where types allow it:
+/// What one step is timed on. The values are the same for all steps, and so is the memory where types allow it:
 /// what is in it does not change how long a step takes.
 struct Arrays {
   std::vector<Tensor> parameters, gradients, averages, squares;
@@ -37,7 +37,7 @@ Arrays make_arrays(const BenchModel& model) {
   return arrays;
 }
 
-struct Contestant {
+struct TimedStep {
   std::string name;   ///< preset, or who else
   std::string dtype;  ///< of parameters and momentum
   std::function<void()> step;
@@ -78,7 +78,7 @@ void check(const FusedbunOptions& options, const Arrays& arrays, at::ScalarType 
   }
 }
 
-Contestant adamw(const Arrays& arrays) {
+TimedStep adamw(const Arrays& arrays) {
   std::vector<Tensor> steps;
   for (size_t i = 0; i < arrays.parameters.size(); ++i) steps.push_back(at::ones({}));
   return {"AdamW fused (LibTorch)", "f32",
@@ -97,7 +97,7 @@ struct Variant {
   bool bf16_momentum = false;
 };
 
-Contestant fusedbun_step(const Variant& variant, const Arrays& arrays) {
+TimedStep fusedbun_step(const Variant& variant, const Arrays& arrays) {
   FusedbunOptions options = FusedbunOptions::of_preset(variant.preset, 1e-3);
   // The test of the gradient belongs to the hook of a sharded step, which is timed by `bench exchange`.
   options.use_rms(true).nonfinite(Nonfinite::propagate);
@@ -135,8 +135,8 @@ Contestant fusedbun_step(const Variant& variant, const Arrays& arrays) {
 }
 
 /// A loop over the arrays that `pick` chooses for parameter i.
-Contestant limit(const std::string& name, const Arrays& arrays,
-                 const std::function<Streams(size_t)>& pick) {
+TimedStep limit(const std::string& name, const Arrays& arrays,
+                const std::function<Streams(size_t)>& pick) {
   std::vector<Streams> streams;
   std::vector<int64_t> counts;
   for (size_t i = 0; i < arrays.parameters.size(); ++i) {
@@ -154,7 +154,7 @@ Contestant limit(const std::string& name, const Arrays& arrays,
   return {name, "f32", run, name, streams[0].bytes()};
 }
 
-std::vector<Contestant> limits(const Arrays& a) {
+std::vector<TimedStep> limits(const Arrays& a) {
   const auto f32 = [](const Tensor& tensor) { return tensor.data_ptr<float>(); };
   // bfloat16 arrays borrow the memory of `squares`: what is in it does not matter.
   const auto u16 = [&a](size_t i) { return static_cast<uint16_t*>(a.squares[i].data_ptr()); };
@@ -203,42 +203,42 @@ Json bench_step(const StepBenchOptions& options) {
   at::manual_seed(1);
   const Arrays arrays = make_arrays(options.model);
   std::cerr << options.model.name << ": " << arrays.count << " parameters; checking results\n";
-  std::vector<Contestant> contestants = {adamw(arrays)};
+  std::vector<TimedStep> steps = {adamw(arrays)};
   for (const std::string& name : preset_names())
-    contestants.push_back(fusedbun_step({name.c_str()}, arrays));
-  contestants.push_back(fusedbun_step({"recommended", at::kFloat, true}, arrays));
-  contestants.push_back(fusedbun_step({"recommended", at::kBFloat16}, arrays));
-  for (Contestant& bound : limits(arrays)) contestants.push_back(std::move(bound));
+    steps.push_back(fusedbun_step({name.c_str()}, arrays));
+  steps.push_back(fusedbun_step({"recommended", at::kFloat, true}, arrays));
+  steps.push_back(fusedbun_step({"recommended", at::kBFloat16}, arrays));
+  for (TimedStep& bound : limits(arrays)) steps.push_back(std::move(bound));
 
   Json report = empty_report("step");
   for (const int threads : options.threads) {
     at::set_num_threads(threads);
     std::map<std::string, std::vector<double>> limit_seconds;
-    std::vector<std::vector<double>> seconds(contestants.size());
+    std::vector<std::vector<double>> seconds(steps.size());
     for (int round = 0; round <= options.rounds; ++round) {
       std::cerr << "\r" << threads << " thread(s), round " << round << " of " << options.rounds
                 << std::flush;
-      for (size_t c = 0; c < contestants.size(); ++c) {
-        const double took = seconds_of(contestants[c].step);
+      for (size_t c = 0; c < steps.size(); ++c) {
+        const double took = seconds_of(steps[c].step);
         if (round > 0) seconds[c].push_back(took);  // the first one warms up
       }
     }
     std::cerr << '\n';
     std::map<std::string, size_t> index_of;
-    for (size_t c = 0; c < contestants.size(); ++c) index_of[contestants[c].name] = c;
-    for (size_t c = 0; c < contestants.size(); ++c) {
-      const size_t bound = index_of.at(contestants[c].limit);
+    for (size_t c = 0; c < steps.size(); ++c) index_of[steps[c].name] = c;
+    for (size_t c = 0; c < steps.size(); ++c) {
+      const size_t bound = index_of.at(steps[c].limit);
       std::vector<double> nanoseconds;
       for (const double s : seconds[c])
         nanoseconds.push_back(s * 1e9 / static_cast<double>(arrays.count));
-      Json row{{"preset", contestants[c].name},
+      Json row{{"preset", steps[c].name},
                {"model", options.model.name},
-               {"dtype", contestants[c].dtype},
+               {"dtype", steps[c].dtype},
                {"threads", threads}};
       put(row, "ns_per_param", spread_of(nanoseconds));
       put(row, "ratio_to_adamw_fused", spread_of(paired_ratios(seconds[c], seconds[0])));
       put(row, "ratio_to_limit", spread_of(paired_ratios(seconds[c], seconds[bound])));
-      row["bytes_per_param_at_limit"] = contestants[bound].bytes;
+      row["bytes_per_param_at_limit"] = steps[bound].bytes;
       report["rows"].push_back(std::move(row));
     }
   }

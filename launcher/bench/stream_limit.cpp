@@ -3,11 +3,8 @@
 #include "fusedbun/core/error.h"
 
 // The widest registers that the machine has; where there is only one kind, the compiler's choice.
-#if defined(__x86_64__)
-#define FUSEDBUN_WIDEST __attribute__((target_clones("avx2", "default")))
-#else
-#define FUSEDBUN_WIDEST
-#endif
+
+#include "fusedbun/core/widest.h"
 
 namespace fusedbun::bench {
 namespace {

@@ -14,6 +14,7 @@
 #include <ctime>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/host_name.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/launch/free_port.h"
 
@@ -35,11 +36,6 @@ SupervisionOptions supervision_options(const LaunchOptions& options) {
           .grace = grace,
           .failure_grace = std::min(grace, kFailureGrace),
           .max_restarts = options.max_restarts};
-}
-
-std::string host_name() {
-  std::array<char, HOST_NAME_MAX + 1> name{};
-  return ::gethostname(name.data(), name.size() - 1) == 0 ? name.data() : "this host";
 }
 
 std::string signal_name(int signal) {

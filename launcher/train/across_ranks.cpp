@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/records.h"
 
 namespace fusedbun::train {
 
@@ -12,17 +13,9 @@ std::vector<double> sum_over_ranks(comm::Communicator& host, std::vector<double>
   return values;
 }
 
-std::vector<int64_t> gather_from_ranks(comm::Communicator& host, int64_t value) {
-  std::vector<int64_t> all(host.size());
-  host.all_gather(comm::Buffer::of(std::span(&value, 1)), comm::Buffer::of(std::span(all)),
-                  comm::Counts(host.size(), 1))
-      .wait();
-  return all;
-}
-
 void require_same_start(comm::Communicator& host, const std::vector<StartFact>& facts) {
   for (const StartFact& fact : facts) {
-    const std::vector<int64_t> all = gather_from_ranks(host, fact.value);
+    const std::vector<int64_t> all = comm::gather_records(host, fact.value);
     for (size_t rank = 1; rank < all.size(); ++rank) {
       FUSEDBUN_REQUIRE(all[rank] == all[0], ConfigError,
                        fact.name + " is not the same on rank " + std::to_string(rank) +
@@ -32,7 +25,7 @@ void require_same_start(comm::Communicator& host, const std::vector<StartFact>& 
 }
 
 std::vector<std::string> gather_texts(comm::Communicator& host, const std::string& text) {
-  const comm::Counts lengths = gather_from_ranks(host, static_cast<int64_t>(text.size()));
+  const comm::Counts lengths = comm::gather_records(host, static_cast<int64_t>(text.size()));
   std::string all(std::accumulate(lengths.begin(), lengths.end(), size_t{0}), '\0');
   host.all_gather(
           {const_cast<char*>(text.data()), static_cast<int64_t>(text.size()), comm::DataType::u8},

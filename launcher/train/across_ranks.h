@@ -14,9 +14,6 @@ namespace fusedbun::train {
 /// The element-wise sum over ranks, in rank order.
 std::vector<double> sum_over_ranks(comm::Communicator& host, std::vector<double> values);
 
-/// [rank] -> that rank's value.
-std::vector<int64_t> gather_from_ranks(comm::Communicator& host, int64_t value);
-
 /// Something that must be equal on all ranks for the job to make sense.
 struct StartFact {
   std::string name;  ///< "--batch"

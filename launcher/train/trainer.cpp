@@ -10,6 +10,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/atomic_file.h"
+#include "fusedbun/dist/comm/records.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/launcher/env/host.h"
@@ -131,7 +132,7 @@ class Run {
     }
     const std::unique_ptr<Stepper> stepper = make_stepper(optimizer);
     const LeaveSignals signals(*stepper);
-    const std::vector<int64_t> planned = gather_from_ranks(host, stepper->planned_state_bytes());
+    const std::vector<int64_t> planned = comm::gather_records(host, stepper->planned_state_bytes());
     if (job_.rank() == 0) say_start(*stepper, planned);
 
     const LoopResult result =
@@ -140,7 +141,7 @@ class Run {
       write_trace(options_.trace, trace_, host);
       if (job_.rank() == 0) progress_.say("trace: " + options_.trace.string());
     }
-    const std::vector<int64_t> measured = gather_from_ranks(host, stepper->state_bytes());
+    const std::vector<int64_t> measured = comm::gather_records(host, stepper->state_bytes());
     if (job_.rank() == 0) {
       const fs::path model_path = model_file(options_, run_dir_);
       job_.enter(plan::Phase::save);

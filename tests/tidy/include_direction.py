@@ -35,7 +35,7 @@ LIBRARIES = {
 SYSTEM = {"threads", "clock", "files"}
 
 # What core gives to parts that touch no tensors.
-CORE_VALUES = r"core/(error|options|option_fields|row_range|step_scalars)\.h"
+CORE_VALUES = r"core/(error|host_name|options|option_fields|row_range|step_scalars)\.h"
 
 # (files, project headers they may include, libraries they may see). The first row that matches a file holds for it.
 PARTS = [
