@@ -4,6 +4,7 @@ namespace fusedbun::control {
 
 void MetricsStreams::publish(SharedSample sample) {
   const std::lock_guard lock(mutex_);
+  if (ended_) return;
   for (Reader* reader : readers_) reader->push(sample);
   past_.push_back(std::move(sample));
   if (past_.size() > kRing) past_.pop_front();

@@ -22,7 +22,7 @@ class MetricsStreams {
   static constexpr size_t kRing = 256;
 
   void publish(SharedSample sample);
-  /// Nothing more will come.
+  /// Nothing more will come, and what does is ignored: readers read to the end.
   void end();
 
   class Reader {

@@ -135,6 +135,7 @@ void TrainingControlService::end_run(JobState state, std::string_view reason, bo
     {
       const std::lock_guard progress(progress_mutex_);
       publish_sample();
+      metrics_.end();
     }
     move_to(state, reason, degraded);
   }

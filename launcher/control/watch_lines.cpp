@@ -1,9 +1,10 @@
 #include "fusedbun/launcher/control/watch_lines.h"
 
+#include <chrono>
 #include <exception>
+#include <future>
 #include <iostream>
 #include <mutex>
-#include <thread>
 
 #include "fusedbun/launcher/control/change_text.h"
 #include "fusedbun/launcher/control/job_flags.h"
@@ -11,6 +12,9 @@
 
 namespace fusedbun::launcher {
 namespace {
+
+/// After the job's last event: its last samples are on their way.
+constexpr std::chrono::seconds kSamplesEndWithin{2};
 
 using control::v1::Change;
 using control::v1::Job;
@@ -54,7 +58,7 @@ void watch_as_lines(const control::JobLocation& location, OutputFormat format) {
     return std::cout.good();  // nobody reads any more: watch ends
   };
   const bool json = format == OutputFormat::json;
-  std::thread metrics([&] {
+  auto metrics = std::async(std::launch::async, [&] {
     control::v1::StreamMetricsRequest request;
     if (!json) request.mutable_min_interval()->set_seconds(1);
     try {
@@ -72,11 +76,12 @@ void watch_as_lines(const control::JobLocation& location, OutputFormat format) {
       return put(json ? "{\"event\":" + json_line_of(event) + "}" : text_of(event)) &&
              !is_the_end(event);
     });
+    metrics.wait_for(kSamplesEndWithin);
   } catch (const Error&) {
     trouble = std::current_exception();
   }
   client.cancel_streams();
-  metrics.join();
+  metrics.wait();
   if (trouble) std::rethrow_exception(trouble);
 }
 
