@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/broken_pipes.h"
 #include "fusedbun/dist/comm/gloo_address.h"
 #include "fusedbun/dist/comm/gloo_process_group.h"
 #include "fusedbun/dist/comm/gloo_transport.h"
@@ -157,6 +158,7 @@ std::unique_ptr<StoreServer> serve_store(const std::string& address, uint16_t po
 std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
   FUSEDBUN_REQUIRE(options.size >= 1 && options.rank >= 0 && options.rank < options.size,
                    ConfigError, rank_text(options) + ": there is no such rank");
+  ignore_broken_pipes();
   std::shared_ptr<void> server;
   if (options.serve_store && options.rank == 0) {
     server = serve_store(options.master_addr, options.master_port);
@@ -181,6 +183,7 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
 
 std::unique_ptr<Communicator> wrap_process_group(c10::intrusive_ptr<c10d::ProcessGroup> group,
                                                  std::chrono::milliseconds timeout) {
+  ignore_broken_pipes();
   FUSEDBUN_REQUIRE(group, ConfigError, "gloo: wrap_process_group was given no process group");
   const int rank = group->getRank();
   const int size = group->getSize();

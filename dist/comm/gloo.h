@@ -31,7 +31,8 @@ struct GlooOptions {
 /// Connects all ranks; collective. Over the loopback interface when master_addr is loopback, so that it needs neither
 /// DNS nor a network; else over the interface that leads to master_addr, or $GLOO_SOCKET_IFNAME. Throws
 /// UnavailableError (port in use, store not reachable in time), ConfigError (rank outside the world, two processes
-/// with one rank, sizes that differ), TimeoutError (names the ranks that did not come), PeerLostError.
+/// with one rank, sizes that differ), TimeoutError (names the ranks that did not come), PeerLostError. From here on SIGPIPE is
+/// ignored where the program had left it alone.
 std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options);
 
 /// A store that this process serves for others, as long as the object lives: for launches that have no torchrun agent.

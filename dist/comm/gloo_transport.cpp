@@ -4,6 +4,9 @@
 #include <ATen/ops/from_blob.h>
 
 #include <chrono>
+#include <memory>
+#include <mutex>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -17,6 +20,26 @@ std::vector<at::Tensor> tensor_of(const Message& message) {
   return {at::from_blob(message.data, {message.bytes}, at::TensorOptions().dtype(at::kByte))};
 }
 
+class GlooTransfer;
+
+// The transfers that somebody may wait for.
+class UnderWay {
+ public:
+  void add(GlooTransfer* transfer) {
+    const std::lock_guard lock(mutex_);
+    transfers_.insert(transfer);
+  }
+  void remove(GlooTransfer* transfer) {
+    const std::lock_guard lock(mutex_);
+    transfers_.erase(transfer);
+  }
+  void abort() noexcept;
+
+ private:
+  std::mutex mutex_;
+  std::set<GlooTransfer*> transfers_;
+};
+
 // A c10d work holds Gloo's buffer, which detaches itself from the connection when it is destroyed: destroying the works
 // is what makes the memory the caller's again.
 class GlooTransfer final : public Transfer {
@@ -27,6 +50,22 @@ class GlooTransfer final : public Transfer {
     c10::intrusive_ptr<c10d::Work> work;
   };
   std::vector<Part> parts;
+
+  explicit GlooTransfer(std::shared_ptr<UnderWay> under_way) : under_way_(std::move(under_way)) {
+    under_way_->add(this);
+  }
+  ~GlooTransfer() override { under_way_->remove(this); }
+
+  // Waits under way and later ones end.
+  void abort() noexcept {
+    for (Part& part : parts) {
+      try {
+        part.work->abort();
+      } catch (const std::exception&) {
+        // A process group that cannot abort works has closed its connections.
+      }
+    }
+  }
 
   void wait(std::atomic<int>& peer) override {
     for (Part& part : parts) {
@@ -42,7 +81,15 @@ class GlooTransfer final : public Transfer {
       if (!done) throw std::runtime_error(what + " was aborted");
     }
   }
+
+ private:
+  std::shared_ptr<UnderWay> under_way_;
 };
+
+void UnderWay::abort() noexcept {
+  const std::lock_guard lock(mutex_);
+  for (GlooTransfer* transfer : transfers_) transfer->abort();
+}
 
 class GlooTransport final : public Transport {
  public:
@@ -56,7 +103,7 @@ class GlooTransport final : public Transport {
 
   std::unique_ptr<Transfer> start(const std::vector<Message>& sends,
                                   const std::vector<Message>& receives, int tag) override {
-    auto transfer = std::make_unique<GlooTransfer>();
+    auto transfer = std::make_unique<GlooTransfer>(under_way_);
     for (const Message& message : receives) {
       auto tensors = tensor_of(message);
       transfer->parts.push_back(
@@ -70,7 +117,8 @@ class GlooTransport final : public Transport {
   }
 
   // Process groups cannot be closed. But a Gloo wait that runs out of time closes all connections of its group, which
-  // fails every pending wait here and is seen at once by the peers: so wait a moment for a message that never comes.
+  // is seen at once by the peers: so wait a moment for a message that never comes. Of the waits that are pending here Gloo
+  // forgets those for sends that the peer had not asked for yet, so all are aborted.
   void close() noexcept override {
     if (size_ == 1) return;
     try {
@@ -79,11 +127,13 @@ class GlooTransport final : public Transport {
     } catch (const std::exception&) {
       // The time-out that was asked for, or connections that are gone already.
     }
+    under_way_->abort();
   }
 
  private:
   std::shared_ptr<void> owned_;  // outlives the group
   std::unique_ptr<PointToPoint> messages_;
+  const std::shared_ptr<UnderWay> under_way_ = std::make_shared<UnderWay>();
   const int rank_;
   const int size_;
 };

@@ -1,13 +1,12 @@
 #include "fusedbun/dist/job/connect.h"
 
-#include <signal.h>
-
 #include <algorithm>
 #include <cstring>
 #include <vector>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/host_name.h"
+#include "fusedbun/dist/comm/broken_pipes.h"
 #include "fusedbun/dist/comm/gloo.h"
 #include "fusedbun/dist/comm/local.h"
 #include "fusedbun/dist/comm/records.h"
@@ -21,14 +20,6 @@
 
 namespace fusedbun {
 namespace {
-
-/// Transports write to peers that may have gone: that is an error to be thrown, not the end of this process. A handler of the
-/// program's own stays.
-void ignore_broken_pipes() {
-  struct sigaction now {};
-  if (::sigaction(SIGPIPE, nullptr, &now) == 0 && now.sa_handler == SIG_DFL)
-    ::signal(SIGPIPE, SIG_IGN);
-}
 
 std::unique_ptr<comm::Communicator> connect_at_store(const plan::Identity& identity,
                                                      const ConnectOptions& options) {
@@ -91,7 +82,7 @@ std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(const plan::Identity& 
 }  // namespace
 
 Connections connect(const plan::Identity& identity, const ConnectOptions& options) {
-  ignore_broken_pipes();
+  comm::ignore_broken_pipes();  // whatever the backend
   Connections connections;
   connections.host = meet(identity, options);
   const plan::Capability mine = capability_of(identity, options.backend, options.use_gpu);

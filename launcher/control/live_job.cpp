@@ -21,7 +21,6 @@ LiveJob::LiveJob(const control::JobLocation& location) : client_(location) {
       client_.stream_metrics(request, [this](const control::v1::MetricsSample& sample) {
         const std::lock_guard lock(mutex_);
         view_.add(sample);
-        ++samples_;
         return true;
       });
     } catch (const Error& error) {
@@ -63,9 +62,10 @@ bool LiveJob::has_ended() const {
   return ended_;
 }
 
-int64_t LiveJob::samples() const {
+bool LiveJob::is_up_to_date() const {
   const std::lock_guard lock(mutex_);
-  return samples_;
+  if (!view_.job || view_.job->step() == 0) return true;
+  return view_.last && view_.last->step() >= view_.job->step() - 1;
 }
 
 }  // namespace fusedbun::launcher

@@ -23,14 +23,13 @@ class LiveJob {
   WatchView view() const;
   /// The stream of metrics has ended: the job has, or does not answer.
   bool has_ended() const;
-  /// Samples taken in so far.
-  int64_t samples() const;
+  /// The newest sample is of the step that the job had finished at the last refresh, or of a later one.
+  bool is_up_to_date() const;
 
  private:
   control::ControlClient client_;
   mutable std::mutex mutex_;  // guards what follows
   WatchView view_;
-  int64_t samples_ = 0;
   bool ended_ = false;
   std::thread metrics_;
 };

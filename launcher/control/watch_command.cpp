@@ -18,6 +18,8 @@ using Clock = std::chrono::steady_clock;
 
 constexpr auto kFrame = 200ms;
 constexpr auto kRefresh = 500ms;
+/// A job that stands still sends none.
+constexpr auto kSamplesWithin = 2s;
 constexpr TerminalSize kSnapshotSize{.columns = 100, .lines = 30};
 constexpr int kSideMax = 1000;
 
@@ -61,10 +63,9 @@ int side_from(const char* variable, int otherwise) {
 void snapshot(const control::JobLocation& location) {
   LiveJob job(location);
   job.refresh();
-  const auto deadline = Clock::now() + 2s;
-  for (int64_t seen = -1; seen != job.samples() && Clock::now() < deadline;) {
-    seen = job.samples();
-    std::this_thread::sleep_for(250ms);
+  const auto deadline = Clock::now() + kSamplesWithin;
+  while (!job.is_up_to_date() && !job.has_ended() && Clock::now() < deadline) {
+    std::this_thread::sleep_for(20ms);
   }
   const TerminalSize size{.columns = side_from("COLUMNS", kSnapshotSize.columns),
                           .lines = side_from("LINES", kSnapshotSize.lines)};
