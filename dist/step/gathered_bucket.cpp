@@ -1,6 +1,6 @@
 #include "fusedbun/dist/step/gathered_bucket.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/zeros.h>
 
 namespace fusedbun {
 

@@ -1,5 +1,6 @@
 // A bucket that travels through a communicator, gradients and rows in the same memory.
-#include <ATen/ATen.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/zeros.h>
 
 #include "fusedbun/dist/step/gathered_bucket.h"
 

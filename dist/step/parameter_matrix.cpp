@@ -1,6 +1,6 @@
 #include "fusedbun/dist/step/parameter_matrix.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 namespace fusedbun {
 

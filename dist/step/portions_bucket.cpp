@@ -1,6 +1,7 @@
 // A bucket whose portions travel as they are: an all_to_all brings every rank's gradients of my rows, and the step adds them
 // up in rank order while it reads them.
-#include <ATen/ATen.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include "fusedbun/dist/step/gathered_bucket.h"
 

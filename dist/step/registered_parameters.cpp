@@ -1,6 +1,6 @@
 #include "fusedbun/dist/step/registered_parameters.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 

@@ -1,6 +1,6 @@
 #include "fusedbun/dist/step/step_message.h"
 
-#include <ATen/ATen.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <limits>

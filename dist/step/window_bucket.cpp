@@ -1,5 +1,5 @@
 // A bucket of ranks that share a host: gradients are read where every rank wrote them, parameters are one replica.
-#include <ATen/ATen.h>
+#include <ATen/ops/from_blob.h>
 
 #include "fusedbun/dist/step/bucket_memory.h"
 

@@ -1,7 +1,7 @@
 #include "fusedbun/dist/step/window_layout.h"
 
-#include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/from_blob.h>
 
 namespace fusedbun {
 namespace {

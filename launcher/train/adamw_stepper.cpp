@@ -6,6 +6,8 @@
 #include <cmath>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/job/job.h"
+#include "fusedbun/launcher/train/gpt2.h"
 #include "fusedbun/launcher/train/stepper.h"
 
 namespace fusedbun::train {

@@ -1,4 +1,6 @@
+#include "fusedbun/dist/job/job.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
+#include "fusedbun/launcher/train/gpt2.h"
 #include "fusedbun/launcher/train/stepper.h"
 
 namespace fusedbun::train {

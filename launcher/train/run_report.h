@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/train/gpt2_config.h"
 #include "fusedbun/launcher/train/text_data.h"
 #include "fusedbun/launcher/train/train_options.h"
 #include "fusedbun/launcher/train/training_loop.h"

@@ -13,11 +13,18 @@
 #include <string>
 #include <string_view>
 
-#include "fusedbun/dist/job/job.h"
-#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/core/options.h"
+#include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 
-namespace fusedbun::train {
+namespace fusedbun {
+
+class Job;
+class StepTrace;
+
+namespace train {
+
+class Gpt2;
 
 struct StepOutcome {
   double lr = 0;         ///< as used
@@ -68,4 +75,5 @@ std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, Gpt2& model,
 /// CPU only. Collective; throws ConfigError.
 std::unique_ptr<Stepper> make_adamw_stepper(Job& job, Gpt2& model, const StepperOptions& options);
 
-}  // namespace fusedbun::train
+}  // namespace train
+}  // namespace fusedbun

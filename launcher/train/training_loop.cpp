@@ -7,7 +7,9 @@
 #include <string>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/job/job.h"
 #include "fusedbun/launcher/train/across_ranks.h"
+#include "fusedbun/launcher/train/gpt2.h"
 
 namespace fusedbun::train {
 namespace {
@@ -22,6 +24,10 @@ std::string number(const char* format, double value) {
 }
 
 }  // namespace
+
+comm::Communicator& TrainingLoop::host() {
+  return *parts_.job.channels().host;
+}
 
 LoopResult TrainingLoop::run() {
   const int64_t steps = options_.schedule.total_steps;

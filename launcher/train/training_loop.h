@@ -51,7 +51,7 @@ class TrainingLoop {
 
  private:
   void validate(int64_t job_step);
-  comm::Communicator& host() { return *parts_.job.channels().host; }
+  comm::Communicator& host();
   double compute_gradients(int64_t job_step);
   void one_step(int64_t job_step);
   /// How long a step took: as a whole, and its forward and backward passes.

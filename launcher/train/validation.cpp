@@ -7,6 +7,7 @@
 #include <functional>
 
 #include "fusedbun/launcher/train/across_ranks.h"
+#include "fusedbun/launcher/train/gpt2.h"
 
 namespace fusedbun::train {
 

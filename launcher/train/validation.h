@@ -9,10 +9,11 @@
 #include <span>
 
 #include "fusedbun/dist/comm/communicator.h"
-#include "fusedbun/launcher/train/gpt2.h"
 #include "fusedbun/launcher/train/text_data.h"
 
 namespace fusedbun::train {
+
+class Gpt2;
 
 /// Sequences as a model takes them.
 struct Batch {

@@ -1,9 +1,10 @@
 // A storm of changes on a live control plane: how many per second become durable, how long a client waits, what the steps feel,
 // and whether log, ledger and rank agree afterwards.
 //
-//   change_storm [SECONDS] [CHANGES_PER_SECOND]
+//   change_storm [SECONDS] [CHANGES_PER_SECOND]                       1, 8 and 16 clients in turn, on steps of 2 ms
+//   change_storm SECONDS CHANGES_PER_SECOND CLIENTS RUN_DIR           on the job that runs there; prints one object of JSON
 //
-// 1, 8 and 16 clients in turn, half of their changes with the etag "*", the others read first. Steps of 2 ms.
+// Half of the changes have the etag "*", the others read first.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -90,18 +91,15 @@ void send(ControlClient& client, bool look_first, int number, Tally& tally) {
   }
 }
 
-void storm(int clients, double seconds, double per_second) {
-  const TemporaryFolder folder;
-  ControlServer server(options_in(folder.path()), two_group_job());
-  server.set_state(JobState::running);
-  Steps steps(server.port());
-  Tally tally;
+/// Returns how many seconds it took.
+double send_all(const std::filesystem::path& run_dir, int clients, double seconds,
+                double per_second, Tally& tally) {
   const auto start = Clock::now();
   {
     std::vector<std::jthread> threads;
     for (int i = 0; i < clients; ++i) {
       threads.emplace_back([&, i] {
-        ControlClient client({.run_dir = folder.path()});
+        ControlClient client({.run_dir = run_dir});
         const auto between = std::chrono::duration<double>(clients / per_second);
         for (int n = 0; ms_since(start) < 1000 * seconds; ++n) {
           std::this_thread::sleep_until(start + std::chrono::duration_cast<Clock::duration>(
@@ -111,14 +109,29 @@ void storm(int clients, double seconds, double per_second) {
       });
     }
   }
-  const double took = ms_since(start) / 1000;
-  std::vector<double>& own_ms = steps.finish();
   std::ranges::sort(tally.wait_ms);
-  const auto logged = read_change_log(folder.path());
-  bool agree = logged.size() == tally.revisions.size() && !logged.empty() &&
-               logged.back().chain_hash == steps.chain_hash();
+  return ms_since(start) / 1000;
+}
+
+/// Each change that was answered with OK is in the log once, and nothing else is.
+bool is_what_was_accepted(const std::vector<LoggedChange>& logged, const Tally& tally) {
+  bool same = logged.size() == tally.revisions.size() && !logged.empty();
   for (const auto& [revision, count] : tally.revisions)
-    agree &= count == 1 && revision <= static_cast<int64_t>(logged.size());
+    same &= count == 1 && revision <= static_cast<int64_t>(logged.size());
+  return same;
+}
+
+void storm(int clients, double seconds, double per_second) {
+  const TemporaryFolder folder;
+  ControlServer server(options_in(folder.path()), two_group_job());
+  server.set_state(JobState::running);
+  Steps steps(server.port());
+  Tally tally;
+  const double took = send_all(folder.path(), clients, seconds, per_second, tally);
+  std::vector<double>& own_ms = steps.finish();
+  const auto logged = read_change_log(folder.path());
+  const bool agree =
+      is_what_was_accepted(logged, tally) && logged.back().chain_hash == steps.chain_hash();
   std::printf(
       "%2d clients: %6.0f changes/s, %d conflicts, %d refused; wait p50 %.2f p99 %.2f max %.2f ms; "
       "a step's end p50 %.4f p99 %.4f max %.3f ms; log, ledger and rank %s\n",
@@ -128,11 +141,28 @@ void storm(int clients, double seconds, double per_second) {
       quantile(own_ms, 1), agree ? "agree" : "DIFFER");
 }
 
+void storm_on(const std::filesystem::path& run_dir, int clients, double seconds,
+              double per_second) {
+  Tally tally;
+  const double took = send_all(run_dir, clients, seconds, per_second, tally);
+  const bool agree = is_what_was_accepted(read_change_log(run_dir), tally);
+  std::printf(
+      "{\"seconds\": %.3f, \"accepted\": %zu, \"conflicts\": %d, \"refused\": %d, "
+      "\"wait_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}, \"log_agrees\": %s}\n",
+      took, tally.revisions.size(), tally.aborted.load(), tally.refused.load(),
+      quantile(tally.wait_ms, 0.5), quantile(tally.wait_ms, 0.99), quantile(tally.wait_ms, 1),
+      agree ? "true" : "false");
+}
+
 }  // namespace
 }  // namespace fusedbun::control
 
 int main(int argc, char** argv) {
   const double seconds = argc > 1 ? std::atof(argv[1]) : 10;
   const double per_second = argc > 2 ? std::atof(argv[2]) : 1000;
+  if (argc > 4) {
+    fusedbun::control::storm_on(argv[4], std::atoi(argv[3]), seconds, per_second);
+    return 0;
+  }
   for (const int clients : {1, 8, 16}) fusedbun::control::storm(clients, seconds, per_second);
 }

@@ -2,7 +2,8 @@
 //
 //   control_bench [STEPS]
 //
-// Three jobs: nobody looks; somebody watches, reads metrics and polls 100 times a second; 1,000 changes wait for their step.
+// Four jobs: nobody looks; somebody reads metrics and polls 100 times a second; 1,000 changes wait for their step; sixteen read
+// metrics, four of whom stop after the first sample.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -104,6 +105,22 @@ void changes_wait(const std::filesystem::path& run_dir, const Measure& measure) 
   measure([] {});
 }
 
+void readers_are_stuck(const std::filesystem::path& run_dir, const Measure& measure) {
+  constexpr int kReaders = 16;
+  constexpr int kStuck = 4;
+  std::atomic<bool> enough = false;
+  std::vector<std::jthread> readers;
+  for (int i = 0; i < kReaders; ++i) {
+    readers.emplace_back([&, is_stuck = i < kStuck] {
+      ControlClient({.run_dir = run_dir}).stream_metrics({}, [&](const auto&) {
+        while (is_stuck && !enough) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        return true;
+      });
+    });
+  }
+  measure([&] { enough = true; });
+}
+
 }  // namespace
 }  // namespace fusedbun::control
 
@@ -113,4 +130,5 @@ int main(int argc, char** argv) {
   measure_job("nobody looks", steps, nobody_looks);
   measure_job("metrics are read, the state polled at 100/s", steps, many_look);
   measure_job("1,000 changes wait for their step", steps, changes_wait);
+  measure_job("sixteen read metrics, four are stuck", steps, readers_are_stuck);
 }

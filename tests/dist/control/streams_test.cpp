@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <fstream>
 #include <limits>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -67,6 +69,15 @@ TEST(MetricsStreams, ASlowReaderLosesTheOldest) {
   EXPECT_EQ(slow.next(milliseconds(0)).outcome, MetricsStreams::Reader::Outcome::nothing);
   MetricsStreams::Reader late(streams);
   EXPECT_EQ(late.next(milliseconds(0)).sample->step(), 1000 - kRing);
+}
+
+/// VmRSS of this process, in MiB: server and clients together.
+int64_t resident_mib() {
+  std::ifstream file("/proc/self/status");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("VmRSS:")) return std::stoll(line.substr(6)) >> 10;
+  }
+  return 0;
 }
 
 class Streams : public ::testing::Test {
@@ -202,12 +213,15 @@ TEST_F(Streams, ReadersThatDoNotReadHoldNobodyUp) {
   };
   while (stuck < kSlow && std::chrono::steady_clock::now() < until) do_step();
   ASSERT_EQ(stuck, kSlow);
+  const int64_t before_mib = resident_mib();
+  ASSERT_GT(before_mib, 0);
   std::chrono::steady_clock::duration longest{};
   while (step < kSteps) {
     const auto start = std::chrono::steady_clock::now();
     do_step();
     longest = std::max(longest, std::chrono::steady_clock::now() - start);
   }
+  EXPECT_LE(resident_mib() - before_mib, 64) << "MiB, with what the twelve others have in flight";
   EXPECT_LT(longest, std::chrono::seconds(1)) << "and not for as long as somebody does not read";
   enough = true;
   readers.clear();

@@ -1,0 +1,22 @@
+#pragma once
+// The sizes of a GPT-2.
+//
+// Thread safety: a value.
+#include <cstdint>
+
+namespace fusedbun::train {
+
+struct Gpt2Config {
+  int64_t n_layer = 4;
+  int64_t n_head = 4;
+  int64_t n_embd = 128;  ///< width, a multiple of n_head
+  int64_t n_ctx = 128;   ///< positions: the longest sequence
+  int64_t vocab = 256;   ///< token ids; 256: bytes
+
+  bool operator==(const Gpt2Config&) const = default;
+};
+
+/// Throws ConfigError naming the first value that cannot be: below 1, or a width that the heads do not divide.
+void validate(const Gpt2Config& config);
+
+}  // namespace fusedbun::train
