@@ -7,6 +7,7 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from bare_ranks import bare_ranks  # noqa: E402
 from job_process import BINARY, run, start  # noqa: E402
 from training import TrainingTestCase  # noqa: E402
 
@@ -74,6 +75,19 @@ class LostRank(TrainingTestCase):
         self.assertIn("rank 0 left with 76", result.out)
         self.assertRegex(result.err.splitlines()[-1], rf"rank 1 \(pid {victim} .*SIGKILL")
         self.assertFalse((self.run_dir / "model.safetensors").exists())
+
+    def test_nothing_stays_in_shared_memory_when_all_ranks_are_killed(self):
+        before = set(os.listdir("/dev/shm"))
+        with bare_ranks(2, self.train(100_000)) as ranks:
+            self.wait_for_steps(2)
+            maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in ranks]
+            for process in ranks:
+                process.signal(signal.SIGKILL)
+            for process in ranks:
+                self.assertEqual(process.result().code, 137)
+        for text in maps:
+            self.assertIn("fusedbun-host-window", text)  # memory without a name: it goes with its last process
+        self.assertLessEqual(set(os.listdir("/dev/shm")), before)
 
     def test_a_rank_that_aborts_is_our_bug(self):
         with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
