@@ -18,6 +18,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import time
 from collections import defaultdict
@@ -70,7 +71,7 @@ def in_short(row):
 
 
 def measure(turns, rounds):
-    """{(part, model): {key of the row: its rows, one per round}}. Interrupted, it keeps what there is."""
+    """{(part, model): {key of the row: its rows, one per round}}. Interrupted (SIGINT, SIGTERM), it keeps what there is."""
     measured, started, done, count = defaultdict(lambda: defaultdict(list)), time.monotonic(), 0, rounds * len(turns)
     try:
         for number in range(1, rounds + 1):
@@ -100,6 +101,8 @@ def reported(chosen, measured, machine_at_start, versions):
 
 def main():
     chosen, machine_at_start = arguments(), machine()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         python, versions = environment.prepare(say)
     except environment.Missing as missing:
