@@ -14,6 +14,12 @@ comm::Buffer buffer_of(const at::Tensor& memory) {
   return {memory.data_ptr(), static_cast<int64_t>(memory.nbytes()), comm::DataType::u8};
 }
 
+comm::Counts counts_of(const at::Tensor& memory, comm::Counts elements) {
+  if (buffer_of(memory).type != comm::DataType::u8) return elements;
+  for (int64_t& count : elements) count *= memory.element_size();
+  return elements;
+}
+
 GatheredBucket::GatheredBucket(const plan::Bucket& bucket, comm::Communicator& communicator,
                                at::Tensor gradients)
     : BucketMemory(bucket, communicator.rank(), std::move(gradients)),
@@ -29,12 +35,8 @@ comm::Work GatheredBucket::send_rows(std::span<const ParameterMatrix> matrices, 
   for (const plan::Segment& own : bucket_.segments[rank_]) {
     segment_of(rows_, rank_, own).copy_(matrices[own.parameter].rows(own.range));
   }
-  comm::Counts counts = bucket_.counts;
-  const comm::Buffer all = buffer_of(rows_);
-  if (all.type == comm::DataType::u8) {
-    for (int64_t& count : counts) count *= rows_.element_size();
-  }
-  return communicator_.all_gather(buffer_of(portion_of(rows_, rank_)), all, counts);
+  return communicator_.all_gather(buffer_of(portion_of(rows_, rank_)), buffer_of(rows_),
+                                  counts_of(rows_, bucket_.counts));
 }
 
 void GatheredBucket::receive_rows(std::span<ParameterMatrix> matrices,

@@ -32,5 +32,7 @@ class GatheredBucket : public BucketMemory {
 
 /// The tensor's memory as a communicator takes it; types that it does not add up are bytes.
 comm::Buffer buffer_of(const at::Tensor& memory);
+/// Counts of elements of `memory`, as they go with buffer_of(memory).
+comm::Counts counts_of(const at::Tensor& memory, comm::Counts elements);
 
 }  // namespace fusedbun

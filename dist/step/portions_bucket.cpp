@@ -14,11 +14,9 @@ class PortionsBucket : public GatheredBucket {
       : GatheredBucket(bucket, communicator,
                        at::zeros({bucket.elements()}, at::TensorOptions().dtype(wire))),
         received_(at::zeros({communicator.size(), bucket.counts[communicator.rank()]},
-                            at::TensorOptions().dtype(wire))) {
-    const int64_t bytes = wire == at::kBFloat16 ? 2 : 1;  // bfloat16 travels as bytes
-    for (const int64_t count : bucket.counts) send_counts_.push_back(count * bytes);
-    receive_counts_.assign(communicator.size(), bucket.counts[communicator.rank()] * bytes);
-  }
+                            at::TensorOptions().dtype(wire))),
+        send_counts_(counts_of(gradients_, bucket.counts)),
+        receive_counts_(communicator.size(), send_counts_[communicator.rank()]) {}
 
   comm::Work send_gradients(uint32_t) override {
     sum_.reset();

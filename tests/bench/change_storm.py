@@ -20,21 +20,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 64
-TEXT = "The quick brown fox jumps over the lazy dog. " * 400
-
-
-def steps_in(run_dir):
-    path = run_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [line for line in map(json.loads, (text for text in lines if text.endswith("\n"))) if "loss" in line]
-
-
-def wait_for(condition, seconds, what):
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            sys.exit(f"change_storm: not within {seconds} s: {what}")
-        time.sleep(0.05)
 
 
 def quartiles(steps, tokens):
@@ -56,6 +41,10 @@ def main():
                    stdout=subprocess.DEVNULL)
     tokens = 2 * given.ranks * CONTEXT
     binary, storm = given.build / "launcher" / "fusedbun", given.build / "tests" / "bench" / "change_storm"
+    os.environ["FUSEDBUN_BINARY"] = str(binary)  # job_process.py reads it when it is imported
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    from job_process import wait_until
+    from training import TEXT, steps as steps_in
     with tempfile.TemporaryDirectory(prefix="fusedbun-storm-") as folder:
         text, run_dir = Path(folder) / "text.txt", Path(folder) / "run"
         text.write_text(TEXT)
@@ -64,7 +53,7 @@ def main():
                  "--eval-every", 0, "--validation-batches", 1, "--threads", 1, "--control-rate", 0]
         job = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         try:
-            wait_for(lambda: len(steps_in(run_dir)) >= 20, 60, "the first steps")
+            wait_until(lambda: len(steps_in(run_dir)) >= 20, 60, "the first steps")
             begin = len(steps_in(run_dir))
             time.sleep(given.seconds / 6)
             before = len(steps_in(run_dir))
