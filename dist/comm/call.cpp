@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 #include <set>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 
@@ -64,6 +65,14 @@ void check_types(const Caller& caller, Operation operation, const Buffer& input,
   }
 }
 
+void check_message(const Caller& caller, const Message& message) {
+  if (message.peer < 0 || message.peer >= caller.size || message.peer == caller.rank) {
+    refuse(caller, Operation::exchange,
+           "a message for rank " + std::to_string(message.peer) + ", which is not another rank");
+  }
+  check_buffer(caller, Operation::exchange, "a message", {message.data, message.bytes});
+}
+
 std::string text_of(const Counts& counts) {
   std::string text;
   for (const int64_t count : counts) text.append(" ").append(std::to_string(count));
@@ -80,8 +89,8 @@ std::string_view name_of(Operation operation) {
       return "all_gather";
     case Operation::all_reduce:
       return "all_reduce";
-    case Operation::all_to_all:
-      return "all_to_all";
+    case Operation::exchange:
+      return "exchange";
     case Operation::broadcast:
       return "broadcast";
     case Operation::barrier:
@@ -109,7 +118,9 @@ Call Call::reduce_scatter(const Caller& caller, Buffer input, Buffer output, con
           .input = input,
           .output = output,
           .send_counts = counts,
-          .receive_counts = {}};
+          .receive_counts = {},
+          .sends = {},
+          .receives = {}};
 }
 
 Call Call::all_gather(const Caller& caller, Buffer input, Buffer output, const Counts& counts) {
@@ -123,7 +134,9 @@ Call Call::all_gather(const Caller& caller, Buffer input, Buffer output, const C
           .input = input,
           .output = output,
           .send_counts = {},
-          .receive_counts = counts};
+          .receive_counts = counts,
+          .sends = {},
+          .receives = {}};
 }
 
 Call Call::all_reduce(const Caller& caller, Buffer inout, ReduceOp op) {
@@ -143,28 +156,24 @@ Call Call::all_reduce(const Caller& caller, Buffer inout, ReduceOp op) {
           .output = inout,
           .send_counts = {},
           .receive_counts = {},
+          .sends = {},
+          .receives = {},
           .op = op};
 }
 
-Call Call::all_to_all(const Caller& caller, Buffer input, const Counts& send_counts, Buffer output,
-                      const Counts& receive_counts) {
-  constexpr auto kOperation = Operation::all_to_all;
-  check_buffer(caller, kOperation, "input", input);
-  check_buffer(caller, kOperation, "output", output);
-  check_types(caller, kOperation, input, output);
-  check_counts(caller, kOperation, "input", send_counts, input);
-  check_counts(caller, kOperation, "output", receive_counts, output);
-  const auto mine = static_cast<size_t>(caller.rank);
-  if (send_counts[mine] != receive_counts[mine]) {
-    refuse(caller, kOperation,
-           std::to_string(send_counts[mine]) + " elements to itself but " +
-               std::to_string(receive_counts[mine]) + " from itself");
+Call Call::exchange(const Caller& caller, std::vector<Message> sends,
+                    std::vector<Message> receives) {
+  for (std::vector<Message>* messages : {&sends, &receives}) {
+    for (const Message& message : *messages) check_message(caller, message);
+    std::erase_if(*messages, [](const Message& message) { return message.bytes == 0; });
   }
-  return {.operation = kOperation,
-          .input = input,
-          .output = output,
-          .send_counts = send_counts,
-          .receive_counts = receive_counts};
+  return {.operation = Operation::exchange,
+          .input = {},
+          .output = {},
+          .send_counts = {},
+          .receive_counts = {},
+          .sends = std::move(sends),
+          .receives = std::move(receives)};
 }
 
 Call Call::broadcast(const Caller& caller, Buffer inout, int root) {
@@ -178,12 +187,14 @@ Call Call::broadcast(const Caller& caller, Buffer inout, int root) {
           .output = inout,
           .send_counts = {},
           .receive_counts = {},
+          .sends = {},
+          .receives = {},
           .root = root};
 }
 
 std::string Call::describe() const {
   std::string text(name_of(operation));
-  if (operation == Operation::barrier) return text;
+  if (operation == Operation::barrier || operation == Operation::exchange) return text;
   text += "(" + std::string(name_of(input.type));
   switch (operation) {
     case Operation::reduce_scatter:
@@ -199,16 +210,15 @@ std::string Call::describe() const {
       text += ", " + std::to_string(input.count) + ", root " + std::to_string(root);
       break;
     default:
-      break;  // an all_to_all's counts differ from rank to rank
+      break;
   }
   return text + ")";
 }
 
 bool Call::agrees_with(const Call& other) const {
   if (operation != other.operation) return false;
-  if (operation == Operation::barrier) return true;
+  if (operation == Operation::barrier || operation == Operation::exchange) return true;
   if (input.type != other.input.type || op != other.op || root != other.root) return false;
-  if (operation == Operation::all_to_all) return true;
   const bool has_portions =
       operation == Operation::reduce_scatter || operation == Operation::all_gather;
   return has_portions ? send_counts == other.send_counts && receive_counts == other.receive_counts

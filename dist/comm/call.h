@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "fusedbun/dist/comm/communicator.h"
 
@@ -21,7 +22,7 @@ enum class Operation : uint8_t {
   reduce_scatter,
   all_gather,
   all_reduce,
-  all_to_all,
+  exchange,
   broadcast,
   barrier
 };
@@ -39,8 +40,9 @@ struct Call {
   Operation operation = Operation::barrier;
   Buffer input;  ///< all_reduce and broadcast: the one buffer is input and output
   Buffer output;
-  Counts send_counts;     ///< portions of input: reduce_scatter, all_to_all
-  Counts receive_counts;  ///< portions of output: all_gather, all_to_all
+  Counts send_counts;                    ///< portions of input: reduce_scatter
+  Counts receive_counts;                 ///< portions of output: all_gather
+  std::vector<Message> sends, receives;  ///< exchange; none is empty
   ReduceOp op = ReduceOp::sum;
   int root = 0;
 
@@ -49,13 +51,12 @@ struct Call {
                              const Counts& counts);
   static Call all_gather(const Caller& caller, Buffer input, Buffer output, const Counts& counts);
   static Call all_reduce(const Caller& caller, Buffer inout, ReduceOp op);
-  static Call all_to_all(const Caller& caller, Buffer input, const Counts& send_counts,
-                         Buffer output, const Counts& receive_counts);
+  static Call exchange(const Caller& caller, std::vector<Message> sends,
+                       std::vector<Message> receives);
   static Call broadcast(const Caller& caller, Buffer inout, int root);
   static Call barrier() { return {}; }
 
-  /// Whether a rank may call this where another calls `other`. An all_to_all's counts are compared pair by pair
-  /// elsewhere.
+  /// Whether a rank may call this where another calls `other`. The messages of an exchange are compared pair by pair elsewhere.
   bool agrees_with(const Call& other) const;
   /// What all ranks must agree on, as a person reads it: "all_gather(f32, counts 3 0 4)".
   std::string describe() const;

@@ -74,6 +74,13 @@ struct Buffer {
 /// Elements per rank of a buffer that holds one portion per rank, in rank order. Portions may differ, and may be empty.
 using Counts = std::vector<int64_t>;
 
+/// `bytes` bytes at `data` that go to rank `peer` or come from it.
+struct Message {
+  int peer = 0;
+  std::byte* data = nullptr;
+  int64_t bytes = 0;
+};
+
 enum class DeviceKind : uint8_t { cpu, cuda };
 
 class Communicator {
@@ -97,9 +104,9 @@ class Communicator {
   virtual Work all_gather(Buffer input, Buffer output, const Counts& counts) = 0;
   /// In place. Sum of f32, f64, i32, i64; max of i32, i64, u8.
   virtual Work all_reduce(Buffer inout, ReduceOp op) = 0;
-  /// Portion r of `input` goes to rank r; portion r of `output` comes from rank r.
-  virtual Work all_to_all(Buffer input, const Counts& send_counts, Buffer output,
-                          const Counts& receive_counts) = 0;
+  /// Messages between any memory of the ranks, so that nothing has to be laid end to end first. What one rank sends to another, the
+  /// other receives in the same order, in messages of the same sizes. Nobody sends to itself.
+  virtual Work exchange(std::vector<Message> sends, std::vector<Message> receives) = 0;
   virtual Work broadcast(Buffer inout, int root) = 0;
   virtual Work barrier() = 0;
 

@@ -1,6 +1,8 @@
 #include "fusedbun/dist/comm/local_world.h"
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "fusedbun/core/error.h"
@@ -21,6 +23,18 @@ void copy(const Buffer& from, int64_t from_element, const Buffer& to, int64_t to
     return;  // in place
   std::memcpy(address_of(to, to_element), address_of(from, from_element),
               static_cast<size_t>(count) * bytes_of(from.type));
+}
+
+std::vector<Message> with_peer(const std::vector<Message>& messages, int peer) {
+  std::vector<Message> chosen;
+  std::ranges::copy_if(messages, std::back_inserter(chosen),
+                       [peer](const Message& message) { return message.peer == peer; });
+  return chosen;
+}
+
+// Whether what one rank sends is what the other expects.
+bool fit(const std::vector<Message>& sends, const std::vector<Message>& receives) {
+  return std::ranges::equal(sends, receives, {}, &Message::bytes, &Message::bytes);
 }
 
 // Moves the data of one operation; calls[r] is rank r's.
@@ -51,11 +65,14 @@ void move_data(const std::vector<Call>& calls) {
                            first.output.count);
       for (const Call& to : calls) copy(first.output, 0, to.output, 0, to.output.count);
       break;
-    case Operation::all_to_all:
+    case Operation::exchange:
       for (int r = 0; r < size; ++r) {
         for (int k = 0; k < size; ++k) {
-          copy(calls[k].input, offset_of(calls[k].send_counts, r), calls[r].output,
-               offset_of(calls[r].receive_counts, k), calls[r].receive_counts[k]);
+          const auto sends = with_peer(calls[k].sends, r);
+          const auto receives = with_peer(calls[r].receives, k);
+          for (size_t i = 0; i < sends.size(); ++i) {
+            std::memcpy(receives[i].data, sends[i].data, static_cast<size_t>(sends[i].bytes));
+          }
         }
       }
       break;
@@ -73,16 +90,15 @@ std::string mismatch(const Meeting& meeting, int rank, const Call& call) {
   for (size_t r = 0; r < meeting.calls.size(); ++r) {
     if (!meeting.calls[r]) continue;
     const Call& other = *meeting.calls[r];
-    const auto mine = static_cast<size_t>(rank);
+    const int other_rank = static_cast<int>(r);
     std::string difference;
     if (!call.agrees_with(other)) {
       difference = " called " + call.describe() + " where rank " + std::to_string(r) + " called " +
                    other.describe();
-    } else if (call.operation == Operation::all_to_all &&
-               (call.send_counts[r] != other.receive_counts[mine] ||
-                call.receive_counts[r] != other.send_counts[mine])) {
+    } else if (!fit(with_peer(call.sends, other_rank), with_peer(other.receives, rank)) ||
+               !fit(with_peer(other.sends, rank), with_peer(call.receives, other_rank))) {
       difference = " and rank " + std::to_string(r) +
-                   " called all_to_all with counts that do not match: what one sends is not what "
+                   " called exchange with messages that do not match: what one sends is not what "
                    "the other expects";
     }
     if (!difference.empty()) {

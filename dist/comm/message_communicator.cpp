@@ -57,9 +57,8 @@ class MessageCommunicator final : public Communicator {
   Work all_reduce(Buffer inout, ReduceOp op) override {
     return post(Call::all_reduce(caller(), inout, op));
   }
-  Work all_to_all(Buffer input, const Counts& send_counts, Buffer output,
-                  const Counts& receive_counts) override {
-    return post(Call::all_to_all(caller(), input, send_counts, output, receive_counts));
+  Work exchange(std::vector<Message> sends, std::vector<Message> receives) override {
+    return post(Call::exchange(caller(), std::move(sends), std::move(receives)));
   }
   Work broadcast(Buffer inout, int root) override {
     return post(Call::broadcast(caller(), inout, root));

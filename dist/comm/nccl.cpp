@@ -130,17 +130,17 @@ class NcclCommunicator final : public Communicator {
     });
   }
 
-  Work all_to_all(Buffer input, const Counts& send_counts, Buffer output,
-                  const Counts& receive_counts) override {
-    const Call call = Call::all_to_all(caller(), input, send_counts, output, receive_counts);
+  Work exchange(std::vector<Message> sends, std::vector<Message> receives) override {
+    const Call call = Call::exchange(caller(), std::move(sends), std::move(receives));
     return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
-      const ncclDataType_t type = nccl_type(input.type);
-      for_each_portion(send_counts, [&](int peer, int64_t offset, size_t count) {
-        FUSEDBUN_NCCL(api().send(address_of(input, offset), count, type, peer, comm, stream));
-      });
-      for_each_portion(receive_counts, [&](int peer, int64_t offset, size_t count) {
-        FUSEDBUN_NCCL(api().recv(address_of(output, offset), count, type, peer, comm, stream));
-      });
+      for (const Message& message : call.sends) {
+        FUSEDBUN_NCCL(api().send(message.data, static_cast<size_t>(message.bytes), ncclUint8,
+                                 message.peer, comm, stream));
+      }
+      for (const Message& message : call.receives) {
+        FUSEDBUN_NCCL(api().recv(message.data, static_cast<size_t>(message.bytes), ncclUint8,
+                                 message.peer, comm, stream));
+      }
     });
   }
 

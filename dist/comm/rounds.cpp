@@ -75,20 +75,11 @@ std::vector<Round> reduce_scatter(ReduceOp op, Buffer input, Buffer output, cons
   return rounds;
 }
 
-Round all_to_all(Buffer input, const Counts& send_counts, Buffer output,
-                 const Counts& receive_counts, int rank, int size) {
-  const auto width = static_cast<int64_t>(bytes_of(input.type));
-  Round round;
-  for_each_peer(rank, size, [&](int to, int from) {
-    add(round.sends, to, address_of(input, offset_of(send_counts, to)), send_counts[to] * width);
-    add(round.receives, from, address_of(output, offset_of(receive_counts, from)),
-        receive_counts[from] * width);
-  });
-  const void* const source = address_of(input, offset_of(send_counts, rank));
-  void* const target = address_of(output, offset_of(receive_counts, rank));
-  const auto bytes = static_cast<size_t>(send_counts[rank] * width);
-  if (bytes > 0 && source != target) round.then = [=] { std::memcpy(target, source, bytes); };
-  return round;
+// The nearest peer above comes first, so that no rank is everybody's first target.
+Round exchange(std::vector<Message> sends, std::vector<Message> receives, int rank, int size) {
+  std::ranges::stable_sort(
+      sends, {}, [=](const Message& message) { return (message.peer - rank + size) % size; });
+  return {.sends = std::move(sends), .receives = std::move(receives), .then = {}};
 }
 
 Round all_gather(Buffer input, Buffer output, const Counts& counts, int rank, int size) {
@@ -181,9 +172,8 @@ std::vector<Round> rounds_of(const Call& call, int rank, int size) {
       return {all_gather(call.input, call.output, call.receive_counts, rank, size)};
     case Operation::all_reduce:
       return all_reduce(call.op, call.input, rank, size);
-    case Operation::all_to_all:
-      return {
-          all_to_all(call.input, call.send_counts, call.output, call.receive_counts, rank, size)};
+    case Operation::exchange:
+      return {exchange(call.sends, call.receives, rank, size)};
     case Operation::broadcast:
       return broadcast(call.input, call.root, rank, size);
     case Operation::barrier:

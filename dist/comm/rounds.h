@@ -6,7 +6,7 @@
 //                    that one piece is added up, in the cache, while the next one travels
 //   all_gather       everybody sends its portion to all
 //   all_reduce       short: everybody sends all of it to all; long: reduce_scatter, then all_gather, of equal portions
-//   all_to_all       portion by portion
+//   exchange         its messages
 //   broadcast        a binomial tree
 //   barrier          one byte from everybody to everybody
 //
@@ -24,13 +24,6 @@
 #include "fusedbun/dist/comm/call.h"
 
 namespace fusedbun::comm {
-
-/// `bytes` bytes to or from rank `peer`.
-struct Message {
-  int peer = 0;
-  std::byte* data = nullptr;
-  int64_t bytes = 0;
-};
 
 /// Messages that travel at the same time, then a computation.
 struct Round {

@@ -39,12 +39,13 @@ void StepEngine::take_gradient(int parameter, const at::Tensor& gradient) {
   const auto begin = comm::Clock::now();
   finite_ &= buckets_[bucket]->take_gradient(parameter, gradient, device_nonfinite_);
   if (sharded_.trace != nullptr) {
-    sharded_.trace->add({.name = "copy gradient",
+    sharded_.trace->add({.name = "take gradient",
                          .bucket = bucket,
                          .job_step = job_step_,
                          .begin = begin,
                          .end = comm::Clock::now()});
   }
+  taken_versions_[parameter] = gradient._version();
   launch(schedule_.ready(parameter));
 }
 
@@ -65,10 +66,24 @@ void StepEngine::collect_remaining() {
   for (size_t p = 0; p < parameters_.size(); ++p) {
     const int parameter = static_cast<int>(p);
     const at::Tensor& gradient = parameters_[p].tensor.grad();
-    if (plan_.bucket_of[p] < 0 || schedule_.is_ready(parameter) || !gradient.defined()) continue;
-    take_gradient(parameter, gradient);
+    if (plan_.bucket_of[p] < 0 || !gradient.defined()) continue;
+    if (schedule_.is_ready(parameter)) {
+      require_untouched(parameter);
+    } else {
+      take_gradient(parameter, gradient);
+    }
   }
   launch(schedule_.flush());
+}
+
+// A gradient leaves during backward, so what is done to it later reaches some ranks or none.
+void StepEngine::require_untouched(int parameter) const {
+  FUSEDBUN_REQUIRE(
+      parameters_[parameter].tensor.grad()._version() == taken_versions_[parameter], ConfigError,
+      "the gradient of parameter '" + parameters_[parameter].name +
+          "' was written after backward() had given it to the other ranks: clip with "
+          "max_grad_norm, scale with "
+          "gradient_divisor or the loss, and run all backward passes but the last under no_sync()");
 }
 
 void StepEngine::leave_no_sync() {
@@ -106,6 +121,7 @@ void StepEngine::perform_step() {
     ++skipped_steps_;
     for (size_t b = 0; b < buckets_.size(); ++b) {
       wait(reductions_[b], plan::Phase::reduce_scatter, static_cast<int>(b));
+      release_gradients(static_cast<int>(b));
     }
   } else {
     if (!sharded_.step_in_backward) begin_update(agreement);
@@ -206,7 +222,7 @@ void StepEngine::update_bucket(int bucket, const std::vector<bool>& used) {
   wait(reductions_[bucket], plan::Phase::reduce_scatter, bucket);
   enter(plan::Phase::update, bucket);
   begin_bucket(bucket, used);
-  if (!needs_columns_first(bucket)) send_rows(bucket);
+  if (!needs_columns_first(bucket)) send_rows(bucket, used);
   updated_buckets_ = bucket + 1;
 }
 
@@ -223,7 +239,7 @@ void StepEngine::finish_update(const std::vector<bool>& used) {
     }
     enter(plan::Phase::update, b);
     finish_bucket(b, used);
-    send_rows(b);
+    send_rows(b, used);
   }
   message_.send_squares();
   squares_under_way_ = true;
@@ -234,8 +250,17 @@ void StepEngine::finish_update(const std::vector<bool>& used) {
   for (ParameterMatrix& matrix : matrices_) matrix.write_back();
 }
 
-void StepEngine::send_rows(int bucket) {
-  gathers_[bucket] = {buckets_[bucket]->send_rows(matrices_, round()), comm::Clock::now()};
+void StepEngine::send_rows(int bucket, const std::vector<bool>& used) {
+  gathers_[bucket] = {buckets_[bucket]->send_rows(matrices_, used, round()), comm::Clock::now()};
+  release_gradients(bucket);
+}
+
+void StepEngine::release_gradients(int bucket) {
+  for (OwnedSegment& owned : owned_[bucket]) {
+    owned.step.gradient.reset();
+    owned.step.more_gradients.clear();
+  }
+  buckets_[bucket]->release_gradients();
 }
 
 void StepEngine::count_used(const plan::Agreement& agreement) {

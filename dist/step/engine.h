@@ -142,7 +142,11 @@ class StepEngine {
   void enter(plan::Phase phase, int bucket = plan::RankPosition::kNoBucket);
   void wait(comm::Work& work);
   void wait(Travel& travel, plan::Phase phase, int bucket);
-  void send_rows(int bucket);
+  void send_rows(int bucket, const std::vector<bool>& used);
+  /// Nobody needs the gradients of that bucket any more.
+  void release_gradients(int bucket);
+  /// Throws if somebody wrote a gradient after it was taken.
+  void require_untouched(int parameter) const;
 
   Channels channels_;
   PositionBoard own_board_;  ///< when the channels bring none
@@ -161,6 +165,7 @@ class StepEngine {
   std::vector<double> sum_of_squares_;  ///< [parameter] of its values; scale_by_parameter_rms alone
   std::vector<StepScalars> scalars_;    ///< [parameter] of the step at hand
   std::vector<bool> stepped_;           ///< [parameter] in the last step that was not skipped
+  std::vector<uint32_t> taken_versions_;  ///< [parameter] of its gradient, when it was taken
   bool squares_under_way_ = false;
   std::vector<at::Tensor> hessian_diagonals_;  ///< [parameter] for the step at hand
   std::vector<std::unique_ptr<BucketMemory>> buckets_;

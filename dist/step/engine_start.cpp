@@ -82,7 +82,8 @@ std::vector<std::string> StepEngine::start_lines() const {
   }
   for (const Options& options : group_options()) lines.push_back("options " + describe(options));
   lines.push_back("min_rows_per_rank " + std::to_string(sharded_.min_rows_per_rank) +
-                  ", bucket_bytes " + std::to_string(sharded_.bucket_bytes) + ", gradient_wire " +
+                  ", bucket_bytes " + std::to_string(sharded_.bucket_bytes) + ", in_place_bytes " +
+                  std::to_string(sharded_.in_place_bytes) + ", gradient_wire " +
                   (sharded_.gradient_wire == GradientWire::bf16 ? "bf16" : "exact") +
                   (sharded_.step_in_backward ? ", step_in_backward" : ""));
   return lines;
@@ -146,14 +147,15 @@ void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
   if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
   for (size_t b = first_bucket; b < plan_.buckets.size(); ++b) {
     const plan::Bucket& bucket = plan_.buckets[b];
-    if (!device_.is_cpu() || channels_.data->size() == 1) {
+    if (!device_.is_cpu()) {
       buckets_.push_back(make_message_bucket(bucket, *channels_.data, device_));
       continue;
     }
     const at::ScalarType exact = gradient_type(bucket);
-    const bool halved = sharded_.gradient_wire == GradientWire::bf16 && exact == at::kFloat;
-    buckets_.push_back(
-        make_portions_bucket(bucket, *channels_.data, halved ? at::kBFloat16 : exact));
+    const bool halved = sharded_.gradient_wire == GradientWire::bf16 && exact == at::kFloat &&
+                        channels_.data->size() > 1;
+    buckets_.push_back(make_exchange_bucket(bucket, *channels_.data, halved ? at::kBFloat16 : exact,
+                                            sharded_.in_place_bytes));
   }
 }
 
@@ -199,6 +201,7 @@ void StepEngine::make_state(size_t first_parameter, size_t first_bucket) {
         scaled ? matrices_[p].matrix().to(at::kDouble).square().sum().item<double>() : 0);
   }
   t_.resize(parameters_.size(), 0);
+  taken_versions_.resize(parameters_.size(), 0);
   scalars_.resize(parameters_.size());
   hessian_diagonals_.resize(parameters_.size());
 

@@ -2,6 +2,7 @@
 
 #include <bit>
 
+#include "fusedbun/core/step_cpu.h"
 #include "fusedbun/core/widest.h"
 
 namespace fusedbun {
@@ -44,6 +45,26 @@ FUSEDBUN_WIDEST bool copy_and_test(const float* source, uint16_t* destination, i
     nonfinite |= static_cast<uint32_t>((square & 0x7f800000u) == 0x7f800000u);
   }
   return nonfinite == 0;
+}
+
+bool copy_and_test(const at::Tensor& source, const at::Tensor& destination) {
+  const int64_t count = source.numel();
+  if (destination.scalar_type() == at::kBFloat16) {
+    return copy_and_test(source.const_data_ptr<float>(),
+                         static_cast<uint16_t*>(destination.mutable_data_ptr()), count);
+  }
+  if (source.scalar_type() == at::kDouble) {
+    return copy_and_test(source.const_data_ptr<double>(), destination.mutable_data_ptr<double>(),
+                         count);
+  }
+  return copy_and_test(source.const_data_ptr<float>(), destination.mutable_data_ptr<float>(),
+                       count);
+}
+
+bool test(const at::Tensor& gradient) {
+  return gradient.scalar_type() == at::kDouble
+             ? squares_are_finite(gradient.const_data_ptr<double>(), gradient.numel())
+             : squares_are_finite(gradient.const_data_ptr<float>(), gradient.numel());
 }
 
 }  // namespace fusedbun

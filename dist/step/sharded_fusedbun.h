@@ -51,15 +51,18 @@ enum class GradientWire : uint8_t {
 };
 
 enum class GradientRelease : uint8_t {
-  in_hook,     ///< as soon as it is copied into bucket memory
-  after_step,  ///< p.grad is this rank's own gradient until step() returns
+  in_hook,  ///< p.grad goes at once; its memory, if messages carry it from there, with the bucket's step
+  after_step,  ///< p.grad is this rank's own gradient until step() returns; to write it between backward and step() is an error
   never,       ///< the caller's zero_grad()
 };
 
 struct ShardedOptions {
   int64_t min_rows_per_rank = 4;    ///< a matrix with fewer rows per rank stays whole on one
   int64_t bucket_bytes = 25 << 20;  ///< gradients that travel together
-  double max_grad_norm = 0;         ///< clip the averaged gradient to this global 2-norm; 0: off
+  /// Over messages, segments of at least this size travel from and to where they lie; shorter ones are packed into one message, which
+  /// costs some ten microseconds: what it takes to copy this much.
+  int64_t in_place_bytes = 64 << 10;
+  double max_grad_norm = 0;  ///< clip the averaged gradient to this global 2-norm; 0: off
   /// The summed gradient is divided by this; default: world size x backward passes since the last
   /// step.
   std::optional<double> gradient_divisor = {};

@@ -1,7 +1,9 @@
 // A bucket of ranks that share a host: gradients are read where every rank wrote them, parameters are one replica.
 #include <ATen/ops/from_blob.h>
 
-#include "fusedbun/dist/step/bucket_memory.h"
+#include <cmath>
+
+#include "fusedbun/dist/step/copied_gradients.h"
 
 namespace fusedbun {
 namespace {
@@ -10,13 +12,13 @@ at::Tensor in_window(std::byte* memory, int64_t offset, int64_t elements, at::Sc
   return at::from_blob(memory + offset, {elements}, at::TensorOptions().dtype(type));
 }
 
-class WindowBucket : public BucketMemory {
+class WindowBucket : public CopiedGradients {
  public:
   WindowBucket(const plan::Bucket& bucket, int rank, std::shared_ptr<comm::HostWindow> window,
                const WindowPlace& place)
-      : BucketMemory(bucket, rank,
-                     in_window(window->region(rank), place.gradient_offset, bucket.elements(),
-                               gradient_type(bucket))),
+      : CopiedGradients(bucket, rank,
+                        in_window(window->region(rank), place.gradient_offset, bucket.elements(),
+                                  gradient_type(bucket))),
         window_(std::move(window)),
         place_(place) {
     for (int r = 0; r < static_cast<int>(bucket.segments.size()); ++r) {
@@ -47,10 +49,11 @@ class WindowBucket : public BucketMemory {
       parts.push_back(portion_of(theirs, rank_));
     }
     summed_ = true;
-    return add_up(parts, portion_of(gradients_, rank_));
+    return std::sqrt(add_up(parts, portion_of(gradients_, rank_)));
   }
 
-  comm::Work send_rows(std::span<const ParameterMatrix>, uint32_t round) override {
+  comm::Work send_rows(std::span<const ParameterMatrix>, const std::vector<bool>&,
+                       uint32_t round) override {
     window_->post(place_.first_event + 1, round);
     return window_->when_all(place_.first_event + 1, round);
   }

@@ -199,7 +199,7 @@ CLI::App* add_bench_command(CLI::App& app) {
       "  fusedbun bench train --model 25m --json\n"
       "  mpirun -np 2 fusedbun bench exchange --model 124m");
   add_step(*command);
-  add_over_ranks(*command, "collectives", "Time reduce-scatter, all-gather, all-reduce, all-to-all",
+  add_over_ranks(*command, "collectives", "Time reduce-scatter, all-gather, all-reduce, exchange",
                  "3m", "Examples:\n  fusedbun bench collectives --mib 128");
   add_over_ranks(*command, "exchange", "Time reduce + step + gather with given gradients", "124m",
                  "Examples:\n  fusedbun bench exchange --model 25m --only \"window, agreed\"");

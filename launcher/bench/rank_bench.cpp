@@ -164,6 +164,23 @@ Json train_rows(Job& job, const RankBenchOptions& options) {
   return rows;
 }
 
+/// Every rank's portion of `values` to it, and its portion of this rank into `received`.
+comm::Work exchange_portions(comm::Communicator& data, std::span<float> values,
+                             std::span<float> received) {
+  const size_t share = values.size() / static_cast<size_t>(data.size());
+  const auto message = [share](int peer, std::span<float> memory) {
+    const auto portion = std::as_writable_bytes(memory.subspan(peer * share, share));
+    return comm::Message{peer, portion.data(), std::ssize(portion)};
+  };
+  std::vector<comm::Message> sends, receives;
+  for (int peer = 0; peer < data.size(); ++peer) {
+    if (peer == data.rank()) continue;
+    sends.push_back(message(peer, values));
+    receives.push_back(message(peer, received));
+  }
+  return data.exchange(std::move(sends), std::move(receives));
+}
+
 Json collective_rows(Job& job, const RankBenchOptions& options) {
   comm::Communicator& data = *job.channels().data;
   const int64_t count = options.bytes / static_cast<int64_t>(sizeof(float));
@@ -171,7 +188,6 @@ Json collective_rows(Job& job, const RankBenchOptions& options) {
   const comm::Counts counts(data.size(), share);
   std::vector<float> values(share * data.size(), 1.0f), others(values.size());
   const comm::Buffer all = comm::Buffer::of(std::span(values));
-  const comm::Buffer received = comm::Buffer::of(std::span(others));
   const comm::Buffer mine{values.data() + share * data.rank(), share, comm::DataType::f32};
   const auto sent_by_one = static_cast<double>(share * (data.size() - 1)) * sizeof(float);
   struct Case {
@@ -183,7 +199,7 @@ Json collective_rows(Job& job, const RankBenchOptions& options) {
       {"reduce_scatter", sent_by_one, [&] { return data.reduce_scatter(all, mine, counts); }},
       {"all_gather", sent_by_one, [&] { return data.all_gather(mine, all, counts); }},
       {"all_reduce", 2 * sent_by_one, [&] { return data.all_reduce(all, comm::ReduceOp::sum); }},
-      {"all_to_all", sent_by_one, [&] { return data.all_to_all(all, counts, received, counts); }},
+      {"exchange", sent_by_one, [&] { return exchange_portions(data, values, others); }},
   };
   std::vector<std::vector<double>> times(cases.size());
   for (int round = 0; round < kWarmUps + options.steps; ++round) {

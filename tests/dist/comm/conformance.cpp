@@ -223,28 +223,38 @@ TEST_P(Conformance, AllReduceOfLargeBuffersAddsInRankOrder) {
   expect_all_reduce<int64_t>(world(), kLarge + 1, ReduceOp::max);
 }
 
-TEST_P(Conformance, AllToAllOfUnevenPortions) {
+TEST_P(Conformance, ExchangeOfMessagesFromAndIntoScatteredMemory) {
   world().run([&](Communicator& comm) {
-    // Rank s sends (s + 2 r) % 5 elements to rank r: some of them none.
-    const auto count = [](int from, int to) { return int64_t{(from + 2 * to) % 5} * 50; };
-    Counts send_counts;
-    Counts receive_counts;
-    std::vector<int32_t> elements;
-    for (int r = 0; r < comm.size(); ++r) {
-      send_counts.push_back(count(comm.rank(), r));
-      receive_counts.push_back(count(r, comm.rank()));
-      for (int64_t i = 0; i < send_counts.back(); ++i) {
-        elements.push_back(contribution<int32_t>(comm.rank() * 100 + r, i, false));
+    // Rank s sends (s + 2 r) % 5 messages to rank r, each longer than the one before; to some of them none. On both sides they lie
+    // in arrays of their own.
+    const auto count = [](int from, int to) { return (from + 2 * to) % 5; };
+    const auto elements = [](int i) { return int64_t{i} * i * 700; };
+    const auto values = [&](int from, int to, int i) {
+      return contributions<int32_t>((from * 100 + to) * 10 + i, elements(i), false);
+    };
+    std::vector<Array<int32_t>> sources, targets;
+    std::vector<Message> sends, receives;
+    const auto add = [](std::vector<Message>& messages, int peer, const Array<int32_t>& array) {
+      const Buffer all = array.all();
+      messages.push_back({peer, static_cast<std::byte*>(all.data), all.count * 4});
+    };
+    for (int r = comm.size() - 1; r >= 0; --r) {
+      if (r == comm.rank()) continue;
+      for (int i = 0; i < count(comm.rank(), r); ++i) {
+        sources.emplace_back(world(), values(comm.rank(), r, i));
+        add(sends, r, sources.back());
+      }
+      for (int i = 0; i < count(r, comm.rank()); ++i) {
+        targets.emplace_back(world(), elements(i), 77);
+        add(receives, r, targets.back());
       }
     }
-    Array<int32_t> input(world(), elements);
-    Array<int32_t> output(world(), total(receive_counts), 77);
-    comm.all_to_all(input.all(), send_counts, output.all(), receive_counts).wait();
-    const auto result = output.read();
-    for (int r = 0; r < comm.size(); ++r) {
-      for (int64_t i = 0; i < receive_counts[r]; ++i) {
-        ASSERT_EQ(result[offset(receive_counts, r) + i],
-                  contribution<int32_t>(r * 100 + comm.rank(), i, false));
+    comm.exchange(sends, receives).wait();
+    auto target = targets.begin();
+    for (int r = comm.size() - 1; r >= 0; --r) {
+      if (r == comm.rank()) continue;
+      for (int i = 0; i < count(r, comm.rank()); ++i) {
+        expect_equal((target++)->read(), values(r, comm.rank(), i), comm);
       }
     }
   });
@@ -287,7 +297,11 @@ TEST_P(Conformance, NothingToMove) {
     const Buffer empty{nullptr, 0, DataType::f32};
     comm.reduce_scatter(empty, empty, none).wait();
     comm.all_gather(empty, empty, none).wait();
-    comm.all_to_all(empty, none, empty, none).wait();
+    comm.exchange({}, {}).wait();
+    if (comm.size() > 1) {
+      const Message nothing{(comm.rank() + 1) % comm.size(), nullptr, 0};
+      comm.exchange({nothing}, {}).wait();
+    }
     comm.all_reduce(empty, ReduceOp::sum).wait();
     comm.broadcast(empty, 0).wait();
     comm.barrier().wait();
@@ -386,6 +400,10 @@ TEST_P(Conformance, RefusesWrongArgumentsAndGoesOn) {
     EXPECT_THROW(comm.reduce_scatter(data.all(), data.part(0, 1), wrong), ConfigError);
     EXPECT_THROW(comm.all_reduce(data.all(), ReduceOp::max), ConfigError);
     EXPECT_THROW(comm.broadcast(data.all(), comm.size()), ConfigError);
+    std::byte one{};
+    EXPECT_THROW(comm.exchange({{comm.rank(), &one, 1}}, {}), ConfigError);
+    EXPECT_THROW(comm.exchange({}, {{comm.size(), &one, 1}}), ConfigError);
+    EXPECT_THROW(comm.exchange({{(comm.rank() + 1) % comm.size(), nullptr, 1}}, {}), ConfigError);
     EXPECT_THROW(comm.group({0, 0}), ConfigError);
     EXPECT_THROW(comm.group({}), ConfigError);
     comm.all_reduce(data.all(), ReduceOp::sum).wait();

@@ -68,18 +68,17 @@ TEST(Local, MismatchedCountsAreRefused) {
     EXPECT_NE(error.find("counts 1 3"), std::string::npos) << error;
 }
 
-TEST(Local, MismatchedAllToAllCountsAreRefused) {
-  std::vector<float> data(8);
-  const auto exchange = [&](Counts send, Counts receive) {
-    return [&, send, receive](Communicator& comm) {
-      comm.all_to_all(Buffer::of(std::span(data).first(send[0] + send[1])), send,
-                      Buffer::of(std::span(data).first(receive[0] + receive[1])), receive)
-          .wait();
-    };
+TEST(Local, MismatchedMessagesAreRefused) {
+  std::byte data[8];
+  const auto exchange = [&](std::vector<Message> sends, std::vector<Message> receives) {
+    return [=](Communicator& comm) { comm.exchange(sends, receives).wait(); };
   };
-  const auto errors = errors_of(exchange({0, 2}, {0, 1}), exchange({1, 0}, {3, 0}));
-  for (const std::string& error : errors)
-    EXPECT_NE(error.find("do not match"), std::string::npos) << error;
+  for (const auto& errors :
+       {errors_of(exchange({{1, data, 2}}, {}), exchange({}, {{0, data, 3}})),
+        errors_of(exchange({}, {{1, data, 2}}), exchange({{0, data, 1}, {0, data, 1}}, {}))}) {
+    for (const std::string& error : errors)
+      EXPECT_NE(error.find("do not match"), std::string::npos) << error;
+  }
 }
 
 TEST(Local, GroupListsMustBeEqual) {

@@ -52,6 +52,10 @@ class NcclOverDouble : public ::testing::Test {
     return {memory, count, DataType::f32};
   }
 
+  static Message bytes(int64_t count, int peer) {
+    return {peer, static_cast<std::byte*>(floats(0).data), count};
+  }
+
   NcclDouble nccl_;
 };
 
@@ -94,12 +98,12 @@ TEST_F(NcclOverDouble, TheOtherOperations) {
   comm->barrier().wait();
   EXPECT_THAT(nccl_.calls, Contains("all_reduce(count 1, u8, max)"));
   nccl_.calls.clear();
-  comm->all_to_all(floats(3), {1, 2, 0}, floats(4), {0, 2, 2}).wait();
+  comm->exchange({bytes(4, 0), bytes(8, 2), bytes(5, 2)}, {bytes(8, 2), bytes(8, 0)}).wait();
   EXPECT_THAT(nccl_.calls,
               ElementsAre("event_record(producer)", "stream_wait_event(own)", "group_start",
-                          "send(count 1, f32, to 0)", "send(count 2, f32, to 1)",
-                          "recv(count 2, f32, from 1)", "recv(count 2, f32, from 2)", "group_end",
-                          "event_record(own)"));
+                          "send(count 4, u8, to 0)", "send(count 8, u8, to 2)",
+                          "send(count 5, u8, to 2)", "recv(count 8, u8, from 2)",
+                          "recv(count 8, u8, from 0)", "group_end", "event_record(own)"));
 }
 
 TEST_F(NcclOverDouble, AStreamWaitsByAnEventAndTheHostDoesNot) {
@@ -144,7 +148,7 @@ TEST_P(NcclErrors, AreTypedAndLeakNothing) {
     comm->reduce_scatter(floats(12), floats(4), {4, 4, 4}).wait();
     comm->all_gather(floats(7), floats(9), {2, 7, 0}).wait();
     comm->all_reduce(floats(1), ReduceOp::sum).wait();
-    comm->all_to_all(floats(3), {1, 2, 0}, floats(4), {0, 2, 2}).wait();
+    comm->exchange({bytes(4, 0), bytes(8, 2), bytes(5, 2)}, {bytes(8, 2), bytes(8, 0)}).wait();
     (void)comm->group({0, 1});
     ADD_FAILURE() << GetParam() << " failed and nobody noticed";
   } catch (const DeviceError& error) {

@@ -140,7 +140,48 @@ TEST(ShardedFusedbun, RefusesAGradientAfterItsBucketLeft) {
     } catch (const std::exception& error) {
       EXPECT_THAT(error.what(), HasSubstr("no_sync()"));
     }
+  });
+}
+
+TEST(ShardedFusedbun, RefusesAGradientThatWasWrittenAfterItWasTaken) {
+  run_ranks(1, [](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr));
+    model.loss(batch(0, 4)).backward();
+    model.parameters["in.bias"].mutable_grad().mul_(0.5);
+    try {
+      optimizer.step();
+      ADD_FAILURE() << "a change that the other ranks never saw went unnoticed";
+    } catch (const ConfigError& error) {
+      EXPECT_THAT(error.what(), HasSubstr("'in.bias'"));
+      EXPECT_THAT(error.what(), HasSubstr("max_grad_norm"));
+    }
+  });
+}
+
+// Long segments are read where autograd left them: their memory must live as long as the exchange, and no longer than the step.
+TEST(ShardedFusedbun, KeepsReleasedGradientsUntilTheirStep) {
+  run_ranks(2, [](comm::Communicator& communicator) {
+    torch::OrderedDict<std::string, torch::Tensor> model;
+    model.insert("w", at::zeros({64, 8}).requires_grad_());
+    ShardedFusedbun optimizer(both(communicator), model,
+                              FusedbunOptions(1.0).momentum_beta(0).Lambda(0).mask(Mask::off),
+                              {.min_rows_per_rank = 1,
+                               .in_place_bytes = 1,
+                               .host_window = false,
+                               .release = GradientRelease::in_hook});
+    (model["w"] * (communicator.rank() + 1.0)).sum().backward();
+    EXPECT_FALSE(model["w"].grad().defined());
     optimizer.step();
+    optimizer.finish();
+    EXPECT_TRUE(at::equal(model["w"].detach(), at::full({64, 8}, -1.5f)));
+
+    const at::Tensor gradient = at::full({64, 8}, 2.0f);
+    model["w"].mutable_grad() = gradient;
+    optimizer.step();
+    EXPECT_EQ(gradient.storage().use_count(), 1u) << "somebody keeps it after its step";
+    EXPECT_TRUE(at::equal(model["w"].detach(), at::full({64, 8}, -3.5f)));
   });
 }
 

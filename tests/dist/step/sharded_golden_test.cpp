@@ -28,9 +28,11 @@ torch::OrderedDict<std::string, torch::Tensor> model_of(const Case& golden, Prec
 // so the sum is exact.
 bool run_rank(const Case& golden, Precision precision, comm::Communicator& communicator) {
   auto model = model_of(golden, precision);
-  ShardedFusedbun optimizer(
-      {&communicator, &communicator}, model, FusedbunOptions(golden.options),
-      {.min_rows_per_rank = 1, .gradient_divisor = 1.0, .host_window = communicator.size() == 2});
+  ShardedFusedbun optimizer({&communicator, &communicator}, model, FusedbunOptions(golden.options),
+                            {.min_rows_per_rank = 1,
+                             .in_place_bytes = 64,
+                             .gradient_divisor = 1.0,
+                             .host_window = communicator.size() == 2});
   for (int step = 1; step <= golden.steps; ++step) {
     const bool mine = step % communicator.size() == communicator.rank();
     for (size_t k = 0; k < model.size(); ++k) {
