@@ -1,6 +1,13 @@
 #include "fusedbun/dist/step/gradient_copy.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include <algorithm>
 #include <bit>
+#include <cstddef>
+#include <cstring>
 
 #include "fusedbun/core/step_cpu.h"
 #include "fusedbun/core/widest.h"
@@ -8,31 +15,68 @@
 namespace fusedbun {
 namespace {
 
-// A float is NaN or inf exactly if all exponent bits are set. Integers, because a loop that ORs
-// them is one that compilers turn into vector code without being allowed to reorder floating point.
-template <class Float, class Bits, Bits kExponent>
-[[gnu::always_inline]] inline bool copy_and_test_bits(const Float* source, Float* destination,
-                                                      int64_t count) {
-  Bits nonfinite = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    const Float g = source[i];
-    destination[i] = g;
-    const Bits square = std::bit_cast<Bits>(g * g);
-    nonfinite |= static_cast<Bits>((square & kExponent) == kExponent);
+/// What is tested and then copied while it lies in the first-level cache, bytes.
+constexpr int64_t kBlock = 16 << 10;
+/// From this size on, a copy is gone from the caches before anybody reads it, bytes.
+constexpr int64_t kPastCaches = 1 << 20;
+
+#if defined(__SSE2__)
+/// A copy that does not read its destination first, as ordinary stores do, and leaves the caches to others.
+void copy_past_caches(const std::byte* source, std::byte* destination, int64_t bytes) {
+  constexpr int64_t kLine = 64, kVector = sizeof(__m128i);
+  const auto address = reinterpret_cast<uintptr_t>(destination);
+  const int64_t head = std::min<int64_t>(bytes, -address % kLine);
+  std::memcpy(destination, source, head);
+  int64_t at = head;
+  for (; at + kLine <= bytes; at += kLine) {
+    for (int64_t i = at; i < at + kLine; i += kVector) {
+      const auto* const from = reinterpret_cast<const __m128i*>(source + i);
+      _mm_stream_si128(reinterpret_cast<__m128i*>(destination + i), _mm_loadu_si128(from));
+    }
   }
-  return nonfinite == 0;
+  std::memcpy(destination + at, source + at, bytes - at);
+}
+void end_copies_past_caches() {
+  _mm_sfence();  // they are ordered with nothing else
+}
+#else
+void copy_past_caches(const std::byte* source, std::byte* destination, int64_t bytes) {
+  std::memcpy(destination, source, bytes);
+}
+void end_copies_past_caches() {}
+#endif
+
+template <class Float>
+bool copy_and_test_blocks(const Float* source, Float* destination, int64_t count) {
+  constexpr auto kSize = static_cast<int64_t>(sizeof(Float));
+  const bool past_caches = count * kSize >= kPastCaches;
+  bool finite = true;
+  for (int64_t begin = 0; begin < count; begin += kBlock / kSize) {
+    const int64_t length = std::min(kBlock / kSize, count - begin);
+    finite &= squares_are_finite(source + begin, length);
+    if (past_caches) {
+      copy_past_caches(reinterpret_cast<const std::byte*>(source + begin),
+                       reinterpret_cast<std::byte*>(destination + begin), length * kSize);
+    } else {
+      std::memcpy(destination + begin, source + begin, length * kSize);
+    }
+  }
+  if (past_caches) end_copies_past_caches();
+  return finite;
 }
 
 }  // namespace
 
-FUSEDBUN_WIDEST bool copy_and_test(const float* source, float* destination, int64_t count) {
-  return copy_and_test_bits<float, uint32_t, 0x7f800000u>(source, destination, count);
+bool copy_and_test(const float* source, float* destination, int64_t count) {
+  return copy_and_test_blocks(source, destination, count);
 }
 
-FUSEDBUN_WIDEST bool copy_and_test(const double* source, double* destination, int64_t count) {
-  return copy_and_test_bits<double, uint64_t, 0x7ff0000000000000u>(source, destination, count);
+bool copy_and_test(const double* source, double* destination, int64_t count) {
+  return copy_and_test_blocks(source, destination, count);
 }
 
+// The exponent's bits are tested as integers, because a loop that ORs them is one that compilers turn into vector code without being
+// allowed to reorder floating point.
 FUSEDBUN_WIDEST bool copy_and_test(const float* source, uint16_t* destination, int64_t count) {
   uint32_t nonfinite = 0;
   for (int64_t i = 0; i < count; ++i) {

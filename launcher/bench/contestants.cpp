@@ -26,8 +26,7 @@ class FusedbunStep : public ParallelStep {
  public:
   FusedbunStep(const Contestant& contestant, Channels channels, const Parameters& parameters,
                bool keep_gradients)
-      : parameters_(parameters.values()),
-        optimizer_(
+      : optimizer_(
             channels, parameters, options_of(contestant),
             {.max_grad_norm = contestant.max_grad_norm,
              .gradient_divisor = channels.data->size(),
@@ -36,13 +35,6 @@ class FusedbunStep : public ParallelStep {
              .host_window = contestant.host_window,
              .release = keep_gradients ? GradientRelease::never : GradientRelease::in_hook}) {}
 
-  void alone(const std::function<void()>& backward) override {
-    {
-      const auto local = optimizer_.no_sync();
-      backward();
-    }
-    for (at::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
-  }
   void step() override { optimizer_.step(); }
   int64_t state_bytes() const override { return optimizer_.state_bytes(); }
 
@@ -53,7 +45,6 @@ class FusedbunStep : public ParallelStep {
     return options;
   }
 
-  std::vector<at::Tensor> parameters_;
   ShardedFusedbun optimizer_;
 };
 
@@ -75,11 +66,6 @@ class AdamwStep : public ParallelStep {
       places_.push_back(message_.narrow(0, begin, parameter.numel()).view(parameter.sizes()));
       begin += parameter.numel();
     }
-  }
-
-  void alone(const std::function<void()>& backward) override {
-    backward();
-    for (at::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
   }
 
   void step() override {

@@ -2,8 +2,7 @@
 // Ways to train data-parallel that `bench exchange` and `bench train` compare. They differ in one thing each, so that the
 // transport, the sharding and the optimizer can be told apart.
 //
-// Thread safety: values; a Stepper as its own comment says.
-#include <functional>
+// Thread safety: values; a ParallelStep: one thread.
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,8 +31,6 @@ std::vector<Contestant> chosen(const std::vector<std::string>& names, bool with_
 class ParallelStep {
  public:
   virtual ~ParallelStep() = default;
-  /// Runs `backward` so that nothing travels.
-  virtual void alone(const std::function<void()>& backward) = 0;
   virtual void step() = 0;
   virtual int64_t state_bytes() const = 0;
 };

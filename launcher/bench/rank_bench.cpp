@@ -1,6 +1,8 @@
 #include "fusedbun/launcher/bench/rank_bench.h"
 
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/variable.h>
 
 #include <chrono>
 #include <cmath>
@@ -120,39 +122,73 @@ Json exchange_rows(Job& job, const RankBenchOptions& options) {
   return rows;
 }
 
+namespace {
+
+/// Forward and backward over one batch, again and again.
+class BatchLoop {
+ public:
+  BatchLoop(const BenchModel& model, int rank) : model_(model.config, /*seed=*/1) {
+    at::manual_seed(100 + rank);
+    const at::Tensor text = at::randint(std::min<int64_t>(model.config.vocab, 256),
+                                        {model.sequences, model.context + 1});
+    tokens_ = text.narrow(1, 0, model.context).contiguous();
+    targets_ = text.narrow(1, 1, model.context).contiguous();
+  }
+
+  torch::OrderedDict<std::string, at::Tensor> parameters() { return model_->named_parameters(); }
+  /// Returns the loss.
+  double forward_backward() {
+    const at::Tensor loss = model_->loss(tokens_, targets_);
+    const double value = loss.item<double>();
+    loss.backward();
+    return value;
+  }
+
+ private:
+  train::Gpt2 model_;
+  at::Tensor tokens_, targets_;
+};
+
+/// Frees a gradient as soon as it is final. Gradients that stayed until the end of backward would be new memory in every step, which
+/// costs more than some of the steps that are measured.
+class DropGradient : public torch::autograd::PostAccumulateGradHook {
+  void operator()(const at::Tensor& tensor) override { tensor.mutable_grad().reset(); }
+};
+
+std::unique_ptr<BatchLoop> make_bare_loop(const BenchModel& model, int rank) {
+  auto loop = std::make_unique<BatchLoop>(model, rank);
+  for (const auto& entry : loop->parameters()) {
+    torch::autograd::impl::set_post_acc_grad_hooks(entry.value(), std::make_unique<DropGradient>());
+  }
+  return loop;
+}
+
+}  // namespace
+
 Json train_rows(Job& job, const RankBenchOptions& options) {
   comm::Communicator& host = *job.channels().host;
   Json rows = Json::array();
   for (const Contestant& contestant : options.contestants) {
     if (!contestant.in_backward) check(job, contestant);
-    train::Gpt2 model(options.model.config, /*seed=*/1);
+    BatchLoop loop(options.model, job.rank());
     const auto step =
-        make_step(contestant, job.channels(), model->named_parameters(), /*keep_gradients=*/false);
-    at::manual_seed(100 + job.rank());
-    const at::Tensor text = at::randint(std::min<int64_t>(options.model.config.vocab, 256),
-                                        {options.model.sequences, options.model.context + 1});
-    const at::Tensor tokens = text.narrow(1, 0, options.model.context).contiguous();
-    const at::Tensor targets = text.narrow(1, 1, options.model.context).contiguous();
+        make_step(contestant, job.channels(), loop.parameters(), /*keep_gradients=*/false);
     std::vector<double> whole, alone, difference, losses;
-    const auto backward = [&] {
-      const at::Tensor loss = model->loss(tokens, targets);
-      losses.push_back(loss.item<double>());
-      loss.backward();
+    const auto train = [&] {
+      losses.push_back(loop.forward_backward());
+      step->step();
     };
-    for (int i = 0; i < kWarmUps + options.steps; ++i) {
-      const double alone_ms = milliseconds_of(host, [&] { step->alone(backward); });
-      const double whole_ms = milliseconds_of(host, [&] {
-        backward();
-        step->step();
-      });
-      if (i < kWarmUps) continue;
-      alone.push_back(alone_ms);
-      whole.push_back(whole_ms);
-      difference.push_back(whole_ms - alone_ms);
+    for (int i = 0; i < kWarmUps; ++i) train();
+    const int64_t state_bytes = largest(host, step->state_bytes());
+    const int64_t peak = largest(host, peak_resident_bytes());  // before there is a second model
+    const auto bare = make_bare_loop(options.model, job.rank());
+    bare->forward_backward();
+    for (int i = 0; i < options.steps; ++i) {
+      alone.push_back(milliseconds_of(host, [&] { bare->forward_backward(); }));
+      whole.push_back(milliseconds_of(host, train));
+      difference.push_back(whole.back() - alone.back());
     }
     FUSEDBUN_ASSERT(losses.back() < losses.front(), "the loss of a fixed batch does not fall");
-    const int64_t state_bytes = largest(host, step->state_bytes());
-    const int64_t peak = largest(host, peak_resident_bytes());
     Json row{{"name", contestant.name}, {"model", options.model.name}};
     put(row, "step_ms", spread_of(whole));
     put(row, "forward_backward_ms", spread_of(alone));
@@ -163,6 +199,8 @@ Json train_rows(Job& job, const RankBenchOptions& options) {
   }
   return rows;
 }
+
+namespace {
 
 /// Every rank's portion of `values` to it, and its portion of this rank into `received`.
 comm::Work exchange_portions(comm::Communicator& data, std::span<float> values,
@@ -180,6 +218,8 @@ comm::Work exchange_portions(comm::Communicator& data, std::span<float> values,
   }
   return data.exchange(std::move(sends), std::move(receives));
 }
+
+}  // namespace
 
 Json collective_rows(Job& job, const RankBenchOptions& options) {
   comm::Communicator& data = *job.channels().data;
