@@ -1,10 +1,12 @@
 #include "fusedbun/launcher/env/host.h"
 
 #include <dlfcn.h>
+#include <malloc.h>
 #include <sched.h>
 #include <sys/statvfs.h>
 
 #include <array>
+#include <limits>
 #include <memory>
 
 namespace fusedbun::launcher {
@@ -20,6 +22,13 @@ std::optional<SharedMemory> shared_memory() {
   const auto block = static_cast<int64_t>(space.f_frsize);
   return SharedMemory{.free_bytes = block * static_cast<int64_t>(space.f_bavail),
                       .total_bytes = block * static_cast<int64_t>(space.f_blocks)};
+}
+
+void keep_freed_memory() {
+#if defined(__GLIBC__)
+  ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+  ::mallopt(M_MMAP_MAX, 0);  // memory mapped for one allocation goes with it
+#endif
 }
 
 std::vector<std::string> visible_gpus() {

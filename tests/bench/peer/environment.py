@@ -73,7 +73,8 @@ def prepare(say):
 
 
 def variables(threads):
-    """Environment variables for a contestant's processes."""
-    return {"OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu",
+    """Environment variables for a contestant's processes. MALLOC_*: what `fusedbun bench` asks of glibc for itself."""
+    return {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_MAX_": "0",
+            "OMP_NUM_THREADS": str(threads), "GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu",
             "TORCHINDUCTOR_COMPILE_THREADS": "1", "TORCHINDUCTOR_CACHE_DIR": str(PEERS / f"inductor-{threads}"),
             "TORCH_EXTENSIONS_DIR": str(PEERS / "torch_extensions")}
