@@ -10,8 +10,6 @@
 #include "fusedbun/dist/comm/nccl_api.h"
 #include "fusedbun/dist/comm/nccl_session.h"
 
-#define FUSEDBUN_NCCL(call) session_->check((call), #call)
-
 namespace fusedbun::comm {
 namespace {
 
@@ -91,14 +89,14 @@ class NcclCommunicator final : public Communicator {
       const ncclDataType_t type = nccl_type(input.type);
       if (is_equal(counts)) {
         if (output.count == 0) return;
-        return FUSEDBUN_NCCL(api().reduce_scatter(input.data, output.data,
-                                                  static_cast<size_t>(output.count), type, ncclSum,
-                                                  comm, stream));
+        return FUSEDBUN_NCCL(*session_, api().reduce_scatter(input.data, output.data,
+                                                             static_cast<size_t>(output.count),
+                                                             type, ncclSum, comm, stream));
       }
       for_each_portion(counts, [&](int root, int64_t offset, size_t count) {
         void* const target = root == rank() ? output.data : nullptr;  // others receive nothing
-        FUSEDBUN_NCCL(api().reduce(address_of(input, offset), target, count, type, ncclSum, root,
-                                   comm, stream));
+        FUSEDBUN_NCCL(*session_, api().reduce(address_of(input, offset), target, count, type,
+                                              ncclSum, root, comm, stream));
       });
     });
   }
@@ -109,13 +107,14 @@ class NcclCommunicator final : public Communicator {
       const ncclDataType_t type = nccl_type(input.type);
       if (is_equal(counts)) {
         if (input.count == 0) return;
-        return FUSEDBUN_NCCL(api().all_gather(
-            input.data, output.data, static_cast<size_t>(input.count), type, comm, stream));
+        return FUSEDBUN_NCCL(
+            *session_, api().all_gather(input.data, output.data, static_cast<size_t>(input.count),
+                                        type, comm, stream));
       }
       for_each_portion(counts, [&](int root, int64_t offset, size_t count) {
         const void* const source = root == rank() ? input.data : nullptr;  // others send nothing
-        FUSEDBUN_NCCL(
-            api().broadcast(source, address_of(output, offset), count, type, root, comm, stream));
+        FUSEDBUN_NCCL(*session_, api().broadcast(source, address_of(output, offset), count, type,
+                                                 root, comm, stream));
       });
     });
   }
@@ -124,7 +123,8 @@ class NcclCommunicator final : public Communicator {
     const Call call = Call::all_reduce(caller(), inout, op);
     return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
       if (inout.count == 0) return;
-      FUSEDBUN_NCCL(api().all_reduce(inout.data, inout.data, static_cast<size_t>(inout.count),
+      FUSEDBUN_NCCL(*session_,
+                    api().all_reduce(inout.data, inout.data, static_cast<size_t>(inout.count),
                                      nccl_type(inout.type), op == ReduceOp::sum ? ncclSum : ncclMax,
                                      comm, stream));
     });
@@ -134,12 +134,12 @@ class NcclCommunicator final : public Communicator {
     const Call call = Call::exchange(caller(), std::move(sends), std::move(receives));
     return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
       for (const Message& message : call.sends) {
-        FUSEDBUN_NCCL(api().send(message.data, static_cast<size_t>(message.bytes), ncclUint8,
-                                 message.peer, comm, stream));
+        FUSEDBUN_NCCL(*session_, api().send(message.data, static_cast<size_t>(message.bytes),
+                                            ncclUint8, message.peer, comm, stream));
       }
       for (const Message& message : call.receives) {
-        FUSEDBUN_NCCL(api().recv(message.data, static_cast<size_t>(message.bytes), ncclUint8,
-                                 message.peer, comm, stream));
+        FUSEDBUN_NCCL(*session_, api().recv(message.data, static_cast<size_t>(message.bytes),
+                                            ncclUint8, message.peer, comm, stream));
       }
     });
   }
@@ -148,15 +148,16 @@ class NcclCommunicator final : public Communicator {
     const Call call = Call::broadcast(caller(), inout, root);
     return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
       if (inout.count == 0) return;
-      FUSEDBUN_NCCL(api().broadcast(inout.data, inout.data, static_cast<size_t>(inout.count),
+      FUSEDBUN_NCCL(*session_,
+                    api().broadcast(inout.data, inout.data, static_cast<size_t>(inout.count),
                                     nccl_type(inout.type), root, comm, stream));
     });
   }
 
   Work barrier() override {
     return launch(Call::barrier(), [&](ncclComm_t comm, cudaStream_t stream) {
-      FUSEDBUN_NCCL(api().all_reduce(session_->scratch(), session_->scratch(), 1, ncclUint8,
-                                     ncclMax, comm, stream));
+      FUSEDBUN_NCCL(*session_, api().all_reduce(session_->scratch(), session_->scratch(), 1,
+                                                ncclUint8, ncclMax, comm, stream));
     });
   }
 

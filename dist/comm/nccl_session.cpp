@@ -5,8 +5,6 @@
 
 #include "fusedbun/core/error.h"
 
-#define FUSEDBUN_NCCL(call) check((call), #call)
-
 namespace fusedbun::comm {
 namespace {
 
@@ -49,12 +47,12 @@ NcclSession::NcclSession(const NcclApi& api, const NcclOptions& options,
     const OnDevice device(*this);
     int least = 0;
     int greatest = 0;
-    FUSEDBUN_NCCL(api_.cuda_stream_priority_range(&least, &greatest));
-    FUSEDBUN_NCCL(api_.cuda_stream_create(&stream_, cudaStreamNonBlocking, greatest));
-    FUSEDBUN_NCCL(api_.cuda_event_create(&produced_, cudaEventDisableTiming));
-    FUSEDBUN_NCCL(api_.cuda_malloc(&scratch_, 1));
+    FUSEDBUN_NCCL(*this, api_.cuda_stream_priority_range(&least, &greatest));
+    FUSEDBUN_NCCL(*this, api_.cuda_stream_create(&stream_, cudaStreamNonBlocking, greatest));
+    FUSEDBUN_NCCL(*this, api_.cuda_event_create(&produced_, cudaEventDisableTiming));
+    FUSEDBUN_NCCL(*this, api_.cuda_malloc(&scratch_, 1));
     std::unique_lock lock(mutex_);
-    FUSEDBUN_NCCL(open(&comm_));
+    FUSEDBUN_NCCL(*this, open(&comm_));
     settle(lock, comm_, "connecting");
   } catch (const Error& error) {
     fail({error.code(), error.what()});
@@ -68,9 +66,9 @@ NcclSession::~NcclSession() {
     const OnDevice device(*this);
     std::unique_lock lock(mutex_);
     if (comm_ != nullptr) {
-      FUSEDBUN_NCCL(api_.comm_finalize(comm_));
+      FUSEDBUN_NCCL(*this, api_.comm_finalize(comm_));
       settle(lock, comm_, "disconnecting");
-      FUSEDBUN_NCCL(api_.comm_destroy(std::exchange(comm_, nullptr)));
+      FUSEDBUN_NCCL(*this, api_.comm_destroy(std::exchange(comm_, nullptr)));
     }
   } catch (const Error& error) {
     fail({error.code(), error.what()});
@@ -95,11 +93,11 @@ cudaEvent_t NcclSession::launch(const std::string& what,
     done = take_event();
     settle(lock, comm_, what);
     const auto producer = static_cast<cudaStream_t>(options_.producer_stream().handle());
-    FUSEDBUN_NCCL(api_.cuda_event_record(produced_, producer));
-    FUSEDBUN_NCCL(api_.cuda_stream_wait_event(stream_, produced_, 0));
+    FUSEDBUN_NCCL(*this, api_.cuda_event_record(produced_, producer));
+    FUSEDBUN_NCCL(*this, api_.cuda_stream_wait_event(stream_, produced_, 0));
     run_group(enqueue);
     settle(lock, comm_, what);  // enqueued, not done: only then does an event mark its end
-    FUSEDBUN_NCCL(api_.cuda_event_record(done, stream_));
+    FUSEDBUN_NCCL(*this, api_.cuda_event_record(done, stream_));
     return done;
   } catch (const Error& error) {
     if (done != nullptr) recycle(done);
@@ -109,14 +107,14 @@ cudaEvent_t NcclSession::launch(const std::string& what,
 }
 
 void NcclSession::run_group(const std::function<void(ncclComm_t, cudaStream_t)>& enqueue) {
-  FUSEDBUN_NCCL(api_.group_start());
+  FUSEDBUN_NCCL(*this, api_.group_start());
   try {
     enqueue(comm_, stream_);
   } catch (...) {
     (void)api_.group_end();  // or every later call of this thread would still be inside the group
     throw;
   }
-  FUSEDBUN_NCCL(api_.group_end());
+  FUSEDBUN_NCCL(*this, api_.group_end());
 }
 
 ncclComm_t NcclSession::split(int color, int key) {
@@ -127,7 +125,7 @@ ncclComm_t NcclSession::split(int color, int key) {
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
     ncclComm_t part = nullptr;
-    FUSEDBUN_NCCL(api_.comm_split(comm_, color, key, &part, &config));
+    FUSEDBUN_NCCL(*this, api_.comm_split(comm_, color, key, &part, &config));
     settle(lock, comm_, "making a group");
     return part;
   } catch (const Error& error) {
@@ -144,7 +142,7 @@ void NcclSession::settle(std::unique_lock<std::mutex>& lock, ncclComm_t comm,
   for (;;) {
     if (failure_) failure_->raise();
     ncclResult_t state = ncclSuccess;
-    FUSEDBUN_NCCL(api_.comm_get_async_error(comm, &state));
+    FUSEDBUN_NCCL(*this, api_.comm_get_async_error(comm, &state));
     if (state != ncclInProgress) return check(state, what.c_str());
     FUSEDBUN_REQUIRE(std::chrono::steady_clock::now() < deadline, TimeoutError,
                      prefix() + what + " was not under way after " +
@@ -165,7 +163,7 @@ void NcclSession::wait(cudaEvent_t done, const std::string& what,
         const std::lock_guard lock(mutex_);
         if (failure_) failure_->raise();
         ncclResult_t state = ncclSuccess;
-        FUSEDBUN_NCCL(api_.comm_get_async_error(comm_, &state));
+        FUSEDBUN_NCCL(*this, api_.comm_get_async_error(comm_, &state));
         if (state != ncclInProgress) check(state, what.c_str());
       }
       const cudaError_t reached = api_.cuda_event_query(done);
@@ -196,7 +194,7 @@ void NcclSession::wait_on(cudaEvent_t done, const std::string& what, Stream stre
 cudaEvent_t NcclSession::take_event() {
   if (free_events_.empty()) {
     cudaEvent_t event = nullptr;
-    FUSEDBUN_NCCL(api_.cuda_event_create(&event, cudaEventDisableTiming));
+    FUSEDBUN_NCCL(*this, api_.cuda_event_create(&event, cudaEventDisableTiming));
     return event;
   }
   const cudaEvent_t event = free_events_.back();

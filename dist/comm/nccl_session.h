@@ -17,6 +17,9 @@
 #include "fusedbun/dist/comm/failure.h"
 #include "fusedbun/dist/comm/nccl_api.h"
 
+// Every code that NCCL and CUDA return passes here.
+#define FUSEDBUN_NCCL(session, call) (session).check((call), #call)
+
 namespace fusedbun::comm {
 
 class NcclSession {

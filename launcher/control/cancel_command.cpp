@@ -10,12 +10,12 @@
 namespace fusedbun::launcher {
 namespace {
 
-struct Flags {
+struct CancelFlags {
   int64_t revision = 0;
   std::string reason;
 };
 
-void run(const Flags& flags, const control::JobLocation& location, OutputFormat format) {
+void run(const CancelFlags& flags, const control::JobLocation& location, OutputFormat format) {
   control::ControlClient client(location);
   control::v1::CancelChangeRequest request;
   request.set_name("jobs/-/changes/" + std::to_string(flags.revision));
@@ -28,7 +28,7 @@ void run(const Flags& flags, const control::JobLocation& location, OutputFormat 
 }  // namespace
 
 CLI::App* add_cancel_command(CLI::App& app) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<CancelFlags>();
   CLI::App* const command =
       app.add_subcommand("cancel", "Take a change back whose step has not come");
   command->footer(

@@ -14,7 +14,7 @@ namespace {
 using control::ControlClient;
 using control::v1::Job;
 
-struct Flags {
+struct LeaveFlags {
   std::string reason;
   bool wait = false;
   double timeout_seconds = 600;
@@ -37,7 +37,8 @@ void wait_until_gone(ControlClient& client, double timeout_seconds) {
                      " s");
 }
 
-void run(Ask ask, const Flags& flags, const control::JobLocation& location, OutputFormat format) {
+void run(Ask ask, const LeaveFlags& flags, const control::JobLocation& location,
+         OutputFormat format) {
   ControlClient client(location);
   const Job job = (client.*ask)(flags.reason);
   if (flags.wait) wait_until_gone(client, flags.timeout_seconds);
@@ -51,7 +52,7 @@ void run(Ask ask, const Flags& flags, const control::JobLocation& location, Outp
 
 CLI::App* add(CLI::App& app, Ask ask, const std::string& name, const std::string& purpose,
               const std::string& footer) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<LeaveFlags>();
   CLI::App* const command = app.add_subcommand(name, purpose);
   command->footer(footer);
   command->add_option("--reason", flags->reason, "Why, for the people who ask for its state");

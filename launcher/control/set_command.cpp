@@ -17,7 +17,7 @@ namespace {
 using control::v1::Change;
 using control::v1::CreateChangeRequest;
 
-struct Flags {
+struct SetFlags {
   std::vector<std::string> assignments;
   std::string group = "all";
   int64_t at_step = 0;
@@ -28,7 +28,7 @@ struct Flags {
   double timeout_seconds = 600;
 };
 
-CreateChangeRequest request_of(const Flags& flags) {
+CreateChangeRequest request_of(const SetFlags& flags) {
   CreateChangeRequest request;
   Change& change = *request.mutable_change();
   *change.add_patches() = read_assignments(flags.assignments, flags.group);
@@ -69,7 +69,7 @@ Change wait_until_applied(control::ControlClient& client, Change change, double 
   return change;
 }
 
-void run(const Flags& flags, const control::JobLocation& location, OutputFormat format) {
+void run(const SetFlags& flags, const control::JobLocation& location, OutputFormat format) {
   FUSEDBUN_REQUIRE(!flags.wait || !flags.dry_run, UsageError,
                    "--wait and --dry-run exclude each other");
   const CreateChangeRequest request = request_of(flags);
@@ -84,7 +84,7 @@ void run(const Flags& flags, const control::JobLocation& location, OutputFormat 
 }
 
 /// The flags of a change, whatever it assigns.
-void add_change_flags(CLI::App& command, const std::shared_ptr<Flags>& flags) {
+void add_change_flags(CLI::App& command, const std::shared_ptr<SetFlags>& flags) {
   command.add_option("--group", flags->group, "Param group, or all")->group("Change");
   flags->at_step_given = command
                              .add_option("--at-step", flags->at_step,
@@ -108,7 +108,7 @@ void add_change_flags(CLI::App& command, const std::shared_ptr<Flags>& flags) {
 }  // namespace
 
 CLI::App* add_set_command(CLI::App& app) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<SetFlags>();
   CLI::App* const command = app.add_subcommand(
       "set", "Change hyperparameters of a running job, on all ranks from one step on");
   command->footer(
@@ -128,7 +128,7 @@ CLI::App* add_set_command(CLI::App& app) {
 }
 
 CLI::App* add_unpin_command(CLI::App& app) {
-  auto flags = std::make_shared<Flags>();
+  auto flags = std::make_shared<SetFlags>();
   flags->assignments = {"lr=schedule"};
   CLI::App* const command =
       app.add_subcommand("unpin", "Give a pinned learning rate back to the schedule");
