@@ -33,23 +33,27 @@ void run_pass(InstructionSet set, const PassArguments<T>& arguments, double* sum
   FUSEDBUN_IN_VARIANT(set, run_pass(arguments, sum_of_squares));
 }
 
-// A pass in pieces that threads take. Only its shape decides them: at least a quarter of a million elements, some
-// hundred microseconds, and at most 64 pieces, because each has column sums of its own.
-constexpr int64_t kBandElements = int64_t{1} << 18;
+// A pass in bands that threads take: at least an eighth of a million elements each, some hundred microseconds, and at
+// most 64, because each has column sums of its own. They are 1, 2, 4 ... 64 and equally long but for a unit, so that two,
+// four or eight threads have the same to do.
+constexpr int64_t kBandElements = int64_t{1} << 17;
 constexpr int64_t kBandsMax = 64;
 constexpr int64_t kBandRows = 16;       // a band of rows is a multiple of the pass's row group
-constexpr int64_t kBandColumns = 1024;  // a piece of a single row is one of its column block
+constexpr int64_t kBandColumns = 1024;  // a band of a single row is one of whole vectors and pages
 
-int64_t pieces(int64_t total, int64_t size) {
-  return (total + size - 1) / size;
-}
+// Where rows, or the columns of a single row, are cut. Only the shape decides.
+struct Bands {
+  int64_t total, unit, count;
 
-// Rows per band; of a pass over one row, columns per band.
-int64_t band_length(int64_t total, int64_t elements_of_one, int64_t unit) {
-  const int64_t enough = pieces(kBandElements, elements_of_one);
-  const int64_t length = std::max(enough, pieces(total, kBandsMax));
-  return pieces(length, unit) * unit;
-}
+  Bands(int64_t cut, int64_t cut_unit, int64_t elements) : total(cut), unit(cut_unit), count(1) {
+    while (count < kBandsMax && count * 2 * kBandElements <= elements && count * 2 * unit <= total)
+      count *= 2;
+  }
+  int64_t begin(int64_t band) const {
+    const int64_t units = (total + unit - 1) / unit;
+    return std::min(units * band / count * unit, total);
+  }
+};
 
 // Column statistics of each band, and how they become the segment's.
 template <class T>
@@ -113,22 +117,20 @@ void run_in_bands(const PassArguments<T>& whole, const CpuExecution& execution,
                   double* sum_of_squares) {
   const bool flat = whole.kind == PassKind::full && whole.rows == 1 && !whole.centralize;
   const int64_t total = flat ? whole.columns : whole.rows;
-  const int64_t length =
-      flat ? band_length(total, 1, kBandColumns) : band_length(total, whole.columns, kBandRows);
-  const int64_t bands = pieces(total, length);
-  if (bands == 1) return run_pass(execution.set, whole, sum_of_squares);
+  const Bands bands(total, flat ? kBandColumns : kBandRows, whole.rows * whole.columns);
+  if (bands.count == 1) return run_pass(execution.set, whole, sum_of_squares);
 
-  BandStatistics<T> statistics(whole, bands);
+  BandStatistics<T> statistics(whole, bands.count);
   const auto run_band = [&](int64_t band) {
-    const int64_t begin = band * length, end = std::min(begin + length, total);
+    const int64_t begin = bands.begin(band), end = bands.begin(band + 1);
     PassArguments<T> a = flat ? columns_of(whole, begin, end) : rows_of(whole, begin, end);
     statistics.hand_out(band, a);
     run_pass(execution.set, a, sum_of_squares == nullptr ? nullptr : statistics.squares(band));
   };
   if (execution.parallel_for) {
-    execution.parallel_for(bands, run_band);
+    execution.parallel_for(bands.count, run_band);
   } else {
-    for (int64_t band = 0; band < bands; ++band) run_band(band);
+    for (int64_t band = 0; band < bands.count; ++band) run_band(band);
   }
   statistics.collect(sum_of_squares);
 }

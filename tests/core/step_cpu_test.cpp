@@ -25,6 +25,21 @@ struct Shape {
 // rows than a group of 16.
 const Shape kShapes[] = {{1, 1},  {5, 1},    {1, 37},    {19, 15},     {17, 16},
                          {3, 33}, {2, 1024}, {17, 1041}, {1, 1, true}, {53, 1, true}};
+// Rows longer than a block of column statistics: they go in groups.
+constexpr Shape kLongRows = {17, 16401};
+
+struct Case {
+  Shape shape;
+  Options options;
+};
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (const Shape& shape : kShapes) {
+    for (const Options& options : fused_options()) all.push_back({shape, options});
+  }
+  for (const std::string& name : preset_names()) all.push_back({kLongRows, preset(name, 1e-2)});
+  return all;
+}
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
@@ -47,28 +62,24 @@ TYPED_TEST(StepCpu, EveryInstructionSetGivesTheSameBits) {
   if (best_instruction_set() == InstructionSet::baseline)
     GTEST_SKIP() << "this machine has one instruction set only";
   const uint64_t seed = test_seed();
-  for (const Shape& shape : kShapes) {
-    for (const Options& options : fused_options()) {
-      std::vector<RandomMatrix<T>> runs;
-      for (auto set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
-        if (!is_supported(set)) continue;
-        std::mt19937_64 random(seed);
-        RandomMatrix<T>& run =
-            runs.emplace_back(options, shape.rows, shape.columns, shape.is_vector);
-        for (T& p : run.parameter) p = std::normal_distribution<T>()(random);
-        for (int64_t t = 1; t <= 2; ++t) {
-          for (T& g : run.gradient) g = random_gradient<T>(random);
-          run.step(t, {0, shape.rows}, {.set = set});
-        }
+  for (const auto& [shape, options] : cases()) {
+    std::vector<RandomMatrix<T>> runs;
+    for (auto set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
+      if (!is_supported(set)) continue;
+      std::mt19937_64 random(seed);
+      RandomMatrix<T>& run = runs.emplace_back(options, shape.rows, shape.columns, shape.is_vector);
+      for (T& p : run.parameter) p = std::normal_distribution<T>()(random);
+      for (int64_t t = 1; t <= 2; ++t) {
+        for (T& g : run.gradient) g = random_gradient<T>(random);
+        run.step(t, {0, shape.rows}, {.set = set});
       }
-      for (size_t i = 1; i < runs.size(); ++i) {
-        const bool same = same_bits(runs[0].parameter, runs[i].parameter) &&
-                          same_bits(runs[0].momentum, runs[i].momentum) &&
-                          same_bits(runs[0].full, runs[i].full) &&
-                          same_bits(runs[0].row, runs[i].row) &&
-                          same_bits(runs[0].col, runs[i].col);
-        ASSERT_TRUE(same) << label(options, shape) << ", instruction set " << i;
-      }
+    }
+    for (size_t i = 1; i < runs.size(); ++i) {
+      const bool same = same_bits(runs[0].parameter, runs[i].parameter) &&
+                        same_bits(runs[0].momentum, runs[i].momentum) &&
+                        same_bits(runs[0].full, runs[i].full) &&
+                        same_bits(runs[0].row, runs[i].row) && same_bits(runs[0].col, runs[i].col);
+      ASSERT_TRUE(same) << label(options, shape) << ", instruction set " << i;
     }
   }
 }
@@ -76,28 +87,26 @@ TYPED_TEST(StepCpu, EveryInstructionSetGivesTheSameBits) {
 TYPED_TEST(StepCpu, ARowsBitsDoNotDependOnTheOtherRowsOfTheSegment) {
   using T = TypeParam;
   std::mt19937_64 random(test_seed());
-  for (const Shape& shape : kShapes) {
-    for (const Options& options : fused_options()) {
-      RandomMatrix<T> whole(options, shape.rows, shape.columns, shape.is_vector);
-      for (T& p : whole.parameter) p = std::normal_distribution<T>()(random);
-      RandomMatrix<T> parts = whole;
-      std::vector<int64_t> boundaries = {0, shape.rows};
-      for (int i = 0; i < 3; ++i)
-        boundaries.push_back(std::uniform_int_distribution<int64_t>(0, shape.rows)(random));
-      std::sort(boundaries.begin(), boundaries.end());
-      for (int64_t t = 1; t <= 2; ++t) {
-        for (T& g : whole.gradient) g = random_gradient<T>(random);
-        parts.gradient = whole.gradient;
-        whole.step(t, {0, shape.rows}, {});
-        parts.step(t, boundaries, {});
-      }
-      // Column sums are added up row after row here too, so even the means agree to the bit.
-      const bool same = same_bits(whole.parameter, parts.parameter) &&
-                        same_bits(whole.momentum, parts.momentum) &&
-                        same_bits(whole.full, parts.full) && same_bits(whole.row, parts.row) &&
-                        same_bits(whole.col, parts.col);
-      ASSERT_TRUE(same) << label(options, shape);
+  for (const auto& [shape, options] : cases()) {
+    RandomMatrix<T> whole(options, shape.rows, shape.columns, shape.is_vector);
+    for (T& p : whole.parameter) p = std::normal_distribution<T>()(random);
+    RandomMatrix<T> parts = whole;
+    std::vector<int64_t> boundaries = {0, shape.rows};
+    for (int i = 0; i < 3; ++i)
+      boundaries.push_back(std::uniform_int_distribution<int64_t>(0, shape.rows)(random));
+    std::sort(boundaries.begin(), boundaries.end());
+    for (int64_t t = 1; t <= 2; ++t) {
+      for (T& g : whole.gradient) g = random_gradient<T>(random);
+      parts.gradient = whole.gradient;
+      whole.step(t, {0, shape.rows}, {});
+      parts.step(t, boundaries, {});
     }
+    // Column sums are added up row after row here too, so even the means agree to the bit.
+    const bool same = same_bits(whole.parameter, parts.parameter) &&
+                      same_bits(whole.momentum, parts.momentum) &&
+                      same_bits(whole.full, parts.full) && same_bits(whole.row, parts.row) &&
+                      same_bits(whole.col, parts.col);
+    ASSERT_TRUE(same) << label(options, shape);
   }
 }
 
