@@ -29,6 +29,7 @@ void copy_past_caches(const std::byte* source, std::byte* destination, int64_t b
   std::memcpy(destination, source, head);
   int64_t at = head;
   for (; at + kLine <= bytes; at += kLine) {
+    __builtin_prefetch(source + at + kBlock);  // the next block's test finds it in cache
     for (int64_t i = at; i < at + kLine; i += kVector) {
       const auto* const from = reinterpret_cast<const __m128i*>(source + i);
       _mm_stream_si128(reinterpret_cast<__m128i*>(destination + i), _mm_loadu_si128(from));
