@@ -73,7 +73,7 @@ class ExchangeBucket : public BucketMemory {
       if (gradients_.holds(rank, i)) {
         finite &= copy_and_test(elements, gradients_.segment(rank, i));
       } else {
-        finite &= test(elements);
+        finite &= squares_are_finite(elements);
         kept_[parameter] = source;
       }
     });

@@ -106,7 +106,7 @@ bool copy_and_test(const at::Tensor& source, const at::Tensor& destination) {
                        count);
 }
 
-bool test(const at::Tensor& gradient) {
+bool squares_are_finite(const at::Tensor& gradient) {
   return gradient.scalar_type() == at::kDouble
              ? squares_are_finite(gradient.const_data_ptr<double>(), gradient.numel())
              : squares_are_finite(gradient.const_data_ptr<float>(), gradient.numel());

@@ -20,6 +20,6 @@ bool copy_and_test(const float* source, uint16_t* destination, int64_t count);
 /// The same of contiguous tensors on CPUs: float32 or float64 into their type, or float32 into bfloat16.
 bool copy_and_test(const at::Tensor& source, const at::Tensor& destination);
 /// Returns true if every g·g of a contiguous float32 or float64 tensor on CPUs is finite.
-bool test(const at::Tensor& gradient);
+bool squares_are_finite(const at::Tensor& gradient);
 
 }  // namespace fusedbun

@@ -14,7 +14,6 @@
 #include "fusedbun/launcher/bench/own_ranks.h"
 #include "fusedbun/launcher/bench/rank_bench.h"
 #include "fusedbun/launcher/bench/step_bench.h"
-#include "fusedbun/launcher/env/host.h"
 
 namespace fusedbun::launcher {
 namespace {
@@ -146,10 +145,7 @@ CLI::App* add_over_ranks(CLI::App& app, const std::string& name, const std::stri
   command->add_flag("--json", flags->json, "Print JSON with `rows`, not a table");
   command->add_option("--report-to", flags->report_to)->group("");
   command->callback([flags, name] {
-    if (is_rank_of_a_job()) {
-      keep_freed_memory();
-      return take_part(name, *flags, rank_benchmarks().at(name));
-    }
+    if (is_rank_of_a_job()) return take_part(name, *flags, rank_benchmarks().at(name));
     show(over_own_ranks(name, *flags), flags->json);
   });
   return command;

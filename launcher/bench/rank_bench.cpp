@@ -11,6 +11,7 @@
 #include <span>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/env/host.h"
 
 namespace fusedbun::bench {
 namespace {
@@ -178,6 +179,7 @@ Json train_rows(Job& job, const RankBenchOptions& options) {
       losses.push_back(loop.forward_backward());
       step->step();
     };
+    launcher::keep_freed_memory();
     for (int i = 0; i < kWarmUps; ++i) train();
     const int64_t state_bytes = largest(host, step->state_bytes());
     const int64_t peak = largest(host, peak_resident_bytes());  // before there is a second model

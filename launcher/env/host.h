@@ -20,7 +20,8 @@ int usable_cores();
 std::optional<SharedMemory> shared_memory();
 /// From now on memory that is freed stays with this process (glibc; elsewhere nothing happens). A training step frees and asks
 /// again for the same hundreds of megabytes; given back, each page is a fault and 4 kB of zeros per step: 10 % of a whole step of
-/// 124 M parameters on two cores. It is for programs, not for libraries, to decide.
+/// 124 M parameters on two cores. Called before the first step, when what the set-up needed has been given back. It is for
+/// programs, not for libraries, to decide.
 void keep_freed_memory();
 /// Names of the GPUs that CUDA shows this process (CUDA_VISIBLE_DEVICES holds); empty without a driver.
 std::vector<std::string> visible_gpus();

@@ -4,7 +4,6 @@
 #include <map>
 #include <memory>
 
-#include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/train/text_data.h"
 #include "fusedbun/launcher/train/trainer.h"
 
@@ -190,7 +189,6 @@ void run(Flags flags) {
   options.health = {.heartbeat_us = microseconds(flags.heartbeat_seconds),
                     .lost_us = microseconds(flags.lost_seconds),
                     .stall_us = microseconds(flags.stall_seconds)};
-  keep_freed_memory();
   train::train(options);
 }
 

@@ -135,6 +135,7 @@ class Run {
     const std::vector<int64_t> planned = comm::gather_records(host, stepper->planned_state_bytes());
     if (job_.rank() == 0) say_start(*stepper, planned);
 
+    launcher::keep_freed_memory();
     const LoopResult result =
         TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get()}, loop).run();
     if (!options_.trace.empty()) {
