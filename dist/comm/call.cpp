@@ -114,13 +114,7 @@ Call Call::reduce_scatter(const Caller& caller, Buffer input, Buffer output, con
   if (input.type != DataType::f32 && input.type != DataType::f64) {
     refuse(caller, kOperation, std::string(name_of(input.type)) + ": it takes f32 and f64");
   }
-  return {.operation = kOperation,
-          .input = input,
-          .output = output,
-          .send_counts = counts,
-          .receive_counts = {},
-          .sends = {},
-          .receives = {}};
+  return {.operation = kOperation, .input = input, .output = output, .send_counts = counts};
 }
 
 Call Call::all_gather(const Caller& caller, Buffer input, Buffer output, const Counts& counts) {
@@ -130,13 +124,7 @@ Call Call::all_gather(const Caller& caller, Buffer input, Buffer output, const C
   check_types(caller, kOperation, input, output);
   check_counts(caller, kOperation, "output", counts, output);
   check_portion(caller, kOperation, "input", counts, input);
-  return {.operation = kOperation,
-          .input = input,
-          .output = output,
-          .send_counts = {},
-          .receive_counts = counts,
-          .sends = {},
-          .receives = {}};
+  return {.operation = kOperation, .input = input, .output = output, .receive_counts = counts};
 }
 
 Call Call::all_reduce(const Caller& caller, Buffer inout, ReduceOp op) {
@@ -151,14 +139,7 @@ Call Call::all_reduce(const Caller& caller, Buffer inout, ReduceOp op) {
   if (op == ReduceOp::sum && inout.type == DataType::u8) {
     refuse(caller, kOperation, "sum of u8, which would overflow: use i32 or i64");
   }
-  return {.operation = kOperation,
-          .input = inout,
-          .output = inout,
-          .send_counts = {},
-          .receive_counts = {},
-          .sends = {},
-          .receives = {},
-          .op = op};
+  return {.operation = kOperation, .input = inout, .output = inout, .op = op};
 }
 
 Call Call::exchange(const Caller& caller, std::vector<Message> sends,
@@ -167,13 +148,8 @@ Call Call::exchange(const Caller& caller, std::vector<Message> sends,
     for (const Message& message : *messages) check_message(caller, message);
     std::erase_if(*messages, [](const Message& message) { return message.bytes == 0; });
   }
-  return {.operation = Operation::exchange,
-          .input = {},
-          .output = {},
-          .send_counts = {},
-          .receive_counts = {},
-          .sends = std::move(sends),
-          .receives = std::move(receives)};
+  return {
+      .operation = Operation::exchange, .sends = std::move(sends), .receives = std::move(receives)};
 }
 
 Call Call::broadcast(const Caller& caller, Buffer inout, int root) {
@@ -182,14 +158,7 @@ Call Call::broadcast(const Caller& caller, Buffer inout, int root) {
   if (root < 0 || root >= caller.size) {
     refuse(caller, kOperation, "root " + std::to_string(root) + ", which is no rank");
   }
-  return {.operation = kOperation,
-          .input = inout,
-          .output = inout,
-          .send_counts = {},
-          .receive_counts = {},
-          .sends = {},
-          .receives = {},
-          .root = root};
+  return {.operation = kOperation, .input = inout, .output = inout, .root = root};
 }
 
 std::string Call::describe() const {

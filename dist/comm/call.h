@@ -38,11 +38,11 @@ struct Caller {
 
 struct Call {
   Operation operation = Operation::barrier;
-  Buffer input;  ///< all_reduce and broadcast: the one buffer is input and output
-  Buffer output;
-  Counts send_counts;                    ///< portions of input: reduce_scatter
-  Counts receive_counts;                 ///< portions of output: all_gather
-  std::vector<Message> sends, receives;  ///< exchange; none is empty
+  Buffer input = {};  ///< all_reduce and broadcast: the one buffer is input and output
+  Buffer output = {};
+  Counts send_counts = {};                         ///< portions of input: reduce_scatter
+  Counts receive_counts = {};                      ///< portions of output: all_gather
+  std::vector<Message> sends = {}, receives = {};  ///< exchange; none is empty
   ReduceOp op = ReduceOp::sum;
   int root = 0;
 

@@ -82,8 +82,8 @@ void StepEngine::require_untouched(int parameter) const {
       parameters_[parameter].tensor.grad()._version() == taken_versions_[parameter], ConfigError,
       "the gradient of parameter '" + parameters_[parameter].name +
           "' was written after backward() had given it to the other ranks: clip with "
-          "max_grad_norm, scale with "
-          "gradient_divisor or the loss, and run all backward passes but the last under no_sync()");
+          "max_grad_norm, scale with gradient_divisor or the loss, and run all backward passes "
+          "but the last under no_sync()");
 }
 
 void StepEngine::leave_no_sync() {

@@ -140,6 +140,7 @@ TEST(ShardedFusedbun, RefusesAGradientAfterItsBucketLeft) {
     } catch (const std::exception& error) {
       EXPECT_THAT(error.what(), HasSubstr("no_sync()"));
     }
+    EXPECT_THROW(optimizer.step(), ConfigError) << "its gradients are of both passes by now";
   });
 }
 
