@@ -104,6 +104,11 @@ std::string_view name_of(DataType type) {
   return kNames[static_cast<size_t>(type)];
 }
 
+std::string_view name_of(ReduceOp op) {
+  constexpr std::string_view kNames[] = {"sum", "max", "bit_or"};
+  return kNames[static_cast<size_t>(op)];
+}
+
 Call Call::reduce_scatter(const Caller& caller, Buffer input, Buffer output, const Counts& counts) {
   constexpr auto kOperation = Operation::reduce_scatter;
   check_buffer(caller, kOperation, "input", input);
@@ -131,9 +136,9 @@ Call Call::all_reduce(const Caller& caller, Buffer inout, ReduceOp op) {
   constexpr auto kOperation = Operation::all_reduce;
   check_buffer(caller, kOperation, "a buffer", inout);
   const bool floating = inout.type == DataType::f32 || inout.type == DataType::f64;
-  if (op == ReduceOp::max && floating) {
+  if (op != ReduceOp::sum && floating) {
     refuse(caller, kOperation,
-           "max of " + std::string(name_of(inout.type)) +
+           std::string(name_of(op)) + " of " + std::string(name_of(inout.type)) +
                ": send the integers of its bits, MAX of floats loses NaN");
   }
   if (op == ReduceOp::sum && inout.type == DataType::u8) {
@@ -173,7 +178,7 @@ std::string Call::describe() const {
       text += ", counts" + text_of(receive_counts);
       break;
     case Operation::all_reduce:
-      text += ", " + std::to_string(input.count) + (op == ReduceOp::sum ? ", sum" : ", max");
+      text += ", " + std::to_string(input.count) + ", " + std::string(name_of(op));
       break;
     case Operation::broadcast:
       text += ", " + std::to_string(input.count) + ", root " + std::to_string(root);

@@ -28,6 +28,7 @@ enum class Operation : uint8_t {
 };
 std::string_view name_of(Operation operation);
 std::string_view name_of(DataType type);
+std::string_view name_of(ReduceOp op);
 
 /// Who calls, for messages and checks.
 struct Caller {

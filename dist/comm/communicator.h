@@ -27,7 +27,7 @@
 namespace fusedbun::comm {
 
 enum class DataType : uint8_t { u8, i32, i64, f32, f64 };
-enum class ReduceOp : uint8_t { sum, max };
+enum class ReduceOp : uint8_t { sum, max, bit_or };
 
 size_t bytes_of(DataType type);
 
@@ -102,7 +102,7 @@ class Communicator {
   virtual Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) = 0;
   /// `output` receives every rank's `input` in rank order; `input` may be this rank's own portion of `output`.
   virtual Work all_gather(Buffer input, Buffer output, const Counts& counts) = 0;
-  /// In place. Sum of f32, f64, i32, i64; max of i32, i64, u8.
+  /// In place. Sum of f32, f64, i32, i64; max and bitwise or of i32, i64, u8. NCCL has no bitwise or.
   virtual Work all_reduce(Buffer inout, ReduceOp op) = 0;
   /// Messages between any memory of the ranks, so that nothing has to be laid end to end first. What one rank sends to another, the
   /// other receives in the same order, in messages of the same sizes. Nobody sends to itself.

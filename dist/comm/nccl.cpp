@@ -121,6 +121,8 @@ class NcclCommunicator final : public Communicator {
 
   Work all_reduce(Buffer inout, ReduceOp op) override {
     const Call call = Call::all_reduce(caller(), inout, op);
+    FUSEDBUN_REQUIRE(op != ReduceOp::bit_or, ConfigError,
+                     "nccl: all_reduce has no bitwise or: use a host communicator");
     return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
       if (inout.count == 0) return;
       FUSEDBUN_NCCL(*session_,

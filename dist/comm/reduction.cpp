@@ -30,6 +30,11 @@ struct Max {
   static T of(T a, T b) { return a < b ? b : a; }
 };
 
+template <class T>
+struct BitOr {
+  static T of(T a, T b) { return static_cast<T>(a | b); }
+};
+
 // `part(r)` is the r-th input.
 template <class T, class Op, class PartOf>
 void reduce(size_t part_count, PartOf part, T* output, int64_t count) {
@@ -51,8 +56,12 @@ void reduce_as(ReduceOp op, std::span<const void* const> parts, void* output, in
   const auto part = [&](size_t r) { return static_cast<const T*>(parts[r]); };
   if (op == ReduceOp::sum) {
     reduce<T, Sum<T>>(parts.size(), part, static_cast<T*>(output), count);
-  } else {
+  } else if (op == ReduceOp::max) {
     reduce<T, Max<T>>(parts.size(), part, static_cast<T*>(output), count);
+  } else if constexpr (std::is_integral_v<T>) {
+    reduce<T, BitOr<T>>(parts.size(), part, static_cast<T*>(output), count);
+  } else {
+    FUSEDBUN_ASSERT(false, "bitwise or of floating point numbers, which a Call refuses");
   }
 }
 

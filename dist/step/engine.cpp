@@ -26,18 +26,18 @@ void StepEngine::on_gradient(int parameter, const at::Tensor& tensor) {
                    "parameter '" + parameters_[parameter].name +
                        "' got another gradient after its bucket had left: run all backward passes "
                        "but the last before a step under no_sync()");
-  take_gradient(parameter, tensor.grad());
+  add_gradient(parameter, tensor.grad());
   if (sharded_.release == GradientRelease::in_hook) tensor.mutable_grad().reset();
 }
 
-void StepEngine::take_gradient(int parameter, const at::Tensor& gradient) {
+void StepEngine::add_gradient(int parameter, const at::Tensor& gradient) {
   at::NoGradGuard no_grad;
   FUSEDBUN_REQUIRE(gradient.layout() == at::kStrided, ConfigError,
                    "parameter '" + parameters_[parameter].name +
                        "' has a sparse gradient: Fusedbun takes dense ones");
   const int bucket = plan_.bucket_of[parameter];
   const auto begin = comm::Clock::now();
-  finite_ &= buckets_[bucket]->take_gradient(parameter, gradient, device_nonfinite_);
+  finite_ &= buckets_[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
   if (sharded_.trace != nullptr) {
     sharded_.trace->add({.name = "take gradient",
                          .bucket = bucket,
@@ -52,11 +52,11 @@ void StepEngine::take_gradient(int parameter, const at::Tensor& gradient) {
 void StepEngine::launch(const std::vector<int>& buckets) {
   for (const int bucket : buckets) {
     for (const int parameter : plan_.buckets[bucket].parameters) {
-      if (!schedule_.is_ready(parameter)) buckets_[bucket]->zero_gradient(parameter);
+      if (!schedule_.is_ready(parameter)) buckets_[bucket]->add_zero_gradient(parameter);
     }
     // The last step's message is read at the same place of the stream of collectives on every rank.
     if (sharded_.step_in_backward && bucket == 0) settle_previous();
-    reductions_[bucket] = {buckets_[bucket]->send_gradients(round()), comm::Clock::now()};
+    reductions_[bucket] = {buckets_[bucket]->start_grad_sync(round()), comm::Clock::now()};
     if (sharded_.step_in_backward) update_behind(bucket);
   }
 }
@@ -70,7 +70,7 @@ void StepEngine::collect_remaining() {
     if (schedule_.is_ready(parameter)) {
       require_untouched(parameter);
     } else {
-      take_gradient(parameter, gradient);
+      add_gradient(parameter, gradient);
     }
   }
   launch(schedule_.flush());
@@ -182,7 +182,7 @@ double StepEngine::own_sum_of_squares() {
   double sum = 0;
   for (size_t b = 0; b < buckets_.size(); ++b) {
     wait(reductions_[b], plan::Phase::reduce_scatter, static_cast<int>(b));
-    const double norm = buckets_[b]->norm_of_sum() / divisor;
+    const double norm = buckets_[b]->reduce_and_norm() / divisor;
     sum += norm * norm;
   }
   return sum;
@@ -222,7 +222,7 @@ void StepEngine::update_bucket(int bucket, const std::vector<bool>& used) {
   wait(reductions_[bucket], plan::Phase::reduce_scatter, bucket);
   enter(plan::Phase::update, bucket);
   begin_bucket(bucket, used);
-  if (!needs_columns_first(bucket)) send_rows(bucket, used);
+  if (!needs_columns_first(bucket)) start_param_sync(bucket, used);
   updated_buckets_ = bucket + 1;
 }
 
@@ -239,19 +239,20 @@ void StepEngine::finish_update(const std::vector<bool>& used) {
     }
     enter(plan::Phase::update, b);
     finish_bucket(b, used);
-    send_rows(b, used);
+    start_param_sync(b, used);
   }
   message_.send_squares();
   squares_under_way_ = true;
   for (int b = 0; b < bucket_count; ++b) {
     wait(gathers_[b], plan::Phase::all_gather, b);
-    buckets_[b]->receive_rows(matrices_, used);
+    buckets_[b]->finish_param_sync(matrices_, used);
   }
   for (ParameterMatrix& matrix : matrices_) matrix.write_back();
 }
 
-void StepEngine::send_rows(int bucket, const std::vector<bool>& used) {
-  gathers_[bucket] = {buckets_[bucket]->send_rows(matrices_, used, round()), comm::Clock::now()};
+void StepEngine::start_param_sync(int bucket, const std::vector<bool>& used) {
+  gathers_[bucket] = {buckets_[bucket]->start_param_sync(matrices_, used, round()),
+                      comm::Clock::now()};
   release_gradients(bucket);
 }
 
@@ -325,7 +326,7 @@ void StepEngine::begin_segment(OwnedSegment& owned, int bucket) {
 
   owned.step = {};
   owned.step.parameter = matrices_[parameter].rows(range);
-  owned.step.more_gradients = buckets_[bucket]->gradients_of(owned.where);
+  owned.step.more_gradients = buckets_[bucket]->reduced_gradients(owned.where);
   owned.step.gradient = owned.step.more_gradients.front();
   owned.step.more_gradients.erase(owned.step.more_gradients.begin());
   if (const at::Tensor& diagonal = hessian_diagonals_[parameter]; diagonal.defined()) {

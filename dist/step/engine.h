@@ -4,7 +4,7 @@
 // two.
 //
 // One job step:
-//   backward   hooks: take_gradient -> buckets leave
+//   backward   hooks: add_gradient -> buckets leave
 //   step()     settle the previous step's message    header verdict, changes, columns absorbed
 //              flush -> agree                        skipped as a whole if a rank saw a NaN
 //              begin segments -> gather rows         the update
@@ -22,7 +22,7 @@
 
 #include "fusedbun/dist/plan/agreement.h"
 #include "fusedbun/dist/plan/schedule.h"
-#include "fusedbun/dist/step/bucket_memory.h"
+#include "fusedbun/dist/step/gradient_bucket.h"
 #include "fusedbun/dist/step/parameter_matrix.h"
 #include "fusedbun/dist/step/position_board.h"
 #include "fusedbun/dist/step/registered_parameters.h"
@@ -102,7 +102,7 @@ class StepEngine {
 
   // Gradients: from hooks and from step().
   void on_gradient(int parameter, const at::Tensor& tensor);
-  void take_gradient(int parameter, const at::Tensor& gradient);
+  void add_gradient(int parameter, const at::Tensor& gradient);
   void launch(const std::vector<int>& buckets);
   void collect_remaining();
 
@@ -142,7 +142,7 @@ class StepEngine {
   void enter(plan::Phase phase, int bucket = plan::RankPosition::kNoBucket);
   void wait(comm::Work& work);
   void wait(Travel& travel, plan::Phase phase, int bucket);
-  void send_rows(int bucket, const std::vector<bool>& used);
+  void start_param_sync(int bucket, const std::vector<bool>& used);
   /// Nobody needs the gradients of that bucket any more.
   void release_gradients(int bucket);
   /// Throws if somebody wrote a gradient after it was taken.
@@ -168,7 +168,7 @@ class StepEngine {
   std::vector<uint32_t> taken_versions_;  ///< [parameter] of its gradient, when it was taken
   bool squares_under_way_ = false;
   std::vector<at::Tensor> hessian_diagonals_;  ///< [parameter] for the step at hand
-  std::vector<std::unique_ptr<BucketMemory>> buckets_;
+  std::vector<std::unique_ptr<GradientBucket>> buckets_;
   std::vector<std::vector<OwnedSegment>> owned_;  ///< [bucket]
   std::vector<Travel> reductions_, gathers_;      ///< [bucket]
   int updated_buckets_ = 0;                       ///< of the step at hand

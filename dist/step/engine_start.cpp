@@ -148,14 +148,14 @@ void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
   for (size_t b = first_bucket; b < plan_.buckets.size(); ++b) {
     const plan::Bucket& bucket = plan_.buckets[b];
     if (!device_.is_cpu()) {
-      buckets_.push_back(make_message_bucket(bucket, *channels_.data, device_));
+      buckets_.push_back(make_collective_bucket(bucket, *channels_.data, device_));
       continue;
     }
     const at::ScalarType exact = gradient_type(bucket);
     const bool halved = sharded_.gradient_wire == GradientWire::bf16 && exact == at::kFloat &&
                         channels_.data->size() > 1;
-    buckets_.push_back(make_exchange_bucket(bucket, *channels_.data, halved ? at::kBFloat16 : exact,
-                                            sharded_.in_place_bytes));
+    buckets_.push_back(make_point_to_point_bucket(
+        bucket, *channels_.data, halved ? at::kBFloat16 : exact, sharded_.in_place_bytes));
   }
 }
 
@@ -175,8 +175,8 @@ bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
     return false;
   }
   for (size_t b = first_bucket; b < plan_.buckets.size(); ++b) {
-    buckets_.push_back(make_window_bucket(plan_.buckets[b], rank_, opened.window,
-                                          layout.buckets[b - first_bucket]));
+    buckets_.push_back(make_shared_memory_bucket(plan_.buckets[b], rank_, opened.window,
+                                                 layout.buckets[b - first_bucket]));
   }
   for (size_t p = first_parameter; p < parameters_.size(); ++p) {
     move_into_window(parameters_[p].tensor, opened.window,

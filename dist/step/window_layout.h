@@ -9,7 +9,7 @@
 
 #include "fusedbun/dist/comm/host_window.h"
 #include "fusedbun/dist/plan/shard_plan.h"
-#include "fusedbun/dist/step/bucket_memory.h"
+#include "fusedbun/dist/step/gradient_bucket.h"
 
 namespace fusedbun {
 

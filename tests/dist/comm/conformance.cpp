@@ -135,6 +135,14 @@ void expect_all_reduce(World& world, int64_t count, ReduceOp op) {
   auto expected = sums<T>(world.size(), count, exact);
   for (int64_t i = 0; i < count && op == ReduceOp::max; ++i)
     expected[i] = max_at<T>(world.size(), i);
+  if constexpr (std::is_integral_v<T>) {
+    for (int64_t i = 0; i < count && op == ReduceOp::bit_or; ++i) {
+      expected[i] = 0;
+      for (int r = 0; r < world.size(); ++r) {
+        expected[i] = static_cast<T>(expected[i] | contribution<T>(r, i, false));
+      }
+    }
+  }
   world.run([&](Communicator& comm) {
     Array<T> inout(world, contributions<T>(comm.rank(), count, op == ReduceOp::sum && exact));
     comm.all_reduce(inout.all(), op).wait();
@@ -215,6 +223,10 @@ TEST_P(Conformance, AllReduceOfEveryTypeAndOperation) {
   expect_all_reduce<int32_t>(world(), 1001, ReduceOp::max);
   expect_all_reduce<int64_t>(world(), 1001, ReduceOp::max);
   expect_all_reduce<uint8_t>(world(), 1001, ReduceOp::max);
+  if (!world().adds_in_rank_order()) return;  // NCCL has no bitwise or
+  expect_all_reduce<uint8_t>(world(), 1001, ReduceOp::bit_or);
+  expect_all_reduce<int32_t>(world(), 1001, ReduceOp::bit_or);
+  expect_all_reduce<int64_t>(world(), 1001, ReduceOp::bit_or);
 }
 
 TEST_P(Conformance, AllReduceOfLargeBuffersAddsInRankOrder) {

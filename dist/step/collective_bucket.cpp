@@ -2,7 +2,7 @@
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros.h>
 
-#include "fusedbun/dist/step/copied_gradients.h"
+#include "fusedbun/dist/step/flat_gradients.h"
 
 namespace fusedbun {
 namespace {
@@ -25,10 +25,10 @@ comm::Counts counts_of(const at::Tensor& memory, comm::Counts elements) {
   return elements;
 }
 
-class MessageBucket : public CopiedGradients {
+class CollectiveBucket : public FlatGradients {
  public:
-  MessageBucket(const plan::Bucket& bucket, comm::Communicator& communicator, at::Device device)
-      : CopiedGradients(
+  CollectiveBucket(const plan::Bucket& bucket, comm::Communicator& communicator, at::Device device)
+      : FlatGradients(
             bucket, communicator.rank(),
             at::zeros({bucket.elements()}, at::TensorOptions(device).dtype(gradient_type(bucket)))),
         communicator_(communicator),
@@ -38,22 +38,22 @@ class MessageBucket : public CopiedGradients {
                   : at::zeros({bucket.elements()},
                               gradients_.options().dtype(parameter_type(bucket)))) {}
 
-  comm::Work send_gradients(uint32_t) override {
+  comm::Work start_grad_sync(uint32_t) override {
     return communicator_.reduce_scatter(buffer_of(gradients_),
                                         buffer_of(portion_of(gradients_, rank_)), bucket_.counts);
   }
 
-  std::vector<at::Tensor> gradients_of(const plan::Segment& own) const override {
+  std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const override {
     return {segment_of(gradients_, rank_, own)};
   }
 
-  double norm_of_sum() override {
+  double reduce_and_norm() override {
     return at::linalg_vector_norm(portion_of(gradients_, rank_), 2, {}, false, at::kDouble)
         .item<double>();
   }
 
-  comm::Work send_rows(std::span<const ParameterMatrix> matrices, const std::vector<bool>&,
-                       uint32_t) override {
+  comm::Work start_param_sync(std::span<const ParameterMatrix> matrices, const std::vector<bool>&,
+                              uint32_t) override {
     if (communicator_.size() == 1) return {};
     for (const plan::Segment& own : bucket_.segments[rank_]) {
       segment_of(rows_, rank_, own).copy_(matrices[own.parameter].rows(own.range));
@@ -62,7 +62,8 @@ class MessageBucket : public CopiedGradients {
                                     counts_of(rows_, bucket_.counts));
   }
 
-  void receive_rows(std::span<ParameterMatrix> matrices, const std::vector<bool>& used) override {
+  void finish_param_sync(std::span<ParameterMatrix> matrices,
+                         const std::vector<bool>& used) override {
     for (int rank = 0; rank < communicator_.size(); ++rank) {
       if (rank == rank_) continue;
       for (const plan::Segment& segment : bucket_.segments[rank]) {
@@ -80,10 +81,10 @@ class MessageBucket : public CopiedGradients {
 
 }  // namespace
 
-std::unique_ptr<BucketMemory> make_message_bucket(const plan::Bucket& bucket,
-                                                  comm::Communicator& communicator,
-                                                  at::Device device) {
-  return std::make_unique<MessageBucket>(bucket, communicator, device);
+std::unique_ptr<GradientBucket> make_collective_bucket(const plan::Bucket& bucket,
+                                                       comm::Communicator& communicator,
+                                                       at::Device device) {
+  return std::make_unique<CollectiveBucket>(bucket, communicator, device);
 }
 
 }  // namespace fusedbun

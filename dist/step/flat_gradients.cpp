@@ -1,4 +1,4 @@
-#include "fusedbun/dist/step/copied_gradients.h"
+#include "fusedbun/dist/step/flat_gradients.h"
 
 #include <ATen/ops/isfinite.h>
 
@@ -6,21 +6,21 @@
 
 namespace fusedbun {
 
-CopiedGradients::CopiedGradients(const plan::Bucket& bucket, int rank, at::Tensor gradients)
-    : BucketMemory(bucket, rank), gradients_(std::move(gradients)) {}
+FlatGradients::FlatGradients(const plan::Bucket& bucket, int rank, at::Tensor gradients)
+    : GradientBucket(bucket, rank), gradients_(std::move(gradients)) {}
 
-at::Tensor CopiedGradients::segment_of(const at::Tensor& memory, int rank,
-                                       const plan::Segment& segment) const {
+at::Tensor FlatGradients::segment_of(const at::Tensor& memory, int rank,
+                                     const plan::Segment& segment) const {
   return memory.narrow(0, bucket_.offsets[rank] + segment.offset, segment.range.elements())
       .view({segment.range.rows(), segment.range.columns});
 }
 
-at::Tensor CopiedGradients::portion_of(const at::Tensor& memory, int rank) const {
+at::Tensor FlatGradients::portion_of(const at::Tensor& memory, int rank) const {
   return memory.narrow(0, bucket_.offsets[rank], bucket_.counts[rank]);
 }
 
-bool CopiedGradients::take_gradient(int parameter, const at::Tensor& gradient,
-                                    at::Tensor& device_nonfinite) {
+bool FlatGradients::add_gradient(int parameter, const at::Tensor& gradient,
+                                 at::Tensor& device_nonfinite) {
   const at::Tensor source = gradient.detach().to(gradient_type(bucket_)).contiguous();
   bool finite = true;
   for_each_segment(bucket_, parameter, [&](int rank, size_t i) {
@@ -37,7 +37,7 @@ bool CopiedGradients::take_gradient(int parameter, const at::Tensor& gradient,
   return finite;
 }
 
-void CopiedGradients::zero_gradient(int parameter) {
+void FlatGradients::add_zero_gradient(int parameter) {
   for_each_segment(bucket_, parameter, [&](int rank, size_t i) {
     segment_of(gradients_, rank, bucket_.segments[rank][i]).zero_();
   });

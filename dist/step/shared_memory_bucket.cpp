@@ -3,7 +3,7 @@
 
 #include <cmath>
 
-#include "fusedbun/dist/step/copied_gradients.h"
+#include "fusedbun/dist/step/flat_gradients.h"
 
 namespace fusedbun {
 namespace {
@@ -12,13 +12,13 @@ at::Tensor in_window(std::byte* memory, int64_t offset, int64_t elements, at::Sc
   return at::from_blob(memory + offset, {elements}, at::TensorOptions().dtype(type));
 }
 
-class WindowBucket : public CopiedGradients {
+class SharedMemoryBucket : public FlatGradients {
  public:
-  WindowBucket(const plan::Bucket& bucket, int rank, std::shared_ptr<comm::HostWindow> window,
-               const WindowPlace& place)
-      : CopiedGradients(bucket, rank,
-                        in_window(window->region(rank), place.gradient_offset, bucket.elements(),
-                                  gradient_type(bucket))),
+  SharedMemoryBucket(const plan::Bucket& bucket, int rank, std::shared_ptr<comm::HostWindow> window,
+                     const WindowPlace& place)
+      : FlatGradients(bucket, rank,
+                      in_window(window->region(rank), place.gradient_offset, bucket.elements(),
+                                gradient_type(bucket))),
         window_(std::move(window)),
         place_(place) {
     for (int r = 0; r < static_cast<int>(bucket.segments.size()); ++r) {
@@ -27,13 +27,13 @@ class WindowBucket : public CopiedGradients {
     }
   }
 
-  comm::Work send_gradients(uint32_t round) override {
+  comm::Work start_grad_sync(uint32_t round) override {
     summed_ = false;
     window_->post(place_.first_event, round);
     return window_->when_all(place_.first_event, round);
   }
 
-  std::vector<at::Tensor> gradients_of(const plan::Segment& own) const override {
+  std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const override {
     if (summed_) return {segment_of(gradients_, rank_, own)};
     std::vector<at::Tensor> gradients;
     for (const at::Tensor& theirs : everyones_gradients_) {
@@ -42,7 +42,7 @@ class WindowBucket : public CopiedGradients {
     return gradients;
   }
 
-  double norm_of_sum() override {
+  double reduce_and_norm() override {
     // This rank's portion of its own region is read by nobody else, so the sum may take its place.
     std::vector<at::Tensor> parts;
     for (const at::Tensor& theirs : everyones_gradients_) {
@@ -52,13 +52,13 @@ class WindowBucket : public CopiedGradients {
     return std::sqrt(add_up(parts, portion_of(gradients_, rank_)));
   }
 
-  comm::Work send_rows(std::span<const ParameterMatrix>, const std::vector<bool>&,
-                       uint32_t round) override {
+  comm::Work start_param_sync(std::span<const ParameterMatrix>, const std::vector<bool>&,
+                              uint32_t round) override {
     window_->post(place_.first_event + 1, round);
     return window_->when_all(place_.first_event + 1, round);
   }
 
-  void receive_rows(std::span<ParameterMatrix>, const std::vector<bool>&) override {
+  void finish_param_sync(std::span<ParameterMatrix>, const std::vector<bool>&) override {
     // The owners wrote them where this rank reads them.
   }
 
@@ -73,10 +73,10 @@ class WindowBucket : public CopiedGradients {
 
 }  // namespace
 
-std::unique_ptr<BucketMemory> make_window_bucket(const plan::Bucket& bucket, int rank,
-                                                 std::shared_ptr<comm::HostWindow> window,
-                                                 const WindowPlace& place) {
-  return std::make_unique<WindowBucket>(bucket, rank, std::move(window), place);
+std::unique_ptr<GradientBucket> make_shared_memory_bucket(const plan::Bucket& bucket, int rank,
+                                                          std::shared_ptr<comm::HostWindow> window,
+                                                          const WindowPlace& place) {
+  return std::make_unique<SharedMemoryBucket>(bucket, rank, std::move(window), place);
 }
 
 }  // namespace fusedbun

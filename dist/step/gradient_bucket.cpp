@@ -1,4 +1,4 @@
-#include "fusedbun/dist/step/bucket_memory.h"
+#include "fusedbun/dist/step/gradient_bucket.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

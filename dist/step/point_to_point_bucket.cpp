@@ -9,8 +9,8 @@
 #include <map>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/step/bucket_memory.h"
 #include "fusedbun/dist/step/exchange_layout.h"
+#include "fusedbun/dist/step/gradient_bucket.h"
 #include "fusedbun/dist/step/gradient_copy.h"
 
 namespace fusedbun {
@@ -47,11 +47,11 @@ class PackedSegments {
   at::Tensor memory_;
 };
 
-class ExchangeBucket : public BucketMemory {
+class PointToPointBucket : public GradientBucket {
  public:
-  ExchangeBucket(const plan::Bucket& bucket, comm::Communicator& communicator, at::ScalarType wire,
-                 int64_t in_place_bytes)
-      : BucketMemory(bucket, communicator.rank()),
+  PointToPointBucket(const plan::Bucket& bucket, comm::Communicator& communicator,
+                     at::ScalarType wire, int64_t in_place_bytes)
+      : GradientBucket(bucket, communicator.rank()),
         communicator_(communicator),
         is_exact_(wire == gradient_type(bucket)),
         // Gradients of another type than the wire's are converted by the copy.
@@ -65,7 +65,7 @@ class ExchangeBucket : public BucketMemory {
     }
   }
 
-  bool take_gradient(int parameter, const at::Tensor& gradient, at::Tensor&) override {
+  bool add_gradient(int parameter, const at::Tensor& gradient, at::Tensor&) override {
     const at::Tensor source = gradient.detach().to(gradient_type(bucket_)).contiguous();
     bool finite = true;
     for_each_segment(bucket_, parameter, [&](int rank, size_t i) {
@@ -80,7 +80,7 @@ class ExchangeBucket : public BucketMemory {
     return finite;
   }
 
-  void zero_gradient(int parameter) override {
+  void add_zero_gradient(int parameter) override {
     for_each_segment(bucket_, parameter, [&](int rank, size_t i) {
       const RowRange& range = bucket_.segments[rank][i].range;
       if (gradients_.holds(rank, i)) {
@@ -91,7 +91,7 @@ class ExchangeBucket : public BucketMemory {
     });
   }
 
-  comm::Work send_gradients(uint32_t) override {
+  comm::Work start_grad_sync(uint32_t) override {
     is_summed_ = false;
     std::vector<comm::Message> sends, receives;
     for (size_t k = 0; k < peers_.size(); ++k) {
@@ -110,7 +110,7 @@ class ExchangeBucket : public BucketMemory {
   }
 
   // This rank's own gradients are rounded if those that travel are: the sum does not depend on who owns a row.
-  std::vector<at::Tensor> gradients_of(const plan::Segment& own) const override {
+  std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const override {
     const size_t i = index_of(own);
     std::vector<at::Tensor> gradients;
     if (is_summed_) {
@@ -124,7 +124,7 @@ class ExchangeBucket : public BucketMemory {
     return gradients;
   }
 
-  double norm_of_sum() override {
+  double reduce_and_norm() override {
     if (!is_exact_ && !sum_.defined()) {
       sum_ = at::empty({bucket_.counts[rank_]}, gradient_type(bucket_));
     }
@@ -138,8 +138,8 @@ class ExchangeBucket : public BucketMemory {
 
   void release_gradients() override { kept_.clear(); }
 
-  comm::Work send_rows(std::span<const ParameterMatrix> matrices, const std::vector<bool>& used,
-                       uint32_t) override {
+  comm::Work start_param_sync(std::span<const ParameterMatrix> matrices,
+                              const std::vector<bool>& used, uint32_t) override {
     if (peers_.empty()) return {};
     std::vector<comm::Message> sends, receives;
     for (size_t i = 0; i < bucket_.segments[rank_].size(); ++i) {
@@ -155,7 +155,8 @@ class ExchangeBucket : public BucketMemory {
     return communicator_.exchange(std::move(sends), std::move(receives));
   }
 
-  void receive_rows(std::span<ParameterMatrix> matrices, const std::vector<bool>& used) override {
+  void finish_param_sync(std::span<ParameterMatrix> matrices,
+                         const std::vector<bool>& used) override {
     for (const int peer : peers_) {
       for (size_t i = 0; i < bucket_.segments[peer].size(); ++i) {
         const plan::Segment& segment = bucket_.segments[peer][i];
@@ -228,10 +229,11 @@ class ExchangeBucket : public BucketMemory {
 
 }  // namespace
 
-std::unique_ptr<BucketMemory> make_exchange_bucket(const plan::Bucket& bucket,
-                                                   comm::Communicator& communicator,
-                                                   at::ScalarType wire, int64_t in_place_bytes) {
-  return std::make_unique<ExchangeBucket>(bucket, communicator, wire, in_place_bytes);
+std::unique_ptr<GradientBucket> make_point_to_point_bucket(const plan::Bucket& bucket,
+                                                           comm::Communicator& communicator,
+                                                           at::ScalarType wire,
+                                                           int64_t in_place_bytes) {
+  return std::make_unique<PointToPointBucket>(bucket, communicator, wire, in_place_bytes);
 }
 
 }  // namespace fusedbun
