@@ -5,6 +5,9 @@
 // Only point-to-point messages of Gloo are used; message_communicator makes the collectives of them, because Gloo's own
 // reduce-scatter moves twice the bytes and adds in no fixed order.
 //
+// A group has a process group of its own, whose ranks connect through the same store: it must stay reachable as long as groups
+// may be made. What connect_gloo serves itself lives as long as the communicators made from it.
+//
 // Thread safety: as Communicator.
 #include <chrono>
 #include <cstdint>

@@ -18,7 +18,8 @@
 namespace fusedbun::comm {
 
 struct MpiOptions {
-  std::chrono::milliseconds timeout = std::chrono::seconds(60);  ///< of every wait
+  std::chrono::milliseconds timeout =
+      std::chrono::seconds(60);  ///< of connecting and of every wait
 };
 
 /// A communicator of all ranks of MPI_COMM_WORLD, on a duplicate of it; collective. Throws ConfigError when the program
