@@ -11,10 +11,8 @@ namespace fusedbun {
 
 // The ranks have agreed that all of them made the same changes, so each takes its own tensor as the truth.
 void StepEngine::follow_parameters() {
-  for (int p = 0; p < model_.parameter_count(); ++p) {
+  for (const int p : changes_.written()) {
     ParameterMatrix& matrix = model_.matrices[p];
-    const auto difference = matrix.foreign_write();
-    if (difference == TensorSnapshot::Difference::none) continue;
     update_.follow(p);
     // The owners of its rows have put them into the replica, or do so before this step's rows are complete.
     if (matrix.is_shared()) matrix.return_to_replica();

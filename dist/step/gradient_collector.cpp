@@ -57,8 +57,8 @@ void GradientCollector::extend() {
   for (size_t p = first; p < count; ++p) {
     const at::Tensor& tensor = model_.registered[p].tensor;
     const int parameter = static_cast<int>(p);
-    hook_positions_.push_back(
-        tensor.register_hook([this, parameter](const at::Tensor&) { before_accumulation(parameter); }));
+    hook_positions_.push_back(tensor.register_hook(
+        [this, parameter](const at::Tensor&) { before_accumulation(parameter); }));
     torch::autograd::impl::set_post_acc_grad_hooks(
         tensor, std::make_unique<AfterAccumulation>(*this, parameter));
   }
@@ -131,8 +131,7 @@ void GradientCollector::take(int parameter, const at::Tensor& gradient) {
   }
   const int bucket = model_.plan.bucket_of[parameter];
   const auto begin = comm::Clock::now();
-  finite_[parameter] =
-      model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
+  finite_[parameter] = model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
   if (options_.trace != nullptr) {
     options_.trace->add({.name = "take gradient",
                          .bucket = bucket,
@@ -287,7 +286,8 @@ void GradientCollector::begin_step() {
 
 void GradientCollector::end_step() {
   if (options_.release != GradientRelease::never) {
-    for (RegisteredParameter& parameter : model_.registered) parameter.tensor.mutable_grad().reset();
+    for (RegisteredParameter& parameter : model_.registered)
+      parameter.tensor.mutable_grad().reset();
     for (std::vector<bool>& standing : standing_) standing.clear();
     stands_unguarded_.assign(stands_unguarded_.size(), false);
     guarded_passes_.clear();
