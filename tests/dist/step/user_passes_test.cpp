@@ -131,8 +131,9 @@ TEST_P(UserPasses, TheCountStartsAnewAfterEachStep) {
   });
 }
 
-TEST_P(UserPasses, OfDifferentNumbersOnTheRanksAreRefused) {
-  if (GetParam().world_size == 1) return;  // a rank alone differs from nobody
+class UnevenPasses : public testing::UserProgram {};
+
+TEST_P(UnevenPasses, AreRefusedWithBothNumbers) {
   on_ranks([](Rank& rank) {
     Program program(rank);
     for (int pass = 0; pass < (rank.is_last() ? 16 : 12); ++pass) program.guarded_pass(1);
@@ -147,6 +148,10 @@ TEST_P(UserPasses, OfDifferentNumbersOnTheRanksAreRefused) {
     program.model.expect_values(-rank.mean_gradient(), "with equal numbers again");
   });
 }
+
+INSTANTIATE_TEST_SUITE_P(Everywhere, UnevenPasses,
+                         ::testing::ValuesIn(testing::settings_of_several_ranks()),
+                         testing::name_of_setting);
 
 // Who names the divisor has said what the sum means, whatever the passes were.
 TEST_P(UserPasses, OfDifferentNumbersAreSummedUpUnderADivisorOfTheUser) {
@@ -405,7 +410,10 @@ TEST_P(UserGan, TrainsAsOnOneProcess) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Everywhere, UserGan, ::testing::ValuesIn(testing::float32_settings()),
+INSTANTIATE_TEST_SUITE_P(Everywhere, UserGan,
+                         ::testing::ValuesIn(testing::settings_where([](const auto& setting) {
+                           return setting.type == at::kFloat;
+                         })),
                          testing::name_of_setting);
 
 }  // namespace

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
-#include <iterator>
 
 #include "fusedbun/core/error.h"
 #include "local_ranks.h"
@@ -27,11 +26,14 @@ std::vector<Setting> all_settings() {
   return settings;
 }
 
-std::vector<Setting> float32_settings() {
-  std::vector<Setting> settings;
-  std::ranges::copy_if(all_settings(), std::back_inserter(settings),
-                       [](const Setting& setting) { return setting.type == at::kFloat; });
+std::vector<Setting> settings_where(bool (*holds)(const Setting&)) {
+  std::vector<Setting> settings = all_settings();
+  std::erase_if(settings, [&](const Setting& setting) { return !holds(setting); });
   return settings;
+}
+
+std::vector<Setting> settings_of_several_ranks() {
+  return settings_where([](const Setting& setting) { return setting.world_size > 1; });
 }
 
 std::string name_of_setting(const ::testing::TestParamInfo<Setting>& info) {

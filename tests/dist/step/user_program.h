@@ -24,9 +24,9 @@ struct Setting {
   at::ScalarType type = at::kFloat;
 };
 
-/// Every setting; of `float32_settings` those in float32.
 std::vector<Setting> all_settings();
-std::vector<Setting> float32_settings();
+std::vector<Setting> settings_where(bool (*holds)(const Setting&));
+std::vector<Setting> settings_of_several_ranks();
 /// "Window3RanksBFloat16", for the test's name.
 std::string name_of_setting(const ::testing::TestParamInfo<Setting>& info);
 
