@@ -3,12 +3,14 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/step/engine.h"
 #include "fusedbun/dist/step/same_start.h"
+#include "fusedbun/dist/step/sharded_option_fields.h"
 #include "fusedbun/dist/step/window_layout.h"
 
 namespace fusedbun {
@@ -123,11 +125,7 @@ std::vector<std::string> StepEngine::start_lines(const plan::ShardPlan& plan,
   for (const Options& options : model_.all_group_options()) {
     lines.push_back("options " + describe(options));
   }
-  lines.push_back("min_rows_per_rank " + std::to_string(sharded_.min_rows_per_rank) +
-                  ", bucket_bytes " + std::to_string(sharded_.bucket_bytes) + ", in_place_bytes " +
-                  std::to_string(sharded_.in_place_bytes) + ", gradient_wire " +
-                  (sharded_.gradient_wire == GradientWire::bf16 ? "bf16" : "exact") +
-                  (sharded_.step_in_backward ? ", step_in_backward" : ""));
+  std::ranges::move(describe_for_start(sharded_), std::back_inserter(lines));
   return lines;
 }
 

@@ -155,6 +155,9 @@ void ShardedFusedbun::request_leave(plan::LeaveRequest request) noexcept {
 double ShardedFusedbun::max_grad_norm() const {
   return engine_->options().max_grad_norm;
 }
+plan::JobCapabilities ShardedFusedbun::capabilities() const {
+  return {.clips_gradients = !engine_->options().step_in_backward};
+}
 bool ShardedFusedbun::shares_memory() const {
   return engine_->shares_memory();
 }

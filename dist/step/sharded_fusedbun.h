@@ -160,6 +160,7 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   void request_leave(plan::LeaveRequest request) noexcept;
 
   double max_grad_norm() const;  ///< as constructed; 0: off
+  plan::JobCapabilities capabilities() const;
   bool shares_memory() const;    ///< a host window is in use
   int64_t job_step() const;      ///< steps done, skipped ones too
   int64_t skipped_steps() const;
