@@ -24,22 +24,25 @@ void StepEngine::write_parameters(const std::function<void()>& write) {
   guarded([&] {
     // All ranks are here, so none is still reading what is about to be written.
     agree_on_call(plan::OptimizerCall::write_parameters);
-    std::string error;
+    std::string error, unusable;
     if (model_.rank == 0) {
       try {
         write();
       } catch (const std::exception& failure) {
         error = failure.what();
       }
-      for (int p = 0; p < model_.parameter_count() && error.empty(); ++p) {
+      for (int p = 0; p < model_.parameter_count() && unusable.empty(); ++p) {
         const auto why = model_.matrices[p].why_unusable();
-        if (why) error = "parameter '" + model_.name(p) + "' " + *why;
+        if (why) unusable = "parameter '" + model_.name(p) + "' " + *why;
       }
     }
     error = comm::broadcast_text(*control_stream_, error, 0);
-    if (error.empty()) return take_values_of_rank_zero();
-    // What `write` did before it failed is on rank 0 alone: the ranks' parameters may differ.
-    throw ConfigError("write_parameters: " + error);
+    unusable = comm::broadcast_text(*control_stream_, unusable, 0);
+    // Also what `write` did before it failed is the same everywhere.
+    if (unusable.empty()) take_values_of_rank_zero();
+    if (error.empty() && unusable.empty()) return;
+    refused_ = true;
+    throw ConfigError("write_parameters: " + (error.empty() ? unusable : error));
   });
 }
 

@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/step/step_trace.h"
@@ -128,6 +129,14 @@ void GradientCollector::take(int parameter, const at::Tensor& gradient) {
   if (gradient.layout() != at::kStrided) {
     return note_problem("parameter '" + model_.name(parameter) +
                         "' has a sparse gradient: Fusedbun takes dense ones");
+  }
+  const at::IntArrayRef shape = model_.plan.parameters[parameter].shape;
+  if (gradient.sizes() != shape || gradient.device().type() != model_.device.type()) {
+    std::ostringstream text;
+    text << "the gradient of parameter '" << model_.name(parameter) << "' has the shape "
+         << gradient.sizes() << " on " << gradient.device() << ", but the parameter had " << shape
+         << " on " << model_.device << " when the optimizer was made: make a new optimizer";
+    return note_problem(text.str());
   }
   const int bucket = model_.plan.bucket_of[parameter];
   const auto begin = comm::Clock::now();
