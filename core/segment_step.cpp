@@ -39,28 +39,35 @@ int64_t bytes_of(const SecondMoment& moment) {
   return bytes_of(moment.full) + bytes_of(moment.row) + bytes_of(moment.col);
 }
 
-// A bfloat16 or float16 parameter is stepped through its float32 master and is its rounding.
+// A bfloat16 or float16 parameter is stepped through its float32 master and is its rounding; where it is not, somebody else
+// wrote it, and the master follows. The fused passes do both for bfloat16 while they have the values at hand.
 class MasterStep {
  public:
-  MasterStep(SegmentStep& step, const SegmentState& state) : step_(step), rounded_(step.parameter) {
-    if (state.master.defined()) step_.parameter = state.master;
+  MasterStep(SegmentStep& step, SegmentState& state, StepPath path)
+      : step_(step),
+        low_precision_(step.parameter),
+        in_the_pass_(path != StepPath::reference && step.parameter.scalar_type() == at::kBFloat16) {
+    if (!state.master.defined()) return;
+    if (!in_the_pass_) follow_parameter(step.parameter, state);
+    step_.parameter = state.master;
   }
-  /// Where the fused CPU pass rounds to while it has the values at hand; null: not its business.
-  uint16_t* rounded_in_the_pass() {
-    in_the_pass_ = step_.parameter.defined() && !step_.parameter.is_same(rounded_) &&
-                   rounded_.scalar_type() == at::kBFloat16;
-    return in_the_pass_ ? static_cast<uint16_t*>(rounded_.data_ptr()) : nullptr;
+  /// The bfloat16 parameter for a fused pass that rounds into it; null: there is none.
+  uint16_t* rounded_in_the_pass() const {
+    return has_master() && in_the_pass_ ? static_cast<uint16_t*>(low_precision_.data_ptr())
+                                        : nullptr;
   }
   void round_into_parameter() {
-    if (step_.parameter.is_same(rounded_)) return;
-    if (!in_the_pass_) rounded_.copy_(step_.parameter);
-    step_.parameter = rounded_;
+    if (!has_master()) return;
+    if (!in_the_pass_) low_precision_.copy_(step_.parameter);
+    step_.parameter = low_precision_;
   }
 
  private:
+  bool has_master() const { return !step_.parameter.is_same(low_precision_); }
+
   SegmentStep& step_;
-  torch::Tensor rounded_;
-  bool in_the_pass_ = false;
+  torch::Tensor low_precision_;
+  bool in_the_pass_;
 };
 
 template <class T>
@@ -117,14 +124,15 @@ void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
 
 #if defined(FUSEDBUN_HAS_CUDA)
 void fused_cuda(bool begin, const SegmentStep& step, const SegmentState& state,
-                const Options& options) {
+                const Options& options, uint16_t* rounded) {
   const torch::Device device = step.parameter.device();
   const auto stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
   c10::DeviceGuard on_device(device);
   const torch::Tensor scratch =
       at::empty({cuda_scratch_bytes(step.range)}, step.parameter.options().dtype(at::kByte));
   const auto run = [&]<class T>(T) {
-    const FusedStep<T> fused = fused_step<T>(step, state, options);
+    FusedStep<T> fused = fused_step<T>(step, state, options);
+    fused.rounded = rounded;
     const CudaStream on{stream.native_handle()};
     begin ? cuda_begin(fused, scratch.data_ptr(), on) : cuda_finish(fused, scratch.data_ptr(), on);
   };
@@ -134,7 +142,7 @@ void fused_cuda(bool begin, const SegmentStep& step, const SegmentState& state,
   }
 }
 #else
-void fused_cuda(bool, const SegmentStep&, const SegmentState&, const Options&) {
+void fused_cuda(bool, const SegmentStep&, const SegmentState&, const Options&, uint16_t*) {
   FUSEDBUN_ASSERT(false, "a segment took the CUDA step, which this build does not have");
 }
 #endif
@@ -166,7 +174,7 @@ void add_up_gradients(SegmentStep& step) {
 }
 
 StepPath path_of(const SegmentStep& step, const Options& options) {
-  return step_path(options, step.parameter.device(), step.parameter.scalar_type());
+  return step_path(options, step.parameter.device(), arithmetic_type(step.parameter.scalar_type()));
 }
 
 }  // namespace
@@ -195,6 +203,31 @@ SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRa
         parameter_rows.detach().to(arithmetic).reshape({range.rows(), range.columns}).contiguous();
   }
   return state;
+}
+
+void fit_segment_state(const torch::Tensor& parameter_rows, SegmentState& state) {
+  const at::ScalarType arithmetic = arithmetic_type(parameter_rows.scalar_type());
+  const auto fit = [&](torch::Tensor& tensor, at::ScalarType type) {
+    if (tensor.defined()) tensor = tensor.to(parameter_rows.device(), type);
+  };
+  visit_tensors(state, [&](const char*, torch::Tensor& tensor) {
+    const bool is_rounded_momentum = tensor.defined() && tensor.is_same(state.momentum_buffer) &&
+                                     tensor.scalar_type() == at::kBFloat16;
+    fit(tensor, is_rounded_momentum ? at::kBFloat16 : arithmetic);
+  });
+  if (parameter_rows.scalar_type() == arithmetic) {
+    state.master.reset();
+  } else if (!state.master.defined()) {
+    state.master = parameter_rows.detach().to(arithmetic).contiguous();
+  }
+}
+
+void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state) {
+  if (!state.master.defined()) return;
+  at::NoGradGuard no_grad;
+  torch::Tensor& master = state.master;
+  const torch::Tensor rounded = master.to(parameter_rows.scalar_type());
+  master.copy_(at::where(rounded == parameter_rows, master, parameter_rows.to(at::kFloat)));
 }
 
 int64_t state_bytes(const SegmentState& state) {
@@ -232,14 +265,15 @@ void begin_step(SegmentStep& step, SegmentState& state, const Options& options) 
     return;
   }
   at::NoGradGuard no_grad;
-  MasterStep master(step, state);
-  switch (path_of(step, options)) {
+  const StepPath path = path_of(step, options);
+  MasterStep master(step, state, path);
+  switch (path) {
     case StepPath::fused_cpu:
       fused_cpu(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
       break;
     case StepPath::fused_cuda:
       add_up_gradients(step);
-      fused_cuda(/*begin=*/true, step, state, options);
+      fused_cuda(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
       break;
     case StepPath::reference:
       add_up_gradients(step);
@@ -269,13 +303,14 @@ void absorb_columns(const torch::Tensor& column_totals, const RowRange& range,
 void finish_step(SegmentStep& step, SegmentState& state, const Options& options) {
   if (updates_in_begin(step.range, options) || step.range.elements() == 0) return;
   at::NoGradGuard no_grad;
-  MasterStep master(step, state);
-  switch (path_of(step, options)) {
+  const StepPath path = path_of(step, options);
+  MasterStep master(step, state, path);
+  switch (path) {
     case StepPath::fused_cpu:
       fused_cpu(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
       break;
     case StepPath::fused_cuda:
-      fused_cuda(/*begin=*/false, step, state, options);
+      fused_cuda(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
       break;
     case StepPath::reference:
       reference_finish(step, state, options);

@@ -64,6 +64,14 @@ torch::ScalarType arithmetic_type(torch::ScalarType parameter);
 SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRange& range,
                                 const Options& options);
 
+/// Brings the state to the parameter's device and type after they have changed: tensors are converted, a master is made or
+/// dropped. The shape stays.
+void fit_segment_state(const torch::Tensor& parameter_rows, SegmentState& state);
+
+/// Takes the parameter ([rows, m]) into its master wherever it is not the master's rounding, that is, wherever somebody
+/// else has written it. Every step does that by itself; to be called by who reads `master` between two steps.
+void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state);
+
 /// Bytes of all tensors of the state (t is not counted).
 int64_t state_bytes(const SegmentState& state);
 

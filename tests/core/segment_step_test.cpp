@@ -269,6 +269,39 @@ TEST(SegmentStep, ABfloat16ParameterIsTheRoundingOfItsMaster) {
   }
 }
 
+TEST(SegmentStep, AMasterFollowsWhatOthersWriteElementByElement) {
+  at::manual_seed(8);
+  const Shape shape{19, 37};
+  const RowRange range{0, shape.rows, shape.rows, shape.columns, false};
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    for (const bool reference : {false, true}) {
+      for (const char* name : {"recommended", "lean", "elementwise"}) {
+        std::unique_ptr<ForceReference> forced;
+        if (reference) forced = std::make_unique<ForceReference>();
+        const Options options = preset(name, 1e-4);  // steps below the parameter's resolution
+        const torch::Tensor initial = at::randn({shape.rows, shape.columns}).to(type);
+        Stepped rounded{initial.clone(), make_segment_state(initial, range, options)};
+        const torch::Tensor wide = initial.to(at::kFloat);
+        Stepped full{wide.clone(), make_segment_state(wide, range, options)};
+        for (int64_t t = 1; t <= 6; ++t) {
+          const torch::Tensor g = at::randn({shape.rows, shape.columns});
+          // Through .data(), which no version counter sees; the others keep what they have below the resolution.
+          const torch::Tensor written = at::rand({shape.rows, shape.columns}) < 0.3;
+          // Not a value that is there already: writing the same is not seen, and changes nothing that can be seen.
+          const torch::Tensor values =
+              (at::rand({shape.rows, shape.columns}) + 10.0 * static_cast<double>(t)).to(type);
+          rounded.parameter.data().copy_(at::where(written, values, rounded.parameter));
+          full.parameter.copy_(at::where(written, values.to(at::kFloat), full.parameter));
+          step(rounded, {g}, shape, options, t);
+          step(full, {g}, shape, options, t);
+        }
+        EXPECT_TRUE(rounded.state.master.equal(full.parameter)) << name << reference;
+        EXPECT_TRUE(rounded.parameter.equal(full.parameter.to(type))) << name << reference;
+      }
+    }
+  }
+}
+
 TEST(SegmentStep, AStateMadeForOtherOptionsIsRefused) {
   const Shape shape{3, 4};
   const RowRange range{0, 3, 3, 4, false};
