@@ -47,14 +47,9 @@ OptimizerParamGroup checked(const OptimizerParamGroup& group, const FusedbunOpti
   return result;
 }
 
-RowRange all_rows(const Tensor& parameter) {
-  const bool is_vector = parameter.dim() < 2;
-  const int64_t rows = is_vector ? parameter.numel() : parameter.size(0);
-  return {.row_begin = 0,
-          .row_end = rows,
-          .rows_total = rows,
-          .columns = is_vector ? 1 : parameter.numel() / rows,
-          .is_vector = is_vector};
+RowRange all_rows(const Tensor& parameter, const Options& options) {
+  const at::IntArrayRef sizes = parameter.sizes();
+  return all_rows_of({sizes.data(), sizes.size()}, options.matrix_view);
 }
 
 // [rows, m] in row-major order: a view where the tensor's memory allows it, else a copy.
@@ -109,7 +104,7 @@ double root_mean_square(const Tensor& parameter, const Tensor& rows, FusedbunPar
 
 void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
                     FusedbunParamState& state, const Options& options) {
-  const RowRange range = all_rows(parameter);
+  const RowRange range = all_rows(parameter, options);
   const Tensor rows = as_rows(parameter, range);
   if (state.step == 0) state.segment = make_segment_state(rows, range, options);
   fit_segment_state(rows, state.segment);
@@ -163,8 +158,8 @@ void require_fitting_gradient(const Tensor& parameter, const std::string& name) 
 // A parameter may change its type and device after its first step, but not its shape: the statistics of rows and columns
 // would be those of others.
 void require_same_shape(const Tensor& parameter, const FusedbunParamState& state,
-                        const std::string& name) {
-  const RowRange range = all_rows(parameter);
+                        const Options& options, const std::string& name) {
+  const RowRange range = all_rows(parameter, options);
   const SegmentState& segment = state.segment;
   const auto fits = [](const Tensor& tensor, at::IntArrayRef sizes) {
     return !tensor.defined() || tensor.sizes() == sizes;
@@ -172,7 +167,7 @@ void require_same_shape(const Tensor& parameter, const FusedbunParamState& state
   FUSEDBUN_REQUIRE(fits(segment.momentum_buffer, {range.rows(), range.columns}) &&
                        fits(segment.exp_avg_sq.full, {range.rows(), range.columns}) &&
                        fits(segment.exp_avg_sq.row, {range.rows()}) &&
-                       fits(segment.exp_avg_sq.col, {range.columns}),
+                       fits(segment.exp_avg_sq.col, {range.matrices() * range.columns}),
                    ConfigError,
                    name +
                        " has not the shape that its optimizer state was made for: make a new "
@@ -197,7 +192,10 @@ void FusedbunOptions::serialize(InputArchive& archive) {
   Options loaded;
   visit_options(loaded, [&]<class Field>(std::string_view name, Field& field) {
     torch::IValue value;
-    FUSEDBUN_REQUIRE(archive.try_read(std::string(name), value), DataError,
+    const bool is_saved = archive.try_read(std::string(name), value);
+    // What was saved before there were these options was made as their defaults make it.
+    if (!is_saved && (name == "beta_cap" || name == "matrix_view")) return;
+    FUSEDBUN_REQUIRE(is_saved, DataError,
                      "the saved optimizer has no option '" + std::string(name) + "'");
     if constexpr (std::is_enum_v<Field>) {
       field = parse<Field>(value.toStringRef());
@@ -213,7 +211,7 @@ namespace {
 
 // A loaded state must be what this parameter would have under these options.
 void require_fit(const Tensor& parameter, const FusedbunParamState& state, const Options& options) {
-  const RowRange range = all_rows(parameter);
+  const RowRange range = all_rows(parameter, options);
   SegmentState expected = make_segment_state(as_rows(parameter, range), range, options);
   SegmentState loaded = state.segment;
   std::vector<Tensor> tensors;
@@ -321,7 +319,7 @@ void Fusedbun::require_steppable() const {
       const auto state = state_.find(identity);
       if (state == state_.end()) continue;
       require_same_shape(parameter, static_cast<const FusedbunParamState&>(*state->second),
-                         name_of(p, g, parameter));
+                         options_of(group), name_of(p, g, parameter));
     }
   }
 }

@@ -61,9 +61,11 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   FUSEDBUN_OPTION(HessianSource, hessian_source)
   FUSEDBUN_OPTION(MomentumDtype, momentum_dtype)
   FUSEDBUN_OPTION(Nonfinite, nonfinite)
+  FUSEDBUN_OPTION(MatrixView, matrix_view)
   FUSEDBUN_OPTION(bool, prepare_hessian)
   FUSEDBUN_OPTION(bool, scale_by_parameter_rms)
   FUSEDBUN_OPTION(bool, bias_correction)
+  FUSEDBUN_OPTION(double, beta_cap)
   FUSEDBUN_OPTION(bool, centralize_single_column)
 #undef FUSEDBUN_OPTION
 

@@ -28,7 +28,7 @@ SecondMoment make_second_moment(const RowRange& range, const Options& options,
     return moment;
   }
   if (options.accumulator != Accumulator::mean_col) moment.row = at::zeros({range.rows()}, type);
-  moment.col = at::zeros({range.columns}, type);
+  moment.col = at::zeros({range.matrices() * range.columns}, type);
   return moment;
 }
 
@@ -177,6 +177,116 @@ StepPath path_of(const SegmentStep& step, const Options& options) {
   return step_path(options, step.parameter.device(), arithmetic_type(step.parameter.scalar_type()));
 }
 
+// --- one matrix ---------------------------------------------------------------------------------
+
+void begin_matrix(SegmentStep& step, SegmentState& state, const Options& options) {
+  const StepPath path = path_of(step, options);
+  MasterStep master(step, state, path);
+  switch (path) {
+    case StepPath::fused_cpu:
+      fused_cpu(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
+      break;
+    case StepPath::fused_cuda:
+      fused_cuda(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
+      break;
+    case StepPath::reference:
+      reference_begin(step, state, options);
+      break;
+  }
+  master.round_into_parameter();
+}
+
+void absorb_matrix(const torch::Tensor& column_totals, const RowRange& range,
+                   const StepScalars& scalars, SegmentState& state, const Options& options) {
+  torch::Tensor& col = state.exp_avg_sq.col;
+  const StepPath path = step_path(options, col.device(), col.scalar_type());
+  if (path != StepPath::fused_cpu || columns_are_maxima(options)) {
+    return reference_absorb(column_totals, range, scalars, state, options);
+  }
+  const double* sums = column_totals.data_ptr<double>();
+  if (col.scalar_type() == at::kDouble) {
+    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<double>());
+  } else {
+    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<float>());
+  }
+}
+
+void finish_matrix(SegmentStep& step, SegmentState& state, const Options& options) {
+  const StepPath path = path_of(step, options);
+  MasterStep master(step, state, path);
+  switch (path) {
+    case StepPath::fused_cpu:
+      fused_cpu(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
+      break;
+    case StepPath::fused_cuda:
+      fused_cuda(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
+      break;
+    case StepPath::reference:
+      reference_finish(step, state, options);
+      break;
+  }
+  master.round_into_parameter();
+}
+
+// --- a stack of matrices: views of one after the other ------------------------------------------
+
+// Matrix i of a segment that holds whole matrices; the segment itself where it is no stack.
+RowRange matrix_of(const RowRange& range, int64_t i) {
+  if (range.matrix_rows == 0) return range;
+  RowRange matrix = range;
+  matrix.row_begin = range.row_begin + i * range.matrix_rows;
+  matrix.row_end = matrix.row_begin + range.matrix_rows;
+  matrix.rows_total = range.matrix_rows;
+  matrix.matrix_rows = 0;
+  return matrix;
+}
+
+// Part i of a tensor that has `parts` equal ones along its first dimension.
+torch::Tensor part_of(const torch::Tensor& tensor, int64_t parts, int64_t i) {
+  if (!tensor.defined() || parts == 1) return tensor;
+  const int64_t size = tensor.size(0) / parts;
+  return tensor.narrow(0, i * size, size);
+}
+
+SegmentState state_of_matrix(const SegmentState& state, const RowRange& range, int64_t i) {
+  SegmentState matrix = state;
+  visit_tensors(matrix, [&](const char*, torch::Tensor& tensor) {
+    tensor = part_of(tensor, range.matrices(), i);
+  });
+  return matrix;
+}
+
+SegmentStep step_of_matrix(const SegmentStep& step, int64_t i) {
+  const int64_t parts = step.range.matrices();
+  SegmentStep matrix = step;
+  matrix.parameter = part_of(step.parameter, parts, i);
+  matrix.gradient = part_of(step.gradient, parts, i);
+  for (torch::Tensor& gradient : matrix.more_gradients) gradient = part_of(gradient, parts, i);
+  matrix.hessian_diagonal = part_of(step.hessian_diagonal, parts, i);
+  matrix.kept_update_input = part_of(step.kept_update_input, parts, i);
+  matrix.range = matrix_of(step.range, i);
+  matrix.column_partials = part_of(step.column_partials, parts, i);
+  return matrix;
+}
+
+using PartOfAStep = void (*)(SegmentStep&, SegmentState&, const Options&);
+
+void for_each_matrix(SegmentStep& step, SegmentState& state, const Options& options,
+                     PartOfAStep part) {
+  if (step.range.matrix_rows == 0) return part(step, state, options);
+  std::vector<torch::Tensor> kept;
+  for (int64_t i = 0; i < step.range.matrices(); ++i) {
+    SegmentStep matrix = step_of_matrix(step, i);
+    double squares = 0;
+    if (step.parameter_sum_of_squares != nullptr) matrix.parameter_sum_of_squares = &squares;
+    SegmentState its_state = state_of_matrix(state, step.range, i);
+    part(matrix, its_state, options);
+    if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares += squares;
+    if (matrix.kept_update_input.defined()) kept.push_back(matrix.kept_update_input);
+  }
+  if (!kept.empty()) step.kept_update_input = at::cat(kept);
+}
+
 }  // namespace
 
 torch::ScalarType arithmetic_type(torch::ScalarType parameter) {
@@ -237,7 +347,7 @@ int64_t state_bytes(const SegmentState& state) {
 
 int64_t column_entries(const RowRange& range, const Options& options) {
   if (range.is_vector || options.accumulator == Accumulator::full) return 0;
-  return range.columns * (options.prepare_hessian ? 2 : 1);
+  return range.matrices() * range.columns * (options.prepare_hessian ? 2 : 1);
 }
 
 bool updates_in_begin(const RowRange& range, const Options& options) {
@@ -260,63 +370,30 @@ StepPath step_path(const Options& options, torch::Device device, torch::ScalarTy
 
 void begin_step(SegmentStep& step, SegmentState& state, const Options& options) {
   require_fit(step, state, options);
-  if (step.range.elements() == 0) {
-    if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares = 0;
-    return;
-  }
+  if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares = 0;
+  if (step.range.elements() == 0) return;
   at::NoGradGuard no_grad;
-  const StepPath path = path_of(step, options);
-  MasterStep master(step, state, path);
-  switch (path) {
-    case StepPath::fused_cpu:
-      fused_cpu(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
-      break;
-    case StepPath::fused_cuda:
-      add_up_gradients(step);
-      fused_cuda(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
-      break;
-    case StepPath::reference:
-      add_up_gradients(step);
-      reference_begin(step, state, options);
-      break;
-  }
-  master.round_into_parameter();
+  if (path_of(step, options) != StepPath::fused_cpu) add_up_gradients(step);
+  for_each_matrix(step, state, options, begin_matrix);
 }
 
 void absorb_columns(const torch::Tensor& column_totals, const RowRange& range,
                     const StepScalars& scalars, SegmentState& state, const Options& options) {
   if (column_entries(range, options) == 0) return;
   at::NoGradGuard no_grad;
-  torch::Tensor& col = state.exp_avg_sq.col;
-  const StepPath path = step_path(options, col.device(), col.scalar_type());
-  if (path != StepPath::fused_cpu || columns_are_maxima(options)) {
-    return reference_absorb(column_totals, range, scalars, state, options);
-  }
-  const double* sums = column_totals.data_ptr<double>();
-  if (col.scalar_type() == at::kDouble) {
-    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<double>());
-  } else {
-    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<float>());
+  for (int64_t i = 0; i < range.matrices(); ++i) {
+    SegmentState matrix = state_of_matrix(state, range, i);
+    absorb_matrix(part_of(column_totals, range.matrices(), i), matrix_of(range, i), scalars, matrix,
+                  options);
   }
 }
 
 void finish_step(SegmentStep& step, SegmentState& state, const Options& options) {
   if (updates_in_begin(step.range, options) || step.range.elements() == 0) return;
   at::NoGradGuard no_grad;
-  const StepPath path = path_of(step, options);
-  MasterStep master(step, state, path);
-  switch (path) {
-    case StepPath::fused_cpu:
-      fused_cpu(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
-      break;
-    case StepPath::fused_cuda:
-      fused_cuda(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
-      break;
-    case StepPath::reference:
-      reference_finish(step, state, options);
-      break;
-  }
-  master.round_into_parameter();
+  if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares = 0;
+  for_each_matrix(step, state, options, finish_matrix);
+  step.kept_update_input.reset();
 }
 
 ForceReference::ForceReference() {

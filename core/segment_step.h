@@ -29,8 +29,8 @@ namespace fusedbun {
 struct SecondMoment {
   torch::Tensor full;  ///< [rows, m]: accumulator full, and every vector
   torch::Tensor row;   ///< [rows]: mean, sm3
-  torch::Tensor
-      col;  ///< [m]: mean, mean_col, sm3; of the whole matrix, the same on every rank that holds rows
+  /// [k·m], k = range.matrices(): mean, mean_col, sm3; of whole matrices, the same on every rank that holds rows.
+  torch::Tensor col;
 };
 
 /// Everything the optimizer keeps about one segment. Types: that of the arithmetic (float64 for float64 parameters,
@@ -75,8 +75,9 @@ void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state);
 /// Bytes of all tensors of the state (t is not counted).
 int64_t state_bytes(const SegmentState& state);
 
-/// How many column entries `begin_step` leaves: 0 (vectors, full), m, or 2·m with prepare_hessian (then exp_avg_sq's
-/// first).
+/// How many column entries `begin_step` leaves: 0 (vectors, full), m, or 2·m with prepare_hessian (then exp_avg_sq's first);
+/// as many for each matrix of a stack, matrix after matrix. A stack (matrix_view = last_two) has all rows of its matrices in the segment,
+/// so its partials are the totals and go to absorb_columns without any exchange.
 int64_t column_entries(const RowRange& range, const Options& options);
 
 /// True if `begin_step` does the whole update: the denominator needs nothing of other rows.

@@ -103,6 +103,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added) {
   require_trainable(parameters_);
   for (size_t p = first_parameter; p < parameters_.size(); ++p) {
     specs.push_back(parameters_[p].spec());
+    specs.back().matrix_view = options_of(static_cast<int>(p)).matrix_view;
   }
   for (const Options& options : group_options()) {
     validate(options);
@@ -223,6 +224,7 @@ void StepEngine::make_state(size_t first_parameter, size_t first_bucket) {
 void StepEngine::say_what_is_slow() const {
   if (!sharded_.notice) return;
   if (const auto warning = plan_.warning()) sharded_.notice(*warning);
+  if (const auto advice = plan::matrix_view_advice(plan_.parameters)) sharded_.notice(*advice);
   const std::vector<Options> options = group_options();
   for (size_t g = 0; g < options.size(); ++g) {
     if (step_path(options[g], device_, at::kFloat) != StepPath::reference) continue;
