@@ -63,7 +63,11 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   comm::rethrow_on_all_ranks(*control_stream_, [&] {
     require_fit(all, first_parameter);
     std::vector<plan::ParameterSpec> specs;
-    for (const RegisteredParameter& parameter : added) specs.push_back(parameter.spec());
+    for (const RegisteredParameter& parameter : added) {
+      specs.push_back(parameter.spec());
+      specs.back().matrix_view =
+          model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
+    }
     plan.append(specs);
   });
   require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
@@ -197,6 +201,9 @@ void StepEngine::adopt_unfrozen() {
 void StepEngine::say_what_is_slow() const {
   if (!sharded_.notice) return;
   if (const auto warning = model_.plan.warning()) sharded_.notice(*warning);
+  if (const auto advice = plan::matrix_view_advice(model_.plan.parameters)) {
+    sharded_.notice(*advice);
+  }
   const std::vector<Options> options = model_.all_group_options();
   for (size_t g = 0; g < options.size(); ++g) {
     if (step_path(options[g], model_.device, at::kFloat) != StepPath::reference) continue;
