@@ -92,7 +92,9 @@ if(FUSEDBUN_HAS_NCCL)
 endif()
 
 # --- Open MPI -------------------------------------------------------------------------------------
-find_package(MPI COMPONENTS C QUIET)
+if(FUSEDBUN_WITH_MPI)  # AUTO counts as true
+  find_package(MPI COMPONENTS C QUIET)
+endif()
 fusedbun_part(MPI "libopenmpi-dev is not installed" MPI_C_FOUND)
 if(FUSEDBUN_HAS_MPI)
   # A name of our own, which the installed package can give without FindMPI (that needs C enabled).
@@ -101,7 +103,9 @@ if(FUSEDBUN_HAS_MPI)
 endif()
 
 # --- gRPC and protobuf ----------------------------------------------------------------------------
-find_package(Protobuf QUIET)
-find_package(gRPC CONFIG QUIET)
+if(FUSEDBUN_WITH_CONTROL)
+  find_package(Protobuf QUIET)
+  find_package(gRPC CONFIG QUIET)
+endif()
 fusedbun_part(CONTROL "FUSEDBUN_WITH_TORCH is OFF, or libgrpc++-dev, libprotobuf-dev or protobuf-compiler-grpc is missing"
               FUSEDBUN_WITH_TORCH AND Protobuf_FOUND AND gRPC_FOUND)
