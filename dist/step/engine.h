@@ -86,7 +86,7 @@ class StepEngine {
   /// Memory of the buckets from `first_bucket` on; in a host window if the ranks can share one, then with their
   /// parameters.
   void make_buckets(size_t first_parameter, size_t first_bucket);
-  bool may_share_memory(size_t first_parameter) const;
+  plan::TransportChoice choose_transport(size_t first_parameter) const;
   bool open_window(size_t first_parameter, size_t first_bucket);
   void make_state(size_t first_parameter, size_t first_bucket);
   void say_what_is_slow() const;

@@ -6,9 +6,11 @@
 #include <algorithm>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/step/collective_bucket.h"
 #include "fusedbun/dist/step/engine.h"
+#include "fusedbun/dist/step/point_to_point_bucket.h"
 #include "fusedbun/dist/step/same_start.h"
-#include "fusedbun/dist/step/window_layout.h"
+#include "fusedbun/dist/step/shared_memory_bucket.h"
 
 namespace fusedbun {
 
@@ -85,6 +87,7 @@ std::vector<std::string> StepEngine::start_lines() const {
                   ", bucket_bytes " + std::to_string(sharded_.bucket_bytes) + ", in_place_bytes " +
                   std::to_string(sharded_.in_place_bytes) + ", gradient_wire " +
                   (sharded_.gradient_wire == GradientWire::bf16 ? "bf16" : "exact") +
+                  ", transport " + std::string(plan::name_of(sharded_.transport)) +
                   (sharded_.step_in_backward ? ", step_in_backward" : ""));
   return lines;
 }
@@ -140,37 +143,49 @@ void StepEngine::broadcast_parameters(size_t first) {
 }
 
 void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
-  if (may_share_memory(first_parameter) && open_window(first_parameter, first_bucket)) {
+  const plan::TransportChoice choice = choose_transport(first_parameter);
+  if (choice.transport == plan::GradientTransport::shared_memory &&
+      open_window(first_parameter, first_bucket)) {
     shares_memory_ = true;
     return;
   }
   if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
+  const bool rounds = sharded_.gradient_wire == GradientWire::bf16 && channels_.data->size() > 1;
   for (size_t b = first_bucket; b < plan_.buckets.size(); ++b) {
     const plan::Bucket& bucket = plan_.buckets[b];
-    if (!device_.is_cpu()) {
-      buckets_.push_back(make_collective_bucket(bucket, *channels_.data, device_));
-      continue;
-    }
-    const at::ScalarType exact = gradient_type(bucket);
-    const bool halved = sharded_.gradient_wire == GradientWire::bf16 && exact == at::kFloat &&
-                        channels_.data->size() > 1;
-    buckets_.push_back(make_point_to_point_bucket(
-        bucket, *channels_.data, halved ? at::kBFloat16 : exact, sharded_.in_place_bytes));
+    buckets_.push_back(choice.transport == plan::GradientTransport::collective
+                           ? make_collective_bucket(bucket, *channels_.data, device_api(device_))
+                           : make_point_to_point_bucket(bucket, *channels_.data,
+                                                        wire_type(bucket, rounds),
+                                                        sharded_.in_place_bytes));
   }
 }
 
-bool StepEngine::may_share_memory(size_t first_parameter) const {
-  if (!sharded_.host_window || !device_.is_cpu() || channels_.data->size() == 1) return false;
-  // The replica holds parameters as they lie; the same on all ranks, as their shapes are.
-  return std::ranges::all_of(
-      parameters_.begin() + static_cast<std::ptrdiff_t>(first_parameter), parameters_.end(),
-      [](const RegisteredParameter& parameter) { return parameter.tensor.is_contiguous(); });
+plan::TransportChoice StepEngine::choose_transport(size_t first_parameter) const {
+  plan::TransportQuery query{.request = sharded_.transport,
+                             .on_gpu = !device_.is_cpu(),
+                             .world_size = channels_.data->size(),
+                             .wants_host_window = sharded_.host_window,
+                             .rounds_gradients = sharded_.gradient_wire == GradientWire::bf16};
+  for (size_t p = first_parameter; p < parameters_.size(); ++p) {
+    if (parameters_[p].tensor.is_contiguous()) continue;
+    query.strided_parameter = parameters_[p].name;
+    break;
+  }
+  plan::TransportChoice choice = plan::choose_transport(query);
+  if (sharded_.notice && sharded_.host_window && !query.strided_parameter.empty() &&
+      choice.transport == plan::GradientTransport::point_to_point && query.world_size > 1) {
+    sharded_.notice("private copies of the parameters: " + choice.reason);
+  }
+  return choice;
 }
 
 bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
   const WindowLayout layout = lay_out_window(plan_, first_parameter, first_bucket);
   const auto opened = comm::HostWindow::open(*channels_.host, layout.size, sharded_.window_timeout);
   if (opened.window == nullptr) {
+    FUSEDBUN_REQUIRE(sharded_.transport != plan::GradientTransport::shared_memory, ConfigError,
+                     "transport shared_memory cannot be used: " + opened.reason);
     if (sharded_.notice) sharded_.notice("private copies of the parameters: " + opened.reason);
     return false;
   }
