@@ -1,4 +1,5 @@
 // The control plane of a job: rank 0's side of changes, and the job's final state.
+#include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/control/changes_file.h"
 #include "fusedbun/dist/job/job_parts.h"
 
@@ -91,9 +92,9 @@ plan::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
 void Job::Parts::serve(ShardedFusedbun& optimizer) {
   shard_bytes = optimizer.state_bytes();
   plan::ControlPort* port = nullptr;
-  Outcome outcome;
-  if (identity.rank == 0) outcome = attempt([&] { port = open_port(optimizer); });
-  share_outcome(*connections.host, outcome);
+  comm::rethrow_on_all_ranks(*connections.host, [&] {
+    if (identity.rank == 0) port = open_port(optimizer);
+  });
   optimizer.set_control(port);
 }
 

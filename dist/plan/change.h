@@ -83,6 +83,16 @@ class ActiveChanges {
   /// gradient hook. Group -1 means the groups there are now: one added later keeps its own options.
   void enter_step(int64_t job_step, std::span<Options* const> group_options);
 
+  /// What holds beside the groups' own options, for a saved state: pins, scale, clip limit.
+  struct Overrides {
+    std::vector<std::optional<double>> lr_pin;  ///< [group]
+    std::optional<double> max_grad_norm;
+    double lr_scale = 1;
+  };
+  Overrides overrides() const { return {lr_pin_, max_grad_norm_, lr_scale_}; }
+  /// For as many groups as there are.
+  void restore(const Overrides& saved);
+
   double effective_lr(int group, double scheduled_lr) const;
   /// Empty: nobody changed it; the job's own setting holds.
   std::optional<double> max_grad_norm() const { return max_grad_norm_; }

@@ -67,7 +67,11 @@ TransportChoice choose_transport(const TransportQuery& query) {
     return chosen(GradientTransport::point_to_point, "the host window is turned off");
   }
   const std::string obstacle = obstacle_of(GradientTransport::shared_memory, query);
-  if (!obstacle.empty()) return chosen(GradientTransport::point_to_point, obstacle);
+  if (!obstacle.empty()) {
+    TransportChoice choice = chosen(GradientTransport::point_to_point, obstacle);
+    choice.lacks_host_window = true;
+    return choice;
+  }
   return chosen(GradientTransport::shared_memory, "the host window is wanted");
 }
 

@@ -27,7 +27,8 @@ struct TransportQuery {
 
 struct TransportChoice {
   GradientTransport transport = GradientTransport::point_to_point;  ///< never automatic
-  std::string reason;  ///< "point_to_point: the host window is turned off"
+  std::string reason;              ///< "point_to_point: the host window is turned off"
+  bool lacks_host_window = false;  ///< it was wanted, and `reason` says what stands against it
 };
 
 /// Throws ConfigError, saying why, if what is asked for cannot carry this job. Whether the ranks share a host is found when the window is

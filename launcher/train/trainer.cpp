@@ -10,7 +10,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/atomic_file.h"
-#include "fusedbun/dist/comm/records.h"
+#include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/launcher/env/host.h"
@@ -132,7 +132,8 @@ class Run {
     }
     const std::unique_ptr<Stepper> stepper = make_stepper(optimizer);
     const LeaveSignals signals(*stepper);
-    const std::vector<int64_t> planned = comm::gather_records(host, stepper->planned_state_bytes());
+    const std::vector<int64_t> planned =
+        comm::all_gather_object(host, stepper->planned_state_bytes());
     if (job_.rank() == 0) say_start(*stepper, planned);
 
     launcher::keep_freed_memory();
@@ -142,7 +143,7 @@ class Run {
       write_trace(options_.trace, trace_, host);
       if (job_.rank() == 0) progress_.say("trace: " + options_.trace.string());
     }
-    const std::vector<int64_t> measured = comm::gather_records(host, stepper->state_bytes());
+    const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
     if (job_.rank() == 0) {
       const fs::path model_path = model_file(options_, run_dir_);
       job_.enter(plan::Phase::save);

@@ -36,6 +36,7 @@ TEST(TransportChoice, IsProposedFromWhatAllRanksKnow) {
     const TransportChoice choice = choose_transport(row.query);
     EXPECT_EQ(choice.transport, row.transport) << choice.reason;
     EXPECT_THAT(choice.reason, HasSubstr(row.reason));
+    EXPECT_EQ(choice.lacks_host_window, row.reason == "'conv' is not");
     EXPECT_THAT(choice.reason, HasSubstr(std::string(name_of(row.transport)) + ": "));
   }
 }
