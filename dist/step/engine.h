@@ -92,8 +92,10 @@ class StepEngine {
   void require_fit(std::span<const RegisteredParameter> all, size_t first) const;
   std::vector<std::string> start_lines(const plan::ShardPlan& plan,
                                        std::span<const RegisteredParameter> all) const;
-  void make_buckets(size_t first_parameter, size_t first_bucket);
-  bool may_share_memory(size_t first_parameter) const;
+  void make_buckets(const plan::TransportChoice& choice, size_t first_parameter,
+                    size_t first_bucket);
+  plan::TransportChoice choose_transport(std::span<const RegisteredParameter> all,
+                                         size_t first) const;
   bool open_window(size_t first_parameter, size_t first_bucket);
   void say_what_is_slow() const;
 

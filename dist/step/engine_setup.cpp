@@ -8,10 +8,12 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/object_collectives.h"
+#include "fusedbun/dist/step/collective_bucket.h"
 #include "fusedbun/dist/step/engine.h"
+#include "fusedbun/dist/step/point_to_point_bucket.h"
 #include "fusedbun/dist/step/same_start.h"
 #include "fusedbun/dist/step/sharded_option_fields.h"
-#include "fusedbun/dist/step/window_layout.h"
+#include "fusedbun/dist/step/shared_memory_bucket.h"
 
 namespace fusedbun {
 namespace {
@@ -60,6 +62,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   std::vector<RegisteredParameter> all = model_.registered;
   std::ranges::copy(added, std::back_inserter(all));
   plan::ShardPlan plan = model_.plan;
+  plan::TransportChoice transport;
   comm::rethrow_on_all_ranks(*control_stream_, [&] {
     require_fit(all, first_parameter);
     std::vector<plan::ParameterSpec> specs;
@@ -69,6 +72,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
           model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
     }
     plan.append(specs);
+    transport = choose_transport(all, first_parameter);
   });
   require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
 
@@ -77,7 +81,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   for (size_t p = first_parameter; p < model_.registered.size(); ++p) {
     model_.matrices.emplace_back(model_.registered[p].tensor, model_.plan.parameters[p]);
   }
-  make_buckets(first_parameter, first_bucket);
+  make_buckets(transport, first_parameter, first_bucket);
   param_syncs_.resize(model_.plan.buckets.size());
   consensus_.add_groups();
   update_.extend();
@@ -133,34 +137,42 @@ std::vector<std::string> StepEngine::start_lines(const plan::ShardPlan& plan,
   return lines;
 }
 
-void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
-  if (may_share_memory(first_parameter) && open_window(first_parameter, first_bucket)) {
+void StepEngine::make_buckets(const plan::TransportChoice& choice, size_t first_parameter,
+                              size_t first_bucket) {
+  if (sharded_.notice && choice.lacks_host_window) {
+    sharded_.notice("private copies of the parameters: " + choice.reason);
+  }
+  if (choice.transport == plan::GradientTransport::shared_memory &&
+      open_window(first_parameter, first_bucket)) {
     shares_memory_ = true;
     return;
   }
   if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
+  const bool rounds = sharded_.gradient_wire == GradientWire::bf16 && model_.world_size > 1;
   for (size_t b = first_bucket; b < model_.plan.buckets.size(); ++b) {
     const plan::Bucket& bucket = model_.plan.buckets[b];
-    if (!model_.device.is_cpu()) {
-      model_.buckets.push_back(make_collective_bucket(bucket, *gradient_stream_, model_.device));
-      continue;
-    }
-    const at::ScalarType exact = gradient_type(bucket);
-    const bool halved = sharded_.gradient_wire == GradientWire::bf16 && exact == at::kFloat &&
-                        model_.world_size > 1;
-    model_.buckets.push_back(make_point_to_point_bucket(
-        bucket, *gradient_stream_, halved ? at::kBFloat16 : exact, sharded_.in_place_bytes));
+    model_.buckets.push_back(
+        choice.transport == plan::GradientTransport::collective
+            ? make_collective_bucket(bucket, *gradient_stream_, device_api(model_.device))
+            : make_point_to_point_bucket(bucket, *gradient_stream_, wire_type(bucket, rounds),
+                                         sharded_.in_place_bytes));
   }
   for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
 }
 
-bool StepEngine::may_share_memory(size_t first_parameter) const {
-  if (!sharded_.host_window || !model_.device.is_cpu() || model_.world_size == 1) return false;
-  // The replica holds parameters as they lie.
-  return std::ranges::all_of(
-      model_.registered.begin() + static_cast<std::ptrdiff_t>(first_parameter),
-      model_.registered.end(),
-      [](const RegisteredParameter& parameter) { return parameter.tensor.is_contiguous(); });
+plan::TransportChoice StepEngine::choose_transport(std::span<const RegisteredParameter> all,
+                                                   size_t first) const {
+  plan::TransportQuery query{.request = sharded_.transport,
+                             .on_gpu = !model_.device.is_cpu(),
+                             .world_size = model_.world_size,
+                             .wants_host_window = sharded_.host_window,
+                             .rounds_gradients = sharded_.gradient_wire == GradientWire::bf16};
+  for (const RegisteredParameter& parameter : all.subspan(first)) {
+    if (parameter.tensor.is_contiguous()) continue;
+    query.strided_parameter = parameter.name;
+    break;
+  }
+  return plan::choose_transport(query);
 }
 
 bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
@@ -168,6 +180,8 @@ bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
   const auto opened =
       comm::HostWindow::open(*control_stream_, layout.size, sharded_.window_timeout);
   if (opened.window == nullptr) {
+    FUSEDBUN_REQUIRE(sharded_.transport != plan::GradientTransport::shared_memory, ConfigError,
+                     "transport shared_memory cannot be used: " + opened.reason);
     if (sharded_.notice) sharded_.notice("private copies of the parameters: " + opened.reason);
     return false;
   }

@@ -29,6 +29,7 @@
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/plan/shard_plan.h"
+#include "fusedbun/dist/plan/transport_choice.h"
 
 namespace fusedbun {
 
@@ -44,10 +45,11 @@ struct Channels {
 
 class StepTrace;
 
-/// How gradients travel between ranks that do not share memory.
+/// In which type gradients travel between ranks that do not share memory. They are added up in rank order, in float64 for float64
+/// parameters and float32 for all others.
 enum class GradientWire : uint8_t {
-  exact,  ///< in the type of the arithmetic
-  bf16,  ///< float32 ones rounded to bfloat16: half the bytes; added up in float32, in rank order. CPUs
+  exact,  ///< in the parameter's type
+  bf16,   ///< those of float32 parameters rounded to bfloat16: half the bytes. CPUs
 };
 
 enum class GradientRelease : uint8_t {
@@ -67,6 +69,8 @@ struct ShardedOptions {
   /// step.
   std::optional<double> gradient_divisor = {};
   GradientWire gradient_wire = GradientWire::exact;
+  /// How gradients and rows travel; equal on all ranks. Anything but automatic is used or refused with a ConfigError that says why.
+  plan::GradientTransport transport = plan::GradientTransport::automatic;
   /// Steps each bucket inside the backward pass, as soon as the next one has left. Needs nonfinite = propagate in all
   /// groups, no clipping, and a gradient for every parameter in every step, because nothing is agreed on before the first
   /// write.
@@ -161,8 +165,8 @@ class ShardedFusedbun : public torch::optim::Optimizer {
 
   double max_grad_norm() const;  ///< as constructed; 0: off
   plan::JobCapabilities capabilities() const;
-  bool shares_memory() const;    ///< a host window is in use
-  int64_t job_step() const;      ///< steps done, skipped ones too
+  bool shares_memory() const;  ///< a host window is in use
+  int64_t job_step() const;    ///< steps done, skipped ones too
   int64_t skipped_steps() const;
   const plan::ShardPlan& shard_plan() const;
   int64_t state_bytes() const;          ///< measured: bytes of this rank's state tensors

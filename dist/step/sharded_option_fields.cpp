@@ -26,6 +26,9 @@ std::string text_of(const std::optional<double>& value) {
 std::string text_of(GradientWire wire) {
   return wire == GradientWire::bf16 ? "bf16" : "exact";
 }
+std::string text_of(plan::GradientTransport transport) {
+  return std::string(plan::name_of(transport));
+}
 std::string text_of(GradientRelease release) {
   switch (release) {
     case GradientRelease::in_hook:
