@@ -33,6 +33,8 @@ std::vector<OtherValue> fields_of_the_job() {
       {"max_grad_norm", [](ShardedOptions& o) { o.max_grad_norm = 0.1; }},
       {"gradient_divisor", [](ShardedOptions& o) { o.gradient_divisor = 2; }},
       {"gradient_wire", [](ShardedOptions& o) { o.gradient_wire = GradientWire::bf16; }},
+      {"transport",
+       [](ShardedOptions& o) { o.transport = plan::GradientTransport::point_to_point; }},
       {"step_in_backward", [](ShardedOptions& o) { o.step_in_backward = true; }},
       {"host_window", [](ShardedOptions& o) { o.host_window = false; }},
       {"release", [](ShardedOptions& o) { o.release = GradientRelease::in_hook; }},
