@@ -13,13 +13,13 @@
 #include <vector>
 
 #include "fusedbun/dist/step/gradient_collector.h"
-#include "fusedbun/dist/step/position_board.h"
 #include "fusedbun/dist/step/program_changes.h"
 #include "fusedbun/dist/step/shard_update.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/sharded_model.h"
 #include "fusedbun/dist/step/step_consensus.h"
 #include "fusedbun/dist/step/step_message.h"
+#include "fusedbun/dist/step/step_progress.h"
 
 namespace fusedbun {
 
@@ -68,8 +68,6 @@ class StepEngine {
   void finish_update();
   void start_param_sync(int bucket);
   void wait_for_gradients(int bucket);
-  void wait(comm::Work& work, comm::Clock::time_point started_at, plan::Phase phase, int bucket);
-  void enter(plan::Phase phase, int bucket = plan::RankPosition::kNoBucket);
 
   // What ranks must do together or not at all (engine_agreement.cpp).
   plan::Agreement agree(const StepOptions& options);
@@ -99,13 +97,6 @@ class StepEngine {
   bool open_window(size_t first_parameter, size_t first_bucket);
   void say_what_is_slow() const;
 
-  struct ParamSync {
-    comm::Work work;
-    comm::Clock::time_point started_at;
-  };
-
-  PositionBoard own_board_;  ///< when the channels bring none
-  PositionBoard& board_;
   ShardedOptions sharded_;
   ShardedModel model_;
   /// Communicators of this optimizer alone, because each has one order of operations: the program's own collectives run on
@@ -114,20 +105,21 @@ class StepEngine {
   comm::Communicator*
       gradient_stream_;  ///< gradients, rows and columns; on a GPU the channel itself
   std::unique_ptr<comm::Communicator> control_stream_;  ///< agreements, headers, changes
+  StepProgress progress_;
   StepMessage message_;
   GradientCollector collector_;
   ShardUpdate update_;
   StepConsensus consensus_;
   ProgramChanges changes_;
   ProgramChanges::Events
-      writes_in_backward_;              ///< found before the first bucket was stepped in backward
-  std::vector<ParamSync> param_syncs_;  ///< [bucket]
-  int updated_buckets_ = 0;             ///< of the current step
-  double gradient_norm_ = 0;            ///< of the current step; 0 without clipping
-  bool shares_memory_ = false;          ///< some bucket lies in a host window
-  bool is_broken_ = false;              ///< only destruction is left
-  bool refused_ = false;                ///< the last call was refused on all ranks together
-  int64_t finished_at_ = -1;            ///< job step of the last finish(); -1: none
+      writes_in_backward_;             ///< found before the first bucket was stepped in backward
+  std::vector<InFlight> param_syncs_;  ///< [bucket]
+  int updated_buckets_ = 0;            ///< of the current step
+  double gradient_norm_ = 0;           ///< of the current step; 0 without clipping
+  bool shares_memory_ = false;         ///< some bucket lies in a host window
+  bool is_broken_ = false;             ///< only destruction is left
+  bool refused_ = false;               ///< the last call was refused on all ranks together
+  int64_t finished_at_ = -1;           ///< job step of the last finish(); -1: none
   bool said_cost_of_dirty_ = false, said_passes_ = false;
 };
 

@@ -67,7 +67,7 @@ plan::Agreement StepEngine::agree(const StepOptions& options) {
   facts.used = collector_.used();
   facts.dirty = collector_.dirty();
 
-  enter(plan::Phase::agreement);
+  progress_.enter(plan::Phase::agreement);
   StepConsensus::Outcome outcome = consensus_.agree(facts, problem, events);
   if (!outcome.refusal.empty()) refuse(outcome);
   if (facts.equal.passes > 1) {
@@ -93,7 +93,7 @@ void StepEngine::refuse(const StepConsensus::Outcome& outcome) {
   if (!outcome.out_of_step && !sharded_.step_in_backward) {
     drop_gradients();
     collector_.forget_step();
-    enter(plan::Phase::forward_backward);
+    progress_.enter(plan::Phase::forward_backward);
     refused_ = true;
   }
   throw ConfigError(outcome.refusal);
@@ -104,13 +104,44 @@ double StepEngine::gradient_divisor() const {
                                             static_cast<double>(collector_.passes()));
 }
 
+// Some rank's gradients changed after they had left. All ranks send the union of these buckets again, whatever each one's
+// number of passes, so the exchanges match.
+void StepEngine::send_dirty_again(const std::vector<bool>& dirty) {
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
+    if (!dirty[bucket]) continue;
+    wait_for_gradients(bucket);
+    collector_.start_sync(bucket);
+    say_once(
+        said_cost_of_dirty_,
+        "gradients changed after they had been sent (another backward pass, zero_grad), so their "
+        "buckets travel twice: run passes whose gradients do not count under no_sync()");
+  }
+}
+
+ShardUpdate::GradientScaling StepEngine::scale_gradients(const StepOptions& options) {
+  ShardUpdate::GradientScaling scaling{.divisor = gradient_divisor() * options.loss_scale};
+  gradient_norm_ = 0;
+  if (consensus_.max_grad_norm() == 0 || sharded_.step_in_backward) return scaling;
+  double own_squares = 0;
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
+    wait_for_gradients(bucket);
+    const double norm = model_.buckets[bucket]->reduce_and_norm() / scaling.divisor;
+    own_squares += norm * norm;
+  }
+  progress_.enter(plan::Phase::agreement);
+  gradient_norm_ = consensus_.global_norm(own_squares);
+  scaling.clip = plan::clip_factor(gradient_norm_, consensus_.max_grad_norm());
+  return scaling;
+}
+
 void StepEngine::say_once(bool& said, const std::string& sentence) const {
   if (!said && sharded_.notice) sharded_.notice(sentence);
   said = true;
 }
 
 void StepEngine::finish() {
-  if (finished_at_ == model_.job_step) return;  // the destructor after finish()
+  // The destructor calls it again.
+  if (finished_at_ == model_.job_step && collector_.last_started() < 0) return;
   at::NoGradGuard no_grad;
   guarded([&] {
     agree_on_call(plan::OptimizerCall::finish);
@@ -119,7 +150,7 @@ void StepEngine::finish() {
     collector_.start_through(last);
     for (int bucket = 0; bucket <= last; ++bucket) wait_for_gradients(bucket);
     collector_.forget_step();
-    enter(plan::Phase::idle);
+    progress_.enter(plan::Phase::idle);
   });
   finished_at_ = model_.job_step;
 }

@@ -65,12 +65,14 @@ void StepEngine::take_values_of_rank_zero() {
 
 void StepEngine::broadcast_parameters(size_t first) {
   at::NoGradGuard no_grad;
+  // Not among the gradients: between backward and step() ranks may have started different numbers of buckets.
+  comm::Communicator& stream = model_.device.is_cpu() ? *control_stream_ : *gradient_stream_;
   for (size_t p = first; p < model_.matrices.size(); ++p) {
     ParameterMatrix& matrix = model_.matrices[p];
     if (matrix.matrix().numel() == 0 || matrix.is_shared()) continue;
     matrix.refresh();
     const at::Tensor& values = matrix.matrix();
-    comm::Work work = gradient_stream_->broadcast(
+    comm::Work work = stream.broadcast(
         {values.data_ptr(), static_cast<int64_t>(values.nbytes()), comm::DataType::u8}, 0);
     wait_for(work, model_.device);
     matrix.write_back();

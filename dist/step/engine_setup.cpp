@@ -28,8 +28,7 @@ std::unique_ptr<comm::Communicator> stream_of_its_own(comm::Communicator& channe
 
 StepEngine::StepEngine(Channels channels, ShardedOptions options,
                        std::vector<torch::optim::OptimizerParamGroup>& groups)
-    : board_(channels.board != nullptr ? *channels.board : own_board_),
-      sharded_(std::move(options)),
+    : sharded_(std::move(options)),
       model_{.rank = channels.data->rank(),
              .world_size = channels.data->size(),
              .device = channels.data->device() == comm::DeviceKind::cuda ? at::kCUDA : at::kCPU,
@@ -44,6 +43,7 @@ StepEngine::StepEngine(Channels channels, ShardedOptions options,
       own_gradient_stream_(model_.device.is_cpu() ? stream_of_its_own(*channels.data) : nullptr),
       gradient_stream_(own_gradient_stream_ ? own_gradient_stream_.get() : channels.data),
       control_stream_(stream_of_its_own(*channels.host)),
+      progress_(model_, channels.board, sharded_.trace),
       message_(*gradient_stream_, *control_stream_, model_.device),
       collector_(sharded_, model_, [this](int bucket) { on_bucket_full(bucket); }),
       update_(model_, message_),

@@ -172,8 +172,7 @@ void GradientCollector::start(const std::vector<int>& buckets) {
 void GradientCollector::start_sync(int bucket) {
   Sync& sync = syncs_[bucket];
   ++sync.round;
-  sync.work = model_.buckets[bucket]->start_grad_sync(sync.round);
-  sync.started_at = comm::Clock::now();
+  sync.exchange = {model_.buckets[bucket]->start_grad_sync(sync.round), comm::Clock::now()};
 }
 
 // ---- in step() ---------------------------------------------------------------------------------
@@ -236,7 +235,7 @@ void GradientCollector::compare_with_taken(int parameter, const at::Tensor& grad
 // The bucket's memory is free for new gradients once every rank has what was sent first. All ranks have started all their
 // buckets before any of them waits here.
 void GradientCollector::take_again(int bucket) {
-  wait_for(syncs_[bucket].work, model_.device);
+  wait_for(syncs_[bucket].exchange.work, model_.device);
   for (const int parameter : model_.plan.buckets[bucket].parameters) {
     if (!stale_[parameter]) continue;
     stale_[parameter] = false;
@@ -245,6 +244,16 @@ void GradientCollector::take_again(int bucket) {
     } else {
       model_.buckets[bucket]->add_zero_gradient(parameter);
     }
+  }
+}
+
+// Zeros would stand for a gradient that another rank may have; only an agreement could tell.
+void GradientCollector::require_all_gradients(int bucket) const {
+  for (const int parameter : model_.plan.buckets[bucket].parameters) {
+    FUSEDBUN_REQUIRE(has_gradient_[parameter], ConfigError,
+                     "step_in_backward needs a gradient for every parameter in every step, and '" +
+                         model_.name(parameter) + "' had none on rank " +
+                         std::to_string(model_.rank) + ": freeze it, or turn step_in_backward off");
   }
 }
 

@@ -28,6 +28,7 @@
 #include "fusedbun/dist/plan/schedule.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/sharded_model.h"
+#include "fusedbun/dist/step/step_progress.h"
 #include "fusedbun/dist/step/tensor_snapshot.h"
 
 namespace fusedbun {
@@ -66,13 +67,11 @@ class GradientCollector {
   void start_through(int last);
   /// Starts the exchange of a bucket's gradients, or starts it again after the first was waited for.
   void start_sync(int bucket);
-  /// One exchange of a bucket's gradients.
-  struct Sync {
-    comm::Work work;
-    comm::Clock::time_point started_at;
-    uint32_t round = 0;  ///< counts this bucket's exchanges from 1
-  };
-  Sync& sync(int bucket) { return syncs_[bucket]; }
+  InFlight& sync(int bucket) { return syncs_[bucket].exchange; }
+  /// Counts a bucket's exchanges of gradients from 1.
+  uint32_t round(int bucket) const { return syncs_[bucket].round; }
+  /// step_in_backward: throws ConfigError unless all parameters of the bucket have a gradient on this rank.
+  void require_all_gradients(int bucket) const;
 
   /// The step is done or skipped: p.grad goes as ShardedOptions::release says.
   void end_step();
@@ -84,6 +83,10 @@ class GradientCollector {
 
  private:
   class AfterAccumulation;
+  struct Sync {
+    InFlight exchange;
+    uint32_t round = 0;
+  };
 
   void before_accumulation(int parameter);
   void after_accumulation(int parameter, const at::Tensor& tensor);
