@@ -7,8 +7,8 @@
 #include <unordered_set>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gradient_kernels.h"
 #include "fusedbun/core/option_fields.h"
-#include "fusedbun/core/step_cpu.h"
 
 namespace fusedbun {
 namespace {

@@ -81,7 +81,7 @@ FusedStep<T> fused_step(const SegmentStep& step, const SegmentState& state,
   FusedStep<T> fused;
   fused.parameter = step.parameter.data_ptr<T>();
   fused.gradient = step.gradient.data_ptr();
-  fused.gradient_is_bf16 = step.gradient.scalar_type() == at::kBFloat16;
+  fused.gradient_type = element_type(step.gradient.scalar_type());
   if (state.momentum_buffer.defined()) fused.momentum = state.momentum_buffer.data_ptr();
   fused.full = data_or_null<T>(state.exp_avg_sq.full);
   fused.row = data_or_null<T>(state.exp_avg_sq.row);
@@ -95,14 +95,6 @@ FusedStep<T> fused_step(const SegmentStep& step, const SegmentState& state,
   fused.scalars = step.scalars;
   fused.structure = options;
   return fused;
-}
-
-// LibTorch's threads, as many as the program set (at::set_num_threads). Each takes the same share of a segment in every
-// step, so its pages stay where it runs.
-void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task) {
-  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) task(i);
-  });
 }
 
 void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
@@ -288,6 +280,28 @@ void for_each_matrix(SegmentStep& step, SegmentState& state, const Options& opti
 }
 
 }  // namespace
+
+ElementType element_type(torch::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return ElementType::f32;
+    case at::kDouble:
+      return ElementType::f64;
+    case at::kBFloat16:
+      return ElementType::bf16;
+    case at::kHalf:
+      return ElementType::f16;
+    default:
+      break;
+  }
+  FUSEDBUN_ASSERT(false, std::string("no ElementType is ") + c10::toString(type));
+}
+
+void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task) {
+  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) task(i);
+  });
+}
 
 torch::ScalarType arithmetic_type(torch::ScalarType parameter) {
   FUSEDBUN_REQUIRE(at::isFloatingType(parameter), ConfigError,

@@ -7,16 +7,17 @@
 #include <string_view>
 #include <vector>
 
+#include "fusedbun/core/element_type.h"
 #include "fusedbun/core/row_range.h"
 
 namespace fusedbun::plan {
 
-/// Types a parameter may have. Its gradient travels, and is stepped, in float64 for f64 and float32
-/// for the rest.
-enum class ElementType : uint8_t { f32, f64, bf16, f16 };
+/// Types a parameter may have. Its gradient is added up, and it is stepped, in float64 for f64 and
+/// float32 for the rest.
+using fusedbun::ElementType;
 int64_t bytes_of(ElementType type);
 std::string_view name_of(ElementType type);
-/// Bytes of one element of its gradient on the wire and of the arithmetic: 8 for f64, else 4.
+/// Bytes of one element of the arithmetic: 8 for f64, else 4.
 int64_t arithmetic_bytes_of(ElementType type);
 
 struct ParameterSpec {

@@ -1,9 +1,10 @@
-// Where segments lie when they are packed or left where they are: against the header's words, over random models.
-#include "fusedbun/dist/step/exchange_layout.h"
+// How the memory of buckets is laid out: against the headers' words, over random models.
 
 #include <limits>
 #include <set>
 
+#include "fusedbun/dist/step/collective_bucket.h"
+#include "fusedbun/dist/step/point_to_point_bucket.h"
 #include "fusedbun/tests/dist/plan/random_model.h"
 
 namespace fusedbun {
@@ -11,7 +12,7 @@ namespace {
 
 void expect_as_said(const plan::Bucket& bucket, int64_t in_place_bytes) {
   constexpr int64_t kElementBytes = 4;
-  const ExchangeLayout layout = lay_out_exchange(bucket, kElementBytes, in_place_bytes);
+  const PackedLayout layout = lay_out_packed(bucket, kElementBytes, in_place_bytes);
   int64_t packed_before = 0;
   for (size_t rank = 0; rank < bucket.segments.size(); ++rank) {
     std::set<int64_t> taken;
@@ -37,7 +38,7 @@ void expect_as_said(const plan::Bucket& bucket, int64_t in_place_bytes) {
   EXPECT_EQ(layout.packed_total, packed_before);
 }
 
-TEST(ExchangeLayout, PacksShortSegmentsFirstAndLeavesNoGap) {
+TEST(PackedLayout, PacksShortSegmentsFirstAndLeavesNoGap) {
   plan::Random random(plan::test_seed());
   for (int k = 0; k < 500; ++k) {
     const auto model = plan::random_model(random, "p", 12);
@@ -49,6 +50,37 @@ TEST(ExchangeLayout, PacksShortSegmentsFirstAndLeavesNoGap) {
       }
     }
   }
+}
+
+TEST(PortionLayout, PadsToOneLengthUnlessThatCostsTooMuch) {
+  plan::Random random(plan::test_seed());
+  int padded = 0, unpadded = 0;
+  for (int k = 0; k < 2000; ++k) {
+    plan::Bucket bucket;
+    const int64_t ranks = plan::between(random, 1, 8);
+    const int64_t size = plan::between(random, 1, 40'000);
+    for (int64_t r = 0; r < ranks; ++r) {
+      bucket.counts.push_back(plan::chance(random, 0.8) ? size + plan::between(random, 0, 200)
+                                                        : plan::between(random, 0, size));
+      bucket.offsets.push_back(r == 0 ? 0 : bucket.offsets.back() + bucket.counts[r - 1]);
+    }
+    const int64_t elements = bucket.offsets.back() + bucket.counts.back();
+    int64_t length = 0;  // the longest portion, to whole cache lines
+    for (const int64_t count : bucket.counts) length = std::max(length, (count + 31) / 32 * 32);
+    const bool pads = length * ranks - elements <= elements / 8 + 1024 * ranks;
+    (pads ? padded : unpadded) += 1;
+
+    const PortionLayout layout = lay_out_portions(bucket);
+    int64_t begin = 0;
+    for (int64_t r = 0; r < ranks; ++r) {
+      EXPECT_EQ(layout.begins[r], begin);
+      EXPECT_EQ(layout.counts[r], pads ? length : bucket.counts[r]);
+      begin += layout.counts[r];
+    }
+    EXPECT_EQ(layout.elements, begin);
+  }
+  EXPECT_GT(padded, 100);
+  EXPECT_GT(unpadded, 100);
 }
 
 }  // namespace
