@@ -391,6 +391,38 @@ TEST_F(FusedbunTest, AGroupAddedThroughTheBaseClassIsCheckedAtTheStep) {
   EXPECT_THROW(optimizer.step(), ConfigError);
 }
 
+TEST_F(FusedbunTest, StackedMatricesAreSeenOneByOneIfAsked) {
+  for (const char* name : {"recommended", "sm3", "lean", "elementwise"}) {
+    const FusedbunOptions options =
+        FusedbunOptions::of_preset(name, 1e-2).use_rms(true).matrix_view(MatrixView::last_two);
+    Tensor stack = parameter({2, 3, 4, 5}), matrix = parameter({4, 5}), vector = parameter({7});
+    std::vector<Tensor> matrices = copies(stack.detach().reshape({6, 4, 5}).unbind());
+    std::vector<Tensor> same = copies({matrix, vector});
+    Fusedbun one({stack, matrix, vector}, options);
+    Fusedbun each({matrices[0], matrices[1], matrices[2], matrices[3], matrices[4], matrices[5],
+                   same[0], same[1]},
+                  FusedbunOptions(options).matrix_view(MatrixView::leading));
+    for (int i = 0; i < 3; ++i) {
+      give_gradients({stack, matrix, vector});
+      const auto gradients = stack.grad().reshape({6, 4, 5}).unbind();
+      for (size_t k = 0; k < matrices.size(); ++k)
+        matrices[k].mutable_grad() = gradients[k].clone();
+      same[0].mutable_grad() = matrix.grad().clone();
+      same[1].mutable_grad() = vector.grad().clone();
+      one.step();
+      each.step();
+    }
+    EXPECT_TRUE(stack.reshape({6, 4, 5}).equal(at::stack(matrices))) << name;
+    EXPECT_TRUE(matrix.equal(same[0]) && vector.equal(same[1])) << name;
+    std::stringstream file;
+    torch::save(one, file);
+    Fusedbun loaded(copies({stack, matrix, vector}), FusedbunOptions(1.0));
+    torch::load(loaded, file);
+    EXPECT_EQ(static_cast<const FusedbunOptions&>(loaded.param_groups()[0].options()).matrix_view(),
+              MatrixView::last_two);
+  }
+}
+
 TEST_F(FusedbunTest, ALearningRateScheduleReachesTheStep) {
   Tensor p = at::ones({2, 2}).requires_grad_();
   Fusedbun optimizer({p}, FusedbunOptions::recommended(0.1).momentum_beta(0).Lambda(0));

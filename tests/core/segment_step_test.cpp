@@ -29,13 +29,16 @@ struct Stepped {
 };
 
 // One step of a whole matrix, as one process does it; the gradient is the sum of `gradients`.
-void step(Stepped& run, const std::vector<torch::Tensor>& gradients, const Shape& shape,
-          const Options& options, int64_t t) {
+// Returns the sum of squares of the new parameter.
+double step(Stepped& run, const std::vector<torch::Tensor>& gradients, const Shape& shape,
+            const Options& options, int64_t t, int64_t matrix_rows = 0) {
   SegmentStep step;
   step.parameter = run.parameter;
   step.gradient = gradients.front().clone();
   step.more_gradients.assign(gradients.begin() + 1, gradients.end());
-  step.range = {0, shape.rows, shape.rows, shape.columns, shape.is_vector};
+  step.range = {0, shape.rows, shape.rows, shape.columns, shape.is_vector, matrix_rows};
+  double squares = 0;
+  step.parameter_sum_of_squares = &squares;
   step.scalars = step_scalars(options, t, 0.5);
   step.scalars.gradient_divisor = 3;
   step.scalars.gradient_scale = 0.75;
@@ -47,6 +50,7 @@ void step(Stepped& run, const std::vector<torch::Tensor>& gradients, const Shape
   begin_step(step, run.state, options);
   absorb_columns(step.column_partials, step.range, step.scalars, run.state, options);
   finish_step(step, run.state, options);
+  return squares;
 }
 
 // Equal within `relative` of |want| + max|want|/10 (momentum cancels, so roundings of large terms are left in small
@@ -225,6 +229,54 @@ TEST(SegmentStep, SeveralGradientsAreAddedUpInTheirOrder) {
       Stepped in_parts{initial.clone(), make_segment_state(initial, range, options)};
       step(in_parts, parts, shape, options, 1);
       ASSERT_TRUE(in_parts.parameter.equal(summed.parameter)) << describe(options);
+    }
+  }
+}
+
+TEST(SegmentStep, AStackIsSteppedAsEachOfItsMatricesAlone) {
+  at::manual_seed(6);
+  constexpr int64_t kMatrices = 3;
+  const Shape shape{5, 37}, stacked{kMatrices * shape.rows, shape.columns};
+  const RowRange one{0, shape.rows, shape.rows, shape.columns, false};
+  const RowRange all{0, stacked.rows, stacked.rows, shape.columns, false, shape.rows};
+  std::vector<Options> all_options = fused_options();
+  Options reference = preset("recommended", 1e-2);
+  reference.prepare_hessian = true;
+  reference.hessian_source = HessianSource::external;
+  all_options.push_back(reference);
+  reference.denominator = Denominator::global;
+  all_options.push_back(reference);
+  for (const Options& options : all_options) {
+    const torch::Tensor initial = at::randn({stacked.rows, stacked.columns});
+    Stepped stack{initial.clone(), make_segment_state(initial, all, options)};
+    std::vector<Stepped> alone;
+    for (const torch::Tensor& matrix : initial.chunk(kMatrices)) {
+      alone.push_back({matrix.clone(), make_segment_state(matrix, one, options)});
+    }
+    for (int64_t t = 1; t <= 3; ++t) {
+      const std::vector<torch::Tensor> gradients = {at::randn_like(initial),
+                                                    at::randn_like(initial)};
+      const double squares = step(stack, gradients, stacked, options, t, shape.rows);
+      double expected_squares = 0;
+      for (int64_t i = 0; i < kMatrices; ++i) {
+        expected_squares +=
+            step(alone[i], {gradients[0].chunk(kMatrices)[i], gradients[1].chunk(kMatrices)[i]},
+                 shape, options, t);
+      }
+      EXPECT_NEAR(squares, expected_squares, 1e-12 * expected_squares);
+    }
+    std::vector<torch::Tensor> parameters, columns, rows;
+    for (const Stepped& matrix : alone) {
+      parameters.push_back(matrix.parameter);
+      columns.push_back(matrix.state.exp_avg_sq.col);
+      rows.push_back(matrix.state.exp_avg_sq.row);
+    }
+    ASSERT_TRUE(stack.parameter.equal(at::cat(parameters))) << describe(options);
+    if (columns[0].defined()) {
+      ASSERT_TRUE(stack.state.exp_avg_sq.col.equal(at::cat(columns)));
+    }
+    if (rows[0].defined()) {
+      ASSERT_TRUE(stack.state.exp_avg_sq.row.equal(at::cat(rows)));
     }
   }
 }
