@@ -12,6 +12,18 @@ void Failure::raise() const {
       throw ConfigError(text);
     case ExitCode::device:
       throw DeviceError(text);
+    case ExitCode::usage:
+      throw UsageError(text);
+    case ExitCode::data:
+      throw DataError(text);
+    case ExitCode::unavailable:
+      throw UnavailableError(text);
+    case ExitCode::io:
+      throw IoError(text);
+    case ExitCode::permission:
+      throw PermissionError(text);
+    case ExitCode::diverged:
+      throw DivergedError(text);
     default:
       throw Error(code, text);
   }

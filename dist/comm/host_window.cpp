@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/comm/records.h"
+#include "fusedbun/dist/comm/object_collectives.h"
 
 namespace fusedbun::comm {
 namespace {
@@ -41,18 +41,6 @@ struct Offer {
   int64_t bytes = 0;
   uint64_t token = 0;
 };
-
-/// How it went on one rank.
-struct Answer {
-  int32_t failed = 0;
-  char reason[124] = {};
-};
-
-Answer refused(const std::string& reason) {
-  Answer answer{.failed = 1};
-  std::strncpy(answer.reason, reason.c_str(), sizeof(answer.reason) - 1);
-  return answer;
-}
 
 /// MemAvailable in bytes; 0 if the kernel does not say.
 int64_t available_bytes() {
@@ -138,7 +126,7 @@ HostWindow::Opened HostWindow::open(Communicator& host, const WindowSize& size,
                         rounded_up(size.region_bytes) * world_size + rounded_up(size.shared_bytes);
   Offer offer;
   if (host.rank() == 0) offer = make_offer(bytes);
-  offer = broadcast_record(host, offer);
+  offer = broadcast_object(host, offer, 0);
 
   int fd = offer.fd;
   if (host.rank() != 0 && offer.fd >= 0) {
@@ -150,22 +138,22 @@ HostWindow::Opened HostWindow::open(Communicator& host, const WindowSize& size,
   if (memory != nullptr && host.rank() == 0) static_cast<Header*>(memory)->token = offer.token;
   host.barrier().wait();
 
-  Answer answer;
+  std::string problem;
   if (offer.fd < 0) {
-    answer = refused("rank 0 gets no " + std::to_string(bytes >> 20) +
-                     " MiB of shared memory: " + std::strerror(offer.error));
+    problem = "rank 0 gets no " + std::to_string(bytes >> 20) +
+              " MiB of shared memory: " + std::strerror(offer.error);
   } else if (memory == nullptr) {
-    answer = refused("rank " + std::to_string(host.rank()) +
-                     " cannot map rank 0's memory: " + std::strerror(errno));
+    problem = "rank " + std::to_string(host.rank()) +
+              " cannot map rank 0's memory: " + std::strerror(errno);
   } else if (static_cast<Header*>(memory)->token != offer.token) {
-    answer = refused("rank " + std::to_string(host.rank()) + " is not on rank 0's host");
+    problem = "rank " + std::to_string(host.rank()) + " is not on rank 0's host";
   }
-  const std::vector<Answer> answers = gather_records(host, answer);
+  const std::vector<std::string> problems = all_gather_text(host, problem);
   if (fd >= 0) ::close(fd);  // all have mapped it or never will
-  for (const Answer& each : answers) {
-    if (each.failed == 0) continue;
+  for (const std::string& each : problems) {
+    if (each.empty()) continue;
     if (memory != nullptr) ::munmap(memory, static_cast<size_t>(offer.bytes));
-    return {nullptr, each.reason};
+    return {nullptr, each};
   }
   auto window = std::shared_ptr<HostWindow>(
       new HostWindow(memory, static_cast<size_t>(offer.bytes), size, host, timeout));

@@ -1,7 +1,6 @@
 #include "fusedbun/dist/job/connect.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "fusedbun/core/error.h"
@@ -9,7 +8,7 @@
 #include "fusedbun/dist/comm/broken_pipes.h"
 #include "fusedbun/dist/comm/gloo.h"
 #include "fusedbun/dist/comm/local.h"
-#include "fusedbun/dist/comm/records.h"
+#include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
 #ifdef FUSEDBUN_HAS_MPI
 #include "fusedbun/dist/comm/mpi.h"
@@ -57,21 +56,17 @@ std::unique_ptr<comm::Communicator> meet(const plan::Identity& identity,
 std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(const plan::Identity& identity,
                                                           comm::Communicator& mpi, bool one_host,
                                                           const ConnectOptions& options) {
-  struct Address {
-    char host[256] = "127.0.0.1";
-    int32_t port = 0;
-  } address;
   std::unique_ptr<comm::StoreServer> server;
-  if (identity.rank == 0) {
-    if (!one_host) std::strncpy(address.host, host_name().c_str(), sizeof(address.host) - 1);
-    server = comm::serve_store(address.host, 0);
-    address.port = server->port();
-  }
-  address = comm::broadcast_record(mpi, address);
+  std::string address = one_host ? "127.0.0.1" : host_name();
+  comm::rethrow_on_all_ranks(mpi, [&] {
+    if (identity.rank == 0) server = comm::serve_store(address, 0);
+  });
+  address = comm::broadcast_text(mpi, address, 0);
+  const uint16_t port = comm::broadcast_object(mpi, server ? server->port() : uint16_t{0}, 0);
   auto gloo = comm::connect_gloo({.rank = identity.rank,
                                   .size = identity.world_size,
-                                  .master_addr = address.host,
-                                  .master_port = static_cast<uint16_t>(address.port),
+                                  .master_addr = address,
+                                  .master_port = port,
                                   .serve_store = false,
                                   .timeout = options.timeout});
   mpi.barrier().wait();  // all are connected; the store may go
@@ -86,7 +81,7 @@ Connections connect(const plan::Identity& identity, const ConnectOptions& option
   Connections connections;
   connections.host = meet(identity, options);
   const plan::Capability mine = capability_of(identity, options.backend, options.use_gpu);
-  const std::vector<plan::Capability> all = comm::gather_records(*connections.host, mine);
+  const std::vector<plan::Capability> all = comm::all_gather_object(*connections.host, mine);
   connections.choice = plan::choose_backend(all);
   if (identity.world_size == 1 && !options.use_gpu) {
     connections.choice.reason = "local: one process, nothing travels";
@@ -111,29 +106,6 @@ Connections connect(const plan::Identity& identity, const ConnectOptions& option
   }
 #endif
   return connections;
-}
-
-void share_outcome(comm::Communicator& host, const Outcome& of_rank_0) {
-  struct Wire {
-    int32_t code = 0;
-    char message[508] = {};
-  } wire;
-  static_assert(sizeof(Wire) == 512);
-  wire.code = of_rank_0.code;
-  std::strncpy(wire.message, of_rank_0.message.c_str(), sizeof(wire.message) - 1);
-  wire = comm::broadcast_record(host, wire);
-  if (wire.code != 0) throw Error(static_cast<ExitCode>(wire.code), wire.message);
-}
-
-Outcome attempt(const std::function<void()>& action) {
-  try {
-    action();
-    return {};
-  } catch (const Error& error) {
-    return {static_cast<int>(error.code()), error.what()};
-  } catch (const std::exception& error) {
-    return {static_cast<int>(ExitCode::unclassified), error.what()};
-  }
 }
 
 }  // namespace fusedbun

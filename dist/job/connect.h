@@ -3,7 +3,6 @@
 //
 // Thread safety: none; collective.
 #include <chrono>
-#include <functional>
 #include <memory>
 
 #include "fusedbun/dist/comm/communicator.h"
@@ -32,14 +31,5 @@ struct Connections {
 /// From here on SIGPIPE is ignored where the program had left it alone. Throws ConfigError (a backend that cannot
 /// hold everywhere, no address to meet at), UnavailableError, TimeoutError.
 Connections connect(const plan::Identity& identity, const ConnectOptions& options);
-
-/// Rank 0 did something alone; all ranks learn how it went, and throw rank 0's error if it failed. Collective.
-struct Outcome {
-  int code = 0;  ///< ExitCode; 0: it went well
-  std::string message;
-};
-void share_outcome(comm::Communicator& host, const Outcome& of_rank_0);
-/// What rank 0 does alone, as something that can be told to all.
-Outcome attempt(const std::function<void()>& action);
 
 }  // namespace fusedbun

@@ -2,39 +2,21 @@
 
 #include <unistd.h>
 
-#include <climits>
-#include <cstring>
+#include <utility>
+#include <vector>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/host_name.h"
-#include "fusedbun/dist/comm/records.h"
+#include "fusedbun/dist/comm/object_collectives.h"
 
 namespace fusedbun {
 namespace {
 
-constexpr size_t kTextBytes = 256;
-
-/// What rank 0 tells the others. Texts end with 0.
+/// What rank 0 tells the others.
 struct Offer {
-  health::Token token = {};
-  int64_t pid = 0;
-  int32_t local_rank = 0;
-  uint32_t port = 0;  ///< 0: rank 0 cannot listen, and `host` says why
-  char host[kTextBytes] = {};
-  char name[kTextBytes] = {};
-  char device[16] = {};
-  char run_dir[PATH_MAX] = {};
+  health::Invitation invitation;  ///< port 0: rank 0 cannot listen
+  std::string run_dir;            ///< absolute; empty: none
 };
-
-struct Answer {
-  int32_t failed = 0;
-  char reason[kTextBytes - 4] = {};
-};
-
-template <size_t kBytes>
-void put(char (&to)[kBytes], const std::string& text) {
-  std::strncpy(to, text.c_str(), kBytes - 1);
-}
 
 /// Under which address the other ranks reach rank 0.
 std::string address_of_rank_0(const plan::Identity& identity, bool one_host) {
@@ -44,28 +26,35 @@ std::string address_of_rank_0(const plan::Identity& identity, bool one_host) {
 
 Offer make_offer(const health::ListeningSocket& listener, const health::RankCard& me,
                  const std::string& address, const std::filesystem::path& run_dir) {
-  Offer offer;
-  offer.token = health::random_token();
-  offer.port = listener.port;
-  offer.pid = me.pid;
-  offer.local_rank = me.local_rank;
-  put(offer.host, address);
-  put(offer.name, me.host);
-  put(offer.device, me.device);
-  const std::string folder = run_dir.empty() ? "" : std::filesystem::absolute(run_dir).string();
-  if (folder.size() < sizeof(offer.run_dir)) put(offer.run_dir, folder);
-  return offer;
+  return {.invitation = {.host = address,
+                         .port = listener.port,
+                         .token = health::random_token(),
+                         .rank_0 = me},
+          .run_dir = run_dir.empty() ? "" : std::filesystem::absolute(run_dir).string()};
 }
 
-health::Invitation invitation_of(const Offer& offer) {
-  return {.host = offer.host,
-          .port = static_cast<uint16_t>(offer.port),
-          .token = offer.token,
-          .rank_0 = {.rank = 0,
-                     .local_rank = offer.local_rank,
-                     .pid = offer.pid,
-                     .host = offer.name,
-                     .device = offer.device}};
+Offer broadcast_offer(comm::Communicator& host, const Offer& of_rank_0) {
+  struct Numbers {
+    health::Token token;
+    int64_t pid;
+    int32_t local_rank;
+    uint16_t port;
+  };
+  const health::Invitation& offered = of_rank_0.invitation;
+  const health::RankCard& card = offered.rank_0;
+  const Numbers numbers = comm::broadcast_object(
+      host, Numbers{offered.token, card.pid, card.local_rank, offered.port}, 0);
+  const std::vector<std::string> texts =
+      comm::broadcast_texts(host, {offered.host, card.host, card.device, of_rank_0.run_dir}, 0);
+  return {.invitation = {.host = texts[0],
+                         .port = numbers.port,
+                         .token = numbers.token,
+                         .rank_0 = {.rank = 0,
+                                    .local_rank = numbers.local_rank,
+                                    .pid = numbers.pid,
+                                    .host = texts[1],
+                                    .device = texts[2]}},
+          .run_dir = texts[3]};
 }
 
 }  // namespace
@@ -82,13 +71,12 @@ Heartbeats start_heartbeats(const plan::Identity& identity, Connections& connect
   Heartbeats started;
   health::ListeningSocket listener;
   Offer offer;
-  Answer mine;
+  std::string problem;  // of this rank
   const auto attempt = [&](const auto& action) {
     try {
       action();
     } catch (const Error& error) {
-      mine.failed = 1;
-      put(mine.reason, "rank " + std::to_string(host.rank()) + ": " + error.what());
+      problem = "rank " + std::to_string(host.rank()) + ": " + error.what();
     }
   };
   if (host.rank() == 0) {
@@ -98,20 +86,19 @@ Heartbeats start_heartbeats(const plan::Identity& identity, Connections& connect
                          run_dir);
     });
   }
-  offer = comm::broadcast_record(host, offer);
-  if (host.rank() != 0 && offer.port != 0) {
+  offer = broadcast_offer(host, offer);
+  if (host.rank() != 0 && offer.invitation.port != 0) {
     attempt([&] {
-      started.heartbeat =
-          std::make_unique<health::Heartbeat>(options, invitation_of(offer), timeout);
+      started.heartbeat = std::make_unique<health::Heartbeat>(options, offer.invitation, timeout);
     });
   }
-  for (const Answer& answer : comm::gather_records(host, mine)) {
-    if (answer.failed == 0) continue;
-    return {.heartbeat = nullptr, .reason = answer.reason, .run_dir = {}};
+  for (const std::string& each : comm::all_gather_text(host, problem)) {
+    if (each.empty()) continue;
+    return {.heartbeat = nullptr, .reason = each, .run_dir = {}};
   }
   if (host.rank() == 0) {
     started.heartbeat =
-        std::make_unique<health::Heartbeat>(options, std::move(listener), offer.token);
+        std::make_unique<health::Heartbeat>(options, std::move(listener), offer.invitation.token);
   }
   started.run_dir = offer.run_dir;
   return started;

@@ -1,4 +1,5 @@
 // The control plane of a job: rank 0's side of changes, and the job's final state.
+#include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/control/changes_file.h"
 #include "fusedbun/dist/job/job_parts.h"
 
@@ -30,6 +31,7 @@ control::JobDescription describe(const ShardedFusedbun& optimizer, const JobOpti
   job.version = FUSEDBUN_VERSION;
   job.backend = backend;
   job.max_grad_norm = optimizer.max_grad_norm();
+  job.capabilities = optimizer.capabilities();
   job.groups = groups_of(optimizer);
   return job;
 }
@@ -83,7 +85,8 @@ plan::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
 #endif
   if (serving || changes.empty()) return nullptr;
   schedule = std::make_unique<plan::ChangeSchedule>(
-      plan::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), optimizer.job_step()),
+      plan::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), optimizer.job_step(),
+                         optimizer.capabilities()),
       changes);
   return schedule.get();
 }
@@ -91,9 +94,9 @@ plan::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
 void Job::Parts::serve(ShardedFusedbun& optimizer) {
   shard_bytes = optimizer.state_bytes();
   plan::ControlPort* port = nullptr;
-  Outcome outcome;
-  if (identity.rank == 0) outcome = attempt([&] { port = open_port(optimizer); });
-  share_outcome(*connections.host, outcome);
+  comm::rethrow_on_all_ranks(*connections.host, [&] {
+    if (identity.rank == 0) port = open_port(optimizer);
+  });
   optimizer.set_control(port);
 }
 

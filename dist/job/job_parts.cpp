@@ -6,6 +6,7 @@
 #include <iostream>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/job/error_file.h"
 
@@ -45,14 +46,11 @@ Job::Parts::~Parts() {
 }
 
 void Job::Parts::take_run_folder() {
-  Outcome outcome;
-  if (identity.rank == 0 && !options.run_dir.empty()) {
-    outcome = attempt([&] {
-      lock = std::make_unique<control::RunFolderLock>(options.run_dir);
-      remove_error_file(options.run_dir);
-    });
-  }
-  share_outcome(*connections.host, outcome);
+  comm::rethrow_on_all_ranks(*connections.host, [&] {
+    if (identity.rank != 0 || options.run_dir.empty()) return;
+    lock = std::make_unique<control::RunFolderLock>(options.run_dir);
+    remove_error_file(options.run_dir);
+  });
 }
 
 void Job::Parts::start_heartbeats_of_job() {

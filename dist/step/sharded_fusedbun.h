@@ -84,6 +84,13 @@ struct ShardedOptions {
   std::function<void(std::string_view)> notice = {};
 };
 
+/// What one step() is told.
+struct StepOptions {
+  /// The loss was multiplied by this before backward (float16 with dynamic scaling): gradients are divided by it. Equal on all
+  /// ranks. A step whose scaled gradients overflow is skipped on all ranks together: report().skipped.
+  double loss_scale = 1;
+};
+
 class StepEngine;
 
 class ShardedFusedbun : public torch::optim::Optimizer {
@@ -100,12 +107,24 @@ class ShardedFusedbun : public torch::optim::Optimizer {
                   FusedbunOptions defaults, ShardedOptions options = {});
   ~ShardedFusedbun() override;
 
-  /// Calls `closure` first, with gradients enabled, and returns its loss (undefined without one).
-  /// Collective. Throws PeerLostError, TimeoutError, DivergedError; after one of them the optimizer
-  /// can only be destroyed.
+  /// Calls `closure` first, with gradients enabled, and returns its loss (undefined without one). Steps with the gradients
+  /// that stand in p.grad now. Collective.
+  ///
+  /// Throws ConfigError, on every rank with the same sentence, for what the ranks cannot do together (a gradient that was written
+  /// after it had been sent, passes that differ between ranks, a parameter whose type changed): nothing has changed then, p.grad
+  /// stands, and training may go on, unless ranks made different calls. Throws PeerLostError, TimeoutError, DivergedError; after
+  /// one of them the optimizer can only be destroyed.
   torch::Tensor step(LossClosure closure = nullptr) override;
+  torch::Tensor step(const StepOptions& options, LossClosure closure = nullptr);
 
-  /// A late group; all ranks, between two steps, with equal parameters. Collective.
+  /// Writes parameters, once, on all ranks: runs `write` on rank 0 alone, without gradients, and gives every rank the values
+  /// that are there after it. For loading weights, clipping, averaging: whatever would be applied once per rank to a replica
+  /// that ranks share. `write` may replace a parameter's memory (torch::load), not its type or shape. If it throws, every rank
+  /// throws. Collective, between two steps.
+  void write_parameters(const std::function<void()>& write);
+
+  /// A late group; all ranks, between two steps, with equal parameters. Throws ConfigError and changes nothing if it is refused.
+  /// Collective.
   void add_param_group(const torch::optim::OptimizerParamGroup& group);
 
   /// While the guard lives, backward only accumulates into .grad: nothing travels. For all but the
@@ -141,6 +160,7 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   void request_leave(plan::LeaveRequest request) noexcept;
 
   double max_grad_norm() const;  ///< as constructed; 0: off
+  plan::JobCapabilities capabilities() const;
   bool shares_memory() const;    ///< a host window is in use
   int64_t job_step() const;      ///< steps done, skipped ones too
   int64_t skipped_steps() const;

@@ -22,7 +22,4 @@ struct StartFact {
 /// Throws ConfigError on every rank, naming the first fact and rank that differ from rank 0's.
 void require_same_start(comm::Communicator& host, const std::vector<StartFact>& facts);
 
-/// Every rank's text on every rank, in order of rank. Collective.
-std::vector<std::string> gather_texts(comm::Communicator& host, const std::string& text);
-
 }  // namespace fusedbun::train

@@ -7,7 +7,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/atomic_file.h"
-#include "fusedbun/launcher/train/across_ranks.h"
+#include "fusedbun/dist/comm/object_collectives.h"
 
 namespace fusedbun::train {
 namespace {
@@ -44,7 +44,7 @@ void write_trace(const std::filesystem::path& path, const StepTrace& trace,
                  comm::Communicator& host) {
   Json own = Json::array();
   for (const StepTrace::Span& span : trace.spans()) own.push_back(event_of(span, host.rank()));
-  const std::vector<std::string> texts = gather_texts(host, own.dump());
+  const std::vector<std::string> texts = comm::all_gather_text(host, own.dump());
   if (host.rank() != 0) return;
   Json events = Json::array();
   int64_t first = std::numeric_limits<int64_t>::max();

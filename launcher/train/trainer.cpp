@@ -4,13 +4,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <ctime>
 #include <iostream>
 #include <memory>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/atomic_file.h"
-#include "fusedbun/dist/comm/records.h"
+#include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/launcher/env/host.h"
@@ -80,6 +81,10 @@ void set_threads(int asked, int local_ranks) {
   }
 }
 
+int64_t bits_of(double value) {
+  return std::bit_cast<int64_t>(value);
+}
+
 void require_same_run(comm::Communicator& host, const TrainOptions& options, const TextData& text,
                       int64_t context) {
   require_same_start(host, {{"--steps", options.steps},
@@ -90,6 +95,11 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options, con
                             {"--eval-every", options.eval_every},
                             {"--validation-batches", options.validation_batches},
                             {"--optimizer", static_cast<int64_t>(options.optimizer.kind)},
+                            {"--clip", bits_of(options.max_grad_norm)},
+                            {"--bucket-mib", bits_of(options.bucket_mebibytes)},
+                            {"--bf16-wire", options.bf16_on_wire ? 1 : 0},
+                            {"--no-host-window", options.host_window ? 0 : 1},
+                            {"--step-in-backward", options.step_in_backward ? 1 : 0},
                             {"the text of --data", static_cast<int64_t>(text.digest())}});
 }
 
@@ -132,7 +142,8 @@ class Run {
     }
     const std::unique_ptr<Stepper> stepper = make_stepper(optimizer);
     const LeaveSignals signals(*stepper);
-    const std::vector<int64_t> planned = comm::gather_records(host, stepper->planned_state_bytes());
+    const std::vector<int64_t> planned =
+        comm::all_gather_object(host, stepper->planned_state_bytes());
     if (job_.rank() == 0) say_start(*stepper, planned);
 
     launcher::keep_freed_memory();
@@ -142,7 +153,7 @@ class Run {
       write_trace(options_.trace, trace_, host);
       if (job_.rank() == 0) progress_.say("trace: " + options_.trace.string());
     }
-    const std::vector<int64_t> measured = comm::gather_records(host, stepper->state_bytes());
+    const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
     if (job_.rank() == 0) {
       const fs::path model_path = model_file(options_, run_dir_);
       job_.enter(plan::Phase::save);

@@ -93,16 +93,6 @@ TEST(Connect, RanksWithoutAMeetingPlaceAreToldWhatToSet) {
   }
 }
 
-TEST(ShareOutcome, WhatRankZeroFailedAtFailsOnAllRanks) {
-  const auto errors = on_ranks(3, [](const plan::Identity& identity) {
-    Connections connections = connect(identity, {.timeout = kTimeout});
-    share_outcome(*connections.host, {});
-    share_outcome(*connections.host,
-                  identity.rank == 0 ? Outcome{69, "the folder is in use"} : Outcome{});
-  });
-  EXPECT_THAT(errors, ::testing::Each("69: the folder is in use"));
-}
-
 TEST(Job, AloneTrainsWithoutARunFolder) {
   std::vector<std::string> notices;
   Job job({.notice = [&](std::string_view sentence) { notices.emplace_back(sentence); }});

@@ -1,0 +1,220 @@
+// What happens before the first step, and again for a late group: parameters in, plan, buckets, state, hooks.
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <iterator>
+#include <numeric>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/object_collectives.h"
+#include "fusedbun/dist/step/engine.h"
+#include "fusedbun/dist/step/same_start.h"
+#include "fusedbun/dist/step/sharded_option_fields.h"
+#include "fusedbun/dist/step/window_layout.h"
+
+namespace fusedbun {
+namespace {
+
+std::unique_ptr<comm::Communicator> stream_of_its_own(comm::Communicator& channel) {
+  std::vector<int> all(static_cast<size_t>(channel.size()));
+  std::iota(all.begin(), all.end(), 0);
+  return channel.group(all);
+}
+
+}  // namespace
+
+StepEngine::StepEngine(Channels channels, ShardedOptions options,
+                       std::vector<torch::optim::OptimizerParamGroup>& groups)
+    : board_(channels.board != nullptr ? *channels.board : own_board_),
+      sharded_(std::move(options)),
+      model_{.rank = channels.data->rank(),
+             .world_size = channels.data->size(),
+             .device = channels.data->device() == comm::DeviceKind::cuda ? at::kCUDA : at::kCPU,
+             .groups = groups,
+             .registered = {},
+             .plan = plan::make_plan({}, {.world_size = channels.data->size(),
+                                          .min_rows_per_rank = sharded_.min_rows_per_rank,
+                                          .bucket_bytes = sharded_.bucket_bytes}),
+             .matrices = {},
+             .buckets = {}},
+      // A second NCCL communicator would cost device memory, and the program has no use for the first.
+      own_gradient_stream_(model_.device.is_cpu() ? stream_of_its_own(*channels.data) : nullptr),
+      gradient_stream_(own_gradient_stream_ ? own_gradient_stream_.get() : channels.data),
+      control_stream_(stream_of_its_own(*channels.host)),
+      message_(*gradient_stream_, *control_stream_, model_.device),
+      collector_(sharded_, model_, [this](int bucket) { on_bucket_full(bucket); }),
+      update_(model_, message_),
+      consensus_(*control_stream_, message_, model_, sharded_),
+      changes_(model_) {}
+
+void StepEngine::begin_add_group() {
+  guarded([&] { agree_on_call(plan::OptimizerCall::add_group); });
+}
+
+// All checks come before the first change, and ranks that fail tell the others, so a refused group leaves no trace.
+void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
+                                std::vector<RegisteredParameter> frozen) {
+  const size_t first_parameter = model_.registered.size();
+  const size_t first_bucket = model_.plan.buckets.size();
+  std::vector<RegisteredParameter> all = model_.registered;
+  std::ranges::copy(added, std::back_inserter(all));
+  plan::ShardPlan plan = model_.plan;
+  comm::rethrow_on_all_ranks(*control_stream_, [&] {
+    require_fit(all, first_parameter);
+    std::vector<plan::ParameterSpec> specs;
+    for (const RegisteredParameter& parameter : added) {
+      specs.push_back(parameter.spec());
+      specs.back().matrix_view =
+          model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
+    }
+    plan.append(specs);
+  });
+  require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
+
+  model_.registered = std::move(all);
+  model_.plan = std::move(plan);
+  for (size_t p = first_parameter; p < model_.registered.size(); ++p) {
+    model_.matrices.emplace_back(model_.registered[p].tensor, model_.plan.parameters[p]);
+  }
+  make_buckets(first_parameter, first_bucket);
+  param_syncs_.resize(model_.plan.buckets.size());
+  consensus_.add_groups();
+  update_.extend();
+  changes_.accept_groups(std::move(frozen));
+  say_what_is_slow();
+  collector_.extend();
+}
+
+void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t first) const {
+  for (size_t g = 0; g < model_.groups.size(); ++g) {
+    FUSEDBUN_REQUIRE(model_.has_own_options(g), ConfigError,
+                     "parameter group " + std::to_string(g) +
+                         " has options of another optimizer: give it FusedbunOptions");
+    const Options& options = model_.group_options(g);
+    validate(options);
+    FUSEDBUN_REQUIRE(!sharded_.step_in_backward ||
+                         (options.nonfinite == Nonfinite::propagate && sharded_.max_grad_norm == 0),
+                     ConfigError,
+                     "step_in_backward writes before the ranks have agreed: it needs nonfinite = "
+                     "propagate in every group and max_grad_norm = 0");
+  }
+  FUSEDBUN_REQUIRE(sharded_.max_grad_norm >= 0, ConfigError,
+                   "max_grad_norm = " + std::to_string(sharded_.max_grad_norm) +
+                       ": it is at least 0 (0 is off)");
+  FUSEDBUN_REQUIRE(!sharded_.gradient_divisor || *sharded_.gradient_divisor > 0, ConfigError,
+                   "gradient_divisor is not above 0");
+  FUSEDBUN_REQUIRE(sharded_.gradient_wire == GradientWire::exact || model_.device.is_cpu(),
+                   ConfigError, "gradient_wire = bf16 is for CPUs: NCCL adds up what it carries");
+  require_trainable(all);
+  for (const RegisteredParameter& parameter : all.subspan(first)) {
+    FUSEDBUN_REQUIRE(parameter.tensor.device().type() == model_.device.type(), ConfigError,
+                     "parameter '" + parameter.name + "' is on " + parameter.tensor.device().str() +
+                         ", but the ranks exchange " + model_.device.str() + " memory");
+    FUSEDBUN_REQUIRE(
+        !torch::autograd::impl::post_acc_grad_hooks(parameter.tensor), ConfigError,
+        "parameter '" + parameter.name +
+            "' already has a post-accumulate-gradient hook: is it in another sharded optimizer?");
+  }
+}
+
+std::vector<std::string> StepEngine::start_lines(const plan::ShardPlan& plan,
+                                                 std::span<const RegisteredParameter> all) const {
+  std::vector<std::string> lines;
+  for (size_t p = 0; p < all.size(); ++p) {
+    // Whether it is contiguous decides whether ranks can share memory.
+    lines.push_back(plan::line_of(plan.parameters[p]) +
+                    (all[p].tensor.is_contiguous() ? "" : " not contiguous"));
+  }
+  for (const Options& options : model_.all_group_options()) {
+    lines.push_back("options " + describe(options));
+  }
+  std::ranges::move(describe_for_start(sharded_), std::back_inserter(lines));
+  return lines;
+}
+
+void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
+  if (may_share_memory(first_parameter) && open_window(first_parameter, first_bucket)) {
+    shares_memory_ = true;
+    return;
+  }
+  if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
+  for (size_t b = first_bucket; b < model_.plan.buckets.size(); ++b) {
+    const plan::Bucket& bucket = model_.plan.buckets[b];
+    if (!model_.device.is_cpu()) {
+      model_.buckets.push_back(make_collective_bucket(bucket, *gradient_stream_, model_.device));
+      continue;
+    }
+    const at::ScalarType exact = gradient_type(bucket);
+    const bool halved = sharded_.gradient_wire == GradientWire::bf16 && exact == at::kFloat &&
+                        model_.world_size > 1;
+    model_.buckets.push_back(make_point_to_point_bucket(
+        bucket, *gradient_stream_, halved ? at::kBFloat16 : exact, sharded_.in_place_bytes));
+  }
+  for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
+}
+
+bool StepEngine::may_share_memory(size_t first_parameter) const {
+  if (!sharded_.host_window || !model_.device.is_cpu() || model_.world_size == 1) return false;
+  // The replica holds parameters as they lie.
+  return std::ranges::all_of(
+      model_.registered.begin() + static_cast<std::ptrdiff_t>(first_parameter),
+      model_.registered.end(),
+      [](const RegisteredParameter& parameter) { return parameter.tensor.is_contiguous(); });
+}
+
+bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
+  const WindowLayout layout = lay_out_window(model_.plan, first_parameter, first_bucket);
+  const auto opened =
+      comm::HostWindow::open(*control_stream_, layout.size, sharded_.window_timeout);
+  if (opened.window == nullptr) {
+    if (sharded_.notice) sharded_.notice("private copies of the parameters: " + opened.reason);
+    return false;
+  }
+  for (size_t b = first_bucket; b < model_.plan.buckets.size(); ++b) {
+    model_.buckets.push_back(make_shared_memory_bucket(
+        model_.plan.buckets[b], model_.rank, opened.window, layout.buckets[b - first_bucket]));
+  }
+  for (size_t p = first_parameter; p < model_.registered.size(); ++p) {
+    if (model_.registered[p].tensor.numel() == 0) continue;
+    move_into_window(model_.registered[p].tensor, opened.window,
+                     layout.parameter_offsets[p - first_parameter], /*copy=*/model_.rank == 0);
+    model_.matrices[p].share();
+    model_.matrices[p].refresh();
+  }
+  control_stream_->barrier().wait();  // rank 0's values are there
+  for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
+  return true;
+}
+
+void StepEngine::adopt_unfrozen() {
+  std::vector<RegisteredParameter> unfrozen = changes_.take_unfrozen();
+  if (sharded_.notice) {
+    for (const RegisteredParameter& parameter : unfrozen) {
+      sharded_.notice("parameter '" + parameter.name +
+                      "' was frozen when the optimizer was made; it is trained from this step on");
+    }
+  }
+  add_parameters(std::move(unfrozen), {});
+}
+
+void StepEngine::say_what_is_slow() const {
+  if (!sharded_.notice) return;
+  if (const auto warning = model_.plan.warning()) sharded_.notice(*warning);
+  if (const auto advice = plan::matrix_view_advice(model_.plan.parameters)) {
+    sharded_.notice(*advice);
+  }
+  const std::vector<Options> options = model_.all_group_options();
+  for (size_t g = 0; g < options.size(); ++g) {
+    if (step_path(options[g], model_.device, at::kFloat) != StepPath::reference) continue;
+    sharded_.notice("group " + std::to_string(g) +
+                    " takes the reference step, correct and slower: no fused pass has " +
+                    describe(options[g]));
+  }
+}
+
+int64_t StepEngine::planned_state_bytes() const {
+  return plan::state_bytes(model_.plan, model_.rank, model_.all_group_options());
+}
+
+}  // namespace fusedbun
