@@ -32,6 +32,8 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   static FusedbunOptions recommended(double lr) { return of_preset("recommended", lr); }
   static FusedbunOptions sm3(double lr) { return of_preset("sm3", lr); }
   static FusedbunOptions compact(double lr) { return of_preset("compact", lr); }
+  static FusedbunOptions fusedbun(double lr) { return of_preset("fusedbun", lr); }
+  static FusedbunOptions fusion(double lr) { return of_preset("fusion", lr); }
 
   const Options& values() const { return values_; }
   Options& values() { return values_; }

@@ -45,6 +45,7 @@ _STRUCTURE = {
     "scale_by_parameter_rms": (False, True),  # steps relative to the parameter's own RMS
     "bias_correction": (False, True),  # of averages that began at 0
     "centralize_single_column": (False, True),  # centre n×1 matrices too, whose gradient then vanishes
+    "matrix_view": ("leading", "last_two"),  # rows are the first dimension, or a stack of matrices of the last two
 }
 
 _STATE_NAMES = {"momentum_buffer", "master", *(name + part for name in ("exp_avg_sq", "exp_hessian")
@@ -53,7 +54,8 @@ _STATE_NAMES = {"momentum_buffer", "master", *(name + part for name in ("exp_avg
 # Where the two classes differ. Fusedbun is the C++ preset `fusedbun` (and `lean`), FusionOptimizer is `fusion` (and,
 # with centralize and use_rms, `elementwise`).
 _OFF = {"hessian_source": "same", "momentum_dtype": "master", "nonfinite": "skip", "prepare_hessian": False,
-        "scale_by_parameter_rms": False, "bias_correction": False, "centralize_single_column": False}
+        "scale_by_parameter_rms": False, "bias_correction": False, "centralize_single_column": False,
+        "matrix_view": "leading", "beta_cap": 1}
 _FUSEDBUN = {"accumulator": "mean_col", "denominator": "global", "decay": "ema", "momentum": "ema",
              "momentum_at": "update", "mask": "zero", "mask_scope": "all", **_OFF}
 _FUSION = {"accumulator": "full", "denominator": "local", "decay": "ema", "momentum": "heavy_ball",
@@ -64,9 +66,10 @@ class _FusedbunRule(torch.optim.Optimizer):
     """What both classes share: everything but the arguments of their constructors."""
 
     def __init__(self, params, hyperparameters, structure_of_class, structure):
-        unknown = sorted(structure.keys() - _STRUCTURE.keys())
+        unknown = sorted(structure.keys() - structure_of_class.keys())
         if unknown:
-            raise TypeError(f"{type(self).__name__} has no option '{unknown[0]}': there are {', '.join(_STRUCTURE)}")
+            raise TypeError(f"{type(self).__name__} has no option '{unknown[0]}': there are "
+                            f"{', '.join(structure_of_class)}")
         self.skipped_steps = 0  # steps in which a non-finite gradient left everything as it was
         self._hessian_diagonals = {}  # of the next step, by parameter
         super().__init__(params, {**hyperparameters, **structure_of_class, **structure})
@@ -158,7 +161,8 @@ class Fusedbun(_FusedbunRule):
         momentum_beta: decay of the momentum, in [0, 1); 0 keeps no buffer.
         centralize: subtract each matrix row's mean from the gradient.
         use_rms: divide by the root of the second moment. Off, the step is SGD with momentum.
-        structure: any of the structural options (`_STRUCTURE`). By default of an n×m matrix the m column means are kept.
+        structure: any of the structural options (`_STRUCTURE`), and beta_cap, the largest beta_t, in (0, 1]. By default of
+            an n×m matrix the m column means are kept.
 
     Raises ValueError for a value out of range, TypeError for an unknown option.
     """
@@ -203,6 +207,7 @@ def _validate(options):
         require(0 < options["beta_decay"] < math.inf, "beta_decay", "finite and > 0 with decay = power")
     require(math.isfinite(options["Lambda"]) and options["Lambda"] >= 0, "Lambda", "finite and >= 0")
     require(0 <= options["momentum_beta"] < 1, "momentum_beta", "in [0, 1)")
+    require(0 < options["beta_cap"] <= 1, "beta_cap", "in (0, 1]")
     for field, allowed in _STRUCTURE.items():
         hint = " (a scheduler that cycles the momentum? give it cycle_momentum=False)" if field == "momentum" else ""
         require(options[field] in allowed, field, f"one of {', '.join(map(str, allowed))}{hint}")
@@ -216,9 +221,14 @@ def _arithmetic(parameter):
 # --- one step of one parameter --------------------------------------------------------------------------------------
 
 
-def _rows_of(tensor):
-    """A tensor as the n×m matrix whose rows are its first dimension; a vector (or a number) as a column."""
-    return tensor.reshape(tensor.shape[0], -1) if tensor.dim() >= 2 else tensor.reshape(-1, 1)
+def _matrices_of(tensor, options):
+    """A tensor as [k, n, m]: k matrices of n rows. One matrix whose rows are the first dimension; with matrix_view =
+    last_two as many as are stacked before the last two; a vector (or a number) as one column."""
+    if tensor.dim() < 2:
+        return tensor.reshape(1, -1, 1)
+    if options["matrix_view"] == "last_two":
+        return tensor.reshape(-1, *tensor.shape[-2:])
+    return tensor.reshape(1, tensor.shape[0], -1)
 
 
 def _layout(parameter, options):
@@ -232,11 +242,11 @@ def _layout(parameter, options):
             # Vectors are few: every element keeps its own, as in Adam.
             layout[name] = (parameter.shape, kind)
             continue
-        rows, columns = _rows_of(parameter).shape
+        count, rows, columns = _matrices_of(parameter, options).shape
         # n + m numbers for n·m elements. (SM3, Adafactor)
         if options["accumulator"] != "mean_col":
-            layout[name + "_row"] = ((rows,), kind)
-        layout[name + "_col"] = ((columns,), kind)
+            layout[name + "_row"] = ((count * rows,), kind)
+        layout[name + "_col"] = ((count * columns,), kind)
     if parameter.dtype != kind:
         # bfloat16 has 8 bits: a small step would round to nothing. The parameter is the rounding of this copy.
         layout["master"] = (parameter.shape, kind)
@@ -262,7 +272,7 @@ def _centralized(g, parameter, options):
     """Step 1, gradient centralisation (Yong et al. 2020, taken over from Adalite): a row's mean is subtracted, so that a
     step never shifts an output by a constant that a bias could carry."""
     # A row of one entry is its own mean: its gradient would be 0 for ever.
-    has_mean = g.shape[1] > 1 or options["centralize_single_column"]
+    has_mean = g.shape[2] > 1 or options["centralize_single_column"]
     # The rows of a vector are single elements: there is nothing to centre.
     if not options["centralize"] or parameter.dim() < 2 or not has_mean:
         return g
@@ -270,7 +280,7 @@ def _centralized(g, parameter, options):
     # the mask and become a full step.
     wide = g.double()
     # Each row now sums to 0.
-    return (wide - wide.mean(dim=1, keepdim=True)).to(g.dtype)
+    return (wide - wide.mean(dim=2, keepdim=True)).to(g.dtype)
 
 
 def _with_momentum(x, state, options):
@@ -297,17 +307,18 @@ def _reconstruct(name, state, shape, options):
     # full: every element's own, as Adam keeps it.
     if name in state:
         return state[name].view(shape)
-    c = state[name + "_col"].unsqueeze(0)
+    count, rows, columns = shape
+    c = state[name + "_col"].view(count, 1, columns)
     # mean_col: a column's mean stands for all its elements.
     if options["accumulator"] == "mean_col":
         return c.expand(shape)
-    r = state[name + "_row"].unsqueeze(1)
+    r = state[name + "_row"].view(count, rows, 1)
     # sm3: row and column maxima both cover the element; the smaller cover is the tighter one. NaN stays. (SM3)
     if options["accumulator"] == "sm3":
         return torch.minimum(r, c)
     # mean: the rank-1 matrix r·c/mean(c), whose row means are r. (Adafactor) First how much more than the average column
     # each column gets, in float64 as m may be large,
-    mean = c.double().mean()
+    mean = c.double().mean(dim=2, keepdim=True)
     # with 0/0 before the first step read as 0,
     share = torch.where(mean == 0, 0.0, c.double() / mean)
     # then that share of the row's mean.
@@ -332,16 +343,16 @@ def _remember(name, squares, held, beta, state, options):
         state[name].view(V.shape).copy_(V)
     elif options["accumulator"] == "sm3":
         # The smallest numbers that cover every V of their row and column; old maxima are inside V, decayed. (SM3)
-        state[name + "_row"].copy_(V.amax(dim=1))
-        state[name + "_col"].copy_(V.amax(dim=0))
+        state[name + "_row"].copy_(V.amax(dim=2).flatten())
+        state[name + "_col"].copy_(V.amax(dim=1).flatten())
     else:
         # Sums of many floats, in float64.
         wide = s.double()
         # r, the rows' means, and c, the columns'. (Adafactor)
-        for part, dim in (("_row", 1), ("_col", 0)):
+        for part, dim in (("_row", 2), ("_col", 1)):
             if name + part in state:
                 kept = state[name + part]
-                kept.copy_(_blend(beta, kept.double(), wide.mean(dim=dim)))
+                kept.copy_(_blend(beta, kept.double(), wide.mean(dim=dim).flatten()))
     return V
 
 
@@ -354,7 +365,7 @@ def _hessian_squares(g, raw, diagonal, options):
         # What the mask and the momentum have not seen. Where the mask holds, the estimate stays anyway.
         return raw.square()
     # A curvature that the caller measured. Negative curvature gives no scale for a step, so it counts as 0.
-    return torch.zeros_like(g) if diagonal is None else _rows_of(diagonal).to(g.dtype).clamp_min(0)
+    return torch.zeros_like(g) if diagonal is None else _matrices_of(diagonal, options).to(g.dtype).clamp_min(0)
 
 
 def _second_moment_estimate(g, raw, held, diagonal, state, options):
@@ -362,6 +373,8 @@ def _second_moment_estimate(g, raw, held, diagonal, state, options):
     t = state["step"]
     # A constant decay, or one that grows with t, so that early averages forget fast. (Adafactor; Adalite)
     beta = options["beta_decay"] if options["decay"] == "ema" else 1 - t ** -options["beta_decay"]
+    # A cap bounds the step of an element that wakes up at 1/sqrt(1 - beta_cap). (This implementation's)
+    beta = min(beta, options["beta_cap"])
     name = "exp_avg_sq"
     V = _remember(name, g.square(), held, beta, state, options)
     if options["prepare_hessian"]:
@@ -382,7 +395,7 @@ def _step_parameter(parameter, diagonal, state, options):
     state["step"] += 1
     lr = float(options["lr"])
     # 1: kept, as hessian_source = raw looks at it.
-    raw = _centralized(_rows_of(parameter.grad).to(_arithmetic(parameter)), parameter, options)
+    raw = _centralized(_matrices_of(parameter.grad, options).to(_arithmetic(parameter)), parameter, options)
     g = raw
     # 2: mask and statistics then see the buffer.
     if options["momentum_at"] == "gradient":
@@ -405,7 +418,11 @@ def _step_parameter(parameter, diagonal, state, options):
     # 6: averages directions of many steps.
     if options["momentum_at"] == "update":
         u = _with_momentum(u, state, options)
-    p = _rows_of(state.get("master", parameter.detach()))
+    p = parameter.detach()
+    if "master" in state:
+        # A parameter is what the user's tensor is now: where somebody else has written it, the master follows.
+        p = torch.where(p == state["master"].to(p.dtype), state["master"], p.to(g.dtype))
+    p = _matrices_of(p, options)
     if options["scale_by_parameter_rms"]:
         # 7: large parameters take large steps; those that start at 0 must be able to leave it. (Adafactor, Adalite)
         u = u * p.double().square().mean().sqrt().clamp_min(1e-3).to(u.dtype)

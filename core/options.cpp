@@ -103,8 +103,8 @@ void validate(const Options& options) {
 }
 
 const std::vector<std::string>& preset_names() {
-  static const std::vector<std::string> names = {"recommended", "sm3", "compact", "lean",
-                                                 "elementwise"};
+  static const std::vector<std::string> names = {"recommended", "sm3",      "compact", "lean",
+                                                 "elementwise", "fusedbun", "fusion"};
   return names;
 }
 
@@ -127,12 +127,12 @@ Options preset(std::string_view name, double lr) {
       options.momentum_beta = 0;
       options.scale_by_parameter_rms = true;
     }
-  } else if (name == "lean") {
+  } else if (name == "lean" || name == "fusedbun") {
     options.use_rms = false;  // the caller's to choose, as centralize is
     options.accumulator = Accumulator::mean_col;
     options.denominator = Denominator::global;
-  } else if (name == "elementwise") {
-    options.centralize = true;
+  } else if (name == "elementwise" || name == "fusion") {
+    options.centralize = options.use_rms = name == "elementwise";
     options.accumulator = Accumulator::full;
     options.momentum = Momentum::heavy_ball;
     options.momentum_at = MomentumAt::gradient;

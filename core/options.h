@@ -91,7 +91,11 @@ struct Options : Hyperparameters, Structure {};
 /// Throws ConfigError "field = value: allowed range" for the first value out of range.
 void validate(const Options& options);
 
-/// The named presets: recommended, sm3, compact, lean, elementwise.
+/// The named presets: recommended, sm3, compact, lean, elementwise, fusedbun, fusion.
+///
+/// fusedbun and fusion are the two original descriptions of the optimizer with all their defaults, so they leave centralize,
+/// use_rms and prepare_hessian (fusion) off: SGD with momentum until one is turned on. lean is fusedbun's structure, and the
+/// same options; elementwise is fusion's with centralize and use_rms on. In Python: core/fusedbun_reference.py.
 const std::vector<std::string>& preset_names();
 
 /// The preset's options with learning rate `lr`. Throws ConfigError naming the nearest preset for an unknown name.

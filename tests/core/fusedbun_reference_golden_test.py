@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "core"))
 from fusedbun_reference import Fusedbun, FusionOptimizer  # noqa: E402
 
+torch.set_num_threads(1)  # the tensors are small, and threads that wait for one another are slow beside other tests
 FOLDER = Path(os.environ.get("FUSEDBUN_GOLDEN_DIR") or ROOT / "tests" / "golden")
 TYPES = {"f64": torch.float64, "f32": torch.float32}
 TOLERANCE = {"f64": 1e-12, "f32": 1e-4}

@@ -14,6 +14,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "core"))
 from fusedbun_reference import Fusedbun, FusionOptimizer  # noqa: E402
 
+torch.set_num_threads(1)  # the tensors are small, and threads that wait for one another are slow beside other tests
 BOTH = (Fusedbun, FusionOptimizer)
 
 
@@ -298,6 +299,47 @@ class OddTensors(unittest.TestCase):
             self.assertTrue(half.equal(wide.detach().bfloat16()))
             self.assertFalse(half.equal(start))
 
+    def test_a_master_follows_what_somebody_else_writes(self):
+        (p,) = parameters_of((2, 3), dtype=torch.bfloat16)
+        optimizer = plain(Fusedbun, [p], lr=2.0**-12)  # below bfloat16's resolution at 1
+        with torch.no_grad():
+            p.fill_(1)
+        for written in (1.0, 4.0):
+            with torch.no_grad():
+                p[0].fill_(written)
+            p.grad = torch.ones(2, 3, dtype=torch.bfloat16)
+            optimizer.step()
+        # Row 0 was written once more, after its first step; row 1 kept both steps.
+        torch.testing.assert_close(optimizer.state[p]["master"],
+                                   torch.tensor([[4 - 2.0**-12] * 3, [1 - 2 * 2.0**-12] * 3]), rtol=0, atol=0)
+
+    def test_stacked_matrices_are_stepped_as_each_alone(self):
+        for kind in BOTH:
+            for options in ({}, {"accumulator": "mean", "denominator": "local"}, {"accumulator": "sm3"}):
+                options = {"lr": 1e-2, "use_rms": True, "centralize": True, **options}
+                (stack,) = parameters_of((2, 3, 4, 5))
+                alone = [m.clone().requires_grad_() for m in stack.detach().reshape(6, 4, 5)]
+                one, other = kind([stack], matrix_view="last_two", **options), kind(alone, **options)
+                for step in range(3):
+                    stack.grad = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(step))
+                    for m, g in zip(alone, stack.grad.reshape(6, 4, 5)):
+                        m.grad = g.clone()
+                    one.step()
+                    other.step()
+                self.assertTrue(stack.detach().reshape(6, 4, 5).equal(torch.stack([m.detach() for m in alone])), options)
+
+    def test_the_cap_bounds_the_step_of_an_element_that_wakes_up(self):
+        for cap, bound in ((1, 50_000**0.4), (0.999, 1 / math.sqrt(0.001))):
+            (p,) = parameters_of((1, 2))
+            optimizer = plain(FusionOptimizer, [p], lr=1, use_rms=True, decay="power", beta_cap=cap)
+            p.grad = torch.zeros(1, 2)
+            optimizer.step()
+            optimizer.state[p]["step"] = 49_999
+            start = p.detach().clone()
+            p.grad = torch.ones(1, 2)
+            optimizer.step()
+            torch.testing.assert_close(start - p.detach(), torch.full((1, 2), bound), rtol=1e-4, atol=0)
+
     def test_sparse_gradients_are_refused_before_anything_moves(self):
         for kind in BOTH:
             layer = torch.nn.Embedding(5, 2, sparse=True)
@@ -334,6 +376,7 @@ class Refusals(unittest.TestCase):
                                ({"beta_decay": 1}, r"beta_decay = 1: must be in \[0, 1\) with decay = ema"),
                                ({"beta_decay": 0, "decay": "power"}, "beta_decay = 0: must be finite and > 0"),
                                ({"Lambda": -0.1}, "Lambda = -0.1"), ({"momentum_beta": 1}, "momentum_beta = 1"),
+                               ({"beta_cap": 1.5}, r"beta_cap = 1.5: must be in \(0, 1\]"),
                                ({"mask": "on"}, "mask = on: must be one of zero, hold, off")):
             for kind in BOTH:
                 with self.assertRaisesRegex(ValueError, words):

@@ -100,6 +100,19 @@ TEST(Options, PresetsDifferFromTheDefaultsInWhatTheyAreDescribedBy) {
     EXPECT_NO_THROW(validate(preset(name, 1e-3))) << name;
 }
 
+TEST(Options, TheOriginalDescriptionsArePresets) {
+  // Every default is the description's: nothing but the structure differs from the plain constructor.
+  EXPECT_EQ(describe(preset("fusedbun", 0.5)), "lr=0.5 accumulator=mean_col denominator=global");
+  EXPECT_EQ(describe(preset("fusion", 0.5)),
+            "lr=0.5 accumulator=full momentum=heavy_ball momentum_at=gradient mask=hold "
+            "mask_scope=matrices");
+  // How the other two presets relate to them.
+  EXPECT_EQ(describe(preset("lean", 0.5)), describe(preset("fusedbun", 0.5)));
+  Options fusion = preset("fusion", 0.5);
+  fusion.centralize = fusion.use_rms = true;
+  EXPECT_EQ(describe(fusion), describe(preset("elementwise", 0.5)));
+}
+
 TEST(Options, AnUnknownPresetSuggestsTheNearest) {
   EXPECT_EQ(config_error_of([] { preset("recomended", 1e-3); }),
             "there is no preset 'recomended'; did you mean 'recommended'?");
