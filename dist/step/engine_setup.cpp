@@ -63,7 +63,11 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   comm::rethrow_on_all_ranks(*control_stream_, [&] {
     require_fit(all, first_parameter);
     std::vector<plan::ParameterSpec> specs;
-    for (const RegisteredParameter& parameter : added) specs.push_back(parameter.spec());
+    for (const RegisteredParameter& parameter : added) {
+      specs.push_back(parameter.spec());
+      specs.back().matrix_view =
+          model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
+    }
     plan.append(specs);
   });
   require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
@@ -89,8 +93,8 @@ void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t fi
                          " has options of another optimizer: give it FusedbunOptions");
     const Options& options = model_.group_options(g);
     validate(options);
-    FUSEDBUN_REQUIRE(!sharded_.step_in_backward || (options.nonfinite == Nonfinite::propagate &&
-                                                    sharded_.max_grad_norm == 0),
+    FUSEDBUN_REQUIRE(!sharded_.step_in_backward ||
+                         (options.nonfinite == Nonfinite::propagate && sharded_.max_grad_norm == 0),
                      ConfigError,
                      "step_in_backward writes before the ranks have agreed: it needs nonfinite = "
                      "propagate in every group and max_grad_norm = 0");
@@ -105,9 +109,8 @@ void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t fi
   require_trainable(all);
   for (const RegisteredParameter& parameter : all.subspan(first)) {
     FUSEDBUN_REQUIRE(parameter.tensor.device().type() == model_.device.type(), ConfigError,
-                     "parameter '" + parameter.name + "' is on " +
-                         parameter.tensor.device().str() + ", but the ranks exchange " +
-                         model_.device.str() + " memory");
+                     "parameter '" + parameter.name + "' is on " + parameter.tensor.device().str() +
+                         ", but the ranks exchange " + model_.device.str() + " memory");
     FUSEDBUN_REQUIRE(
         !torch::autograd::impl::post_acc_grad_hooks(parameter.tensor), ConfigError,
         "parameter '" + parameter.name +
@@ -145,9 +148,8 @@ void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
     const at::ScalarType exact = gradient_type(bucket);
     const bool halved = sharded_.gradient_wire == GradientWire::bf16 && exact == at::kFloat &&
                         model_.world_size > 1;
-    model_.buckets.push_back(
-        make_point_to_point_bucket(bucket, *gradient_stream_, halved ? at::kBFloat16 : exact,
-                                   sharded_.in_place_bytes));
+    model_.buckets.push_back(make_point_to_point_bucket(
+        bucket, *gradient_stream_, halved ? at::kBFloat16 : exact, sharded_.in_place_bytes));
   }
   for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
 }
@@ -170,15 +172,15 @@ bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
     return false;
   }
   for (size_t b = first_bucket; b < model_.plan.buckets.size(); ++b) {
-    model_.buckets.push_back(make_shared_memory_bucket(model_.plan.buckets[b], model_.rank,
-                                                       opened.window,
-                                                       layout.buckets[b - first_bucket]));
+    model_.buckets.push_back(make_shared_memory_bucket(
+        model_.plan.buckets[b], model_.rank, opened.window, layout.buckets[b - first_bucket]));
   }
   for (size_t p = first_parameter; p < model_.registered.size(); ++p) {
     if (model_.registered[p].tensor.numel() == 0) continue;
     move_into_window(model_.registered[p].tensor, opened.window,
                      layout.parameter_offsets[p - first_parameter], /*copy=*/model_.rank == 0);
     model_.matrices[p].share();
+    model_.matrices[p].refresh();
   }
   control_stream_->barrier().wait();  // rank 0's values are there
   for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
@@ -199,6 +201,9 @@ void StepEngine::adopt_unfrozen() {
 void StepEngine::say_what_is_slow() const {
   if (!sharded_.notice) return;
   if (const auto warning = model_.plan.warning()) sharded_.notice(*warning);
+  if (const auto advice = plan::matrix_view_advice(model_.plan.parameters)) {
+    sharded_.notice(*advice);
+  }
   const std::vector<Options> options = model_.all_group_options();
   for (size_t g = 0; g < options.size(); ++g) {
     if (step_path(options[g], model_.device, at::kFloat) != StepPath::reference) continue;
