@@ -202,16 +202,16 @@ TEST(ChangeLedger, StateFollowsTheStepsThatEnded) {
   for (int64_t step = 0; step < 2; ++step) {
     ledger.close_step(step);
     ledger.observe(report_of(ledger, step));
-    EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::scheduled);
+    EXPECT_EQ(ledger.state_of(1), ChangeState::scheduled);
   }
   ledger.close_step(2);
-  EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::scheduled);
+  EXPECT_EQ(ledger.state_of(1), ChangeState::scheduled);
   ledger.observe(report_of(ledger, 2));
-  EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::applied);
-  EXPECT_EQ(ledger.state_of(ledger.change(2)), ChangeState::scheduled);
+  EXPECT_EQ(ledger.state_of(1), ChangeState::applied);
+  EXPECT_EQ(ledger.state_of(2), ChangeState::scheduled);
   ledger.end_run();
-  EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::applied);
-  EXPECT_EQ(ledger.state_of(ledger.change(2)), ChangeState::rejected);
+  EXPECT_EQ(ledger.state_of(1), ChangeState::applied);
+  EXPECT_EQ(ledger.state_of(2), ChangeState::rejected);
 }
 
 TEST(ChangeLedger, ARepeatedRequestBringsTheSameChangeBack) {
@@ -295,8 +295,8 @@ TEST(ChangeLedger, ACancellationTakesARevisionAndLeavesNothingBehind) {
   EXPECT_EQ(cancel.previous.groups[0].eps, 1e-6);
   EXPECT_EQ(cancel.resulting.groups[0].eps, two_groups().groups()[0].options.eps);
   EXPECT_NE(ledger.etag(), etag);
-  EXPECT_EQ(ledger.state_of(ledger.change(1)), ChangeState::cancelled);
-  EXPECT_EQ(ledger.state_of(ledger.change(2)), ChangeState::applied);
+  EXPECT_EQ(ledger.state_of(1), ChangeState::cancelled);
+  EXPECT_EQ(ledger.state_of(2), ChangeState::applied);
   EXPECT_EQ(ledger.cancelled_by(1), 2);
   EXPECT_FALSE(ledger.has_scheduled());
   ActiveChanges rank(2);
