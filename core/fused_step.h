@@ -24,7 +24,8 @@ bool has_fused_step(const Options& options);
 template <class T>
 struct FusedStep {
   T* parameter = nullptr;  ///< [rows, m]
-  /// bfloat16 [rows, m] that gets the new parameter rounded to nearest even (CPU only): `parameter` is its master.
+  /// The bfloat16 parameter [rows, m] of which `parameter` is the master. Read first: an element that is not its master's
+  /// rounding was written by somebody else, and the master takes its value. Then gets the new one, rounded to nearest even.
   uint16_t* rounded = nullptr;
   /// [rows, m] of gradient_type: summed over ranks, or the first of several to add up; only read.
   const void* gradient = nullptr;

@@ -31,8 +31,8 @@ namespace fusedbun {
 struct SecondMoment {
   torch::Tensor full;  ///< [rows, m]: accumulator full, and every vector
   torch::Tensor row;   ///< [rows]: mean, sm3
-  torch::Tensor
-      col;  ///< [m]: mean, mean_col, sm3; of the whole matrix, the same on every rank that holds rows
+  /// [k·m], k = range.matrices(): mean, mean_col, sm3; of whole matrices, the same on every rank that holds rows.
+  torch::Tensor col;
 };
 
 /// Everything the optimizer keeps about one segment. Types: that of the arithmetic (float64 for float64 parameters,
@@ -72,11 +72,20 @@ void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task);
 SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRange& range,
                                 const Options& options);
 
+/// Brings the state to the parameter's device and type after they have changed: tensors are converted, a master is made or
+/// dropped. The shape stays.
+void fit_segment_state(const torch::Tensor& parameter_rows, SegmentState& state);
+
+/// Takes the parameter ([rows, m]) into its master wherever it is not the master's rounding, that is, wherever somebody
+/// else has written it. Every step does that by itself; to be called by who reads `master` between two steps.
+void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state);
+
 /// Bytes of all tensors of the state (t is not counted).
 int64_t state_bytes(const SegmentState& state);
 
-/// How many column entries `begin_step` leaves: 0 (vectors, full), m, or 2·m with prepare_hessian (then exp_avg_sq's
-/// first).
+/// How many column entries `begin_step` leaves: 0 (vectors, full), m, or 2·m with prepare_hessian (then exp_avg_sq's first);
+/// as many for each matrix of a stack, matrix after matrix. A stack (matrix_view = last_two) has all rows of its matrices in the segment,
+/// so its partials are the totals and go to absorb_columns without any exchange.
 int64_t column_entries(const RowRange& range, const Options& options);
 
 /// True if `begin_step` does the whole update: the denominator needs nothing of other rows.

@@ -93,7 +93,11 @@ grpc::Status TrainingControlService::ListHyperparameterSpecs(
     v1::ListHyperparameterSpecsResponse* reply) {
   const auto admitted = admit(Rpc::list_hyperparameter_specs, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  for (const plan::FieldSpec& spec : plan::field_specs()) *reply->add_specs() = to_message(spec);
+  for (plan::FieldSpec spec : plan::field_specs()) {
+    if (spec.field == plan::Field::max_grad_norm && !job_.capabilities.clips_gradients)
+      spec.max = 0;
+    *reply->add_specs() = to_message(spec);
+  }
   return grpc::Status::OK;
 }
 

@@ -45,7 +45,7 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
       name_(job_name(options.run_id)),
       callers_(std::move(callers)),
       start_time_us_(now_us()),
-      ledger_(named_groups(job_), job_.max_grad_norm, job_.first_step),
+      ledger_(named_groups(job_), job_.max_grad_norm, job_.first_step, job_.capabilities),
       log_(options.run_dir, options.run_id),
       commit_(ledger_, ledger_mutex_, log_, commit_hooks()),
       clock_(std::chrono::microseconds(options.stall_timeout).count()),

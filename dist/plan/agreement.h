@@ -22,12 +22,13 @@ enum class OptimizerCall : uint64_t { step = 1, finish = 2, add_group = 3, write
 struct EqualFacts {
   OptimizerCall call = OptimizerCall::step;
   int64_t job_step = 0;
-  int64_t passes = 1;         ///< backward passes whose gradients stand in p.grad; 0: a divisor was given
-  double divisor = 1;         ///< without the loss scale
+  int64_t passes = 1;  ///< backward passes whose gradients stand in p.grad; 0: a divisor was given
+  double divisor = 1;  ///< without the loss scale
   double loss_scale = 1;
   double max_grad_norm = 0;
-  uint64_t writes = 0;        ///< hash of what the program wrote into parameters since the last step; 0: nothing
-  uint64_t unfrozen = 0;      ///< hash of the parameters that require gradients since; 0: none
+  uint64_t writes =
+      0;  ///< hash of what the program wrote into parameters since the last step; 0: nothing
+  uint64_t unfrozen = 0;  ///< hash of the parameters that require gradients since; 0: none
 };
 
 /// What one rank brings.

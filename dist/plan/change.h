@@ -67,6 +67,12 @@ bool allows(const FieldSpec& spec, double value);
 /// not yet sent.
 inline constexpr int64_t kLead = 2;
 
+/// What a job can do for a change. Fixed when its optimizer is constructed.
+struct JobCapabilities {
+  /// Gradients can be clipped. Not under step_in_backward, which writes parameters before the norm is known.
+  bool clips_gradients = true;
+};
+
 /// The hyperparameters in force at one job step, folded from the changes. The optimizer's own
 /// options hold what the user and the schedule set; this holds what people changed on top.
 class ActiveChanges {

@@ -52,8 +52,9 @@ bool is_for_next_step(const ChangeRequest& request) {
 }  // namespace
 
 ChangeLedger::ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm,
-                           int64_t first_step)
+                           int64_t first_step, JobCapabilities capabilities)
     : groups_(std::move(groups)),
+      capabilities_(capabilities),
       active_(static_cast<int>(groups_.size())),
       base_max_grad_norm_(max_grad_norm),
       first_step_(first_step),
@@ -113,7 +114,7 @@ ChangeLedger::Verdict ChangeLedger::propose(const ChangeRequest& request, Staged
     if (auto refusal = check_cancel_step(change(*request.cancels))) return *refusal;
     return make_cancel(request, staged);
   }
-  auto resolved = resolve(request, groups_);
+  auto resolved = resolve(request, groups_, capabilities_);
   if (auto* refusal = std::get_if<Refusal>(&resolved)) return *refusal;
   if (auto refusal = check_step(request, staged)) return *refusal;
   if (auto refusal = check_etag(request, staged)) return *refusal;
@@ -141,7 +142,7 @@ ChangeLedger::Verdict ChangeLedger::propose_again(const ChangeRequest& request,
     if (auto refusal = check_cancel(request, {})) return *refusal;
     verdict = make_cancel(request, {});
   } else {
-    auto resolved = resolve(request, groups_);
+    auto resolved = resolve(request, groups_, capabilities_);
     if (auto* refusal = std::get_if<Refusal>(&resolved)) return *refusal;
     verdict =
         make(request, std::get<std::vector<ChangeEntry>>(std::move(resolved)), effective_step, {});

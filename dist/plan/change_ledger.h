@@ -55,7 +55,8 @@ class ChangeLedger {
   static constexpr int64_t kRememberedRequests = 4096;
 
   /// `first_step` is the job step that comes first. `max_grad_norm` 0 means off.
-  ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm, int64_t first_step);
+  ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm, int64_t first_step,
+               JobCapabilities capabilities = {});
 
   /// The header of `job_step` is about to be sent.
   void close_step(int64_t job_step);
@@ -95,6 +96,7 @@ class ChangeLedger {
   std::string etag() const;
 
   const std::vector<LedgerGroup>& groups() const { return groups_; }
+  const JobCapabilities& capabilities() const { return capabilities_; }
   int64_t newest_revision() const { return static_cast<int64_t>(changes_.size()); }
   uint64_t chain_hash() const { return active_.chain_hash(); }
   /// Revision in [1, newest_revision()].
@@ -122,6 +124,7 @@ class ChangeLedger {
   Verdict make_cancel(const ChangeRequest& request, Staged staged) const;
 
   std::vector<LedgerGroup> groups_;
+  JobCapabilities capabilities_;
   std::deque<AcceptedChange> changes_;  ///< [revision - 1]
   std::map<std::pair<std::string, std::string>, int64_t> revision_of_request_;
   std::map<int64_t, int64_t> cancelled_by_;  ///< revision -> the revision that cancelled it

@@ -28,11 +28,10 @@ void StepEngine::perform_step(const StepOptions& options) {
   const plan::Agreement agreement = agree(options);
   send_dirty_again(agreement.dirty);
   const ShardUpdate::GradientScaling scaling = scale_gradients(options);
-  const bool skip = agreement.nonfinite && std::ranges::any_of(model_.all_group_options(),
-                                                               [](const Options& group) {
-                                                                 return group.nonfinite ==
-                                                                        Nonfinite::skip;
-                                                               });
+  const bool skip = agreement.nonfinite &&
+                    std::ranges::any_of(model_.all_group_options(), [](const Options& group) {
+                      return group.nonfinite == Nonfinite::skip;
+                    });
   if (skip) {
     drop_gradients();
   } else {
@@ -59,7 +58,12 @@ void StepEngine::finish_previous() {
 
 // Called from hooks during backward, and from collect().
 void StepEngine::on_bucket_full(int bucket) {
-  if (sharded_.step_in_backward && bucket == 0) finish_previous();
+  if (sharded_.step_in_backward && bucket == 0) {
+    finish_previous();
+    std::string problem;
+    writes_in_backward_ = changes_.find_writes(problem);
+    FUSEDBUN_REQUIRE(problem.empty(), ConfigError, problem);
+  }
   collector_.start_sync(bucket);
   if (sharded_.step_in_backward) update_previous_bucket(bucket);
 }
@@ -74,9 +78,6 @@ void StepEngine::update_previous_bucket(int started) {
                          std::to_string(model_.rank) + ": freeze it, or turn step_in_backward off");
   }
   if (started == 0) {
-    std::string problem;
-    changes_.writes(problem);
-    FUSEDBUN_REQUIRE(problem.empty(), ConfigError, problem);
     return begin_update(std::vector<bool>(model_.registered.size(), true),
                         {.divisor = gradient_divisor()});
   }
@@ -93,9 +94,10 @@ void StepEngine::send_dirty_again(const std::vector<bool>& dirty) {
     if (!dirty[bucket]) continue;
     wait_for_gradients(bucket);
     collector_.start_sync(bucket);
-    say_once(said_cost_of_dirty_,
-             "gradients changed after they had been sent (another backward pass, zero_grad), so their "
-             "buckets travel twice: run passes whose gradients do not count under no_sync()");
+    say_once(
+        said_cost_of_dirty_,
+        "gradients changed after they had been sent (another backward pass, zero_grad), so their "
+        "buckets travel twice: run passes whose gradients do not count under no_sync()");
   }
 }
 
@@ -154,7 +156,8 @@ void StepEngine::finish_update() {
   }
   update_.send_squares();
   for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
-    wait(param_syncs_[bucket].work, param_syncs_[bucket].started_at, plan::Phase::all_gather, bucket);
+    wait(param_syncs_[bucket].work, param_syncs_[bucket].started_at, plan::Phase::all_gather,
+         bucket);
     model_.buckets[bucket]->finish_param_sync(model_.matrices, update_.used());
   }
   update_.end();

@@ -31,7 +31,8 @@ class StepEngine {
   ~StepEngine();
 
   /// Takes in the parameters of new groups, and those that may be unfrozen later. Collective.
-  void add_parameters(std::vector<RegisteredParameter> added, std::vector<RegisteredParameter> frozen);
+  void add_parameters(std::vector<RegisteredParameter> added,
+                      std::vector<RegisteredParameter> frozen);
   /// Before a late group is added: all ranks are here.
   void begin_add_group();
 
@@ -78,8 +79,7 @@ class StepEngine {
   /// Divides the sum over ranks, without the loss scale.
   double gradient_divisor() const;
   void adopt_unfrozen();
-  template <class Action>
-  void guarded(Action action);
+  void guarded(const std::function<void()>& action);
   void break_off(const std::string& reason) noexcept;
   void say_once(bool& said, const std::string& sentence) const;
 
@@ -92,8 +92,10 @@ class StepEngine {
   void require_fit(std::span<const RegisteredParameter> all, size_t first) const;
   std::vector<std::string> start_lines(const plan::ShardPlan& plan,
                                        std::span<const RegisteredParameter> all) const;
-  void make_buckets(size_t first_parameter, size_t first_bucket);
-  plan::TransportChoice choose_transport(size_t first_parameter) const;
+  void make_buckets(const plan::TransportChoice& choice, size_t first_parameter,
+                    size_t first_bucket);
+  plan::TransportChoice choose_transport(std::span<const RegisteredParameter> all,
+                                         size_t first) const;
   bool open_window(size_t first_parameter, size_t first_bucket);
   void say_what_is_slow() const;
 
@@ -109,13 +111,16 @@ class StepEngine {
   /// Communicators of this optimizer alone, because each has one order of operations: the program's own collectives run on
   /// the channels that it gave, and small messages do not wait behind gradients.
   std::unique_ptr<comm::Communicator> own_gradient_stream_;
-  comm::Communicator* gradient_stream_;  ///< gradients, rows and columns; on a GPU the channel itself
+  comm::Communicator*
+      gradient_stream_;  ///< gradients, rows and columns; on a GPU the channel itself
   std::unique_ptr<comm::Communicator> control_stream_;  ///< agreements, headers, changes
   StepMessage message_;
   GradientCollector collector_;
   ShardUpdate update_;
   StepConsensus consensus_;
   ProgramChanges changes_;
+  ProgramChanges::Events
+      writes_in_backward_;              ///< found before the first bucket was stepped in backward
   std::vector<ParamSync> param_syncs_;  ///< [bucket]
   int updated_buckets_ = 0;             ///< of the current step
   double gradient_norm_ = 0;            ///< of the current step; 0 without clipping

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <exception>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/step/engine.h"
@@ -11,11 +12,11 @@ namespace fusedbun {
 
 // An error that is not the same on all ranks leaves them out of step: nothing in flight can be waited for, and the others
 // are told.
-template <class Action>
-void StepEngine::guarded(Action action) {
-  FUSEDBUN_REQUIRE(!is_broken_, ConfigError,
-                   "the optimizer was used after an error that left the ranks out of step: end this "
-                   "process, and start the job again from its last checkpoint");
+void StepEngine::guarded(const std::function<void()>& action) {
+  FUSEDBUN_REQUIRE(
+      !is_broken_, ConfigError,
+      "the optimizer was used after an error that left the ranks out of step: end this "
+      "process, and start the job again from its last checkpoint");
   refused_ = false;
   try {
     action();
@@ -49,7 +50,8 @@ plan::Agreement StepEngine::agree(const StepOptions& options) {
   if (!(options.loss_scale > 0) || !std::isfinite(options.loss_scale)) {
     problem = "loss_scale = " + std::to_string(options.loss_scale) + ": it is a number above 0";
   }
-  ProgramChanges::Events events = changes_.writes(problem);
+  ProgramChanges::Events events = sharded_.step_in_backward ? std::exchange(writes_in_backward_, {})
+                                                            : changes_.find_writes(problem);
   plan::RankFacts facts = facts_of(plan::OptimizerCall::step);
   facts.equal.writes = ProgramChanges::hash(events);
   const ProgramChanges::Events unfrozen = changes_.unfrozen();
@@ -124,10 +126,14 @@ void StepEngine::finish() {
 
 StepEngine::~StepEngine() {
   try {
-    if (is_broken_) return;
-    if (std::uncaught_exceptions() == 0) return finish();
-    // After a refusal, which all ranks have heard, nothing is in flight. Any other error is this rank's alone.
-    if (!refused_) break_off("an error ended this rank's step");
+    if (is_broken_) {
+      // Everything in flight was given up.
+    } else if (std::uncaught_exceptions() == 0) {
+      finish();
+    } else if (!refused_) {
+      // An error of this rank alone. After a refusal, which all ranks have heard, nothing is in flight.
+      break_off("an error ended it");
+    }
   } catch (const std::exception&) {
     // A peer is gone; the caller of step() has been told, and a destructor has nobody to tell.
   }

@@ -11,10 +11,8 @@ namespace fusedbun {
 
 // The ranks have agreed that all of them made the same changes, so each takes its own tensor as the truth.
 void StepEngine::follow_parameters() {
-  for (int p = 0; p < model_.parameter_count(); ++p) {
+  for (const int p : changes_.written()) {
     ParameterMatrix& matrix = model_.matrices[p];
-    const auto difference = matrix.foreign_write();
-    if (difference == TensorSnapshot::Difference::none) continue;
     update_.follow(p);
     // The owners of its rows have put them into the replica, or do so before this step's rows are complete.
     if (matrix.is_shared()) matrix.return_to_replica();
@@ -26,22 +24,25 @@ void StepEngine::write_parameters(const std::function<void()>& write) {
   guarded([&] {
     // All ranks are here, so none is still reading what is about to be written.
     agree_on_call(plan::OptimizerCall::write_parameters);
-    std::string error;
+    std::string error, unusable;
     if (model_.rank == 0) {
       try {
         write();
       } catch (const std::exception& failure) {
         error = failure.what();
       }
-      for (int p = 0; p < model_.parameter_count() && error.empty(); ++p) {
+      for (int p = 0; p < model_.parameter_count() && unusable.empty(); ++p) {
         const auto why = model_.matrices[p].why_unusable();
-        if (why) error = "parameter '" + model_.name(p) + "' " + *why;
+        if (why) unusable = "parameter '" + model_.name(p) + "' " + *why;
       }
     }
     error = comm::broadcast_text(*control_stream_, error, 0);
-    if (error.empty()) return take_values_of_rank_zero();
-    // What `write` did before it failed is on rank 0 alone: the ranks' parameters may differ.
-    throw ConfigError("write_parameters: " + error);
+    unusable = comm::broadcast_text(*control_stream_, unusable, 0);
+    // Also what `write` did before it failed is the same everywhere.
+    if (unusable.empty()) take_values_of_rank_zero();
+    if (error.empty() && unusable.empty()) return;
+    refused_ = true;
+    throw ConfigError("write_parameters: " + (error.empty() ? unusable : error));
   });
 }
 

@@ -62,8 +62,7 @@ void StepEngine::load(torch::serialize::InputArchive& archive) {
     archive.read("group." + std::to_string(g), group);
     FusedbunOptions options(model_.group_options(g));
     options.serialize(group);
-    const std::string different =
-        structural_difference(options.values(), model_.group_options(g));
+    const std::string different = structural_difference(options.values(), model_.group_options(g));
     FUSEDBUN_REQUIRE(different.empty(), DataError,
                      here + "the state of parameter group " + std::to_string(g) +
                          " was saved under other structural options (" + different +

@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 #include "fusedbun/core/error.h"
@@ -11,6 +12,7 @@
 #include "fusedbun/dist/step/engine.h"
 #include "fusedbun/dist/step/point_to_point_bucket.h"
 #include "fusedbun/dist/step/same_start.h"
+#include "fusedbun/dist/step/sharded_option_fields.h"
 #include "fusedbun/dist/step/shared_memory_bucket.h"
 
 namespace fusedbun {
@@ -60,11 +62,17 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   std::vector<RegisteredParameter> all = model_.registered;
   std::ranges::copy(added, std::back_inserter(all));
   plan::ShardPlan plan = model_.plan;
+  plan::TransportChoice transport;
   comm::rethrow_on_all_ranks(*control_stream_, [&] {
     require_fit(all, first_parameter);
     std::vector<plan::ParameterSpec> specs;
-    for (const RegisteredParameter& parameter : added) specs.push_back(parameter.spec());
+    for (const RegisteredParameter& parameter : added) {
+      specs.push_back(parameter.spec());
+      specs.back().matrix_view =
+          model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
+    }
     plan.append(specs);
+    transport = choose_transport(all, first_parameter);
   });
   require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
 
@@ -73,7 +81,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   for (size_t p = first_parameter; p < model_.registered.size(); ++p) {
     model_.matrices.emplace_back(model_.registered[p].tensor, model_.plan.parameters[p]);
   }
-  make_buckets(first_parameter, first_bucket);
+  make_buckets(transport, first_parameter, first_bucket);
   param_syncs_.resize(model_.plan.buckets.size());
   consensus_.add_groups();
   update_.extend();
@@ -125,17 +133,15 @@ std::vector<std::string> StepEngine::start_lines(const plan::ShardPlan& plan,
   for (const Options& options : model_.all_group_options()) {
     lines.push_back("options " + describe(options));
   }
-  lines.push_back("min_rows_per_rank " + std::to_string(sharded_.min_rows_per_rank) +
-                  ", bucket_bytes " + std::to_string(sharded_.bucket_bytes) + ", in_place_bytes " +
-                  std::to_string(sharded_.in_place_bytes) + ", gradient_wire " +
-                  (sharded_.gradient_wire == GradientWire::bf16 ? "bf16" : "exact") +
-                  ", transport " + std::string(plan::name_of(sharded_.transport)) +
-                  (sharded_.step_in_backward ? ", step_in_backward" : ""));
+  std::ranges::move(describe_for_start(sharded_), std::back_inserter(lines));
   return lines;
 }
 
-void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
-  const plan::TransportChoice choice = choose_transport(first_parameter);
+void StepEngine::make_buckets(const plan::TransportChoice& choice, size_t first_parameter,
+                              size_t first_bucket) {
+  if (sharded_.notice && choice.lacks_host_window) {
+    sharded_.notice("private copies of the parameters: " + choice.reason);
+  }
   if (choice.transport == plan::GradientTransport::shared_memory &&
       open_window(first_parameter, first_bucket)) {
     shares_memory_ = true;
@@ -154,22 +160,19 @@ void StepEngine::make_buckets(size_t first_parameter, size_t first_bucket) {
   for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
 }
 
-plan::TransportChoice StepEngine::choose_transport(size_t first_parameter) const {
+plan::TransportChoice StepEngine::choose_transport(std::span<const RegisteredParameter> all,
+                                                   size_t first) const {
   plan::TransportQuery query{.request = sharded_.transport,
                              .on_gpu = !model_.device.is_cpu(),
                              .world_size = model_.world_size,
                              .wants_host_window = sharded_.host_window,
                              .rounds_gradients = sharded_.gradient_wire == GradientWire::bf16};
-  for (size_t p = first_parameter; p < model_.registered.size(); ++p) {
-    if (model_.registered[p].tensor.is_contiguous()) continue;
-    query.strided_parameter = model_.name(static_cast<int>(p));
+  for (const RegisteredParameter& parameter : all.subspan(first)) {
+    if (parameter.tensor.is_contiguous()) continue;
+    query.strided_parameter = parameter.name;
     break;
   }
-  plan::TransportChoice choice = plan::choose_transport(query);
-  if (sharded_.notice && choice.lacks_host_window) {
-    sharded_.notice("private copies of the parameters: " + choice.reason);
-  }
-  return choice;
+  return plan::choose_transport(query);
 }
 
 bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
@@ -191,6 +194,7 @@ bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
     move_into_window(model_.registered[p].tensor, opened.window,
                      layout.parameter_offsets[p - first_parameter], /*copy=*/model_.rank == 0);
     model_.matrices[p].share();
+    model_.matrices[p].refresh();
   }
   control_stream_->barrier().wait();  // rank 0's values are there
   for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
@@ -211,6 +215,9 @@ void StepEngine::adopt_unfrozen() {
 void StepEngine::say_what_is_slow() const {
   if (!sharded_.notice) return;
   if (const auto warning = model_.plan.warning()) sharded_.notice(*warning);
+  if (const auto advice = plan::matrix_view_advice(model_.plan.parameters)) {
+    sharded_.notice(*advice);
+  }
   const std::vector<Options> options = model_.all_group_options();
   for (size_t g = 0; g < options.size(); ++g) {
     if (step_path(options[g], model_.device, at::kFloat) != StepPath::reference) continue;

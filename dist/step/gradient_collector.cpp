@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+#include <sstream>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/step/step_trace.h"
@@ -57,8 +58,8 @@ void GradientCollector::extend() {
   for (size_t p = first; p < count; ++p) {
     const at::Tensor& tensor = model_.registered[p].tensor;
     const int parameter = static_cast<int>(p);
-    hook_positions_.push_back(
-        tensor.register_hook([this, parameter](const at::Tensor&) { before_accumulation(parameter); }));
+    hook_positions_.push_back(tensor.register_hook(
+        [this, parameter](const at::Tensor&) { before_accumulation(parameter); }));
     torch::autograd::impl::set_post_acc_grad_hooks(
         tensor, std::make_unique<AfterAccumulation>(*this, parameter));
   }
@@ -129,10 +130,17 @@ void GradientCollector::take(int parameter, const at::Tensor& gradient) {
     return note_problem("parameter '" + model_.name(parameter) +
                         "' has a sparse gradient: Fusedbun takes dense ones");
   }
+  const at::IntArrayRef shape = model_.plan.parameters[parameter].shape;
+  if (gradient.sizes() != shape || gradient.device().type() != model_.device.type()) {
+    std::ostringstream text;
+    text << "the gradient of parameter '" << model_.name(parameter) << "' has the shape "
+         << gradient.sizes() << " on " << gradient.device() << ", but the parameter had " << shape
+         << " on " << model_.device << " when the optimizer was made: make a new optimizer";
+    return note_problem(text.str());
+  }
   const int bucket = model_.plan.bucket_of[parameter];
   const auto begin = comm::Clock::now();
-  finite_[parameter] =
-      model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
+  finite_[parameter] = model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
   if (options_.trace != nullptr) {
     options_.trace->add({.name = "take gradient",
                          .bucket = bucket,
@@ -287,7 +295,8 @@ void GradientCollector::begin_step() {
 
 void GradientCollector::end_step() {
   if (options_.release != GradientRelease::never) {
-    for (RegisteredParameter& parameter : model_.registered) parameter.tensor.mutable_grad().reset();
+    for (RegisteredParameter& parameter : model_.registered)
+      parameter.tensor.mutable_grad().reset();
     for (std::vector<bool>& standing : standing_) standing.clear();
     stands_unguarded_.assign(stands_unguarded_.size(), false);
     guarded_passes_.clear();

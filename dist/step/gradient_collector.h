@@ -51,7 +51,7 @@ class GradientCollector {
   /// Looks at every p.grad, takes what no hook brought, starts the buckets that have not started, and takes in again what
   /// changed after its bucket had started. After it the next functions answer.
   void collect();
-  bool nonfinite() const;                  ///< a gradient of this rank has a NaN or inf in g·g
+  bool nonfinite() const;  ///< a gradient of this rank has a NaN or inf in g·g
   const std::vector<bool>& used() const { return has_gradient_; }  ///< [parameter]
   const std::vector<bool>& dirty() const { return dirty_; }        ///< [bucket]
   /// Backward passes whose gradients stand in p.grad: those under no_sync(), and one for all outside of it; at least 1.
@@ -108,9 +108,9 @@ class GradientCollector {
   std::vector<unsigned> hook_positions_;  ///< [parameter] of the hook before accumulation
   std::vector<bool> has_gradient_;        ///< [parameter] its bucket holds one, or will
   std::vector<bool> finite_;              ///< [parameter]
-  std::vector<bool> stale_;               ///< [parameter] its bucket holds another gradient than p.grad
-  std::vector<bool> dirty_;               ///< [bucket] started with a gradient that is stale
-  std::vector<TensorSnapshot> taken_;     ///< [parameter] p.grad when it was taken
+  std::vector<bool> stale_;  ///< [parameter] its bucket holds another gradient than p.grad
+  std::vector<bool> dirty_;  ///< [bucket] started with a gradient that is stale
+  std::vector<TensorSnapshot> taken_;  ///< [parameter] p.grad when it was taken
   /// [parameter] p.grad after its last accumulation: the tensor (compared, never used) and its version.
   std::vector<std::pair<const void*, uint32_t>> seen_;
   /// Backward passes under no_sync, by autograd's number; and [parameter] which of them stand in p.grad.

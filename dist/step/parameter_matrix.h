@@ -57,7 +57,7 @@ class ParameterMatrix {
   at::ScalarType type_;
   std::vector<int64_t> shape_;
   at::Device device_;
-  at::Tensor matrix_;   ///< [n, m]
+  at::Tensor matrix_;            ///< [n, m]
   const void* bound_ = nullptr;  ///< the memory that the matrix shows or was read from
   bool staged_ = false;
   at::Tensor replica_;  ///< of the parameter's shape; undefined without a host window

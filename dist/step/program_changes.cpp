@@ -21,26 +21,30 @@ void ProgramChanges::accept_groups(std::vector<RegisteredParameter> frozen) {
   });
 }
 
-ProgramChanges::Events ProgramChanges::writes(std::string& problem) const {
+ProgramChanges::Events ProgramChanges::find_writes(std::string& problem) {
   using Difference = TensorSnapshot::Difference;
   Events events;
+  written_.clear();
   for (int p = 0; p < model_.parameter_count(); ++p) {
     const ParameterMatrix& matrix = model_.matrices[p];
     const std::string parameter = "parameter '" + model_.name(p) + "'";
     if (const auto why = matrix.why_unusable()) {
       if (problem.empty()) {
-        problem = parameter + " " + *why +
-                  ": convert and move the model before the optimizer is made, or make a new optimizer";
+        problem =
+            parameter + " " + *why +
+            ": convert and move the model before the optimizer is made, or make a new optimizer";
       }
       continue;
     }
     const Difference difference = matrix.foreign_write();
     if (difference == Difference::none) continue;
+    written_.push_back(p);
     if (difference == Difference::values && matrix.is_shared() && problem.empty()) {
-      problem = parameter +
-                " was written since the last step, but the ranks of this host share one replica of the "
-                "parameters, so every rank's write hit all of them: write inside write_parameters(), "
-                "which applies a write once, or set ShardedOptions::host_window = false";
+      problem =
+          parameter +
+          " was written since the last step, but the ranks of this host share one replica of the "
+          "parameters, so every rank's write hit all of them: write inside write_parameters(), "
+          "which applies a write once, or set ShardedOptions::host_window = false";
     }
     events[model_.name(p)] =
         std::string(difference == Difference::storage ? "got new memory" : "was written") +
@@ -59,9 +63,9 @@ ProgramChanges::Events ProgramChanges::unfrozen() const {
 
 std::vector<RegisteredParameter> ProgramChanges::take_unfrozen() {
   std::vector<RegisteredParameter> taken;
-  std::ranges::copy_if(frozen_, std::back_inserter(taken), [](const RegisteredParameter& parameter) {
-    return parameter.tensor.requires_grad();
-  });
+  std::ranges::copy_if(
+      frozen_, std::back_inserter(taken),
+      [](const RegisteredParameter& parameter) { return parameter.tensor.requires_grad(); });
   std::erase_if(frozen_, [](const RegisteredParameter& parameter) {
     return parameter.tensor.requires_grad();
   });
@@ -70,8 +74,8 @@ std::vector<RegisteredParameter> ProgramChanges::take_unfrozen() {
 
 std::string ProgramChanges::problem_of_groups() const {
   if (model_.groups.size() != group_sizes_.size()) {
-    return "the optimizer has " + std::to_string(model_.groups.size()) + " parameter groups, but was given " +
-           std::to_string(group_sizes_.size()) +
+    return "the optimizer has " + std::to_string(model_.groups.size()) +
+           " parameter groups, but was given " + std::to_string(group_sizes_.size()) +
            ": torch::optim::Optimizer::add_param_group is not virtual; call "
            "ShardedFusedbun::add_param_group on all ranks";
   }

@@ -24,8 +24,11 @@ class ProgramChanges {
   /// the model holds by now is not frozen any more.
   void accept_groups(std::vector<RegisteredParameter> frozen);
 
-  /// Parameters that were written or replaced since the last step. Sets `problem` if one of them cannot be stepped as it is.
-  Events writes(std::string& problem) const;
+  /// Looks for parameters that were written or replaced since the last step; sets `problem` if one cannot be stepped as it is.
+  /// Call it while no rank can be writing rows of this step: they arrive where it looks.
+  Events find_writes(std::string& problem);
+  /// The parameters that the last find_writes() found.
+  const std::vector<int>& written() const { return written_; }
   /// Frozen parameters that require gradients now.
   Events unfrozen() const;
   /// The same as tensors; they are not frozen any more.
@@ -40,6 +43,7 @@ class ProgramChanges {
   const ShardedModel& model_;
   std::vector<size_t> group_sizes_;  ///< tensors of each accepted group
   std::vector<RegisteredParameter> frozen_;
+  std::vector<int> written_;
 };
 
 }  // namespace fusedbun

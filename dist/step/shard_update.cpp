@@ -195,9 +195,9 @@ void ShardUpdate::absorb_columns() {
       if (!owned.awaits_columns) continue;
       const int64_t maxima = columns_.max_offset[owned.where.parameter];
       const at::Tensor& partials = owned.column_partials;
-      absorb_columns_of(owned, maxima >= 0 ? message_.maxima(maxima, partials.numel(),
-                                                             partials.scalar_type())
-                                           : partials);
+      absorb_columns_of(
+          owned, maxima >= 0 ? message_.maxima(maxima, partials.numel(), partials.scalar_type())
+                             : partials);
       owned.awaits_columns = false;
     }
   }
@@ -214,9 +214,8 @@ void ShardUpdate::absorb_columns() {
 
 void ShardUpdate::follow(int parameter) {
   ParameterMatrix& matrix = model_.matrices[parameter];
-  const at::Tensor values =
-      matrix.parameter().detach().reshape({model_.plan.parameters[parameter].rows(),
-                                           model_.plan.parameters[parameter].columns()});
+  const at::Tensor values = matrix.parameter().detach().reshape(
+      {model_.plan.parameters[parameter].rows(), model_.plan.parameters[parameter].columns()});
   if (is_scaled_by_rms(parameter)) {
     // The same values (a model and an optimizer that were loaded together) keep the sum that was saved, to the bit.
     const double sum = sum_of_squares_of(values);
@@ -241,9 +240,8 @@ void ShardUpdate::follow(int parameter) {
 }
 
 void ShardUpdate::set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal) {
-  const auto it = std::ranges::find_if(model_.registered, [&](const RegisteredParameter& p) {
-    return p.tensor.is_same(parameter);
-  });
+  const auto it = std::ranges::find_if(
+      model_.registered, [&](const RegisteredParameter& p) { return p.tensor.is_same(parameter); });
   FUSEDBUN_REQUIRE(
       it != model_.registered.end(), ConfigError,
       "set_hessian_diagonal was given a tensor that is no parameter of this optimizer");

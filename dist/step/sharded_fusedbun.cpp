@@ -75,8 +75,7 @@ ShardedFusedbun::ShardedFusedbun(Channels channels, const Groups& groups, Fusedb
   std::vector<RegisteredParameter> seen;
   for (size_t g = 0; g < groups.size(); ++g) {
     keep_own_options(param_groups_[g], groups[g]);
-    const Registration group =
-        register_parameters(named(groups[g], g), static_cast<int>(g), seen);
+    const Registration group = register_parameters(named(groups[g], g), static_cast<int>(g), seen);
     for (const auto& parameter : group.trainable) all.trainable.push_back(parameter);
     for (const auto& parameter : group.frozen) all.frozen.push_back(parameter);
     std::ranges::copy(group.trainable, std::back_inserter(seen));
@@ -155,6 +154,9 @@ void ShardedFusedbun::request_leave(plan::LeaveRequest request) noexcept {
 }
 double ShardedFusedbun::max_grad_norm() const {
   return engine_->options().max_grad_norm;
+}
+plan::JobCapabilities ShardedFusedbun::capabilities() const {
+  return {.clips_gradients = !engine_->options().step_in_backward};
 }
 bool ShardedFusedbun::shares_memory() const {
   return engine_->shares_memory();

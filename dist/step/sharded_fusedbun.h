@@ -164,8 +164,9 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   void request_leave(plan::LeaveRequest request) noexcept;
 
   double max_grad_norm() const;  ///< as constructed; 0: off
-  bool shares_memory() const;    ///< a host window is in use
-  int64_t job_step() const;      ///< steps done, skipped ones too
+  plan::JobCapabilities capabilities() const;
+  bool shares_memory() const;  ///< a host window is in use
+  int64_t job_step() const;    ///< steps done, skipped ones too
   int64_t skipped_steps() const;
   const plan::ShardPlan& shard_plan() const;
   int64_t state_bytes() const;          ///< measured: bytes of this rank's state tensors

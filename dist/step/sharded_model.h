@@ -23,7 +23,8 @@ struct ShardedModel {
   int world_size = 1;
   at::Device device = at::kCPU;
   int64_t job_step = 0;  ///< steps done, skipped ones too
-  std::vector<torch::optim::OptimizerParamGroup>& groups;  ///< the optimizer's own; read at each step
+  std::vector<torch::optim::OptimizerParamGroup>&
+      groups;  ///< the optimizer's own; read at each step
   std::vector<RegisteredParameter> registered;
   plan::ShardPlan plan;
   std::vector<ParameterMatrix> matrices;

@@ -50,8 +50,9 @@ std::string difference_of(const std::vector<StepConsensus::Events>& ranks) {
     for (size_t rank = 1; rank < ranks.size(); ++rank) {
       const std::string first = what(0, name), other = what(rank, name);
       if (first == other) continue;
-      return "parameter '" + name + "' " + other + " on rank " + std::to_string(rank) + " where it " +
-             first + " on rank 0: change parameters on all ranks alike, or inside "
+      return "parameter '" + name + "' " + other + " on rank " + std::to_string(rank) +
+             " where it " + first +
+             " on rank 0: change parameters on all ranks alike, or inside "
              "write_parameters(), which runs on rank 0 and gives every rank the result";
     }
   }

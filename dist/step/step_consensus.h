@@ -65,9 +65,7 @@ class StepConsensus {
   void add_groups();
 
   std::vector<double> effective_lr() const;
-  double max_grad_norm() const {
-    return changes_.max_grad_norm().value_or(options_.max_grad_norm);
-  }
+  double max_grad_norm() const { return changes_.max_grad_norm().value_or(options_.max_grad_norm); }
   const plan::StepReport& report() const { return report_; }
   plan::LeaveRequest leave_request() const { return leaving_; }
   int64_t skipped_steps() const { return skipped_steps_; }

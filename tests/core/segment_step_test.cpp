@@ -275,6 +275,86 @@ TEST(SegmentStep, ABfloat16ParameterIsTheRoundingOfItsMaster) {
   }
 }
 
+TEST(SegmentStep, AMasterFollowsWhatOthersWriteElementByElement) {
+  at::manual_seed(8);
+  const Shape shape{19, 37};
+  const RowRange range{0, shape.rows, shape.rows, shape.columns, false};
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    for (const bool reference : {false, true}) {
+      for (const char* name : {"recommended", "lean", "elementwise"}) {
+        std::unique_ptr<ForceReference> forced;
+        if (reference) forced = std::make_unique<ForceReference>();
+        const Options options = preset(name, 1e-4);  // steps below the parameter's resolution
+        const torch::Tensor initial = at::randn({shape.rows, shape.columns}).to(type);
+        Stepped rounded{initial.clone(), make_segment_state(initial, range, options)};
+        const torch::Tensor wide = initial.to(at::kFloat);
+        Stepped full{wide.clone(), make_segment_state(wide, range, options)};
+        for (int64_t t = 1; t <= 6; ++t) {
+          const torch::Tensor g = at::randn({shape.rows, shape.columns});
+          // Through .data(), which no version counter sees; the others keep what they have below the resolution.
+          const torch::Tensor written = at::rand({shape.rows, shape.columns}) < 0.3;
+          // Not a value that is there already: writing the same is not seen, and changes nothing that can be seen.
+          const torch::Tensor values =
+              (at::rand({shape.rows, shape.columns}) + 10.0 * static_cast<double>(t)).to(type);
+          rounded.parameter.data().copy_(at::where(written, values, rounded.parameter));
+          full.parameter.copy_(at::where(written, values.to(at::kFloat), full.parameter));
+          step(rounded, {g}, shape, options, t);
+          step(full, {g}, shape, options, t);
+        }
+        EXPECT_TRUE(rounded.state.master.equal(full.parameter)) << name << reference;
+        EXPECT_TRUE(rounded.parameter.equal(full.parameter.to(type))) << name << reference;
+      }
+    }
+  }
+}
+
+// A row of an embedding that had no gradient for t - 1 steps, beside rows that had one in each: how far it goes from there
+// when nothing follows but silence, which momentum fills with what it still has to pay out.
+double way_of_a_row_that_wakes_up(const Options& options, int64_t t, torch::ScalarType type) {
+  const Shape shape{8, 24};
+  const RowRange range{0, shape.rows, shape.rows, shape.columns, false};
+  Stepped run{at::zeros({shape.rows, shape.columns}, type), {}};
+  run.state = make_segment_state(run.parameter, range, options);
+  const torch::Tensor usual = at::randn({shape.rows, shape.columns}, type) * 1e-3;
+  usual[5].zero_();
+  for (int64_t before = 1; before < 50; ++before) {
+    step(run, {usual}, shape, options, before < 20 ? before : t - 50 + before);
+  }
+  torch::Tensor waking = usual.clone();
+  waking[5].fill_(1e-3);
+  const torch::Tensor asleep = run.parameter[5].clone();
+  step(run, {waking}, shape, options, t);
+  for (int64_t after = 1; after < 100; ++after) step(run, {usual}, shape, options, t + after);
+  return (run.parameter[5] - asleep).abs().max().item<double>();
+}
+
+TEST(SegmentStep, ARowThatWakesUpLateMovesByABoundThatDoesNotGrow) {
+  at::manual_seed(9);
+  for (const bool reference : {false, true}) {
+    std::unique_ptr<ForceReference> forced;
+    if (reference) forced = std::make_unique<ForceReference>();
+    for (const torch::ScalarType type : {at::kFloat, at::kDouble}) {
+      for (const int64_t t : {10'000, 100'000}) {
+        for (const char* name : {"recommended", "compact", "sm3"}) {
+          Options options = preset(name, 1e-3);
+          options.Lambda = 0;
+          const double scale = options.scale_by_parameter_rms ? 0.5 : 1;  // of step()'s scalars
+          // 1/sqrt(1 - 0.999) = 31.6, and 1/sqrt(1 - 0.99) = 10 for sm3.
+          const double bound = std::string(name) == "sm3" ? 10.0 : 31.63;
+          EXPECT_LE(way_of_a_row_that_wakes_up(options, t, type), 1e-3 * scale * bound)
+              << name << " at " << t;
+        }
+        Options uncapped = preset("recommended", 1e-3);
+        uncapped.Lambda = 0;
+        uncapped.beta_cap = 1;
+        const double unbounded = std::pow(static_cast<double>(t), 0.4);  // 39.8 and 100
+        EXPECT_NEAR(way_of_a_row_that_wakes_up(uncapped, t, type), 1e-3 * unbounded,
+                    1e-5 * unbounded);
+      }
+    }
+  }
+}
+
 TEST(SegmentStep, AStateMadeForOtherOptionsIsRefused) {
   const Shape shape{3, 4};
   const RowRange range{0, 3, 3, 4, false};

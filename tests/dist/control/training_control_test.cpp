@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -339,6 +340,38 @@ TEST(TrainingControlStart, ChangesWaitUntilTheJobRuns) {
   EXPECT_THROW(client.create_change(request), UnavailableError);
   server.set_state(JobState::running);
   EXPECT_EQ(client.create_change(request).revision(), 1);
+}
+
+TEST(TrainingControlStart, AClipLimitIsRefusedWhereTheJobCannotClip) {
+  const TemporaryFolder folder;
+  JobDescription job = two_group_job();
+  job.max_grad_norm = 0;
+  job.capabilities.clips_gradients = false;
+  ControlServer server(options_in(folder.path()), job);
+  server.set_state(JobState::running);
+  ControlClient client({.run_dir = folder.path()});
+  v1::CreateChangeRequest request;
+  request.set_parent("jobs/-");
+  request.set_etag("*");
+  request.mutable_change()->add_patches()->set_group("*");
+  request.mutable_change()->mutable_patches(0)->mutable_values()->set_max_grad_norm(1);
+  const auto stub = v1::TrainingControl::NewStub(
+      grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
+  for (const bool validate_only : {true, false}) {
+    grpc::ClientContext context;
+    v1::Change reply;
+    request.set_validate_only(validate_only);
+    const grpc::Status status = stub->CreateChange(&context, request, &reply);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    EXPECT_EQ(reason_of(status).reason, "CLIPPING_FIXED");
+    EXPECT_THAT(status.error_message(), HasSubstr("step_in_backward"));
+  }
+  EXPECT_EQ(client.hyperparameters().revision(), 0);
+  const v1::ListHyperparameterSpecsResponse specs = client.specs();
+  const auto clip = std::ranges::find(specs.specs(), "max_grad_norm",
+                                      [](const auto& spec) { return spec.field(); });
+  ASSERT_NE(clip, specs.specs().end());
+  EXPECT_EQ(clip->max(), 0);
 }
 
 }  // namespace

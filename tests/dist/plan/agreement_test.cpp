@@ -117,9 +117,10 @@ TEST(Agreement, NamesTheRanksThatDifferAndWhatToDo) {
             "ShardedOptions::gradient_divisor");
   ranks[0] = ranks[1];
   ranks[2].loss_scale = 1024;
-  EXPECT_EQ(disagreement(ranks),
-            "rank 2 scaled its loss by 1024 where rank 0 scaled its loss by 1: give step() the same "
-            "loss_scale on all ranks");
+  EXPECT_EQ(
+      disagreement(ranks),
+      "rank 2 scaled its loss by 1024 where rank 0 scaled its loss by 1: give step() the same "
+      "loss_scale on all ranks");
   // The first fact that differs explains the later ones.
   ranks[2].job_step = 1;
   EXPECT_EQ(disagreement(ranks)->substr(0, 33), "rank 2 called step() after 1 step");

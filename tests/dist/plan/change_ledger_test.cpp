@@ -367,6 +367,46 @@ TEST(CommitMargin, SparesTheMostOfTheLastBatchesAndDoublesWhenItMissed) {
   EXPECT_EQ(margin.spare_steps(), 4);
 }
 
+ChangeLedger without_clipping() {
+  return ChangeLedger({{"body", 100, options_with(0.9)}}, 0, 0, {.clips_gradients = false});
+}
+
+TEST(ChangeLedger, RefusesAClipLimitWhereTheJobCannotClip) {
+  ChangeLedger ledger = without_clipping();
+  const auto limit = [](double value) { return request_of({{"*", Field::max_grad_norm, value}}); };
+  const auto verdict = ledger.propose(limit(1));
+  ASSERT_TRUE(std::holds_alternative<Refusal>(verdict));
+  const Refusal& refusal = std::get<Refusal>(verdict);
+  EXPECT_EQ(refusal.kind, RefusalKind::failed_precondition);
+  EXPECT_EQ(refusal.reason, "CLIPPING_FIXED");
+  EXPECT_THAT(refusal.message, HasSubstr("step_in_backward"));
+  EXPECT_EQ(
+      refusal_of(ledger, request_of({{"*", Field::eps, 1e-6}, {"*", Field::max_grad_norm, 2}})),
+      "CLIPPING_FIXED")
+      << "a change is taken as a whole";
+  EXPECT_EQ(accept(ledger, limit(0)).revision, 1) << "off is what the job does";
+  EXPECT_EQ(accept(ledger, request_of({{"*", Field::eps, 1e-6}})).revision, 2);
+  EXPECT_EQ(ledger.settings_at(100).max_grad_norm, 0);
+
+  const auto again = without_clipping().propose_again(limit(1), 5);
+  ASSERT_TRUE(std::holds_alternative<Refusal>(again)) << "from the log of an attempt that clipped";
+  EXPECT_EQ(std::get<Refusal>(again).reason, "CLIPPING_FIXED");
+  EXPECT_EQ(refusal_of(two_groups(), limit(1)), "accepted") << "in a job that clips";
+}
+
+TEST(ChangeSchedule, RefusesAClipLimitWhereTheJobCannotClip) {
+  ScheduledChange change{.request = request_of({{"*", Field::max_grad_norm, 1}}),
+                         .where = "file:3"};
+  change.request.apply_at_step = 4;
+  try {
+    const ChangeSchedule schedule(without_clipping(), std::span(&change, 1));
+    ADD_FAILURE() << "accepted";
+  } catch (const ConfigError& error) {
+    EXPECT_THAT(error.what(), HasSubstr("file:3"));
+    EXPECT_THAT(error.what(), HasSubstr("step_in_backward"));
+  }
+}
+
 TEST(ChangeSchedule, NamesThePlaceOfWhatCannotBe) {
   ScheduledChange change{.request = request_of({{"nobody", Field::eps, 1e-6}}), .where = "file:3"};
   change.request.apply_at_step = 0;

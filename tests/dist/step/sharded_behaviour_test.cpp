@@ -128,22 +128,6 @@ TEST(ShardedFusedbun, AccumulatesUnderNoSync) {
   });
 }
 
-TEST(ShardedFusedbun, RefusesAGradientAfterItsBucketLeft) {
-  run_ranks(1, [](comm::Communicator& communicator) {
-    TinyModel model;
-    ShardedFusedbun optimizer(both(communicator), model.parameters,
-                              FusedbunOptions::recommended(kLr));
-    model.loss(batch(0, 4)).backward();
-    try {
-      model.loss(batch(1, 4)).backward();
-      ADD_FAILURE() << "a second backward was taken";
-    } catch (const std::exception& error) {
-      EXPECT_THAT(error.what(), HasSubstr("no_sync()"));
-    }
-    EXPECT_THROW(optimizer.step(), ConfigError) << "its gradients are of both passes by now";
-  });
-}
-
 TEST(ShardedFusedbun, RefusesAGradientThatWasWrittenAfterItWasTaken) {
   run_ranks(1, [](comm::Communicator& communicator) {
     TinyModel model;
@@ -439,7 +423,8 @@ TEST(ShardedFusedbun, ContinuesFromItsSavedShardBitForBit) {
     EXPECT_EQ(restored.job_step(), 3);
     for (int i = 3; i < 6; ++i) step(again, restored, i);
     for (size_t p = 0; p < parameters.size(); ++p) {
-      EXPECT_TRUE(at::equal(model.parameters[p].value(), again.parameters[p].value()));
+      EXPECT_TRUE(at::equal(model.parameters[p].value(), again.parameters[p].value()))
+          << p << ": " << (model.parameters[p].value() - again.parameters[p].value()).abs().max();
     }
   });
 }
