@@ -153,29 +153,35 @@ TEST(FusedThreads, ABigSegmentIsSteppedByLibTorchsThreads) {
   EXPECT_GE(threads_of_this_process(), before + 1);
 }
 
-TEST(FusedBf16, ParametersAreTheirMastersRoundingAndGradientsAreAddedUpInFloat32) {
+class FusedShortTypes : public testing::TestWithParam<torch::ScalarType> {};
+
+TEST_P(FusedShortTypes, ParametersAreTheirMastersRoundingAndGradientsAreAddedUpInFloat32) {
+  const torch::ScalarType type = GetParam();
   at::manual_seed(5);
   for (const std::string& name : preset_names()) {
     for (const Shape& shape : kShapes) {
       const Options options = preset(name, 1e-2);
       const RowRange range{0, shape.rows, shape.rows, shape.columns, shape.is_vector};
-      const auto start = at::randn({shape.rows, shape.columns}).to(at::kBFloat16);
+      const auto start = at::randn({shape.rows, shape.columns}).to(type);
       Stepped fused{start.clone(), make_segment_state(start, range, options)};
       Stepped reference{start.clone(), make_segment_state(start, range, options)};
       for (int64_t t = 1; t <= 3; ++t) {
         std::vector<torch::Tensor> gradients;
         for (int rank = 0; rank < 3; ++rank) {
-          gradients.push_back(at::randn({shape.rows, shape.columns}).to(at::kBFloat16));
+          gradients.push_back(at::randn({shape.rows, shape.columns}).to(type));
         }
         step(fused, gradients, shape, options, t);
         const ForceReference forced;
         step(reference, gradients, shape, options, t);
       }
       EXPECT_TRUE(near(fused.state.master, reference.state.master, 1e-5)) << name;
-      EXPECT_TRUE(fused.parameter.equal(fused.state.master.to(at::kBFloat16))) << name;
+      EXPECT_TRUE(fused.parameter.equal(fused.state.master.to(type))) << name;
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, FusedShortTypes, testing::Values(at::kBFloat16, at::kHalf),
+                         [](const auto& info) { return c10::toString(info.param); });
 
 TEST_P(FusedAgainstReference, NanAndInfGoTheSameWay) {
   const uint64_t seed = test_seed();

@@ -177,6 +177,24 @@ class Rank {
     given_.clear();
   }
 
+  // One bad element, wherever it is, is found when it is added; the gradient that replaces it is finite again.
+  void expect_nonfinite_found(Random& random) {
+    for (size_t b = 0; b < buckets_.size(); ++b) {
+      for (const int p : plan().buckets[b].parameters) {
+        const plan::ParameterSpec& spec = plan().parameters[p];
+        const at::Tensor good = random_values(random, spec);
+        const double bad_ones[] = {std::nan(""), -HUGE_VAL,
+                                   spec.type == ElementType::f64 ? 1e200 : 1e30};
+        const at::Tensor bad = good.clone();
+        bad.view({-1})[between(random, 0, bad.numel() - 1)] = bad_ones[between(random, 0, 2)];
+        EXPECT_TRUE(buckets_[b]->add_gradient(p, good, nonfinite_)) << spec.name;
+        EXPECT_FALSE(buckets_[b]->add_gradient(p, bad, nonfinite_)) << spec.name;
+        EXPECT_TRUE(buckets_[b]->add_gradient(p, strided_copy(good), nonfinite_)) << spec.name;
+      }
+      buckets_[b]->release_gradients();
+    }
+  }
+
  private:
   const plan::ShardPlan& plan() const { return setting_.plan; }
 
@@ -352,6 +370,18 @@ TEST_P(BucketConformance, SumsAndRowsAreTheDumbLoopsBitForBit) {
         if (::testing::Test::HasFatalFailure()) return;
       }
       communicator.barrier().wait();  // the window goes when nobody waits in it
+    }
+  });
+}
+
+TEST_P(BucketConformance, AGradientWhoseSquareIsNotFiniteIsFoundWhenItIsAdded) {
+  world_->run([&](comm::Communicator& communicator) {
+    const uint64_t seed = shared_seed(communicator);
+    for (uint64_t k = 0; k < 10; ++k) {
+      Random random(seed + k);
+      const Setting setting = random_setting(random, communicator.size(), transport_);
+      Rank(setting, transport_, communicator, seed).expect_nonfinite_found(random);
+      communicator.barrier().wait();
     }
   });
 }

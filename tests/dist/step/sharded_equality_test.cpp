@@ -154,5 +154,60 @@ TEST(ShardedAverage, IsTheSumInRankOrderDividedOnce) {
   }
 }
 
+class ShardedTransport
+    : public ::testing::TestWithParam<std::tuple<plan::GradientTransport, at::ScalarType>> {};
+
+TEST_P(ShardedTransport, GivesOneProcessesBitsWhenItIsAskedFor) {
+  const auto [transport, type] = GetParam();
+  const uint64_t seed = testing::seed_from_environment(11);
+  SCOPED_TRACE("FUSEDBUN_SEED=" + std::to_string(seed));
+  const auto shapes = testing::random_shapes(seed);
+  const auto parameters = testing::random_parameters(shapes, type, seed);
+  const Gradients gradients = testing::random_gradients(shapes, type, 4, true, seed);
+  const auto options = FusedbunOptions::sm3(0.01);
+  const auto expected = testing::train_alone(parameters, gradients, options);
+  for (const int world_size : {1, 2, 3}) {
+    testing::run_ranks(world_size, [&](comm::Communicator& communicator) {
+      auto model = testing::as_model(parameters);
+      ShardedFusedbun optimizer({&communicator, &communicator}, model, options,
+                                {.min_rows_per_rank = 1,
+                                 .bucket_bytes = 4096,
+                                 .in_place_bytes = 200,
+                                 .gradient_divisor = 1.0,
+                                 .transport = transport});
+      EXPECT_EQ(optimizer.shares_memory(), transport == plan::GradientTransport::shared_memory);
+      train_sharded(optimizer, model, gradients, communicator.rank(), seed);
+      optimizer.finish();
+      for (size_t p = 0; p < expected.size(); ++p) {
+        EXPECT_TRUE(at::equal(model[p].value().detach(), expected[p])) << "p" << p;
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Forced, ShardedTransport,
+    ::testing::Combine(::testing::Values(plan::GradientTransport::collective,
+                                         plan::GradientTransport::point_to_point,
+                                         plan::GradientTransport::shared_memory),
+                       ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf)),
+    [](const auto& info) {
+      return std::string(plan::name_of(std::get<0>(info.param))) + "_" +
+             c10::toString(std::get<1>(info.param));
+    });
+
+TEST(ShardedTransport, IsRefusedOnEveryRankWhereItCannotCarryTheJob) {
+  testing::run_ranks(2, [](comm::Communicator& communicator) {
+    auto model = testing::as_model({at::zeros({8, 4}).t()});
+    const auto construct = [&](ShardedOptions options) {
+      ShardedFusedbun({&communicator, &communicator}, model, FusedbunOptions::sm3(0.01), options);
+    };
+    EXPECT_THROW(construct({.transport = plan::GradientTransport::shared_memory}), ConfigError);
+    EXPECT_THROW(construct({.gradient_wire = GradientWire::bf16,
+                            .transport = plan::GradientTransport::collective}),
+                 ConfigError);
+  });
+}
+
 }  // namespace
 }  // namespace fusedbun
