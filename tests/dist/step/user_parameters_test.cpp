@@ -184,6 +184,7 @@ TEST_P(UserParameters, WrittenByAllRanksAreFollowedOrRefused) {
       program.train();
       expected -= rank.mean_gradient();
       program.model->expect_values(expected);
+      rank.barrier();  // where memory is shared, another rank's write would be read
       {
         const at::NoGradGuard no_grad;
         for (at::Tensor& parameter : program.model->parameters()) parameter.mul_(0.5);

@@ -54,6 +54,7 @@ class Rank {
       : communicator_(communicator), setting_(setting) {}
 
   int rank() const { return communicator_.rank(); }
+  void barrier() { communicator_.barrier().wait(); }
   int world_size() const { return setting_.world_size; }
   bool is_last() const { return rank() == world_size() - 1; }
   at::ScalarType type() const { return setting_.type; }
