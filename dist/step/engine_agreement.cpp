@@ -96,6 +96,7 @@ void StepEngine::refuse(const StepConsensus::Outcome& outcome) {
     progress_.enter(plan::Phase::forward_backward);
     refused_ = true;
   }
+  consensus_.let_all_hear();
   throw ConfigError(outcome.refusal);
 }
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <iterator>
 #include <numeric>
+#include <set>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/object_collectives.h"
@@ -63,18 +64,23 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   std::ranges::copy(added, std::back_inserter(all));
   plan::ShardPlan plan = model_.plan;
   plan::TransportChoice transport;
-  comm::rethrow_on_all_ranks(*control_stream_, [&] {
-    require_fit(all, first_parameter);
-    std::vector<plan::ParameterSpec> specs;
-    for (const RegisteredParameter& parameter : added) {
-      specs.push_back(parameter.spec());
-      specs.back().matrix_view =
-          model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
-    }
-    plan.append(specs);
-    transport = choose_transport(all, first_parameter);
-  });
-  require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
+  try {
+    comm::rethrow_on_all_ranks(*control_stream_, [&] {
+      require_fit(all, first_parameter);
+      std::vector<plan::ParameterSpec> specs;
+      for (const RegisteredParameter& parameter : added) {
+        specs.push_back(parameter.spec());
+        specs.back().matrix_view =
+            model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
+      }
+      plan.append(specs);
+      transport = choose_transport(all, first_parameter);
+    });
+    require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
+  } catch (const ConfigError&) {
+    consensus_.let_all_hear();
+    throw;
+  }
 
   model_.registered = std::move(all);
   model_.plan = std::move(plan);
@@ -115,6 +121,11 @@ void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t fi
     FUSEDBUN_REQUIRE(parameter.tensor.device().type() == model_.device.type(), ConfigError,
                      "parameter '" + parameter.name + "' is on " + parameter.tensor.device().str() +
                          ", but the ranks exchange " + model_.device.str() + " memory");
+    FUSEDBUN_REQUIRE(parameter.tensor.device() == all.front().tensor.device(), ConfigError,
+                     "parameter '" + parameter.name + "' is on " + parameter.tensor.device().str() +
+                         " and parameter '" + all.front().name + "' on " +
+                         all.front().tensor.device().str() +
+                         ": a rank's parameters are on one device");
     FUSEDBUN_REQUIRE(
         !torch::autograd::impl::post_acc_grad_hooks(parameter.tensor), ConfigError,
         "parameter '" + parameter.name +
@@ -218,13 +229,22 @@ void StepEngine::say_what_is_slow() const {
   if (const auto advice = plan::matrix_view_advice(model_.plan.parameters)) {
     sharded_.notice(*advice);
   }
-  const std::vector<Options> options = model_.all_group_options();
-  for (size_t g = 0; g < options.size(); ++g) {
-    if (step_path(options[g], model_.device, at::kFloat) != StepPath::reference) continue;
-    sharded_.notice("group " + std::to_string(g) +
-                    " takes the reference step, correct and slower: no fused pass has " +
-                    describe(options[g]));
+  std::set<std::string> said;
+  for (int p = 0; p < model_.parameter_count(); ++p) {
+    const at::Tensor& tensor = model_.registered[p].tensor;
+    const Options& options = model_.options_of(p);
+    const at::ScalarType arithmetic = arithmetic_type(tensor.scalar_type());
+    if (step_path(options, model_.device, arithmetic) == StepPath::reference) {
+      said.insert("group " + std::to_string(model_.registered[p].group) +
+                  " takes the reference step, correct and slower: no fused pass has " +
+                  describe(options));
+    }
+    if (!tensor.is_contiguous()) {
+      said.insert("parameter '" + model_.name(p) +
+                  "' is not contiguous, so each step copies it in and out: make it contiguous");
+    }
   }
+  for (const std::string& sentence : said) sharded_.notice(sentence);
 }
 
 int64_t StepEngine::planned_state_bytes() const {

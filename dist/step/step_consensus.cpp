@@ -97,6 +97,14 @@ std::string StepConsensus::refusal_of(const plan::RankFacts& facts, const std::s
   return difference_of(of_ranks);
 }
 
+void StepConsensus::let_all_hear() noexcept {
+  try {
+    control_.barrier().wait();
+  } catch (const std::exception&) {
+    // Another rank has passed it and left.
+  }
+}
+
 double StepConsensus::global_norm(double own_sum_of_squares) {
   control_.all_reduce(comm::Buffer::of(std::span(&own_sum_of_squares, 1)), comm::ReduceOp::sum)
       .wait();
@@ -113,7 +121,10 @@ int64_t StepConsensus::highest(int64_t value) {
 void StepConsensus::finish_previous() {
   if (!message_.header_under_way()) return;
   const std::vector<plan::StepHeader>& headers = message_.settle_header();
-  if (const auto difference = plan::disagreement(headers)) throw DivergedError(*difference);
+  if (const auto difference = plan::disagreement(headers)) {
+    let_all_hear();
+    throw DivergedError(*difference);
+  }
   accept_changes(headers[0].newest_revision);
   for (const plan::StepHeader& header : headers) {
     if (header.flags & plan::StepHeader::kStopping) {
