@@ -46,7 +46,7 @@ PassArguments<T> arguments_of(const FusedStep<T>& step) {
   a.parameter = step.parameter;
   a.rounded = step.rounded;
   a.gradient = step.gradient;
-  a.gradient_is_bf16 = step.gradient_is_bf16;
+  a.gradient_type = step.gradient_type;
   a.more_gradients = step.more_gradients;
   a.more_gradient_count = step.more_gradient_count;
   a.momentum = step.momentum;

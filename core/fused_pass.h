@@ -27,7 +27,7 @@ struct PassArguments {
   const void* gradient;
   const void* const* more_gradients;
   int more_gradient_count;
-  bool gradient_is_bf16;
+  ElementType gradient_type;
   void* momentum;
   T* full;
   T* row;

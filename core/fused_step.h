@@ -3,7 +3,9 @@
 //
 // Thread safety: values; the memory is the caller's.
 #include <cstdint>
+#include <type_traits>
 
+#include "fusedbun/core/element_type.h"
 #include "fusedbun/core/options.h"
 #include "fusedbun/core/row_range.h"
 #include "fusedbun/core/step_scalars.h"
@@ -22,15 +24,16 @@ bool has_fused_step(const Options& options);
 template <class T>
 struct FusedStep {
   T* parameter = nullptr;  ///< [rows, m]
-  /// bfloat16 [rows, m] that gets the new parameter rounded to nearest even (CPU only): `parameter` is its master.
+  /// The bfloat16 parameter [rows, m] of which `parameter` is the master. Read first: an element that is not its master's
+  /// rounding was written by somebody else, and the master takes its value. Then gets the new one, rounded to nearest even.
   uint16_t* rounded = nullptr;
-  /// [rows, m] of T, or of bfloat16 with gradient_is_bf16 (CPU only): summed over ranks, or the first of several to
-  /// add up; only read.
+  /// [rows, m] of gradient_type: summed over ranks, or the first of several to add up; only read.
   const void* gradient = nullptr;
   /// Added to it in this order (CPU only): the ranks' gradients, read where each rank wrote them.
   const void* const* more_gradients = nullptr;
   int more_gradient_count = 0;
-  bool gradient_is_bf16 = false;
+  /// Of all gradients: that of T, or for float bf16 or f16 (CPU only), which are widened before they are added.
+  ElementType gradient_type = std::is_same_v<T, double> ? ElementType::f64 : ElementType::f32;
   /// [rows, m] of T, or of bfloat16 with MomentumDtype::bf16; null: momentum_beta = 0.
   void* momentum = nullptr;
   T* full = nullptr;              ///< [rows, m]

@@ -7,8 +7,8 @@
 #include <unordered_set>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gradient_kernels.h"
 #include "fusedbun/core/option_fields.h"
-#include "fusedbun/core/step_cpu.h"
 
 namespace fusedbun {
 namespace {
@@ -21,7 +21,8 @@ using torch::serialize::OutputArchive;
 const Options& options_of(const OptimizerParamGroup& group) {
   const auto* options = dynamic_cast<const FusedbunOptions*>(&group.options());
   FUSEDBUN_REQUIRE(options != nullptr, ConfigError,
-                   "the options of a param group are not FusedbunOptions");
+                   "the options of a param group are not FusedbunOptions: give the group "
+                   "FusedbunOptions, or none to take the optimizer's");
   return options->values();
 }
 
@@ -46,14 +47,9 @@ OptimizerParamGroup checked(const OptimizerParamGroup& group, const FusedbunOpti
   return result;
 }
 
-RowRange all_rows(const Tensor& parameter) {
-  const bool is_vector = parameter.dim() < 2;
-  const int64_t rows = is_vector ? parameter.numel() : parameter.size(0);
-  return {.row_begin = 0,
-          .row_end = rows,
-          .rows_total = rows,
-          .columns = is_vector ? 1 : parameter.numel() / rows,
-          .is_vector = is_vector};
+RowRange all_rows(const Tensor& parameter, const Options& options) {
+  const at::IntArrayRef sizes = parameter.sizes();
+  return all_rows_of({sizes.data(), sizes.size()}, options.matrix_view);
 }
 
 // [rows, m] in row-major order: a view where the tensor's memory allows it, else a copy.
@@ -76,24 +72,44 @@ double squares_of(const Tensor& rows) {
                                            : sum_of_squares(rows.data_ptr<float>(), rows.numel());
 }
 
-// Known from the last step, so that the values need not be read once more, or added up.
-double root_mean_square(const Tensor& parameter, const Tensor& rows, const KnownSquares& known) {
+// Inference tensors have no version.
+int64_t version_of(const Tensor& parameter) {
+  return parameter.is_inference() ? 0 : static_cast<int64_t>(parameter._version());
+}
+
+// At most 64 values of [rows, m], evenly spaced: a view.
+Tensor sample_of(const Tensor& rows) {
+  constexpr int64_t kSamples = 64;
+  const int64_t stride = std::max<int64_t>(1, rows.numel() / kSamples);
+  return rows.view({-1}).slice(/*dim=*/0, 0, rows.numel(), stride).slice(0, 0, kSamples);
+}
+
+CachedSumOfSquares cache(double sum, const Tensor& parameter, const Tensor& rows) {
+  return {sum, parameter.const_data_ptr(), version_of(parameter), sample_of(rows).clone()};
+}
+
+// Known from the last step, so that the values need not be read once more; added up if somebody has written them since.
+double root_mean_square(const Tensor& parameter, const Tensor& rows, FusedbunParamState& state) {
+  const CachedSumOfSquares& known = state.squares;
   const bool is_known =
-      known.data == parameter.const_data_ptr() && known.version == parameter._version();
-  return std::sqrt((is_known ? known.sum : squares_of(rows)) / static_cast<double>(rows.numel()));
+      known.data == parameter.const_data_ptr() && known.version == version_of(parameter) &&
+      known.sample.scalar_type() == rows.scalar_type() && known.sample.equal(sample_of(rows));
+  double sum = known.sum;
+  if (!is_known) {
+    follow_parameter(rows, state.segment);
+    sum = squares_of(state.segment.master.defined() ? state.segment.master : rows);
+  }
+  return std::sqrt(sum / static_cast<double>(rows.numel()));
 }
 
 void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
                     FusedbunParamState& state, const Options& options) {
-  const RowRange range = all_rows(parameter);
+  const RowRange range = all_rows(parameter, options);
   const Tensor rows = as_rows(parameter, range);
   if (state.step == 0) state.segment = make_segment_state(rows, range, options);
+  fit_segment_state(rows, state.segment);
   SegmentState& segment = state.segment;
-  const double rms =
-      options.scale_by_parameter_rms
-          ? root_mean_square(parameter, segment.master.defined() ? segment.master : rows,
-                             state.squares)
-          : 1;
+  const double rms = options.scale_by_parameter_rms ? root_mean_square(parameter, rows, state) : 1;
   ++state.step;
 
   SegmentStep step;
@@ -114,9 +130,48 @@ void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
   absorb_columns(step.column_partials, range, step.scalars, segment, options);
   finish_step(step, segment, options);
   if (!parameter.is_contiguous()) parameter.detach().copy_(rows.view(parameter.sizes()));
-  if (options.scale_by_parameter_rms) {
-    state.squares = {new_squares, parameter.const_data_ptr(), parameter._version()};
-  }
+  // The passes write through pointers, of which autograd knows nothing: with this it refuses a backward pass that needs the
+  // values from before the step.
+  if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();
+  if (options.scale_by_parameter_rms) state.squares = cache(new_squares, parameter, rows);
+}
+
+// "parameter 3 of group 0 [4, 5]"
+std::string name_of(size_t parameter, size_t group, const Tensor& tensor) {
+  return "parameter " + std::to_string(parameter) + " of group " + std::to_string(group) + " " +
+         c10::str(tensor.sizes());
+}
+
+void require_fitting_gradient(const Tensor& parameter, const std::string& name) {
+  const Tensor& gradient = parameter.grad();
+  FUSEDBUN_REQUIRE(gradient.layout() == at::kStrided, ConfigError,
+                   "the gradient of " + name +
+                       " is sparse, and Fusedbun takes dense ones: use a dense layer (Embedding "
+                       "with sparse = false)");
+  FUSEDBUN_REQUIRE(
+      gradient.sizes() == parameter.sizes() && gradient.device() == parameter.device(), ConfigError,
+      "the gradient of " + name + " is " + c10::str(gradient.sizes()) + " on " +
+          gradient.device().str() + " and the parameter on " + parameter.device().str() +
+          ": they must agree; zero_grad() after changing a parameter");
+}
+
+// A parameter may change its type and device after its first step, but not its shape: the statistics of rows and columns
+// would be those of others.
+void require_same_shape(const Tensor& parameter, const FusedbunParamState& state,
+                        const Options& options, const std::string& name) {
+  const RowRange range = all_rows(parameter, options);
+  const SegmentState& segment = state.segment;
+  const auto fits = [](const Tensor& tensor, at::IntArrayRef sizes) {
+    return !tensor.defined() || tensor.sizes() == sizes;
+  };
+  FUSEDBUN_REQUIRE(fits(segment.momentum_buffer, {range.rows(), range.columns}) &&
+                       fits(segment.exp_avg_sq.full, {range.rows(), range.columns}) &&
+                       fits(segment.exp_avg_sq.row, {range.rows()}) &&
+                       fits(segment.exp_avg_sq.col, {range.matrices() * range.columns}),
+                   ConfigError,
+                   name +
+                       " has not the shape that its optimizer state was made for: make a new "
+                       "optimizer after changing shapes");
 }
 
 }  // namespace
@@ -137,7 +192,10 @@ void FusedbunOptions::serialize(InputArchive& archive) {
   Options loaded;
   visit_options(loaded, [&]<class Field>(std::string_view name, Field& field) {
     torch::IValue value;
-    FUSEDBUN_REQUIRE(archive.try_read(std::string(name), value), DataError,
+    const bool is_saved = archive.try_read(std::string(name), value);
+    // What was saved before there were these options was made as their defaults make it.
+    if (!is_saved && (name == "beta_cap" || name == "matrix_view")) return;
+    FUSEDBUN_REQUIRE(is_saved, DataError,
                      "the saved optimizer has no option '" + std::string(name) + "'");
     if constexpr (std::is_enum_v<Field>) {
       field = parse<Field>(value.toStringRef());
@@ -153,7 +211,7 @@ namespace {
 
 // A loaded state must be what this parameter would have under these options.
 void require_fit(const Tensor& parameter, const FusedbunParamState& state, const Options& options) {
-  const RowRange range = all_rows(parameter);
+  const RowRange range = all_rows(parameter, options);
   SegmentState expected = make_segment_state(as_rows(parameter, range), range, options);
   SegmentState loaded = state.segment;
   std::vector<Tensor> tensors;
@@ -221,6 +279,7 @@ Tensor Fusedbun::step(LossClosure closure) {
     loss = closure();
   }
   at::NoGradGuard no_grad;
+  require_steppable();
   if (!gradients_allow_step()) {
     ++skipped_steps_;
   } else {
@@ -242,22 +301,41 @@ Tensor Fusedbun::step(LossClosure closure) {
   return loss;
 }
 
-bool Fusedbun::gradients_allow_step() const {
-  bool allowed = true;
-  for (const auto& group : param_groups()) {
-    const Options& options = options_of(group);
-    validate(options);
-    for (const Tensor& parameter : group.params()) {
-      const Tensor& gradient = parameter.grad();
-      if (!gradient.defined()) continue;
-      FUSEDBUN_REQUIRE(gradient.layout() == at::kStrided, ConfigError,
-                       "Fusedbun does not take sparse gradients: use a dense layer (Embedding with "
-                       "sparse = false)");
-      const bool tested = allowed && options.nonfinite == Nonfinite::skip;
-      if (tested) allowed = squares_finite(gradient, arithmetic_type(parameter.scalar_type()));
+void Fusedbun::require_steppable() const {
+  std::unordered_set<void*> seen;
+  for (size_t g = 0; g < param_groups().size(); ++g) {
+    const auto& group = param_groups()[g];
+    validate(options_of(group));
+    for (size_t p = 0; p < group.params().size(); ++p) {
+      const Tensor& parameter = group.params()[p];
+      void* identity = parameter.unsafeGetTensorImpl();
+      // add_param_group has asked, unless it was called through a reference to torch::optim::Optimizer.
+      FUSEDBUN_REQUIRE(
+          seen.insert(identity).second, ConfigError,
+          name_of(p, g, parameter) + " is listed a second time: put it in one group, once");
+      if (!parameter.grad().defined()) continue;
+      require_fitting_gradient(parameter, name_of(p, g, parameter));
+      arithmetic_type(parameter.scalar_type());  // refuses integers
+      const auto state = state_.find(identity);
+      if (state == state_.end()) continue;
+      require_same_shape(parameter, static_cast<const FusedbunParamState&>(*state->second),
+                         options_of(group), name_of(p, g, parameter));
     }
   }
-  return allowed;
+}
+
+bool Fusedbun::gradients_allow_step() const {
+  for (const auto& group : param_groups()) {
+    if (options_of(group).nonfinite == Nonfinite::propagate) continue;
+    for (const Tensor& parameter : group.params()) {
+      const Tensor& gradient = parameter.grad();
+      if (gradient.defined() &&
+          !squares_finite(gradient, arithmetic_type(parameter.scalar_type()))) {
+        return false;
+      }
+    }
+  }
+  return true;
 }
 
 void Fusedbun::set_hessian_diagonal(const Tensor& parameter, Tensor diagonal) {

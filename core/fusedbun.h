@@ -32,6 +32,8 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   static FusedbunOptions recommended(double lr) { return of_preset("recommended", lr); }
   static FusedbunOptions sm3(double lr) { return of_preset("sm3", lr); }
   static FusedbunOptions compact(double lr) { return of_preset("compact", lr); }
+  static FusedbunOptions fusedbun(double lr) { return of_preset("fusedbun", lr); }
+  static FusedbunOptions fusion(double lr) { return of_preset("fusion", lr); }
 
   const Options& values() const { return values_; }
   Options& values() { return values_; }
@@ -61,9 +63,11 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   FUSEDBUN_OPTION(HessianSource, hessian_source)
   FUSEDBUN_OPTION(MomentumDtype, momentum_dtype)
   FUSEDBUN_OPTION(Nonfinite, nonfinite)
+  FUSEDBUN_OPTION(MatrixView, matrix_view)
   FUSEDBUN_OPTION(bool, prepare_hessian)
   FUSEDBUN_OPTION(bool, scale_by_parameter_rms)
   FUSEDBUN_OPTION(bool, bias_correction)
+  FUSEDBUN_OPTION(double, beta_cap)
   FUSEDBUN_OPTION(bool, centralize_single_column)
 #undef FUSEDBUN_OPTION
 
@@ -81,11 +85,14 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
 };
 
 /// The sum of squares of a parameter's values as the last step left them, and how to see that somebody has changed them
-/// since (writes through raw pointers and .data() alone are not seen: the step after one takes the old sum).
-struct KnownSquares {
+/// since: another memory, another version, or another value among some that were remembered. Writes through `.data()` or a
+/// raw pointer do not change the version; one that misses all remembered values goes unseen, and the step after it takes
+/// the old sum.
+struct CachedSumOfSquares {
   double sum = 0;
   const void* data = nullptr;  ///< null: not known
   int64_t version = 0;         ///< of the parameter's tensor
+  torch::Tensor sample;        ///< some values, evenly spaced
 };
 
 /// What is kept about one parameter: the state of its one segment (all rows) and its own step count.
@@ -93,11 +100,15 @@ class FusedbunParamState : public torch::optim::OptimizerCloneableParamState<Fus
  public:
   int64_t step = 0;  ///< t: the steps that changed this parameter
   SegmentState segment;
-  KnownSquares squares;  ///< scale_by_parameter_rms alone; not saved
+  CachedSumOfSquares squares;  ///< scale_by_parameter_rms alone; not saved
   void serialize(torch::serialize::InputArchive& archive) override;
   void serialize(torch::serialize::OutputArchive& archive) const override;
 };
 
+/// A parameter is what the user's tensor is at the step: after torch::load, copy_, set_data, `model->to(...)` or a write
+/// through `.data()` the step goes on from the new values (float32 masters of bfloat16 and float16 parameters included), and
+/// after a change of type or device the state moves along. A step counts as an in-place write: autograd refuses a backward
+/// pass through values that a step has replaced.
 class Fusedbun : public torch::optim::Optimizer {
  public:
   /// Throws ConfigError for an option out of range, naming field, value and range.
@@ -108,8 +119,10 @@ class Fusedbun : public torch::optim::Optimizer {
   void add_param_group(const torch::optim::OptimizerParamGroup& group);
 
   /// Calls `closure` first, with gradients enabled, and returns its loss (undefined without one). Parameters without a
-  /// gradient are untouched; sparse gradients are refused. With nonfinite = skip a NaN or inf gradient anywhere leaves
-  /// everything as it was.
+  /// gradient are untouched. With nonfinite = skip a NaN or inf gradient anywhere leaves everything as it was. Throws
+  /// ConfigError, before anything has changed, for options out of range or of another optimizer, sparse gradients, a
+  /// gradient of another shape or device than its parameter, a parameter in two groups, and a parameter whose shape is not
+  /// the one that its state was made for.
   torch::Tensor step(LossClosure closure = nullptr) override;
 
   /// The diagonal for HessianSource::external, the parameter's shape; used by the next step and then dropped.
@@ -122,8 +135,9 @@ class Fusedbun : public torch::optim::Optimizer {
   void load(torch::serialize::InputArchive& archive) override;
 
  private:
-  /// False if a group with nonfinite = skip has a NaN or inf gradient. Throws ConfigError for sparse gradients and
-  /// bad options.
+  /// Throws ConfigError for what step() refuses.
+  void require_steppable() const;
+  /// False if a group with nonfinite = skip has a NaN or inf gradient.
   bool gradients_allow_step() const;
 
   int64_t skipped_steps_ = 0;

@@ -32,9 +32,11 @@ void visit_structure(Target& options, Visit&& visit) {
   visit("hessian_source", options.hessian_source);
   visit("momentum_dtype", options.momentum_dtype);
   visit("nonfinite", options.nonfinite);
+  visit("matrix_view", options.matrix_view);
   visit("prepare_hessian", options.prepare_hessian);
   visit("scale_by_parameter_rms", options.scale_by_parameter_rms);
   visit("bias_correction", options.bias_correction);
+  visit("beta_cap", options.beta_cap);
   visit("centralize_single_column", options.centralize_single_column);
 }
 

@@ -42,6 +42,8 @@ FUSEDBUN_NAMES(HessianSource, "hessian_source", {HessianSource::same, "same"},
                {HessianSource::raw, "raw"}, {HessianSource::external, "external"})
 FUSEDBUN_NAMES(MomentumDtype, "momentum_dtype", {MomentumDtype::master, "master"},
                {MomentumDtype::bf16, "bf16"})
+FUSEDBUN_NAMES(MatrixView, "matrix_view", {MatrixView::leading, "leading"},
+               {MatrixView::last_two, "last_two"})
 FUSEDBUN_NAMES(Nonfinite, "nonfinite", {Nonfinite::skip, "skip"},
                {Nonfinite::propagate, "propagate"})
 #undef FUSEDBUN_NAMES
@@ -96,11 +98,13 @@ void validate(const Options& options) {
                 "finite and >= 0");
   require_range(options.momentum_beta >= 0 && options.momentum_beta < 1, "momentum_beta",
                 options.momentum_beta, "in [0,1)");
+  require_range(options.beta_cap > 0 && options.beta_cap <= 1, "beta_cap", options.beta_cap,
+                "in (0,1]");
 }
 
 const std::vector<std::string>& preset_names() {
-  static const std::vector<std::string> names = {"recommended", "sm3", "compact", "lean",
-                                                 "elementwise"};
+  static const std::vector<std::string> names = {"recommended", "sm3",      "compact", "lean",
+                                                 "elementwise", "fusedbun", "fusion"};
   return names;
 }
 
@@ -110,23 +114,25 @@ Options preset(std::string_view name, double lr) {
   options.use_rms = true;
   if (name == "recommended" || name == "sm3" || name == "compact") {
     options.decay = Decay::power;
+    options.beta_cap = 0.999;
     options.mask = Mask::hold;
     options.mask_scope = MaskScope::matrices;
     if (name == "sm3") {
       options.accumulator = Accumulator::sm3;
       options.decay = Decay::ema;
       options.beta_decay = 0.99;
+      options.beta_cap = 1;  // beta_t is 0.99 at every t
       options.bias_correction = true;
     } else if (name == "compact") {
       options.momentum_beta = 0;
       options.scale_by_parameter_rms = true;
     }
-  } else if (name == "lean") {
+  } else if (name == "lean" || name == "fusedbun") {
     options.use_rms = false;  // the caller's to choose, as centralize is
     options.accumulator = Accumulator::mean_col;
     options.denominator = Denominator::global;
-  } else if (name == "elementwise") {
-    options.centralize = true;
+  } else if (name == "elementwise" || name == "fusion") {
+    options.centralize = options.use_rms = name == "elementwise";
     options.accumulator = Accumulator::full;
     options.momentum = Momentum::heavy_ball;
     options.momentum_at = MomentumAt::gradient;
@@ -192,6 +198,7 @@ FUSEDBUN_INSTANTIATE(Mask)
 FUSEDBUN_INSTANTIATE(MaskScope)
 FUSEDBUN_INSTANTIATE(HessianSource)
 FUSEDBUN_INSTANTIATE(MomentumDtype)
+FUSEDBUN_INSTANTIATE(MatrixView)
 FUSEDBUN_INSTANTIATE(Nonfinite)
 #undef FUSEDBUN_INSTANTIATE
 

@@ -34,6 +34,10 @@ enum class MaskScope { all, matrices };
 enum class HessianSource { same, raw, external };
 /// How the momentum buffer is stored: in the type of the arithmetic, or rounded to bfloat16.
 enum class MomentumDtype { master, bf16 };
+/// How a parameter of three or more dimensions is seen: as one matrix whose rows are its first dimension (leading: linear
+/// and convolution weights), or as a stack of matrices of its last two (last_two: [experts, D, F], [layers, D, D]), each
+/// with row and column statistics of its own. Parameters of fewer dimensions are the same under both.
+enum class MatrixView { leading, last_two };
 /// A NaN or inf gradient anywhere: skip the whole step on all ranks, or let it through.
 enum class Nonfinite { skip, propagate };
 
@@ -67,12 +71,17 @@ struct Structure {
   HessianSource hessian_source = HessianSource::same;
   MomentumDtype momentum_dtype = MomentumDtype::master;
   Nonfinite nonfinite = Nonfinite::skip;
+  MatrixView matrix_view = MatrixView::leading;
   /// Keep a second, separate second moment (exp_hessian) and divide by its root instead.
   bool prepare_hessian = false;
   /// Step relative to the parameter's own RMS (Adafactor's scale_parameter); lr is then about 0.1.
   bool scale_by_parameter_rms = false;
   /// Divide the second moment by 1 - beta_decay^t (ema) and the momentum by 1 - b^t (ema).
   bool bias_correction = false;
+  /// The largest beta_t; in (0,1], 1: no cap. Where nothing is remembered (a row that had no gradient before), an element
+  /// moves by at most lr / sqrt(1 - beta_cap), at whatever t: 31.6·lr with 0.999, as AdamW's with beta2 = 0.999. Without a
+  /// cap Decay::power lets that grow as t^(beta_decay/2): 100·lr at t = 100,000.
+  double beta_cap = 1;
   /// Centralise n×1 matrices too (their gradient then vanishes). Only the golden cases set it.
   bool centralize_single_column = false;
 };
@@ -82,7 +91,11 @@ struct Options : Hyperparameters, Structure {};
 /// Throws ConfigError "field = value: allowed range" for the first value out of range.
 void validate(const Options& options);
 
-/// The named presets: recommended, sm3, compact, lean, elementwise.
+/// The named presets: recommended, sm3, compact, lean, elementwise, fusedbun, fusion.
+///
+/// fusedbun and fusion are the two original descriptions of the optimizer with all their defaults, so they leave centralize,
+/// use_rms and prepare_hessian (fusion) off: SGD with momentum until one is turned on. lean is fusedbun's structure, and the
+/// same options; elementwise is fusion's with centralize and use_rms on. In Python: core/fusedbun_reference.py.
 const std::vector<std::string>& preset_names();
 
 /// The preset's options with learning rate `lr`. Throws ConfigError naming the nearest preset for an unknown name.

@@ -28,7 +28,7 @@ SecondMoment make_second_moment(const RowRange& range, const Options& options,
     return moment;
   }
   if (options.accumulator != Accumulator::mean_col) moment.row = at::zeros({range.rows()}, type);
-  moment.col = at::zeros({range.columns}, type);
+  moment.col = at::zeros({range.matrices() * range.columns}, type);
   return moment;
 }
 
@@ -39,28 +39,35 @@ int64_t bytes_of(const SecondMoment& moment) {
   return bytes_of(moment.full) + bytes_of(moment.row) + bytes_of(moment.col);
 }
 
-// A bfloat16 or float16 parameter is stepped through its float32 master and is its rounding.
+// A bfloat16 or float16 parameter is stepped through its float32 master and is its rounding; where it is not, somebody else
+// wrote it, and the master follows. The fused passes do both for bfloat16 while they have the values at hand.
 class MasterStep {
  public:
-  MasterStep(SegmentStep& step, const SegmentState& state) : step_(step), rounded_(step.parameter) {
-    if (state.master.defined()) step_.parameter = state.master;
+  MasterStep(SegmentStep& step, SegmentState& state, StepPath path)
+      : step_(step),
+        low_precision_(step.parameter),
+        in_the_pass_(path != StepPath::reference && step.parameter.scalar_type() == at::kBFloat16) {
+    if (!state.master.defined()) return;
+    if (!in_the_pass_) follow_parameter(step.parameter, state);
+    step_.parameter = state.master;
   }
-  /// Where the fused CPU pass rounds to while it has the values at hand; null: not its business.
-  uint16_t* rounded_in_the_pass() {
-    in_the_pass_ = step_.parameter.defined() && !step_.parameter.is_same(rounded_) &&
-                   rounded_.scalar_type() == at::kBFloat16;
-    return in_the_pass_ ? static_cast<uint16_t*>(rounded_.data_ptr()) : nullptr;
+  /// The bfloat16 parameter for a fused pass that rounds into it; null: there is none.
+  uint16_t* rounded_in_the_pass() const {
+    return has_master() && in_the_pass_ ? static_cast<uint16_t*>(low_precision_.data_ptr())
+                                        : nullptr;
   }
   void round_into_parameter() {
-    if (step_.parameter.is_same(rounded_)) return;
-    if (!in_the_pass_) rounded_.copy_(step_.parameter);
-    step_.parameter = rounded_;
+    if (!has_master()) return;
+    if (!in_the_pass_) low_precision_.copy_(step_.parameter);
+    step_.parameter = low_precision_;
   }
 
  private:
+  bool has_master() const { return !step_.parameter.is_same(low_precision_); }
+
   SegmentStep& step_;
-  torch::Tensor rounded_;
-  bool in_the_pass_ = false;
+  torch::Tensor low_precision_;
+  bool in_the_pass_;
 };
 
 template <class T>
@@ -74,7 +81,7 @@ FusedStep<T> fused_step(const SegmentStep& step, const SegmentState& state,
   FusedStep<T> fused;
   fused.parameter = step.parameter.data_ptr<T>();
   fused.gradient = step.gradient.data_ptr();
-  fused.gradient_is_bf16 = step.gradient.scalar_type() == at::kBFloat16;
+  fused.gradient_type = element_type(step.gradient.scalar_type());
   if (state.momentum_buffer.defined()) fused.momentum = state.momentum_buffer.data_ptr();
   fused.full = data_or_null<T>(state.exp_avg_sq.full);
   fused.row = data_or_null<T>(state.exp_avg_sq.row);
@@ -88,14 +95,6 @@ FusedStep<T> fused_step(const SegmentStep& step, const SegmentState& state,
   fused.scalars = step.scalars;
   fused.structure = options;
   return fused;
-}
-
-// LibTorch's threads, as many as the program set (at::set_num_threads). Each takes the same share of a segment in every
-// step, so its pages stay where it runs.
-void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task) {
-  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) task(i);
-  });
 }
 
 void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
@@ -117,14 +116,15 @@ void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
 
 #if defined(FUSEDBUN_HAS_CUDA)
 void fused_cuda(bool begin, const SegmentStep& step, const SegmentState& state,
-                const Options& options) {
+                const Options& options, uint16_t* rounded) {
   const torch::Device device = step.parameter.device();
   const auto stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
   c10::DeviceGuard on_device(device);
   const torch::Tensor scratch =
       at::empty({cuda_scratch_bytes(step.range)}, step.parameter.options().dtype(at::kByte));
   const auto run = [&]<class T>(T) {
-    const FusedStep<T> fused = fused_step<T>(step, state, options);
+    FusedStep<T> fused = fused_step<T>(step, state, options);
+    fused.rounded = rounded;
     const CudaStream on{stream.native_handle()};
     begin ? cuda_begin(fused, scratch.data_ptr(), on) : cuda_finish(fused, scratch.data_ptr(), on);
   };
@@ -134,7 +134,7 @@ void fused_cuda(bool begin, const SegmentStep& step, const SegmentState& state,
   }
 }
 #else
-void fused_cuda(bool, const SegmentStep&, const SegmentState&, const Options&) {
+void fused_cuda(bool, const SegmentStep&, const SegmentState&, const Options&, uint16_t*) {
   FUSEDBUN_ASSERT(false, "a segment took the CUDA step, which this build does not have");
 }
 #endif
@@ -166,10 +166,142 @@ void add_up_gradients(SegmentStep& step) {
 }
 
 StepPath path_of(const SegmentStep& step, const Options& options) {
-  return step_path(options, step.parameter.device(), step.parameter.scalar_type());
+  return step_path(options, step.parameter.device(), arithmetic_type(step.parameter.scalar_type()));
+}
+
+// --- one matrix ---------------------------------------------------------------------------------
+
+void begin_matrix(SegmentStep& step, SegmentState& state, const Options& options) {
+  const StepPath path = path_of(step, options);
+  MasterStep master(step, state, path);
+  switch (path) {
+    case StepPath::fused_cpu:
+      fused_cpu(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
+      break;
+    case StepPath::fused_cuda:
+      fused_cuda(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
+      break;
+    case StepPath::reference:
+      reference_begin(step, state, options);
+      break;
+  }
+  master.round_into_parameter();
+}
+
+void absorb_matrix(const torch::Tensor& column_totals, const RowRange& range,
+                   const StepScalars& scalars, SegmentState& state, const Options& options) {
+  torch::Tensor& col = state.exp_avg_sq.col;
+  const StepPath path = step_path(options, col.device(), col.scalar_type());
+  if (path != StepPath::fused_cpu || columns_are_maxima(options)) {
+    return reference_absorb(column_totals, range, scalars, state, options);
+  }
+  const double* sums = column_totals.data_ptr<double>();
+  if (col.scalar_type() == at::kDouble) {
+    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<double>());
+  } else {
+    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<float>());
+  }
+}
+
+void finish_matrix(SegmentStep& step, SegmentState& state, const Options& options) {
+  const StepPath path = path_of(step, options);
+  MasterStep master(step, state, path);
+  switch (path) {
+    case StepPath::fused_cpu:
+      fused_cpu(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
+      break;
+    case StepPath::fused_cuda:
+      fused_cuda(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
+      break;
+    case StepPath::reference:
+      reference_finish(step, state, options);
+      break;
+  }
+  master.round_into_parameter();
+}
+
+// --- a stack of matrices: views of one after the other ------------------------------------------
+
+// Matrix i of a segment that holds whole matrices; the segment itself where it is no stack.
+RowRange matrix_of(const RowRange& range, int64_t i) {
+  if (range.matrix_rows == 0) return range;
+  RowRange matrix = range;
+  matrix.row_begin = range.row_begin + i * range.matrix_rows;
+  matrix.row_end = matrix.row_begin + range.matrix_rows;
+  matrix.rows_total = range.matrix_rows;
+  matrix.matrix_rows = 0;
+  return matrix;
+}
+
+// Part i of a tensor that has `parts` equal ones along its first dimension.
+torch::Tensor part_of(const torch::Tensor& tensor, int64_t parts, int64_t i) {
+  if (!tensor.defined() || parts == 1) return tensor;
+  const int64_t size = tensor.size(0) / parts;
+  return tensor.narrow(0, i * size, size);
+}
+
+SegmentState state_of_matrix(const SegmentState& state, const RowRange& range, int64_t i) {
+  SegmentState matrix = state;
+  visit_tensors(matrix, [&](const char*, torch::Tensor& tensor) {
+    tensor = part_of(tensor, range.matrices(), i);
+  });
+  return matrix;
+}
+
+SegmentStep step_of_matrix(const SegmentStep& step, int64_t i) {
+  const int64_t parts = step.range.matrices();
+  SegmentStep matrix = step;
+  matrix.parameter = part_of(step.parameter, parts, i);
+  matrix.gradient = part_of(step.gradient, parts, i);
+  for (torch::Tensor& gradient : matrix.more_gradients) gradient = part_of(gradient, parts, i);
+  matrix.hessian_diagonal = part_of(step.hessian_diagonal, parts, i);
+  matrix.kept_update_input = part_of(step.kept_update_input, parts, i);
+  matrix.range = matrix_of(step.range, i);
+  matrix.column_partials = part_of(step.column_partials, parts, i);
+  return matrix;
+}
+
+using PartOfAStep = void (*)(SegmentStep&, SegmentState&, const Options&);
+
+void for_each_matrix(SegmentStep& step, SegmentState& state, const Options& options,
+                     PartOfAStep part) {
+  if (step.range.matrix_rows == 0) return part(step, state, options);
+  std::vector<torch::Tensor> kept;
+  for (int64_t i = 0; i < step.range.matrices(); ++i) {
+    SegmentStep matrix = step_of_matrix(step, i);
+    double squares = 0;
+    if (step.parameter_sum_of_squares != nullptr) matrix.parameter_sum_of_squares = &squares;
+    SegmentState its_state = state_of_matrix(state, step.range, i);
+    part(matrix, its_state, options);
+    if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares += squares;
+    if (matrix.kept_update_input.defined()) kept.push_back(matrix.kept_update_input);
+  }
+  if (!kept.empty()) step.kept_update_input = at::cat(kept);
 }
 
 }  // namespace
+
+ElementType element_type(torch::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return ElementType::f32;
+    case at::kDouble:
+      return ElementType::f64;
+    case at::kBFloat16:
+      return ElementType::bf16;
+    case at::kHalf:
+      return ElementType::f16;
+    default:
+      break;
+  }
+  FUSEDBUN_ASSERT(false, std::string("no ElementType is ") + c10::toString(type));
+}
+
+void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task) {
+  at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) task(i);
+  });
+}
 
 torch::ScalarType arithmetic_type(torch::ScalarType parameter) {
   FUSEDBUN_REQUIRE(at::isFloatingType(parameter), ConfigError,
@@ -197,6 +329,31 @@ SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRa
   return state;
 }
 
+void fit_segment_state(const torch::Tensor& parameter_rows, SegmentState& state) {
+  const at::ScalarType arithmetic = arithmetic_type(parameter_rows.scalar_type());
+  const auto fit = [&](torch::Tensor& tensor, at::ScalarType type) {
+    if (tensor.defined()) tensor = tensor.to(parameter_rows.device(), type);
+  };
+  visit_tensors(state, [&](const char*, torch::Tensor& tensor) {
+    const bool is_rounded_momentum = tensor.defined() && tensor.is_same(state.momentum_buffer) &&
+                                     tensor.scalar_type() == at::kBFloat16;
+    fit(tensor, is_rounded_momentum ? at::kBFloat16 : arithmetic);
+  });
+  if (parameter_rows.scalar_type() == arithmetic) {
+    state.master.reset();
+  } else if (!state.master.defined()) {
+    state.master = parameter_rows.detach().to(arithmetic).contiguous();
+  }
+}
+
+void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state) {
+  if (!state.master.defined()) return;
+  at::NoGradGuard no_grad;
+  torch::Tensor& master = state.master;
+  const torch::Tensor rounded = master.to(parameter_rows.scalar_type());
+  master.copy_(at::where(rounded == parameter_rows, master, parameter_rows.to(at::kFloat)));
+}
+
 int64_t state_bytes(const SegmentState& state) {
   return bytes_of(state.momentum_buffer) + bytes_of(state.exp_avg_sq) +
          bytes_of(state.exp_hessian) + bytes_of(state.master);
@@ -204,7 +361,7 @@ int64_t state_bytes(const SegmentState& state) {
 
 int64_t column_entries(const RowRange& range, const Options& options) {
   if (range.is_vector || options.accumulator == Accumulator::full) return 0;
-  return range.columns * (options.prepare_hessian ? 2 : 1);
+  return range.matrices() * range.columns * (options.prepare_hessian ? 2 : 1);
 }
 
 bool updates_in_begin(const RowRange& range, const Options& options) {
@@ -227,61 +384,30 @@ StepPath step_path(const Options& options, torch::Device device, torch::ScalarTy
 
 void begin_step(SegmentStep& step, SegmentState& state, const Options& options) {
   require_fit(step, state, options);
-  if (step.range.elements() == 0) {
-    if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares = 0;
-    return;
-  }
+  if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares = 0;
+  if (step.range.elements() == 0) return;
   at::NoGradGuard no_grad;
-  MasterStep master(step, state);
-  switch (path_of(step, options)) {
-    case StepPath::fused_cpu:
-      fused_cpu(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
-      break;
-    case StepPath::fused_cuda:
-      add_up_gradients(step);
-      fused_cuda(/*begin=*/true, step, state, options);
-      break;
-    case StepPath::reference:
-      add_up_gradients(step);
-      reference_begin(step, state, options);
-      break;
-  }
-  master.round_into_parameter();
+  if (path_of(step, options) != StepPath::fused_cpu) add_up_gradients(step);
+  for_each_matrix(step, state, options, begin_matrix);
 }
 
 void absorb_columns(const torch::Tensor& column_totals, const RowRange& range,
                     const StepScalars& scalars, SegmentState& state, const Options& options) {
   if (column_entries(range, options) == 0) return;
   at::NoGradGuard no_grad;
-  torch::Tensor& col = state.exp_avg_sq.col;
-  const StepPath path = step_path(options, col.device(), col.scalar_type());
-  if (path != StepPath::fused_cpu || columns_are_maxima(options)) {
-    return reference_absorb(column_totals, range, scalars, state, options);
-  }
-  const double* sums = column_totals.data_ptr<double>();
-  if (col.scalar_type() == at::kDouble) {
-    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<double>());
-  } else {
-    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<float>());
+  for (int64_t i = 0; i < range.matrices(); ++i) {
+    SegmentState matrix = state_of_matrix(state, range, i);
+    absorb_matrix(part_of(column_totals, range.matrices(), i), matrix_of(range, i), scalars, matrix,
+                  options);
   }
 }
 
 void finish_step(SegmentStep& step, SegmentState& state, const Options& options) {
   if (updates_in_begin(step.range, options) || step.range.elements() == 0) return;
   at::NoGradGuard no_grad;
-  MasterStep master(step, state);
-  switch (path_of(step, options)) {
-    case StepPath::fused_cpu:
-      fused_cpu(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
-      break;
-    case StepPath::fused_cuda:
-      fused_cuda(/*begin=*/false, step, state, options);
-      break;
-    case StepPath::reference:
-      reference_finish(step, state, options);
-      break;
-  }
-  master.round_into_parameter();
+  if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares = 0;
+  for_each_matrix(step, state, options, finish_matrix);
+  step.kept_update_input.reset();
 }
 
 ForceReference::ForceReference() {

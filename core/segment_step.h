@@ -17,8 +17,10 @@
 // Thread safety: distinct segments may be stepped at the same time.
 #include <torch/types.h>
 
+#include <functional>
 #include <vector>
 
+#include "fusedbun/core/element_type.h"
 #include "fusedbun/core/options.h"
 #include "fusedbun/core/row_range.h"
 #include "fusedbun/core/step_scalars.h"
@@ -29,8 +31,8 @@ namespace fusedbun {
 struct SecondMoment {
   torch::Tensor full;  ///< [rows, m]: accumulator full, and every vector
   torch::Tensor row;   ///< [rows]: mean, sm3
-  torch::Tensor
-      col;  ///< [m]: mean, mean_col, sm3; of the whole matrix, the same on every rank that holds rows
+  /// [k·m], k = range.matrices(): mean, mean_col, sm3; of whole matrices, the same on every rank that holds rows.
+  torch::Tensor col;
 };
 
 /// Everything the optimizer keeps about one segment. Types: that of the arithmetic (float64 for float64 parameters,
@@ -59,16 +61,31 @@ void visit_tensors(Segment& segment, Visit&& visit) {
 /// The type in which a parameter of type `parameter` is stepped: float64 for itself, float32 for the rest.
 /// Throws ConfigError for types that are not floating point.
 torch::ScalarType arithmetic_type(torch::ScalarType parameter);
+/// The same type by another name: float32, float64, bfloat16 or float16.
+ElementType element_type(torch::ScalarType type);
+
+/// A ParallelFor (cpu_execution.h) on LibTorch's threads, as many as the program set (at::set_num_threads). Each takes the same share of
+/// a count in every step, so its pages stay where it runs.
+void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task);
 
 /// State before the first step: all zero, `master` filled from `parameter_rows` ([rows, m]).
 SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRange& range,
                                 const Options& options);
 
+/// Brings the state to the parameter's device and type after they have changed: tensors are converted, a master is made or
+/// dropped. The shape stays.
+void fit_segment_state(const torch::Tensor& parameter_rows, SegmentState& state);
+
+/// Takes the parameter ([rows, m]) into its master wherever it is not the master's rounding, that is, wherever somebody
+/// else has written it. Every step does that by itself; to be called by who reads `master` between two steps.
+void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state);
+
 /// Bytes of all tensors of the state (t is not counted).
 int64_t state_bytes(const SegmentState& state);
 
-/// How many column entries `begin_step` leaves: 0 (vectors, full), m, or 2·m with prepare_hessian (then exp_avg_sq's
-/// first).
+/// How many column entries `begin_step` leaves: 0 (vectors, full), m, or 2·m with prepare_hessian (then exp_avg_sq's first);
+/// as many for each matrix of a stack, matrix after matrix. A stack (matrix_view = last_two) has all rows of its matrices in the segment,
+/// so its partials are the totals and go to absorb_columns without any exchange.
 int64_t column_entries(const RowRange& range, const Options& options);
 
 /// True if `begin_step` does the whole update: the denominator needs nothing of other rows.
@@ -80,11 +97,11 @@ bool columns_are_maxima(const Options& options);
 /// One step of one segment. Tensors are views; the step works in place.
 struct SegmentStep {
   torch::Tensor parameter;  ///< [rows, m], contiguous, the parameter's own type
-  /// [rows, m], contiguous, of the arithmetic's type, or bfloat16 where that is float32: the sum over ranks, or the
-  /// first summand; scratch after begin_step.
+  /// [rows, m], contiguous, of the arithmetic's type, or bfloat16 or float16 where that is float32: the sum over ranks, or
+  /// the first summand; scratch after begin_step.
   torch::Tensor gradient;
-  /// Added to it in this order, in the arithmetic's type: the ranks' gradients, read where each rank wrote them. Empty:
-  /// `gradient` is the sum.
+  /// Of the same type, added to it in this order, in the arithmetic's type: the ranks' gradients, read where each rank
+  /// wrote them. Empty: `gradient` is the sum.
   std::vector<torch::Tensor> more_gradients;
   /// [rows, m] or undefined (= 0); read only with HessianSource::external.
   torch::Tensor hessian_diagonal;

@@ -6,27 +6,11 @@
 
 #include "fusedbun/core/step_cpu_variants.h"
 
-#if defined(__x86_64__)
-#define FUSEDBUN_X86_VARIANTS 1
-#else
-#define FUSEDBUN_X86_VARIANTS 0
-#endif
-
 namespace fusedbun {
 namespace {
 
 using fused::PassArguments;
 using fused::PassKind;
-
-// Returns what `call` returns in the namespace of one variant.
-#if FUSEDBUN_X86_VARIANTS
-#define FUSEDBUN_IN_VARIANT(set, call)                         \
-  if (set == InstructionSet::avx512) return cpu::avx512::call; \
-  if (set == InstructionSet::avx2) return cpu::avx2::call;     \
-  return cpu::baseline::call
-#else
-#define FUSEDBUN_IN_VARIANT(set, call) return cpu::baseline::call
-#endif
 
 template <class T>
 void run_pass(InstructionSet set, const PassArguments<T>& arguments, double* sum_of_squares) {
@@ -150,31 +134,6 @@ std::vector<T> column_shares(const T* col, int64_t columns) {
 
 }  // namespace
 
-bool is_supported(InstructionSet set) {
-#if FUSEDBUN_X86_VARIANTS
-  switch (set) {
-    case InstructionSet::baseline:
-      return true;
-    case InstructionSet::avx2:
-      return __builtin_cpu_supports("avx2");
-    case InstructionSet::avx512:
-      return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-             __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  }
-#endif
-  return set == InstructionSet::baseline;
-}
-
-InstructionSet best_instruction_set() {
-  static const InstructionSet best = [] {
-    for (auto set : {InstructionSet::avx512, InstructionSet::avx2}) {
-      if (is_supported(set)) return set;
-    }
-    return InstructionSet::baseline;
-  }();
-  return best;
-}
-
 template <class T>
 void cpu_begin(const FusedStep<T>& step, double* parameter_sum_of_squares,
                const CpuExecution& execution) {
@@ -215,22 +174,10 @@ void cpu_absorb_sums(const double* column_sums, const RowRange& range, double be
   }
 }
 
-template <class T>
-bool squares_are_finite(const T* values, int64_t count) {
-  FUSEDBUN_IN_VARIANT(best_instruction_set(), squares_are_finite(values, count));
-}
-
-template <class T>
-double sum_of_squares(const T* values, int64_t count) {
-  FUSEDBUN_IN_VARIANT(best_instruction_set(), sum_of_squares(values, count));
-}
-
 #define FUSEDBUN_INSTANTIATE(T)                                                   \
   template void cpu_begin<T>(const FusedStep<T>&, double*, const CpuExecution&);  \
   template void cpu_finish<T>(const FusedStep<T>&, double*, const CpuExecution&); \
-  template void cpu_absorb_sums<T>(const double*, const RowRange&, double, T*);   \
-  template bool squares_are_finite<T>(const T*, int64_t);                         \
-  template double sum_of_squares<T>(const T*, int64_t);
+  template void cpu_absorb_sums<T>(const double*, const RowRange&, double, T*);
 FUSEDBUN_INSTANTIATE(float)
 FUSEDBUN_INSTANTIATE(double)
 #undef FUSEDBUN_INSTANTIATE

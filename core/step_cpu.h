@@ -10,29 +10,10 @@
 // only read.
 //
 // Thread safety: distinct segments may be stepped at the same time.
-#include <cstdint>
-#include <functional>
-
+#include "fusedbun/core/cpu_execution.h"
 #include "fusedbun/core/fused_step.h"
 
 namespace fusedbun {
-
-/// The variants of the pass; on processors other than x86-64 there is only the baseline.
-enum class InstructionSet { baseline, avx2, avx512 };
-
-/// True if this machine can run the variant and the library has it.
-bool is_supported(InstructionSet set);
-/// The widest supported one.
-InstructionSet best_instruction_set();
-
-/// Runs task(0) ... task(count - 1), each once; at the same time or not, on whose threads it likes.
-using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t)>& task)>;
-
-/// How a step is run; the bits of its result do not depend on it.
-struct CpuExecution {
-  InstructionSet set = best_instruction_set();
-  ParallelFor parallel_for = {};  ///< empty: the calling thread does it all
-};
 
 /// The parts of a step (segment_step.h), T = float or double. The update sets `*parameter_sum_of_squares`, if that is
 /// given, to the sum of squares of the new parameter.
@@ -46,13 +27,5 @@ void cpu_finish(const FusedStep<T>& step, double* parameter_sum_of_squares = nul
 /// Takes the sums of all rows of the matrix into its stored column means: c := beta·c + (1-beta)·sum/rows_total.
 template <class T>
 void cpu_absorb_sums(const double* column_sums, const RowRange& range, double beta, T* col);
-
-/// False if the square of some value is NaN or inf in type T: the test of Nonfinite::skip.
-template <class T>
-bool squares_are_finite(const T* values, int64_t count);
-
-/// Sum of squares in float64.
-template <class T>
-double sum_of_squares(const T* values, int64_t count);
 
 }  // namespace fusedbun

@@ -146,7 +146,17 @@ __device__ T reconstructed(const PassArguments<T>& a, T r, int64_t column, int64
 template <class T>
 __device__ void update(const PassArguments<T>& a, int64_t element, T u) {
   if (a.momentum_kind == MomentumKind::of_update) u = with_momentum(a, element, u);
-  a.parameter[element] = add(mul(a.parameter[element], a.keep), -mul(u, a.step));
+  T p = a.parameter[element];
+  auto* rounded = reinterpret_cast<__nv_bfloat16*>(a.rounded);
+  if (rounded != nullptr) {
+    // The master follows a parameter that is no longer its rounding: somebody else has written it.
+    const float written = __bfloat162float(rounded[element]);
+    const float own = __bfloat162float(__float2bfloat16_rn(static_cast<float>(p)));
+    if (!(own == written)) p = static_cast<T>(written);
+  }
+  p = add(mul(p, a.keep), -mul(u, a.step));
+  a.parameter[element] = p;
+  if (rounded != nullptr) rounded[element] = __float2bfloat16_rn(static_cast<float>(p));
 }
 
 // --- kernels ------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 #include "fusedbun/core/step_scalars.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "fusedbun/core/error.h"
@@ -16,11 +17,12 @@ StepScalars step_scalars(const Options& options, int64_t t, double parameter_rms
   StepScalars scalars;
   scalars.lr = options.lr;
   scalars.eps = options.eps;
-  scalars.beta =
+  const double beta =
       options.decay == Decay::ema ? options.beta_decay : 1 - std::pow(count, -options.beta_decay);
+  scalars.beta = std::min(beta, options.beta_cap);
   scalars.momentum_beta = options.momentum_beta;
   if (options.bias_correction && options.decay == Decay::ema) {
-    scalars.second_moment_correction = 1 - std::pow(options.beta_decay, count);
+    scalars.second_moment_correction = 1 - std::pow(scalars.beta, count);
   }
   if (options.bias_correction && options.momentum == Momentum::ema) {
     scalars.momentum_correction = 1 - std::pow(options.momentum_beta, count);

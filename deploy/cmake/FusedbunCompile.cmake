@@ -15,13 +15,17 @@ endif()
 
 add_library(fusedbun_compile INTERFACE)
 target_compile_options(fusedbun_compile INTERFACE
-  "$<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Wpedantic;-Werror>"
-  # The host code that nvcc makes is not pedantic; its own warnings are errors all the same.
-  "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler -Wall,-Wextra --Werror all-warnings>"
+  "$<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Wpedantic>"
+  # The host code that nvcc makes is not pedantic.
+  "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler -Wall,-Wextra>"
   # GCC 12 warns of overlapping copies in "text" + std::string, falsely (GCC bug 105651).
   $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
   # The optimizer's arithmetic must give the same bits on every instruction set: no fused multiply-add.
   $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+if(FUSEDBUN_WARNINGS_ARE_ERRORS)
+  target_compile_options(fusedbun_compile INTERFACE
+    $<$<COMPILE_LANGUAGE:C,CXX>:-Werror> "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:--Werror all-warnings>")
+endif()
 target_include_directories(fusedbun_compile INTERFACE ${FUSEDBUN_INCLUDE_ROOT})
 if(FUSEDBUN_SANITIZE STREQUAL "address")
   add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)

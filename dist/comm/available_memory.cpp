@@ -11,7 +11,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The number behind `name` in lines of "name number ..."; an empty name takes the first word. Nothing for "max" and no file.
+// The number behind `name` in lines of "name number ..."; an empty name takes the first word. Nothing for "max" and no
+// file.
 std::optional<int64_t> number_in(const fs::path& path, const std::string& name) {
   std::ifstream file(path);
   for (std::string word; file >> word;) {

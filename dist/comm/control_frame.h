@@ -1,6 +1,6 @@
 #pragma once
-// ControlFrame: what a rank tells another beside the messages of operations: where it waits, that it left, why it failed.
-// Frames have one size, and a receive for the next one is always posted, so they arrive whatever else is stuck.
+// ControlFrame: what a rank tells another beside the messages of operations: where it waits, that it left, why it
+// failed. Frames have one size, and a receive for the next one is always posted, so they arrive whatever else is stuck.
 //
 // Thread safety: a value.
 #include <algorithm>

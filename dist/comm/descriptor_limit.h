@@ -6,8 +6,8 @@
 
 namespace fusedbun::comm {
 
-/// Raises the soft limit so far that `needed` more descriptors can be opened. Throws ConfigError, beginning with `actor`, if the
-/// hard limit is too low.
+/// Raises the soft limit so far that `needed` more descriptors can be opened. Throws ConfigError, beginning with
+/// `actor`, if the hard limit is too low.
 void raise_descriptor_limit(const std::string& actor, int needed);
 
 }  // namespace fusedbun::comm

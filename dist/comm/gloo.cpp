@@ -91,8 +91,8 @@ std::string missing_ranks(c10d::Store& store, int size) {
   return missing;
 }
 
-// Ranks that disagree leave with one sentence, that of the first to notice. Who serves the store stays until all who came
-// have heard it, because the store leaves with the server.
+// Ranks that disagree leave with one sentence, that of the first to notice. Who serves the store stays until all who
+// came have heard it, because the store leaves with the server.
 [[noreturn]] void refuse(c10d::Store& store, const GlooOptions& options, const std::string& why) {
   const std::string first = store.compareSet("refusal", "", why);
   store.set("met", "refused");
@@ -107,8 +107,8 @@ std::string missing_ranks(c10d::Store& store, int size) {
   throw ConfigError(first);
 }
 
-// Every rank shows itself, so that who is missing or here twice has a name before Gloo waits for all of them. The last to come
-// sets the one key that all wait for: the store's work grows with the number of ranks, not with its square.
+// Every rank shows itself, so that who is missing or here twice has a name before Gloo waits for all of them. The last
+// to come sets the one key that all wait for: the store's work grows with the number of ranks, not with its square.
 void meet(c10d::Store& store, const GlooOptions& options) {
   store.add("came", 1);
   const std::string size = std::to_string(options.size);

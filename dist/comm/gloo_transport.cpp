@@ -146,9 +146,9 @@ class GlooTransport final : public Transport {
     outgoing.work = send(tensors, peer, control_tag());
   }
 
-  // c10d has no test for "done". But a wait that was aborted beforehand never blocks: it throws what broke the connection, or
-  // returns. Gloo tells an operation that waits for its first byte of every break (those in the middle of a message it
-  // forgets), and a frame's receive is always such a one.
+  // c10d has no test for "done". But a wait that was aborted beforehand never blocks: it throws what broke the
+  // connection, or returns. Gloo tells an operation that waits for its first byte of every break (those in the middle
+  // of a message it forgets), and a frame's receive is always such a one.
   std::optional<ControlFrame> receive_control(int peer) override {
     const std::lock_guard lock(mutex_);
     Line& line = lines_[static_cast<size_t>(peer)];
@@ -171,8 +171,9 @@ class GlooTransport final : public Transport {
   }
 
   // Process groups cannot be closed. But a Gloo wait that runs out of time closes all connections of its group, which
-  // is seen at once by the peers: so wait a moment for a message that never comes. A peer whose connection is gone makes no
-  // such wait, so the next one is tried. Of the waits that are pending here Gloo forgets some, so all are aborted.
+  // is seen at once by the peers: so wait a moment for a message that never comes. A peer whose connection is gone
+  // makes no such wait, so the next one is tried. Of the waits that are pending here Gloo forgets some, so all are
+  // aborted.
   void close() noexcept override {
     {
       const std::lock_guard lock(mutex_);
@@ -203,8 +204,8 @@ class GlooTransport final : public Transport {
     WorkPtr incoming;
   };
 
-  // A message of Gloo's whose memory has gone blocks its connection for good. So frames that a peer may still send or ask for
-  // stay where they are if others use the connections.
+  // A message of Gloo's whose memory has gone blocks its connection for good. So frames that a peer may still send or
+  // ask for stay where they are if others use the connections.
   static void keep_for_ever(std::vector<Line> lines) {
     static std::mutex mutex;
     static auto& kept = *new std::vector<std::vector<Line>>;

@@ -49,7 +49,8 @@ struct Offer {
   uint64_t inode = 0;
 };
 
-/// Equal on two ranks if a pid means the same process to both: the same boot of the same kernel, the same pid namespace.
+/// Equal on two ranks if a pid means the same process to both: the same boot of the same kernel, the same pid
+/// namespace.
 std::string host_identity() {
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -96,7 +97,62 @@ class LocalCommunicator final : public Communicator {
   uint64_t next_group_ = 0;
 };
 
+class SingleGpuCommunicator final : public Communicator {
+ public:
+  int rank() const override { return 0; }
+  int size() const override { return 1; }
+  std::string_view backend() const override { return "local"; }
+  DeviceKind device() const override { return DeviceKind::cuda; }
+
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) override {
+    return in_place(Call::reduce_scatter(caller(), input, output, counts));
+  }
+  Work all_gather(Buffer input, Buffer output, const Counts& counts) override {
+    return in_place(Call::all_gather(caller(), input, output, counts));
+  }
+  Work all_reduce(Buffer inout, ReduceOp op) override {
+    return in_place(Call::all_reduce(caller(), inout, op));
+  }
+  Work exchange(std::vector<Message> sends, std::vector<Message> receives) override {
+    return in_place(Call::exchange(caller(), std::move(sends), std::move(receives)));
+  }
+  Work broadcast(Buffer inout, int root) override {
+    return in_place(Call::broadcast(caller(), inout, root));
+  }
+  Work barrier() override { return {}; }
+  std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
+    check_group(caller(), ranks);
+    return std::make_unique<SingleGpuCommunicator>();
+  }
+  void abort(const std::string& reason) noexcept override {
+    const std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = Failure{ExitCode::peer_lost, reason};
+  }
+  std::optional<Failure> failure() const override {
+    const std::lock_guard lock(mutex_);
+    return failure_;
+  }
+
+ private:
+  Caller caller() const { return {"local", 0, 1}; }
+
+  Work in_place(const Call& call) const {
+    if (const auto broken = failure()) broken->raise();
+    FUSEDBUN_REQUIRE(call.input.data == call.output.data || call.input.count == 0, ConfigError,
+                     "local: one rank on a GPU called " + call.describe() +
+                         " between two places: give one place");
+    return {};
+  }
+
+  mutable std::mutex mutex_;
+  std::optional<Failure> failure_;
+};
+
 }  // namespace
+
+std::unique_ptr<Communicator> make_single_gpu_communicator() {
+  return std::make_unique<SingleGpuCommunicator>();
+}
 
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(
     int size, std::chrono::milliseconds timeout) {

@@ -44,7 +44,8 @@ class LocalWorld {
   /// Breaks the world unless the meeting is over. After it nobody touches the meeting's buffers any more.
   void drop(int rank, const Meeting& meeting);
   void abort(const std::string& reason);
-  /// Rank `rank` calls nothing more; its next call would have been `number`. Breaks the world if others wait for it, now or later.
+  /// Rank `rank` calls nothing more; its next call would have been `number`. Breaks the world if others wait for it,
+  /// now or later.
   void leave(int rank, uint64_t number);
   std::optional<Failure> failure() const;
 

@@ -201,8 +201,8 @@ class MpiTransport final : public Transport {
 
   ~MpiTransport() override {
     const bool clean = !*closed_ && std::uncaught_exceptions() == 0;
-    // The communicator is not freed: a peer's frame may come later, and would be one of the next communicator's that gets its
-    // number.
+    // The communicator is not freed: a peer's frame may come later, and would be one of the next communicator's that
+    // gets its number.
     if (clean) {
       take_back_frames();
     } else {
@@ -269,8 +269,8 @@ class MpiTransport final : public Transport {
     return std::make_unique<MpiTransport>(created);
   }
 
-  // MPI cannot close connections. Peers that run have a frame that says why; those that do not notice when this process leaves
-  // and mpirun ends them.
+  // MPI cannot close connections. Peers that run have a frame that says why; those that do not notice when this
+  // process leaves and mpirun ends them.
   void close() noexcept override {
     const std::lock_guard lock(frames_mutex_);
     if (*closed_) return;
@@ -333,8 +333,8 @@ class MpiTransport final : public Transport {
   std::vector<std::unique_ptr<Line>> lines_;  // [peer]
 };
 
-// MPI's beginning blocks until all ranks are there, and cannot be taken back: it runs on a thread of its own, which is left
-// behind at the deadline.
+// MPI's beginning blocks until all ranks are there, and cannot be taken back: it runs on a thread of its own, which is
+// left behind at the deadline.
 struct Beginning {
   std::mutex mutex;
   std::condition_variable ended;

@@ -187,8 +187,8 @@ void OperationQueue::start_early_rounds(Entry& entry, size_t waited_for) {
   }
 }
 
-// The tag holds a digest of what both ranks must agree on: messages of calls that do not match never meet. An exchange is one
-// round, and agreed on pair by pair.
+// The tag holds a digest of what both ranks must agree on: messages of calls that do not match never meet. An exchange
+// is one round, and agreed on pair by pair.
 std::vector<Packet> OperationQueue::packets_of(const Entry& entry,
                                                const std::vector<Message>& messages) const {
   const TagLayout layout = transport_->tags();

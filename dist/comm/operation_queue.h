@@ -42,7 +42,8 @@ class OperationQueue final : private WatchedOperations, private Family::Member {
   };
 
   OperationQueue(std::shared_ptr<Family> family, std::unique_ptr<Transport> transport);
-  /// Breaks the family if operations are still under way, or an exception unwinds; else tells the peers that this rank left.
+  /// Breaks the family if operations are still under way, or an exception unwinds; else tells the peers that this rank
+  /// left.
   ~OperationQueue() override;
   OperationQueue(const OperationQueue&) = delete;  // owns a thread
 

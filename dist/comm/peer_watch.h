@@ -1,13 +1,13 @@
 #pragma once
 // PeerWatch: what the ranks of one communicator tell one another beside its operations, and what follows from it.
 //
-// A thread looks every 50 ms. It finds a rank whose connection is gone, also in the middle of a message. When an operation has
-// not moved for 200 ms it asks the rank that is waited for, which compares its own operation of that number: so calls that do
-// not match are named on all ranks, and operations that match pay nothing. A rank that leaves says so, and one that fails says
-// why.
+// A thread looks every 50 ms. It finds a rank whose connection is gone, also in the middle of a message. When an
+// operation has not moved for 200 ms it asks the rank that is waited for, which compares its own operation of that
+// number: so calls that do not match are named on all ranks, and operations that match pay nothing. A rank that leaves
+// says so, and one that fails says why.
 //
-// Invariants: 1. A mismatch is told only from two calls of one number, so a slow rank is never blamed. 2. The watch holds no
-// lock of its own while it breaks the family.
+// Invariants: 1. A mismatch is told only from two calls of one number, so a slow rank is never blamed. 2. The watch
+// holds no lock of its own while it breaks the family.
 //
 // Thread safety: all of it, from any thread.
 #include <atomic>
@@ -53,7 +53,8 @@ class PeerWatch {
 
   /// Operation `number` was called: compares it with what peers asked before, and breaks the family if they differ.
   void called(uint64_t number, const Call& call);
-  /// Why operation `number` failed, if a peer has said so or left before it; `needs(peer)`: whether the operation takes it.
+  /// Why operation `number` failed, if a peer has said so or left before it; `needs(peer)`: whether the operation
+  /// takes it.
   std::optional<Failure> explain(uint64_t number, const Call& call,
                                  const std::function<bool(int peer)>& needs);
   /// What is known of a rank that lets this one wait for operation `number`, to end a sentence.

@@ -4,24 +4,22 @@
 #include <cstring>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gradient_kernels.h"
 
 namespace fusedbun::comm {
 namespace {
 
 // A block stays in the first-level cache while all parts are added to it, so each part is read once
 // and the output written once, and an output that is also a part is read before it is written.
+// Floating point sums are core's (gradient_kernels.h).
 constexpr int64_t kBlockBytes = 8192;
 
+// Integers wrap around as two's complement numbers, without undefined behaviour.
 template <class T>
 struct Sum {
-  // Integers wrap around as two's complement numbers, without undefined behaviour.
   static T of(T a, T b) {
-    if constexpr (std::is_integral_v<T>) {
-      using Unsigned = std::make_unsigned_t<T>;
-      return static_cast<T>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b));
-    } else {
-      return a + b;
-    }
+    using Unsigned = std::make_unsigned_t<T>;
+    return static_cast<T>(static_cast<Unsigned>(a) + static_cast<Unsigned>(b));
   }
 };
 
@@ -52,44 +50,35 @@ void reduce(size_t part_count, PartOf part, T* output, int64_t count) {
 }
 
 template <class T>
-void reduce_as(ReduceOp op, std::span<const void* const> parts, void* output, int64_t count) {
+void reduce_integers(ReduceOp op, std::span<const void* const> parts, void* output, int64_t count) {
   const auto part = [&](size_t r) { return static_cast<const T*>(parts[r]); };
-  if (op == ReduceOp::sum) {
-    reduce<T, Sum<T>>(parts.size(), part, static_cast<T*>(output), count);
-  } else if (op == ReduceOp::max) {
-    reduce<T, Max<T>>(parts.size(), part, static_cast<T*>(output), count);
-  } else if constexpr (std::is_integral_v<T>) {
-    reduce<T, BitOr<T>>(parts.size(), part, static_cast<T*>(output), count);
-  } else {
-    FUSEDBUN_ASSERT(false, "bitwise or of floating point numbers, which a Call refuses");
+  switch (op) {
+    case ReduceOp::sum:
+      return reduce<T, Sum<T>>(parts.size(), part, static_cast<T*>(output), count);
+    case ReduceOp::max:
+      return reduce<T, Max<T>>(parts.size(), part, static_cast<T*>(output), count);
+    case ReduceOp::bit_or:
+      return reduce<T, BitOr<T>>(parts.size(), part, static_cast<T*>(output), count);
   }
 }
 
 }  // namespace
 
-void sum_in_rank_order(std::span<const float* const> parts, float* output, int64_t count) {
-  reduce<float, Sum<float>>(
-      parts.size(), [&](size_t r) { return parts[r]; }, output, count);
-}
-
-void sum_in_rank_order(std::span<const double* const> parts, double* output, int64_t count) {
-  reduce<double, Sum<double>>(
-      parts.size(), [&](size_t r) { return parts[r]; }, output, count);
-}
-
 void reduce_in_rank_order(ReduceOp op, DataType type, std::span<const void* const> parts,
                           void* output, int64_t count) {
+  FUSEDBUN_ASSERT(op == ReduceOp::sum || (type != DataType::f32 && type != DataType::f64),
+                  "floating point numbers are only added up: a Call refuses anything else");
   switch (type) {
     case DataType::u8:
-      return reduce_as<uint8_t>(op, parts, output, count);
+      return reduce_integers<uint8_t>(op, parts, output, count);
     case DataType::i32:
-      return reduce_as<int32_t>(op, parts, output, count);
+      return reduce_integers<int32_t>(op, parts, output, count);
     case DataType::i64:
-      return reduce_as<int64_t>(op, parts, output, count);
+      return reduce_integers<int64_t>(op, parts, output, count);
     case DataType::f32:
-      return reduce_as<float>(op, parts, output, count);
+      return sum_in_order(parts, ElementType::f32, static_cast<float*>(output), count);
     case DataType::f64:
-      return reduce_as<double>(op, parts, output, count);
+      return sum_in_order(parts, ElementType::f64, static_cast<double*>(output), count);
   }
   FUSEDBUN_ASSERT(false, "a DataType that does not exist");
 }

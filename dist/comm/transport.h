@@ -1,13 +1,14 @@
 #pragma once
-// Transport: what a host backend (Gloo, MPI) brings to message_communicator: point-to-point messages between ranks, and short
-// control frames beside them.
+// Transport: what a host backend (Gloo, MPI) brings to message_communicator: point-to-point messages between ranks,
+// and short control frames beside them.
 //
 // Invariants: 1. Messages from one rank to another under one tag arrive in the order in which they were started.
-// 2. start() never waits for a peer. 3. Once a Transfer is destroyed, nothing touches its messages' memory. 4. A message meets
-// only a receive of the same tag; the caller's tags hold a digest of the size, so that a library never sees two sizes meet.
+// 2. start() never waits for a peer. 3. Once a Transfer is destroyed, nothing touches its messages' memory. 4. A
+// message meets only a receive of the same tag; the caller's tags hold a digest of the size, so that a library never
+// sees two sizes meet.
 //
-// Thread safety: start(), send_control(), receive_control(), close(): any thread at any time. Transfer::wait() from any one
-// thread, at the same time as these. group(): no other call at the same time but receive_control() and close().
+// Thread safety: start(), send_control(), receive_control(), close(): any thread at any time. Transfer::wait() from
+// any one thread, at the same time as these. group(): no other call at the same time but receive_control() and close().
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -51,8 +52,8 @@ class Progress {
 class Transfer {
  public:
   virtual ~Transfer() = default;
-  /// Blocks until all have moved. Throws std::exception with the peer and the library's text when a message cannot move any
-  /// more, and soon after close().
+  /// Blocks until all have moved. Throws std::exception with the peer and the library's text when a message cannot
+  /// move any more, and soon after close().
   virtual void wait(Progress& progress) = 0;
 };
 
@@ -79,17 +80,18 @@ class Transport {
   enum class Slot : uint8_t { asks, answers, last_words };
   /// Never waits for the peer. Throws std::exception when the connection is gone.
   virtual void send_control(int peer, Slot slot, const ControlFrame& frame) = 0;
-  /// The next frame from `peer`, if one has arrived. Throws std::exception when the connection is gone, where the library
-  /// notices; frames that arrived before are returned first.
+  /// The next frame from `peer`, if one has arrived. Throws std::exception when the connection is gone, where the
+  /// library notices; frames that arrived before are returned first.
   virtual std::optional<ControlFrame> receive_control(int peer) = 0;
 
-  /// A transport of `ranks` alone, this process being ranks[place]: on connections of its own where the library can make them.
-  /// Collective over `ranks`. `number` tells it from others that came of the same family. Throws fusedbun::Error.
+  /// A transport of `ranks` alone, this process being ranks[place]: on connections of its own where the library can
+  /// make them. Collective over `ranks`. `number` tells it from others that came of the same family. Throws
+  /// fusedbun::Error.
   virtual std::unique_ptr<Transport> group(const std::vector<int>& ranks, int place,
                                            int64_t number) = 0;
 
-  /// Gives up all connections, after frames that were sent have left or a moment has passed: pending waits throw soon, and
-  /// the peers notice as far as the library can tell them.
+  /// Gives up all connections, after frames that were sent have left or a moment has passed: pending waits throw soon,
+  /// and the peers notice as far as the library can tell them.
   virtual void close() noexcept = 0;
 };
 

@@ -82,6 +82,7 @@ void ChangeCommit::write(const std::vector<Waiting*>& waiting) {
   while (!try_write(requests, answers)) {
     // Steps have passed the batch. Each attempt spares twice as many, so it ends.
   }
+  hooks_.batch_written();
   const std::lock_guard lock(queue_mutex_);
   for (size_t i = 0; i < waiting.size(); ++i) waiting[i]->answer = std::move(answers[i]);
 }

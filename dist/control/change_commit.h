@@ -21,11 +21,13 @@ namespace fusedbun::control {
 
 class ChangeCommit {
  public:
-  /// All called with the ledger's lock held.
   struct Hooks {
+    // Called with the ledger's lock held:
     std::function<void()> observe;  ///< the ledger learns of the last finished step
     std::function<std::optional<plan::Refusal>()> refused_by_state;
     std::function<void(int64_t revision)> published;
+    // Called without it, by one thread at a time:
+    std::function<void()> batch_written;
   };
   /// The three outlive this object.
   ChangeCommit(plan::ChangeLedger& ledger, std::mutex& ledger_mutex, ChangeLog& log, Hooks hooks);

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "fusedbun/dist/control/change_records.h"
@@ -24,8 +25,8 @@ class ChangeLog {
   ~ChangeLog();
   ChangeLog(const ChangeLog&) = delete;  // owns a file descriptor
 
-  /// The changes that this run has from its earlier attempts.
-  const std::vector<LoggedChange>& changes() const { return changes_; }
+  /// The changes that this run has from its earlier attempts; once, for they are many.
+  std::vector<LoggedChange> take_changes() { return std::exchange(changes_, {}); }
 
   /// One write and one fdatasync for all. Throws IoError after taking back what was half written; if even that fails, the
   /// log takes nothing more.

@@ -59,6 +59,7 @@ struct JobDescription {
   std::string version = {};  ///< of this program
   std::string backend = {};  ///< "gloo"
   double max_grad_norm = 0;  ///< 0: off
+  plan::JobCapabilities capabilities = {};
   /// As the job starts with them; names are unique, not empty, "*" or "all".
   std::vector<plan::LedgerGroup> groups = {};
 };

@@ -93,18 +93,50 @@ grpc::Status TrainingControlService::ListHyperparameterSpecs(
     v1::ListHyperparameterSpecsResponse* reply) {
   const auto admitted = admit(Rpc::list_hyperparameter_specs, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  for (const plan::FieldSpec& spec : plan::field_specs()) *reply->add_specs() = to_message(spec);
+  for (plan::FieldSpec spec : plan::field_specs()) {
+    if (spec.field == plan::Field::max_grad_norm && !job_.capabilities.clips_gradients)
+      spec.max = 0;
+    *reply->add_specs() = to_message(spec);
+  }
   return grpc::Status::OK;
 }
 
 v1::Change TrainingControlService::change_message(const plan::AcceptedChange& change) const {
   v1::Change message = to_message(change, ledger_.groups());
   message.set_name(address_of_change(change.revision));
-  message.set_state(message_of(ledger_.state_of(change)));
+  message.set_state(message_of(ledger_.state_of(change.revision)));
   message.set_cancelled_by(ledger_.cancelled_by(change.revision));
   if (message.state() == v1::Change::REJECTED)
     message.set_error("the run ended before step " + std::to_string(change.effective_step));
   return message;
+}
+
+int64_t TrainingControlService::observed_revision() {
+  const std::lock_guard lock(ledger_mutex_);
+  observe_progress();
+  return ledger_.newest_revision();
+}
+
+v1::Change::State TrainingControlService::state_of_change(int64_t revision) const {
+  const std::lock_guard lock(ledger_mutex_);
+  return message_of(ledger_.state_of(revision));
+}
+
+v1::Change TrainingControlService::find_change(int64_t revision) {
+  {
+    const std::lock_guard lock(ledger_mutex_);
+    if (const plan::AcceptedChange* held = ledger_.find(revision)) return change_message(*held);
+  }
+  return history_.read(revision);
+}
+
+grpc::Status TrainingControlService::reply_with(int64_t revision, v1::Change* reply) {
+  try {
+    *reply = find_change(revision);
+    return grpc::Status::OK;
+  } catch (const IoError& error) {
+    return to_status({plan::RefusalKind::unavailable, "HISTORY_READ_FAILED", error.what(), {}});
+  }
 }
 
 grpc::Status TrainingControlService::CreateChange(Context* context,
@@ -121,24 +153,25 @@ grpc::Status TrainingControlService::CreateChange(Context* context,
 
   const plan::ChangeBatch::Answer answer = commit_.commit(change);
   if (const auto* refusal = std::get_if<plan::Refusal>(&answer)) return to_status(*refusal);
-  const std::lock_guard lock(ledger_mutex_);
-  *reply = change_message(ledger_.change(revision_of(answer)));
+  grpc::Status status = reply_with(revision_of(answer), reply);
+  if (!status.ok()) return status;
   reply->clear_error();
   reply->clear_cancelled_by();
   reply->set_state(v1::Change::SCHEDULED);  // what the first answer says, every repeated one says
-  return grpc::Status::OK;
+  return status;
 }
 
 grpc::Status TrainingControlService::rehearse(const plan::ChangeRequest& request,
                                               v1::Change* reply) {
-  const std::lock_guard lock(ledger_mutex_);
+  std::unique_lock lock(ledger_mutex_);
   const auto verdict = commit_.rehearse(request);
   if (const auto* refusal = std::get_if<plan::Refusal>(&verdict)) return to_status(*refusal);
   if (const auto* repeated = std::get_if<plan::ChangeLedger::Replay>(&verdict)) {
-    *reply = change_message(ledger_.change(repeated->revision));
+    lock.unlock();
+    grpc::Status status = reply_with(repeated->revision, reply);
     reply->clear_error();
     reply->clear_state();
-    return grpc::Status::OK;
+    return status;
   }
   *reply = to_message(std::get<plan::AcceptedChange>(verdict), ledger_.groups());
   reply->clear_revision();  // none was used
@@ -164,9 +197,7 @@ grpc::Status TrainingControlService::CancelChange(Context* context,
   cancellation.create_time_us = TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
   const plan::ChangeBatch::Answer answer = commit_.commit(cancellation);
   if (const auto* refusal = std::get_if<plan::Refusal>(&answer)) return to_status(*refusal);
-  const std::lock_guard lock(ledger_mutex_);
-  *reply = change_message(ledger_.change(*cancellation.cancels));
-  return grpc::Status::OK;
+  return reply_with(*cancellation.cancels, reply);
 }
 
 grpc::Status TrainingControlService::GetChange(Context* context,
@@ -174,13 +205,9 @@ grpc::Status TrainingControlService::GetChange(Context* context,
                                                v1::Change* reply) {
   const auto admitted = admit(Rpc::get_change, *context, request->name());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  const std::lock_guard lock(ledger_mutex_);
-  observe_progress();
-  const auto revision =
-      change_revision(std::get<Admitted>(admitted).within, ledger_.newest_revision());
+  const auto revision = change_revision(std::get<Admitted>(admitted).within, observed_revision());
   if (const auto* refusal = std::get_if<plan::Refusal>(&revision)) return to_status(*refusal);
-  *reply = change_message(ledger_.change(std::get<int64_t>(revision)));
-  return grpc::Status::OK;
+  return reply_with(std::get<int64_t>(revision), reply);
 }
 
 grpc::Status TrainingControlService::ListChanges(Context* context,
@@ -196,18 +223,18 @@ grpc::Status TrainingControlService::ListChanges(Context* context,
   const auto wanted = std::get<v1::Change::State>(filter);
 
   // The training loop may have its turn between any two.
-  const int64_t newest = newest_revision();
+  const int64_t newest = observed_revision();
   for (int64_t revision = page.first; revision <= newest; ++revision) {
-    const std::lock_guard lock(ledger_mutex_);
-    if (revision == page.first) observe_progress();
-    const plan::AcceptedChange& change = ledger_.change(revision);
-    if (wanted != v1::Change::STATE_UNSPECIFIED && wanted != message_of(ledger_.state_of(change)))
-      continue;
+    if (wanted != v1::Change::STATE_UNSPECIFIED && wanted != state_of_change(revision)) continue;
     if (reply->changes_size() == page.size) {
       reply->set_next_page_token(std::to_string(revision));
       break;
     }
-    *reply->add_changes() = change_message(change);
+    const grpc::Status status = reply_with(revision, reply->add_changes());
+    if (!status.ok()) return status;
+    const bool has_moved_on =
+        wanted != v1::Change::STATE_UNSPECIFIED && reply->changes().rbegin()->state() != wanted;
+    if (has_moved_on) reply->mutable_changes()->RemoveLast();
   }
   return grpc::Status::OK;
 }

@@ -45,12 +45,13 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
       name_(job_name(options.run_id)),
       callers_(std::move(callers)),
       start_time_us_(now_us()),
-      ledger_(named_groups(job_), job_.max_grad_norm, job_.first_step),
+      ledger_(named_groups(job_), job_.max_grad_norm, job_.first_step, job_.capabilities),
       log_(options.run_dir, options.run_id),
+      history_(options.run_dir),
       commit_(ledger_, ledger_mutex_, log_, commit_hooks()),
       clock_(std::chrono::microseconds(options.stall_timeout).count()),
       rate_(options.changes_per_second) {
-  restore_changes(ledger_, log_.changes());
+  restore_changes(ledger_, log_.take_changes());
   restored_changes_ = ledger_.newest_revision();
   std::vector<plan::AcceptedChange> scheduled = accept_scheduled(ledger_, options.changes);
   if (!scheduled.empty()) log_.append(scheduled, ledger_.groups());
@@ -61,7 +62,8 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
 ChangeCommit::Hooks TrainingControlService::commit_hooks() {
   return {.observe = [this] { observe_progress(); },
           .refused_by_state = [this] { return refused_in(Rpc::create_change, state_); },
-          .published = [this](int64_t revision) { change_published(revision); }};
+          .published = [this](int64_t revision) { change_published(revision); },
+          .batch_written = [this] { forget_settled_changes(); }};
 }
 
 int64_t TrainingControlService::newest_revision() {
@@ -172,6 +174,26 @@ void TrainingControlService::change_published(int64_t revision) {
   tell_change(change_message(change));
   if (change.request.cancels) tell_change(change_message(ledger_.change(*change.request.cancels)));
   has_scheduled_ = ledger_.has_scheduled();
+}
+
+void TrainingControlService::forget_settled_changes() {
+  constexpr size_t kAtOnce = 256;  // more than a batch brings
+  std::vector<int64_t> revisions;
+  std::vector<v1::Change> messages;
+  {
+    const std::lock_guard lock(ledger_mutex_);
+    revisions = ledger_.settled(kAtOnce);
+    for (const int64_t revision : revisions)
+      messages.push_back(change_message(ledger_.change(revision)));
+  }
+  if (revisions.empty()) return;
+  try {
+    history_.append(messages);
+  } catch (const IoError&) {
+    return;
+  }
+  const std::lock_guard lock(ledger_mutex_);
+  ledger_.forget(revisions);
 }
 
 bool TrainingControlService::is_degraded() const {

@@ -22,6 +22,7 @@
 #include "fusedbun/control/v1/control.grpc.pb.h"
 #include "fusedbun/dist/control/callers.h"
 #include "fusedbun/dist/control/change_commit.h"
+#include "fusedbun/dist/control/change_history.h"
 #include "fusedbun/dist/control/change_log.h"
 #include "fusedbun/dist/control/control_server.h"
 #include "fusedbun/dist/control/job_events.h"
@@ -121,6 +122,14 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   void note_leaving();
   void end_run(JobState state, std::string_view reason, bool degraded);
   ChangeCommit::Hooks commit_hooks();
+  // Take the lock:
+  int64_t observed_revision();  ///< the newest, after the ledger has learned of the last step
+  v1::Change::State state_of_change(int64_t revision) const;
+  /// Reads without the lock: the file of the history may keep its reader waiting. Throws IoError.
+  v1::Change find_change(int64_t revision);
+  /// Settled changes go from the ledger to the history. If that cannot be written they stay, and are tried again.
+  void forget_settled_changes();
+  grpc::Status reply_with(int64_t revision, v1::Change* reply);
   grpc::Status rehearse(const plan::ChangeRequest& request, v1::Change* reply);
 
   // With progress_mutex_ held. A sample waits for what the training loop adds, at most for the next step's end.
@@ -156,6 +165,7 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   mutable std::mutex ledger_mutex_;
   plan::ChangeLedger ledger_;
   ChangeLog log_;
+  ChangeHistory history_;
   ChangeCommit commit_;
   /// ledger_.has_scheduled(), for those without the lock.
   std::atomic<bool> has_scheduled_ = false;

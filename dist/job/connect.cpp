@@ -83,6 +83,11 @@ Connections connect(const plan::Identity& identity, const ConnectOptions& option
   if (identity.world_size == 1 && !options.use_gpu) {
     connections.choice.reason = "local: one process, nothing travels";
   }
+  if (identity.world_size == 1 && options.use_gpu &&
+      connections.choice.backend != plan::BackendRequest::nccl) {
+    connections.device = comm::make_single_gpu_communicator();
+    connections.choice.reason = "local: one process on one GPU, nothing travels";
+  }
   connections.one_host = std::ranges::all_of(
       all, [&](const plan::Capability& rank) { return rank.host_hash == all[0].host_hash; });
 #ifdef FUSEDBUN_HAS_MPI

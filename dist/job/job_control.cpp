@@ -31,6 +31,7 @@ control::JobDescription describe(const ShardedFusedbun& optimizer, const JobOpti
   job.version = FUSEDBUN_VERSION;
   job.backend = backend;
   job.max_grad_norm = optimizer.max_grad_norm();
+  job.capabilities = optimizer.capabilities();
   job.groups = groups_of(optimizer);
   return job;
 }
@@ -84,7 +85,8 @@ plan::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
 #endif
   if (serving || changes.empty()) return nullptr;
   schedule = std::make_unique<plan::ChangeSchedule>(
-      plan::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), optimizer.job_step()),
+      plan::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), optimizer.job_step(),
+                         optimizer.capabilities()),
       changes);
   return schedule.get();
 }

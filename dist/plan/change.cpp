@@ -179,6 +179,13 @@ void ActiveChanges::apply(const ChangeEntry& entry, std::span<Options* const> gr
   }
 }
 
+void ActiveChanges::restore(const Overrides& saved) {
+  FUSEDBUN_ASSERT(saved.lr_pin.size() == lr_pin_.size(), "overrides of another number of groups");
+  lr_pin_ = saved.lr_pin;
+  max_grad_norm_ = saved.max_grad_norm;
+  lr_scale_ = saved.lr_scale;
+}
+
 double ActiveChanges::effective_lr(int group, double scheduled_lr) const {
   return lr_pin_[group].value_or(scheduled_lr * lr_scale_);
 }

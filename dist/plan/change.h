@@ -67,6 +67,12 @@ bool allows(const FieldSpec& spec, double value);
 /// not yet sent.
 inline constexpr int64_t kLead = 2;
 
+/// What a job can do for a change. Fixed when its optimizer is constructed.
+struct JobCapabilities {
+  /// Gradients can be clipped. Not under step_in_backward, which writes parameters before the norm is known.
+  bool clips_gradients = true;
+};
+
 /// The hyperparameters in force at one job step, folded from the changes. The optimizer's own
 /// options hold what the user and the schedule set; this holds what people changed on top.
 class ActiveChanges {
@@ -82,6 +88,16 @@ class ActiveChanges {
   /// effective_lr), in order of (effective_step, revision). Called once per step, before its first
   /// gradient hook. Group -1 means the groups there are now: one added later keeps its own options.
   void enter_step(int64_t job_step, std::span<Options* const> group_options);
+
+  /// What holds beside the groups' own options, for a saved state: pins, scale, clip limit.
+  struct Overrides {
+    std::vector<std::optional<double>> lr_pin;  ///< [group]
+    std::optional<double> max_grad_norm;
+    double lr_scale = 1;
+  };
+  Overrides overrides() const { return {lr_pin_, max_grad_norm_, lr_scale_}; }
+  /// For as many groups as there are.
+  void restore(const Overrides& saved);
 
   double effective_lr(int group, double scheduled_lr) const;
   /// Empty: nobody changed it; the job's own setting holds.

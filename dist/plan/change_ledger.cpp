@@ -52,8 +52,9 @@ bool is_for_next_step(const ChangeRequest& request) {
 }  // namespace
 
 ChangeLedger::ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm,
-                           int64_t first_step)
+                           int64_t first_step, JobCapabilities capabilities)
     : groups_(std::move(groups)),
+      capabilities_(capabilities),
       active_(static_cast<int>(groups_.size())),
       base_max_grad_norm_(max_grad_norm),
       first_step_(first_step),
@@ -91,7 +92,9 @@ std::vector<int64_t> ChangeLedger::observe(const StepReport& report) {
 
 std::vector<int64_t> ChangeLedger::end_run() {
   ended_ = true;
-  return std::exchange(open_, {});
+  std::vector<int64_t> rejected(open_.begin(), open_.end());
+  open_.clear();
+  return rejected;
 }
 
 int64_t ChangeLedger::next_step(int64_t spare_steps, Staged staged) const {
@@ -113,7 +116,7 @@ ChangeLedger::Verdict ChangeLedger::propose(const ChangeRequest& request, Staged
     if (auto refusal = check_cancel_step(change(*request.cancels))) return *refusal;
     return make_cancel(request, staged);
   }
-  auto resolved = resolve(request, groups_);
+  auto resolved = resolve(request, groups_, capabilities_);
   if (auto* refusal = std::get_if<Refusal>(&resolved)) return *refusal;
   if (auto refusal = check_step(request, staged)) return *refusal;
   if (auto refusal = check_etag(request, staged)) return *refusal;
@@ -141,7 +144,7 @@ ChangeLedger::Verdict ChangeLedger::propose_again(const ChangeRequest& request,
     if (auto refusal = check_cancel(request, {})) return *refusal;
     verdict = make_cancel(request, {});
   } else {
-    auto resolved = resolve(request, groups_);
+    auto resolved = resolve(request, groups_, capabilities_);
     if (auto* refusal = std::get_if<Refusal>(&resolved)) return *refusal;
     verdict =
         make(request, std::get<std::vector<ChangeEntry>>(std::move(resolved)), effective_step, {});
@@ -189,26 +192,38 @@ void ChangeLedger::commit(AcceptedChange change) {
   FUSEDBUN_ASSERT(change.known_at_start ? current_step_ == first_step_ : is_reachable(change),
                   "a change is accepted while its step can be reached");
   active_.accept(change.entries);
+  entries_.insert(entries_.end(), change.entries.begin(), change.entries.end());
   if (change.request.cancels) {
     cancelled_by_[*change.request.cancels] = change.revision;
-    std::erase(open_, *change.request.cancels);
+    open_.erase(*change.request.cancels);
   } else {
-    open_.push_back(change.revision);
+    open_.insert(change.revision);
   }
   if (change.known_at_start) {
     restored_ = change.revision;
   } else if (is_for_next_step(change.request)) {
     newest_next_step_ = change.effective_step;
   }
+  remember_request(change);
+  traces_.push_back(Trace::held);
+  const int64_t revision = change.revision;
+  changes_.emplace(revision, std::move(change));
+}
+
+void ChangeLedger::remember_request(const AcceptedChange& change) {
   if (!change.request.request_id.empty()) {
-    revision_of_request_[{change.request.actor, change.request.request_id}] = change.revision;
+    const RequestKey key{change.request.actor, change.request.request_id};
+    requests_[key] = {change.revision, body_hash(change.request)};
+    request_order_.emplace_back(change.revision, key);
   }
-  changes_.push_back(std::move(change));
-  if (newest_revision() > kRememberedRequests) {
-    const ChangeRequest& forgotten = this->change(newest_revision() - kRememberedRequests).request;
-    if (!forgotten.request_id.empty()) {
-      revision_of_request_.erase({forgotten.actor, forgotten.request_id});
+  while (!request_order_.empty() &&
+         request_order_.front().first <= change.revision - kRememberedRequests) {
+    const auto& [revision, key] = request_order_.front();
+    if (const auto found = requests_.find(key);
+        found != requests_.end() && found->second.revision == revision) {
+      requests_.erase(found);
     }
+    request_order_.pop_front();
   }
 }
 
@@ -222,16 +237,40 @@ std::string ChangeLedger::etag() const {
   return etag_of(newest_revision(), chain_hash());
 }
 
-const AcceptedChange& ChangeLedger::change(int64_t revision) const {
+const AcceptedChange* ChangeLedger::find(int64_t revision) const {
   FUSEDBUN_ASSERT(revision >= 1 && revision <= newest_revision(), "there is no such revision");
-  return changes_[static_cast<size_t>(revision - 1)];
+  const auto found = changes_.find(revision);
+  return found == changes_.end() ? nullptr : &found->second;
 }
 
-ChangeState ChangeLedger::state_of(const AcceptedChange& change) const {
-  if (change.request.cancels) return ChangeState::applied;
-  if (cancelled_by(change.revision) > 0) return ChangeState::cancelled;
-  if (change.effective_step <= observed_step_) return ChangeState::applied;
+const AcceptedChange& ChangeLedger::change(int64_t revision) const {
+  const AcceptedChange* change = find(revision);
+  FUSEDBUN_ASSERT(change != nullptr, "a change is asked for while the ledger holds it");
+  return *change;
+}
+
+ChangeState ChangeLedger::state_of(int64_t revision) const {
+  const AcceptedChange* change = find(revision);
+  if (change == nullptr) {
+    switch (traces_[static_cast<size_t>(revision - 1)]) {
+      case Trace::cancelled:
+        return ChangeState::cancelled;
+      case Trace::rejected:
+        return ChangeState::rejected;
+      default:
+        return ChangeState::applied;
+    }
+  }
+  if (change->request.cancels) return ChangeState::applied;
+  if (cancelled_by(revision) > 0) return ChangeState::cancelled;
+  if (change->effective_step <= observed_step_) return ChangeState::applied;
   return ended_ ? ChangeState::rejected : ChangeState::scheduled;
+}
+
+bool ChangeLedger::is_cancellation(int64_t revision) const {
+  const AcceptedChange* change = find(revision);
+  return change != nullptr ? change->request.cancels.has_value()
+                           : traces_[static_cast<size_t>(revision - 1)] == Trace::cancellation;
 }
 
 int64_t ChangeLedger::cancelled_by(int64_t revision) const {
@@ -239,14 +278,41 @@ int64_t ChangeLedger::cancelled_by(int64_t revision) const {
   return found == cancelled_by_.end() ? 0 : found->second;
 }
 
-std::vector<ChangeEntry> ChangeLedger::entries(int64_t after, int64_t up_to) const {
+std::vector<ChangeEntry> ChangeLedger::entries(int64_t after, int64_t up_to) {
   FUSEDBUN_ASSERT(after >= 0 && up_to <= newest_revision(), "only accepted changes have content");
-  std::vector<ChangeEntry> entries;
-  for (int64_t revision = after + 1; revision <= up_to; ++revision) {
-    const auto& content = change(revision).entries;
-    entries.insert(entries.end(), content.begin(), content.end());
+  FUSEDBUN_ASSERT(after >= known_to_ranks_, "no rank asks again for what all ranks have");
+  known_to_ranks_ = after;
+  while (!entries_.empty() && entries_.front().revision <= after) entries_.pop_front();
+  std::vector<ChangeEntry> wanted;
+  for (const ChangeEntry& entry : entries_) {
+    if (entry.revision <= up_to) wanted.push_back(entry);
   }
-  return entries;
+  return wanted;
+}
+
+// ---- what is forgotten -------------------------------------------------------------------------
+
+std::vector<int64_t> ChangeLedger::settled(size_t count_max) const {
+  std::vector<int64_t> revisions;
+  for (const auto& [revision, change] : changes_) {
+    if (revisions.size() == count_max) break;
+    if (state_of(revision) != ChangeState::scheduled) revisions.push_back(revision);
+  }
+  return revisions;
+}
+
+void ChangeLedger::forget(std::span<const int64_t> revisions) {
+  for (const int64_t revision : revisions) {
+    const ChangeState state = state_of(revision);
+    FUSEDBUN_ASSERT(state != ChangeState::scheduled, "only settled changes are forgotten");
+    Trace& trace = traces_[static_cast<size_t>(revision - 1)];
+    trace = is_cancellation(revision)         ? Trace::cancellation
+            : state == ChangeState::cancelled ? Trace::cancelled
+            : state == ChangeState::rejected  ? Trace::rejected
+                                              : Trace::applied;
+    changes_.erase(revision);
+    cancelled_by_.erase(revision);
+  }
 }
 
 }  // namespace fusedbun::plan

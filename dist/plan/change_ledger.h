@@ -1,6 +1,9 @@
 #pragma once
 // ChangeLedger: the accepted changes of a job, in order of revision, and the decision whether the next one is accepted.
 //
+// Memory: the ledger holds a change until it is settled and its caller has put it elsewhere (forget()); of older ones it keeps a byte
+// each, and what it needs for the promises below.
+//
 // A request goes through propose(), which decides and changes nothing, and then commit(); in between its caller makes it
 // durable, alone or together with others that are proposed on top of it (change_batch.h). The ledger folds changes with ActiveChanges, the class that the ranks fold them with, so what it shows is what
 // they use.
@@ -15,6 +18,7 @@
 #include <deque>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <utility>
@@ -55,7 +59,8 @@ class ChangeLedger {
   static constexpr int64_t kRememberedRequests = 4096;
 
   /// `first_step` is the job step that comes first. `max_grad_norm` 0 means off.
-  ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm, int64_t first_step);
+  ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm, int64_t first_step,
+               JobCapabilities capabilities = {});
 
   /// The header of `job_step` is about to be sent.
   void close_step(int64_t job_step);
@@ -95,17 +100,28 @@ class ChangeLedger {
   std::string etag() const;
 
   const std::vector<LedgerGroup>& groups() const { return groups_; }
-  int64_t newest_revision() const { return static_cast<int64_t>(changes_.size()); }
+  const JobCapabilities& capabilities() const { return capabilities_; }
+  int64_t newest_revision() const { return static_cast<int64_t>(traces_.size()); }
   uint64_t chain_hash() const { return active_.chain_hash(); }
-  /// Revision in [1, newest_revision()].
+  /// Nothing if the change is forgotten. Revision in [1, newest_revision()].
+  const AcceptedChange* find(int64_t revision) const;
+  /// One that is not forgotten: scheduled, or known to its caller to be held.
   const AcceptedChange& change(int64_t revision) const;
-  ChangeState state_of(const AcceptedChange& change) const;
-  /// The revision that cancelled this one; 0: none.
+  /// Also of forgotten ones.
+  ChangeState state_of(int64_t revision) const;
+  /// The revision that cancelled this one, which is not forgotten; 0: none.
   int64_t cancelled_by(int64_t revision) const;
   /// Does any change still wait for its step?
   bool has_scheduled() const { return !open_.empty(); }
-  /// Content of the changes (after, up_to].
-  std::vector<ChangeEntry> entries(int64_t after, int64_t up_to) const;
+  /// Content of the changes (after, up_to]. All ranks have that up to `after`, so it is asked for no more.
+  std::vector<ChangeEntry> entries(int64_t after, int64_t up_to);
+
+  /// The oldest changes whose state will never change, at most `count_max`.
+  std::vector<int64_t> settled(size_t count_max) const;
+  /// Drops the content of settled changes.
+  void forget(std::span<const int64_t> revisions);
+  /// How many changes are not forgotten.
+  size_t held() const { return changes_.size(); }
 
  private:
   using Staged = std::span<const AcceptedChange>;
@@ -122,10 +138,26 @@ class ChangeLedger {
   Verdict make_cancel(const ChangeRequest& request, Staged staged) const;
 
   std::vector<LedgerGroup> groups_;
-  std::deque<AcceptedChange> changes_;  ///< [revision - 1]
-  std::map<std::pair<std::string, std::string>, int64_t> revision_of_request_;
+  JobCapabilities capabilities_;
+  using RequestKey = std::pair<std::string, std::string>;  ///< actor, request_id
+  struct Remembered {
+    int64_t revision = 0;
+    uint64_t body_hash = 0;  ///< of what makes two requests the same
+  };
+  static uint64_t body_hash(const ChangeRequest& request);
+  void remember_request(const AcceptedChange& change);
+  bool is_cancellation(int64_t revision) const;
+  /// What is left of a change, one byte.
+  enum class Trace : uint8_t { held, cancellation, applied, cancelled, rejected };
+
+  std::map<int64_t, AcceptedChange> changes_;  ///< by revision, without the forgotten ones
+  std::vector<Trace> traces_;                  ///< [revision - 1]
+  std::deque<ChangeEntry> entries_;            ///< of the changes that some rank may still lack
+  int64_t known_to_ranks_ = 0;                 ///< entries up to this revision are dropped
+  std::map<RequestKey, Remembered> requests_;
+  std::deque<std::pair<int64_t, RequestKey>> request_order_;  ///< by revision, the oldest first
   std::map<int64_t, int64_t> cancelled_by_;  ///< revision -> the revision that cancelled it
-  std::vector<int64_t> open_;                ///< scheduled revisions
+  std::set<int64_t> open_;                   ///< scheduled revisions
   int64_t newest_next_step_ = 0;   ///< effective step of the newest change for the next step
   int64_t restored_ = 0;           ///< the newest revision that was known before the first step
   ActiveChanges active_;           ///< all changes accepted, entered up to observed_step_

@@ -1,4 +1,7 @@
 // The checks that a request goes through before it is a change.
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
 #include <algorithm>
 
 #include "fusedbun/dist/plan/change_ledger.h"
@@ -7,12 +10,40 @@
 namespace fusedbun::plan {
 namespace {
 
-bool same_body(const ChangeRequest& a, const ChangeRequest& b) {
-  return a.patches == b.patches && a.apply_at_step == b.apply_at_step && a.cancels == b.cancels &&
-         a.reason == b.reason;
-}
+/// Bytes that differ whenever one of the parts does: each is preceded by its length.
+class Bytes {
+ public:
+  void add(std::string_view part) {
+    const uint64_t size = part.size();
+    add_value(size);
+    bytes_.append(part);
+  }
+  template <class Value>
+  void add_value(const Value& value) {
+    bytes_.append(reinterpret_cast<const char*>(&value), sizeof(value));
+  }
+  uint64_t hash() const { return XXH3_64bits(bytes_.data(), bytes_.size()); }
+
+ private:
+  std::string bytes_;
+};
 
 }  // namespace
+
+uint64_t ChangeLedger::body_hash(const ChangeRequest& request) {
+  Bytes body;
+  for (const ValuePatch& patch : request.patches) {
+    body.add(patch.group);
+    body.add_value(patch.field);
+    body.add_value(patch.value == 0 ? 0.0 : patch.value);  // -0 is 0
+  }
+  for (const std::optional<int64_t>& number : {request.apply_at_step, request.cancels}) {
+    body.add_value(number.has_value());
+    body.add_value(number.value_or(0));
+  }
+  body.add(request.reason);
+  return body.hash();
+}
 
 std::string ChangeLedger::etag_of(int64_t revision, uint64_t chain_hash) {
   return "\"" + std::to_string(revision) + "-" + hexadecimal(chain_hash) + "\"";
@@ -21,21 +52,17 @@ std::string ChangeLedger::etag_of(int64_t revision, uint64_t chain_hash) {
 std::optional<ChangeLedger::Verdict> ChangeLedger::find_repeated(const ChangeRequest& request,
                                                                  Staged staged) const {
   if (request.request_id.empty()) return std::nullopt;
-  const ChangeRequest* first = nullptr;
-  int64_t revision = 0;
-  const auto found = revision_of_request_.find({request.actor, request.request_id});
-  if (found != revision_of_request_.end()) {
-    revision = found->second;
-    first = &change(revision).request;
-  }
+  std::optional<Remembered> first;
+  const auto found = requests_.find({request.actor, request.request_id});
+  if (found != requests_.end()) first = found->second;
   for (const AcceptedChange& change : staged) {
     if (change.request.actor != request.actor || change.request.request_id != request.request_id)
       continue;
-    revision = change.revision;
-    first = &change.request;
+    first = {change.revision, body_hash(change.request)};
   }
-  if (first == nullptr) return std::nullopt;
-  if (same_body(*first, request)) return Replay{revision};
+  if (!first) return std::nullopt;
+  const int64_t revision = first->revision;
+  if (first->body_hash == body_hash(request)) return Replay{revision};
   return Refusal{RefusalKind::invalid_argument,
                  "REQUEST_ID_REUSED",
                  "request_id was used for another change, revision " + std::to_string(revision) +
@@ -98,14 +125,13 @@ std::optional<Refusal> ChangeLedger::check_cancel(const ChangeRequest& request,
                    "there is no change " + std::to_string(revision),
                    {}};
   }
-  const AcceptedChange& cancelled = change(revision);
-  if (cancelled.request.cancels)
+  if (is_cancellation(revision))
     return not_scheduled("is a cancellation, and cannot be taken back");
   const bool is_staged = std::ranges::any_of(
       staged, [&](const AcceptedChange& other) { return other.request.cancels == revision; });
-  if (is_staged || state_of(cancelled) == ChangeState::cancelled)
+  if (is_staged || state_of(revision) == ChangeState::cancelled)
     return not_scheduled("was cancelled before");
-  if (state_of(cancelled) != ChangeState::scheduled) return not_scheduled("has been used");
+  if (state_of(revision) != ChangeState::scheduled) return not_scheduled("has been used");
   return std::nullopt;
 }
 

@@ -94,6 +94,20 @@ std::optional<Refusal> check_momentum(int32_t group, std::span<const LedgerGroup
   return std::nullopt;
 }
 
+/// max_grad_norm = 0 asks for nothing that the job does not do already.
+std::optional<Refusal> check_clipping(const ValuePatch& patch,
+                                      const JobCapabilities& capabilities) {
+  if (patch.field != Field::max_grad_norm || patch.value == 0 || capabilities.clips_gradients)
+    return std::nullopt;
+  return Refusal{
+      RefusalKind::failed_precondition,
+      "CLIPPING_FIXED",
+      "this job updates parameters during backward (step_in_backward), before the norm of "
+      "the gradient is known, so max_grad_norm stays 0: start it without "
+      "step_in_backward to clip",
+      {{"field", std::string(name_of(patch.field))}}};
+}
+
 /// What two patches must not both set. Pin and unpin are two values of one thing.
 Field slot_of(Field field) {
   return field == Field::unpin_learning_rate ? Field::learning_rate : field;
@@ -123,7 +137,8 @@ std::optional<Refusal> check_size(const ChangeRequest& request) {
 }
 
 std::variant<std::vector<ChangeEntry>, Refusal> resolve(const ChangeRequest& request,
-                                                        std::span<const LedgerGroup> groups) {
+                                                        std::span<const LedgerGroup> groups,
+                                                        const JobCapabilities& capabilities) {
   if (auto refusal = check_size(request)) return *refusal;
   if (request.patches.empty()) return invalid("EMPTY_CHANGE", "the change sets no value");
   std::vector<ChangeEntry> entries;
@@ -137,6 +152,7 @@ std::variant<std::vector<ChangeEntry>, Refusal> resolve(const ChangeRequest& req
     if (patch.field == Field::momentum_beta) {
       if (auto refusal = check_momentum(index, groups)) return *refusal;
     }
+    if (auto refusal = check_clipping(patch, capabilities)) return *refusal;
     if (!seen.emplace(index, slot_of(patch.field)).second) {
       return Refusal{RefusalKind::invalid_argument,
                      "FIELD_SET_TWICE",

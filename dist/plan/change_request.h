@@ -71,8 +71,10 @@ struct LedgerGroup {
 std::optional<Refusal> check_size(const ChangeRequest& request);
 
 /// The request's values as entries for the ranks, revision and step still 0; or why they cannot be taken. Checks names,
-/// sizes, ranges (field_specs), values set twice, and what was fixed at construction; `validate` of whole options is the ledger's.
+/// sizes, ranges (field_specs), values set twice, and what was fixed at construction (momentum, the job's capabilities);
+/// `validate` of whole options is the ledger's.
 std::variant<std::vector<ChangeEntry>, Refusal> resolve(const ChangeRequest& request,
-                                                        std::span<const LedgerGroup> groups);
+                                                        std::span<const LedgerGroup> groups,
+                                                        const JobCapabilities& capabilities);
 
 }  // namespace fusedbun::plan

@@ -20,7 +20,8 @@ struct StepReport {
   int64_t job_step = 0;  ///< the step that just ended, from 0
   int64_t active_revision = 0;
   int64_t skipped_steps = 0;
-  double gradient_norm = 0;                 ///< 0 unless clipping
+  bool skipped = false;      ///< this step changed nothing, because a rank saw a NaN or inf
+  double gradient_norm = 0;  ///< 0 unless clipping
   std::vector<Options> group_options = {};  ///< as used, lr effective
   std::vector<double> scheduled_lr = {};    ///< [group] before pin and scale
   std::vector<bool> lr_pinned = {};         ///< [group]

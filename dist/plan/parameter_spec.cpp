@@ -37,18 +37,9 @@ int64_t arithmetic_bytes_of(ElementType type) {
   return type == ElementType::f64 ? 8 : 4;
 }
 
-int64_t ParameterSpec::rows() const {
-  return shape.empty() ? 1 : shape[0];
-}
-
-int64_t ParameterSpec::columns() const {
-  int64_t columns = 1;
-  for (size_t dimension = 1; dimension < shape.size(); ++dimension) columns *= shape[dimension];
-  return columns;
-}
-
-int64_t ParameterSpec::elements() const {
-  return rows() * columns();
+int64_t ParameterSpec::stacked_matrices() const {
+  const RowRange range = all_rows();
+  return range.matrix_rows > 0 ? range.matrices() : 0;
 }
 
 }  // namespace fusedbun::plan

@@ -7,14 +7,17 @@
 #include <string_view>
 #include <vector>
 
+#include "fusedbun/core/element_type.h"
+#include "fusedbun/core/row_range.h"
+
 namespace fusedbun::plan {
 
-/// Types a parameter may have. Its gradient travels, and is stepped, in float64 for f64 and float32
-/// for the rest.
-enum class ElementType : uint8_t { f32, f64, bf16, f16 };
+/// Types a parameter may have. Its gradient is added up, and it is stepped, in float64 for f64 and
+/// float32 for the rest.
+using fusedbun::ElementType;
 int64_t bytes_of(ElementType type);
 std::string_view name_of(ElementType type);
-/// Bytes of one element of its gradient on the wire and of the arithmetic: 8 for f64, else 4.
+/// Bytes of one element of the arithmetic: 8 for f64, else 4.
 int64_t arithmetic_bytes_of(ElementType type);
 
 struct ParameterSpec {
@@ -22,12 +25,17 @@ struct ParameterSpec {
   std::vector<int64_t> shape;
   ElementType type = ElementType::f32;
   int group = 0;
+  /// How it is seen as rows (core/row_range.h): that of its group's options.
+  MatrixView matrix_view = MatrixView::leading;
 
-  /// Seen as n×m (core/row_range.h): a vector's rows are its elements.
+  RowRange all_rows() const { return all_rows_of(shape, matrix_view); }
+  /// Seen as n×m, stacked matrices one below the other: a vector's rows are its elements.
   bool is_vector() const { return shape.size() < 2; }
-  int64_t rows() const;
-  int64_t columns() const;
-  int64_t elements() const;
+  int64_t rows() const { return all_rows().rows_total; }
+  int64_t columns() const { return all_rows().columns; }
+  int64_t elements() const { return all_rows().elements(); }
+  /// Matrices of a stack (last_two with three or more dimensions), 0 for all else.
+  int64_t stacked_matrices() const;
 
   bool operator==(const ParameterSpec&) const = default;
 };

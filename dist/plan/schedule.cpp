@@ -9,16 +9,22 @@ Schedule::Schedule(const ShardPlan& plan) {
 }
 
 void Schedule::begin_step(const ShardPlan& plan) {
+  extend(plan);
+  waiting_ = size_;
+  ready_.assign(bucket_of_.size(), false);
+  next_ = 0;
+}
+
+void Schedule::extend(const ShardPlan& plan) {
   // What was there never changes; only what was appended is new.
   bucket_of_.insert(bucket_of_.end(),
                     plan.bucket_of.begin() + static_cast<std::ptrdiff_t>(bucket_of_.size()),
                     plan.bucket_of.end());
   for (size_t bucket = size_.size(); bucket < plan.buckets.size(); ++bucket) {
     size_.push_back(static_cast<int>(plan.buckets[bucket].parameters.size()));
+    waiting_.push_back(size_.back());
   }
-  waiting_ = size_;
-  ready_.assign(bucket_of_.size(), false);
-  next_ = 0;
+  ready_.resize(bucket_of_.size());
 }
 
 std::vector<int> Schedule::ready(int parameter) {
@@ -36,6 +42,11 @@ std::vector<int> Schedule::flush() {
   std::vector<int> leaving;
   while (next_ < static_cast<int>(size_.size())) leaving.push_back(next_++);
   return leaving;
+}
+
+int Schedule::flush_one() {
+  FUSEDBUN_ASSERT(next_ < static_cast<int>(size_.size()), "every bucket has left");
+  return next_++;
 }
 
 std::vector<int> Schedule::take_ready() {

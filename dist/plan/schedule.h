@@ -20,11 +20,16 @@ class Schedule {
 
   /// Starts a job step: nothing is ready. Takes over buckets appended to the plan since.
   void begin_step(const ShardPlan& plan);
+  /// Takes over buckets appended to the plan in the middle of a step: none of their parameters is ready.
+  void extend(const ShardPlan& plan);
   /// Marks a parameter ready; returns the buckets that may leave now, in order. `ready` twice in
   /// one step returns nothing and changes nothing.
   std::vector<int> ready(int parameter);
   /// The buckets that have not left, in order: they leave with zeros for what is missing.
   std::vector<int> flush();
+  /// The next bucket that has not left leaves, whatever is missing.
+  int flush_one();
+  int started() const { return next_; }  ///< buckets that have left
 
   bool is_ready(int parameter) const { return ready_[parameter]; }
   bool has_left(int bucket) const { return bucket < next_; }

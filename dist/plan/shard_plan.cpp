@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <iterator>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "fusedbun/core/error.h"
@@ -32,13 +33,6 @@ void check_parameters(const std::vector<ParameterSpec>& present,
   }
 }
 
-SliceKind slice_of(const ParameterSpec& parameter, const PlanOptions& options) {
-  if (parameter.is_vector()) return SliceKind::pack;
-  // Divided, not multiplied: min_rows_per_rank may be huge, to keep every matrix whole.
-  return parameter.rows() / options.world_size >= options.min_rows_per_rank ? SliceKind::split
-                                                                            : SliceKind::whole;
-}
-
 /// Who owns what of the parameters being appended: [parameter - first][rank] ranges of rows, then
 /// laid out by buckets.
 class Assignment {
@@ -50,6 +44,7 @@ class Assignment {
       assign_packs(plan_.buckets[b]);
       for (int parameter : plan_.buckets[b].parameters) {
         if (plan_.slices[parameter] == SliceKind::split) assign_split(parameter);
+        if (is_even_stack(parameter)) assign_stack(parameter);
       }
     }
     assign_wholes(bucket_begin);
@@ -58,12 +53,9 @@ class Assignment {
 
  private:
   void own(int rank, int parameter, std::pair<int64_t, int64_t> rows) {
-    const ParameterSpec& spec = plan_.parameters[parameter];
-    const RowRange range{.row_begin = rows.first,
-                         .row_end = rows.second,
-                         .rows_total = spec.rows(),
-                         .columns = spec.columns(),
-                         .is_vector = spec.is_vector()};
+    RowRange range = plan_.parameters[parameter].all_rows();
+    range.row_begin = rows.first;
+    range.row_end = rows.second;
     owned_[parameter].emplace_back(rank, range);
     plan_.load[rank] += range.elements();
   }
@@ -72,6 +64,34 @@ class Assignment {
     const int64_t rows = plan_.parameters[parameter].rows();
     for (int rank = 0; rank < world_size_; ++rank)
       own(rank, parameter, even_range(rows, world_size_, rank));
+  }
+
+  /// True for a stack of at least as many matrices as ranks.
+  bool is_even_stack(int parameter) const {
+    return plan_.slices[parameter] == SliceKind::stack &&
+           plan_.parameters[parameter].stacked_matrices() >= world_size_;
+  }
+
+  void assign_stack(int parameter) {
+    const RowRange all = plan_.parameters[parameter].all_rows();
+    for (int rank = 0; rank < world_size_; ++rank) {
+      const auto [begin, end] = even_range(all.matrices(), world_size_, rank);
+      own(rank, parameter, {begin * all.matrix_rows, end * all.matrix_rows});
+    }
+  }
+
+  /// Fewer matrices than ranks: one each to the least loaded, in the order of ranks.
+  void assign_short_stack(int parameter) {
+    const RowRange all = plan_.parameters[parameter].all_rows();
+    std::vector<int> ranks(world_size_);
+    std::iota(ranks.begin(), ranks.end(), 0);
+    std::ranges::stable_sort(ranks, {}, [&](int rank) { return plan_.load[rank]; });
+    ranks.resize(all.matrices());
+    std::ranges::sort(ranks);
+    for (size_t i = 0; i < ranks.size(); ++i) {
+      const int64_t begin = static_cast<int64_t>(i) * all.matrix_rows;
+      own(ranks[i], parameter, {begin, begin + all.matrix_rows});
+    }
   }
 
   /// The vectors of each group laid end to end are cut into W ranges; a range may hold parts of
@@ -105,12 +125,18 @@ class Assignment {
     std::vector<int> wholes;
     for (size_t b = bucket_begin; b < plan_.buckets.size(); ++b) {
       std::ranges::copy_if(
-          plan_.buckets[b].parameters, std::back_inserter(wholes),
-          [&](int parameter) { return plan_.slices[parameter] == SliceKind::whole; });
+          plan_.buckets[b].parameters, std::back_inserter(wholes), [&](int parameter) {
+            return plan_.slices[parameter] == SliceKind::whole ||
+                   (plan_.slices[parameter] == SliceKind::stack && !is_even_stack(parameter));
+          });
     }
     std::ranges::stable_sort(wholes, std::ranges::greater{},
                              [&](int parameter) { return plan_.parameters[parameter].elements(); });
     for (int parameter : wholes) {
+      if (plan_.slices[parameter] == SliceKind::stack) {
+        assign_short_stack(parameter);
+        continue;
+      }
       const auto least = std::ranges::min_element(plan_.load);
       own(static_cast<int>(least - plan_.load.begin()), parameter,
           {0, plan_.parameters[parameter].rows()});
@@ -166,6 +192,14 @@ std::vector<Bucket> fill_buckets(const ShardPlan& plan, int first) {
 }
 
 }  // namespace
+
+SliceKind slice_of(const ParameterSpec& parameter, const PlanOptions& options) {
+  if (parameter.is_vector()) return SliceKind::pack;
+  if (parameter.stacked_matrices() > 0) return SliceKind::stack;
+  // Divided, not multiplied: min_rows_per_rank may be huge, to keep every matrix whole.
+  return parameter.rows() / options.world_size >= options.min_rows_per_rank ? SliceKind::split
+                                                                            : SliceKind::whole;
+}
 
 int64_t Bucket::elements() const {
   return offsets.back() + counts.back();

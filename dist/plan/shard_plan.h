@@ -6,6 +6,9 @@
 // is divided:
 //   split  a matrix with at least min_rows_per_rank·W rows: W segments of n/W rows, the first n mod W
 //          one row longer
+//   stack  the matrices of a parameter of three or more dimensions with matrix_view = last_two, never cut themselves: W even
+//          ranges of them, or, where there are fewer than ranks, one on each of as many least loaded ranks, placed as the
+//          whole ones
 //   whole  a smaller matrix: all rows with the least loaded rank (in elements; ties: the lowest),
 //          placed after the others, largest first
 //   pack   the 0-D and 1-D parameters of one bucket and group laid end to end: W ranges of elements,
@@ -41,7 +44,7 @@ struct PlanOptions {
   int64_t bucket_bytes = 25 << 20;
 };
 
-enum class SliceKind : uint8_t { split, whole, pack };
+enum class SliceKind : uint8_t { split, whole, pack, stack };
 
 /// Rows of one parameter on one rank, and where they lie in that rank's portion of the bucket.
 struct Segment {
@@ -83,6 +86,9 @@ struct ShardPlan {
 /// used twice.
 ShardPlan make_plan(std::span<const ParameterSpec> parameters, const PlanOptions& options);
 
+/// How a parameter is divided.
+SliceKind slice_of(const ParameterSpec& parameter, const PlanOptions& options);
+
 /// Bytes of optimizer state rank `rank` holds under the plan, by the formula (t and message memory
 /// not counted). `group_options[g]` are the options of group g.
 int64_t state_bytes(const ShardPlan& plan, int rank, std::span<const Options> group_options);
@@ -100,6 +106,10 @@ struct ColumnLayout {
   int64_t max_entries = 0;
 };
 ColumnLayout column_layout(const ShardPlan& plan, std::span<const Options> group_options);
+
+/// One sentence about parameters of three or more dimensions that look like stacks of matrices (few rows of very many
+/// columns, and matrices in their last two dimensions) and are seen as one matrix each; else nothing.
+std::optional<std::string> matrix_view_advice(std::span<const ParameterSpec> parameters);
 
 /// 64-bit digest (XXH3) of everything that must be equal on all ranks, and one line per parameter
 /// to name a difference: "h.0.weight [512, 128] f32 group 0".

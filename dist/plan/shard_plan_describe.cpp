@@ -3,6 +3,7 @@
 #include <iomanip>
 #include <sstream>
 
+#include "fusedbun/dist/plan/load_forecast.h"
 #include "fusedbun/dist/plan/shard_plan.h"
 
 namespace fusedbun::plan {
@@ -39,25 +40,13 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return text + "]";
 }
 
-/// How much more than the average the busiest rank owns: 0.02 is 2 %.
-double imbalance(const ShardPlan& plan) {
-  int64_t total = 0;
-  for (int64_t load : plan.load) total += load;
-  if (total == 0) return 0;
-  const double average = static_cast<double>(total) / plan.options.world_size;
-  return static_cast<double>(std::ranges::max(plan.load)) / average - 1;
-}
-
-double imbalance_with(const ShardPlan& plan, const PlanOptions& options) {
-  return imbalance(make_plan(plan.parameters, options));
-}
-
 /// The largest smaller world, and the largest smaller min_rows_per_rank, that keep the limit.
 std::string proposal(const ShardPlan& plan) {
   std::string text;
   PlanOptions options = plan.options;
+  LoadForecast forecast(plan.parameters, options.bucket_bytes);
   while (--options.world_size >= 2) {
-    const double other = imbalance_with(plan, options);
+    const double other = imbalance_of(forecast.loads(options));
     if (other > kImbalanceLimit) continue;
     text +=
         "; " + std::to_string(options.world_size) + " ranks would be uneven by " + percent(other);
@@ -65,7 +54,7 @@ std::string proposal(const ShardPlan& plan) {
   }
   options = plan.options;
   while ((options.min_rows_per_rank /= 2) >= 1) {
-    const double other = imbalance_with(plan, options);
+    const double other = imbalance_of(forecast.loads(options));
     if (other > kImbalanceLimit) continue;
     text += "; min_rows_per_rank " + std::to_string(options.min_rows_per_rank) +
             " would be uneven by " + percent(other);
@@ -105,6 +94,29 @@ std::string split_text(const ShardPlan& plan, const RowRange& first) {
   return text;
 }
 
+/// "2 matrices on ranks 0-3 (8 matrices of 512 rows, never cut)"
+std::string stack_text(const ShardPlan& plan, int parameter) {
+  const RowRange all = plan.parameters[parameter].all_rows();
+  const int world_size = plan.options.world_size;
+  const int64_t each = all.matrices() / world_size, longer = all.matrices() % world_size;
+  const auto some = [](int64_t count) {
+    return count == 1 ? std::string("1 matrix") : std::to_string(count) + " matrices";
+  };
+  const std::string many =
+      " (" + some(all.matrices()) + " of " + std::to_string(all.matrix_rows) + " rows, ";
+  if (each == 0) {
+    const Owners owners = owners_of(plan, parameter);
+    return "1 matrix each on the least loaded of " + ranks(owners.first, owners.last) + many +
+           "fewer than ranks)";
+  }
+  std::string text = some(each + (longer > 0)) + " on " +
+                     ranks(0, static_cast<int>(longer > 0 ? longer : world_size) - 1);
+  if (longer > 0) {
+    text += ", " + some(each) + " on " + ranks(static_cast<int>(longer), world_size - 1);
+  }
+  return text + many + "never cut)";
+}
+
 /// "split  192 rows on ranks 0-3 (768 rows >= 4 x 4)"
 std::string slice_text(const ShardPlan& plan, int parameter) {
   const Owners owners = owners_of(plan, parameter);
@@ -117,6 +129,8 @@ std::string slice_text(const ShardPlan& plan, int parameter) {
     case SliceKind::whole:
       return "whole  " + ranks(owners.first, owners.last) + ", the least loaded (" + rows + "< " +
              limit;
+    case SliceKind::stack:
+      return "stack  " + stack_text(plan, parameter);
     case SliceKind::pack:
       return "pack   " + ranks(owners.first, owners.last) + " (a vector is cut anywhere)";
   }
@@ -160,11 +174,34 @@ void describe_loads(std::ostream& out, const ShardPlan& plan) {
 
 std::string line_of(const ParameterSpec& parameter) {
   return parameter.name + " " + shape_text(parameter.shape) + " " +
-         std::string(name_of(parameter.type)) + " group " + std::to_string(parameter.group);
+         std::string(name_of(parameter.type)) + " group " + std::to_string(parameter.group) +
+         (parameter.stacked_matrices() > 0 ? " last_two" : "");
+}
+
+std::optional<std::string> matrix_view_advice(std::span<const ParameterSpec> parameters) {
+  // Convolution weights stay out: their last two dimensions are small.
+  constexpr int64_t kMatrixSide = 32, kRowsPerColumn = 16;
+  const ParameterSpec* first = nullptr;
+  size_t count = 0;
+  for (const ParameterSpec& parameter : parameters) {
+    const auto& shape = parameter.shape;
+    if (shape.size() < 3 || parameter.matrix_view != MatrixView::leading) continue;
+    const bool are_matrices =
+        shape[shape.size() - 1] >= kMatrixSide && shape[shape.size() - 2] >= kMatrixSide;
+    if (!are_matrices || parameter.columns() / kRowsPerColumn < parameter.rows()) continue;
+    if (count++ == 0) first = &parameter;
+  }
+  if (count == 0) return std::nullopt;
+  return counted(count, "parameter") + " such as " + first->name + " " + shape_text(first->shape) +
+         (count == 1 ? " looks like a stack" : " look like stacks") +
+         " of matrices, seen as one of " + std::to_string(first->rows()) + " rows and " +
+         std::to_string(first->columns()) +
+         " columns: matrix_view = last_two in a group of their own gives each matrix statistics of "
+         "its own";
 }
 
 std::optional<std::string> ShardPlan::warning() const {
-  const double uneven = imbalance(*this);
+  const double uneven = imbalance_of(load);
   if (uneven <= kImbalanceLimit) return std::nullopt;
   const auto busiest = std::ranges::max_element(load) - load.begin();
   return "rank " + std::to_string(busiest) + " owns " + percent(uneven) +

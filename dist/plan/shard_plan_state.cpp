@@ -19,10 +19,10 @@ int64_t second_moment_entries(const RowRange& range, Accumulator accumulator) {
     case Accumulator::full:
       return range.elements();
     case Accumulator::mean_col:
-      return range.columns;
+      return range.matrices() * range.columns;
     case Accumulator::mean:
     case Accumulator::sm3:
-      return range.rows() + range.columns;
+      return range.rows() + range.matrices() * range.columns;
   }
   FUSEDBUN_ASSERT(false, "an accumulator outside its enum");
   return 0;

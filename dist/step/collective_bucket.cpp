@@ -1,8 +1,9 @@
-// A bucket that travels by reduce-scatter and all-gather, gradients and rows in the same memory.
-#include <ATen/ops/linalg_vector_norm.h>
-#include <ATen/ops/zeros.h>
+#include "fusedbun/dist/step/collective_bucket.h"
 
-#include "fusedbun/dist/step/flat_gradients.h"
+#include <algorithm>
+#include <numeric>
+
+#include "fusedbun/dist/step/flat_gradient_bucket.h"
 
 namespace fusedbun {
 namespace {
@@ -25,66 +26,115 @@ comm::Counts counts_of(const at::Tensor& memory, comm::Counts elements) {
   return elements;
 }
 
-class CollectiveBucket : public FlatGradients {
+class CollectiveBucket final : public FlatGradientBucket {
  public:
-  CollectiveBucket(const plan::Bucket& bucket, comm::Communicator& communicator, at::Device device)
-      : FlatGradients(
-            bucket, communicator.rank(),
-            at::zeros({bucket.elements()}, at::TensorOptions(device).dtype(gradient_type(bucket)))),
+  CollectiveBucket(const plan::Bucket& bucket, const PortionLayout& layout,
+                   comm::Communicator& communicator, DeviceApi& device)
+      : FlatGradientBucket(bucket, communicator.rank(), device, layout.begins,
+                           device.allocate(layout.elements, sum_type(bucket))),
         communicator_(communicator),
-        // A portion's gradients are used up by the step before new rows are written in their place.
-        rows_(parameter_type(bucket) == gradients_.scalar_type()
+        counts_(layout.counts),
+        // Not in place: after a sync, gradients may be added again and all of them sent once more.
+        sum_(communicator.size() == 1 ? gradients_
+                                      : device.allocate(counts_[rank_], sum_type(bucket))),
+        // The gradients are not read any more when new rows are written.
+        rows_(parameter_type(bucket) == sum_type(bucket)
                   ? gradients_
-                  : at::zeros({bucket.elements()},
-                              gradients_.options().dtype(parameter_type(bucket)))) {}
+                  : device.allocate(layout.elements, parameter_type(bucket))) {}
+
+  bool add_gradient(int parameter, const at::Tensor& gradient,
+                    at::Tensor& device_nonfinite) override {
+    const bool finite = FlatGradientBucket::add_gradient(parameter, gradient, device_nonfinite);
+    note_write();
+    return finite;
+  }
+
+  void add_zero_gradient(int parameter) override {
+    FlatGradientBucket::add_zero_gradient(parameter);
+    note_write();
+  }
 
   comm::Work start_grad_sync(uint32_t) override {
-    return communicator_.reduce_scatter(buffer_of(gradients_),
-                                        buffer_of(portion_of(gradients_, rank_)), bucket_.counts);
+    // Hooks run on the streams of their forward passes, the collective is launched from one of them.
+    for (const auto& write : writes_) device_.wait_for(*write);
+    writes_.clear();
+    if (communicator_.size() == 1) return {};
+    return communicator_.reduce_scatter(buffer_of(gradients_), buffer_of(sum_), counts_);
   }
 
   std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const override {
-    return {segment_of(gradients_, rank_, own)};
+    return {sum_.narrow(0, own.offset, own.range.elements())
+                .view({own.range.rows(), own.range.columns})};
   }
 
   double reduce_and_norm() override {
-    return at::linalg_vector_norm(portion_of(gradients_, rank_), 2, {}, false, at::kDouble)
-        .item<double>();
+    return device_.norm(sum_.narrow(0, 0, bucket_.counts[rank_]));
   }
 
   comm::Work start_param_sync(std::span<const ParameterMatrix> matrices, const std::vector<bool>&,
                               uint32_t) override {
     if (communicator_.size() == 1) return {};
+    std::vector<DeviceCopy> copies;
     for (const plan::Segment& own : bucket_.segments[rank_]) {
-      segment_of(rows_, rank_, own).copy_(matrices[own.parameter].rows(own.range));
+      copies.push_back({matrices[own.parameter].rows(own.range), segment_of(rows_, rank_, own)});
     }
-    return communicator_.all_gather(buffer_of(portion_of(rows_, rank_)), buffer_of(rows_),
-                                    counts_of(rows_, bucket_.counts));
+    device_.copy(copies);
+    const at::Tensor own_portion = rows_.narrow(0, begins_[rank_], counts_[rank_]);
+    return communicator_.all_gather(buffer_of(own_portion), buffer_of(rows_),
+                                    counts_of(rows_, counts_));
   }
 
   void finish_param_sync(std::span<ParameterMatrix> matrices,
                          const std::vector<bool>& used) override {
+    std::vector<DeviceCopy> copies;
     for (int rank = 0; rank < communicator_.size(); ++rank) {
       if (rank == rank_) continue;
       for (const plan::Segment& segment : bucket_.segments[rank]) {
         if (!used[segment.parameter]) continue;
-        matrices[segment.parameter].rows(segment.range).copy_(segment_of(rows_, rank, segment));
+        copies.push_back(
+            {segment_of(rows_, rank, segment), matrices[segment.parameter].rows(segment.range)});
       }
     }
+    device_.copy(copies);
   }
 
  private:
+  void note_write() {
+    if (auto write = device_.record()) writes_.push_back(std::move(write));
+  }
+
   comm::Communicator& communicator_;
-  /// [elements] in the parameters' type; where that is the gradients', in their memory
-  at::Tensor rows_;
+  const comm::Counts counts_;  ///< [rank] as the collectives carry them
+  const at::Tensor sum_;       ///< this rank's portion, reduced
+  const at::Tensor rows_;      ///< laid out as gradients_, in the parameters' type
+  std::vector<std::unique_ptr<DeviceEvent>> writes_;  ///< since the last sync
 };
 
 }  // namespace
 
+PortionLayout lay_out_portions(const plan::Bucket& bucket) {
+  constexpr int64_t kMultiple = 32;  // 64 bytes of the shortest type
+  constexpr int64_t kPaddingAlwaysAllowed = 1024;
+  const auto ranks = std::ssize(bucket.counts);
+  const int64_t longest = std::ranges::max(bucket.counts);
+  const int64_t padded = (longest + kMultiple - 1) / kMultiple * kMultiple;
+  const int64_t padding = padded * ranks - bucket.elements();
+  PortionLayout layout;
+  layout.counts = bucket.counts;
+  if (padding <= bucket.elements() / 8 + kPaddingAlwaysAllowed * ranks) {
+    layout.counts.assign(ranks, padded);
+  }
+  layout.begins.resize(ranks);
+  std::exclusive_scan(layout.counts.begin(), layout.counts.end(), layout.begins.begin(),
+                      int64_t{0});
+  layout.elements = std::reduce(layout.counts.begin(), layout.counts.end());
+  return layout;
+}
+
 std::unique_ptr<GradientBucket> make_collective_bucket(const plan::Bucket& bucket,
                                                        comm::Communicator& communicator,
-                                                       at::Device device) {
-  return std::make_unique<CollectiveBucket>(bucket, communicator, device);
+                                                       DeviceApi& device) {
+  return std::make_unique<CollectiveBucket>(bucket, lay_out_portions(bucket), communicator, device);
 }
 
 }  // namespace fusedbun

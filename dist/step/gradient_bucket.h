@@ -1,23 +1,30 @@
 #pragma once
-// The memory of one bucket, and how it travels.
+// GradientBucket: the gradients and new rows of some parameters, on their way between the ranks.
 //
-// Three ways, one shape (the engine does not know which):
-//   CollectiveBucket   (GPUs) gradients are copied rank-major, [rank 0's segments | rank 1's | ...], so each rank's rows are one piece:
-//                   a reduce-scatter brings this rank's portion as one sum, an all-gather its new rows in the same memory
-//   PointToPointBucket  (CPUs) messages from the gradients, and from and into the parameters, where they lie; the step adds up every
-//                   rank's gradients of this rank's rows, as they are or as bfloat16, while it reads them
-//   SharedMemoryBucket    ranks of one host: gradients are copied as for CollectiveBucket, into memory that all ranks read, and the parameters
-//                   are one replica for all, so new rows need no way back
+// The engine uses this interface alone; plan::choose_transport says which of the three it gets:
+//   CollectiveBucket    (collective_bucket.h)      reduce-scatter and all-gather of one piece of memory per bucket: GPUs
+//   PointToPointBucket  (point_to_point_bucket.h)  messages from and to the tensors themselves: CPUs
+//   SharedMemoryBucket  (shared_memory_bucket.h)   the ranks of one host read one another's memory
+//
+// One step of a bucket, on every rank:
+//   add_gradient or add_zero_gradient, for each parameter, once or more   the last one counts
+//   start_grad_sync, wait                                                 again, with a larger round, if gradients were added again
+//   reduce_and_norm                                                       if gradients are clipped, after the last sync
+//   reduced_gradients                                                     read by the update, which writes this rank's rows
+//   start_param_sync, release_gradients, wait, finish_param_sync          or, where the step is skipped, release_gradients alone
+//
+// Invariant: on CPUs the sum has the same bits in all three. Gradients are taken in the parameter's type (one of another type is
+// converted to it) and added up in rank order in the arithmetic's type: float64 for float64 parameters, else float32.
 //
 // Thread safety: none; the engine holds its lock.
 #include <ATen/core/Tensor.h>
 
-#include <memory>
+#include <cstdint>
+#include <map>
 #include <span>
 #include <vector>
 
 #include "fusedbun/dist/comm/communicator.h"
-#include "fusedbun/dist/comm/host_window.h"
 #include "fusedbun/dist/plan/shard_plan.h"
 #include "fusedbun/dist/step/parameter_matrix.h"
 
@@ -26,80 +33,65 @@ namespace fusedbun {
 class GradientBucket {
  public:
   virtual ~GradientBucket() = default;
-  GradientBucket(const GradientBucket&) = delete;  // others' memory is in reach of its own
+  GradientBucket(const GradientBucket&) = delete;  // peers write to and read from its memory
 
-  /// A gradient (any float type and layout, the parameter's shape) is final: until release_gradients() it is kept or a copy of
-  /// it is, and nobody may write it. Returns on CPUs whether every g·g is finite; on a GPU true, and the answer is added to
-  /// `device_nonfinite` (float32 scalar, > 0: not finite).
+  /// Takes a gradient (any floating point type and strides, the parameter's shape), in place of what the parameter had in this step.
+  /// Called before start_grad_sync or after its Work was waited for. The bucket keeps a reference or a copy: the gradient must not be
+  /// written before release_gradients(), except to be added again. Returns on CPUs whether every g·g is finite; on a GPU true, and
+  /// the check is added to `device_nonfinite` (float32 scalar, > 0: not finite).
   virtual bool add_gradient(int parameter, const at::Tensor& gradient,
                             at::Tensor& device_nonfinite) = 0;
   /// The same with a gradient of zeros.
   virtual void add_zero_gradient(int parameter) = 0;
 
-  /// All gradients of this rank are here; `round` counts the job steps from 1.
+  /// Sends the gradients of all parameters. Collective. `round` counts all rounds of the job from 1 on and only grows.
   virtual comm::Work start_grad_sync(uint32_t round) = 0;
-  /// After that Work: the gradients [rows, m] of a segment of this rank, to be added up in this order.
+  /// The gradients [rows, m] of a segment of this rank, to be added up in this order; all of one type. After start_grad_sync's Work.
   virtual std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const = 0;
-  /// The 2-norm of the sum over this rank's portion. From then on reduced_gradients gives that sum.
+  /// The 2-norm of the sum over this rank's portion. From then on reduced_gradients returns that sum. After the last sync of a step.
   virtual double reduce_and_norm() = 0;
-  /// After that Work: gradients are not needed any more.
+  /// Lets references to gradients go. After start_grad_sync's Work.
   virtual void release_gradients() {}
 
-  /// This rank's rows are in `matrices` (by parameter); the others' rows of parameters that were `used` come there.
+  /// Sends this rank's rows from `matrices` (by parameter), and receives the others' rows, of parameters that were `used`. Collective;
+  /// `round` is that of the last start_grad_sync.
   virtual comm::Work start_param_sync(std::span<const ParameterMatrix> matrices,
                                       const std::vector<bool>& used, uint32_t round) = 0;
-  /// After that Work: what came elsewhere is brought into `matrices`.
+  /// Copies rows that arrived in the bucket's own memory into `matrices`. After start_param_sync's Work.
   virtual void finish_param_sync(std::span<ParameterMatrix> matrices,
                                  const std::vector<bool>& used) = 0;
 
-  /// This rank cannot go on: whoever waits for it through this memory is told.
+  /// This rank cannot go on: peers that wait for it through the bucket's memory fail.
   virtual void abandon() noexcept {}
 
  protected:
-  GradientBucket(const plan::Bucket& bucket, int rank) : bucket_(bucket), rank_(rank) {}
+  GradientBucket(const plan::Bucket& bucket, int rank);
 
-  plan::Bucket bucket_;
-  int rank_;
+  /// Segment bucket_.segments[rank][index].
+  struct SegmentPlace {
+    int rank;
+    size_t index;
+  };
+  /// All segments of a parameter of this bucket, in rank order.
+  const std::vector<SegmentPlace>& segments_of(int parameter) const {
+    return segments_of_.at(parameter);
+  }
+
+  const plan::Bucket bucket_;
+  const int rank_;
+
+ private:
+  std::map<int, std::vector<SegmentPlace>> segments_of_;  ///< by parameter
 };
 
-/// The type in which gradients of a bucket are added up, and that of its parameters.
-at::ScalarType gradient_type(const plan::Bucket& bucket);
+/// The type of the bucket's parameters, and the one in which their gradients are added up.
 at::ScalarType parameter_type(const plan::Bucket& bucket);
+at::ScalarType sum_type(const plan::Bucket& bucket);
+
+/// A gradient as buckets take it: contiguous, of the parameters' type; itself if it is that already.
+at::Tensor as_taken(const plan::Bucket& bucket, const at::Tensor& gradient);
 
 /// The elements of a segment in the parameter's whole, contiguous matrix or gradient, one-dimensional.
 at::Tensor elements_of(const at::Tensor& whole, const RowRange& range);
-
-/// Calls visit(rank, i) for every segment bucket.segments[rank][i] of the parameter.
-template <class Visit>
-void for_each_segment(const plan::Bucket& bucket, int parameter, Visit visit) {
-  for (size_t rank = 0; rank < bucket.segments.size(); ++rank) {
-    for (size_t i = 0; i < bucket.segments[rank].size(); ++i) {
-      if (bucket.segments[rank][i].parameter == parameter) visit(static_cast<int>(rank), i);
-    }
-  }
-}
-
-/// sum = parts[0] + parts[1] + ... in that order, one-dimensional, in the type of `sum` (float32 or float64), which may lie where
-/// one of them lies; piece by piece, so that each stays in cache. Returns the sum of squares of the sum.
-double add_up(const std::vector<at::Tensor>& parts, const at::Tensor& sum);
-
-std::unique_ptr<GradientBucket> make_collective_bucket(const plan::Bucket& bucket,
-                                                       comm::Communicator& communicator,
-                                                       at::Device device);
-
-/// `wire` is the gradients' type or, where that is float32, bfloat16. Segments of fewer bytes than `in_place_bytes` are packed.
-std::unique_ptr<GradientBucket> make_point_to_point_bucket(const plan::Bucket& bucket,
-                                                           comm::Communicator& communicator,
-                                                           at::ScalarType wire,
-                                                           int64_t in_place_bytes);
-
-/// Where a bucket lies in a window.
-struct WindowPlace {
-  int64_t gradient_offset = 0;  ///< bytes from the start of each rank's region
-  int first_event = 0;          ///< of two: gradients written, rows written
-};
-std::unique_ptr<GradientBucket> make_shared_memory_bucket(const plan::Bucket& bucket, int rank,
-                                                          std::shared_ptr<comm::HostWindow> window,
-                                                          const WindowPlace& place);
 
 }  // namespace fusedbun

@@ -1,5 +1,5 @@
-// A bucket whose long segments are never copied: messages carry them from the gradients and parameters where they lie, and new rows
-// arrive where they belong. Short segments are packed into one message. What arrives is added up by the step while it reads it.
+#include "fusedbun/dist/step/point_to_point_bucket.h"
+
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
@@ -9,9 +9,7 @@
 #include <map>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/step/exchange_layout.h"
-#include "fusedbun/dist/step/gradient_bucket.h"
-#include "fusedbun/dist/step/gradient_copy.h"
+#include "fusedbun/dist/step/tensor_kernels.h"
 
 namespace fusedbun {
 namespace {
@@ -28,10 +26,11 @@ class PackedSegments {
   PackedSegments(const plan::Bucket& bucket, int64_t in_place_bytes, at::ScalarType type)
       : bucket_(bucket),
         layout_(
-            lay_out_exchange(bucket, static_cast<int64_t>(c10::elementSize(type)), in_place_bytes)),
+            lay_out_packed(bucket, static_cast<int64_t>(c10::elementSize(type)), in_place_bytes)),
         memory_(at::zeros({layout_.packed_total}, at::TensorOptions().dtype(type))) {}
 
-  const ExchangeLayout& layout() const { return layout_; }
+  const PackedLayout& layout() const { return layout_; }
+  at::ScalarType type() const { return memory_.scalar_type(); }
   bool holds(int rank, size_t segment) const { return layout_.packs(rank, segment); }
   at::Tensor of_rank(int rank) const {
     return memory_.narrow(0, layout_.packed_begins[rank], layout_.packed[rank]);
@@ -43,20 +42,18 @@ class PackedSegments {
 
  private:
   const plan::Bucket& bucket_;
-  ExchangeLayout layout_;
+  PackedLayout layout_;
   at::Tensor memory_;
 };
 
-class PointToPointBucket : public GradientBucket {
+class PointToPointBucket final : public GradientBucket {
  public:
   PointToPointBucket(const plan::Bucket& bucket, comm::Communicator& communicator,
                      at::ScalarType wire, int64_t in_place_bytes)
       : GradientBucket(bucket, communicator.rank()),
         communicator_(communicator),
-        is_exact_(wire == gradient_type(bucket)),
-        // Gradients of another type than the wire's are converted by the copy.
-        gradients_(bucket_, wire == parameter_type(bucket) && is_exact_ ? in_place_bytes : kNever,
-                   wire),
+        // Gradients that are rounded on their way are copied.
+        gradients_(bucket_, wire == parameter_type(bucket) ? in_place_bytes : kNever, wire),
         rows_(bucket_, in_place_bytes, parameter_type(bucket)),
         arrivals_(at::zeros({communicator.size() - 1, bucket.counts[communicator.rank()]},
                             at::TensorOptions().dtype(wire))) {
@@ -66,29 +63,29 @@ class PointToPointBucket : public GradientBucket {
   }
 
   bool add_gradient(int parameter, const at::Tensor& gradient, at::Tensor&) override {
-    const at::Tensor source = gradient.detach().to(gradient_type(bucket_)).contiguous();
+    const at::Tensor taken = as_taken(bucket_, gradient);
     bool finite = true;
-    for_each_segment(bucket_, parameter, [&](int rank, size_t i) {
-      const at::Tensor elements = elements_of(source, bucket_.segments[rank][i].range);
+    for (const auto& [rank, i] : segments_of(parameter)) {
+      const at::Tensor elements = elements_of(taken, bucket_.segments[rank][i].range);
       if (gradients_.holds(rank, i)) {
         finite &= copy_and_test(elements, gradients_.segment(rank, i));
       } else {
         finite &= squares_are_finite(elements);
-        kept_[parameter] = source;
+        kept_[parameter] = taken;
       }
-    });
+    }
     return finite;
   }
 
   void add_zero_gradient(int parameter) override {
-    for_each_segment(bucket_, parameter, [&](int rank, size_t i) {
-      const RowRange& range = bucket_.segments[rank][i].range;
+    kept_.erase(parameter);  // what is not kept is zero
+    for (const auto& [rank, i] : segments_of(parameter)) {
       if (gradients_.holds(rank, i)) {
         gradients_.segment(rank, i).zero_();
-      } else {
-        kept_[parameter] = at::zeros({range.rows_total * range.columns}, gradient_type(bucket_));
+      } else if (!zeros_.defined()) {
+        zeros_ = at::zeros({longest_in_place()}, gradients_.type());
       }
-    });
+    }
   }
 
   comm::Work start_grad_sync(uint32_t) override {
@@ -109,7 +106,7 @@ class PointToPointBucket : public GradientBucket {
     return communicator_.exchange(std::move(sends), std::move(receives));
   }
 
-  // This rank's own gradients are rounded if those that travel are: the sum does not depend on who owns a row.
+  // This rank's own gradients are rounded if those that travel are, so the sum does not depend on which rank owns a row.
   std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const override {
     const size_t i = index_of(own);
     std::vector<at::Tensor> gradients;
@@ -125,8 +122,8 @@ class PointToPointBucket : public GradientBucket {
   }
 
   double reduce_and_norm() override {
-    if (!is_exact_ && !sum_.defined()) {
-      sum_ = at::empty({bucket_.counts[rank_]}, gradient_type(bucket_));
+    if (!sums_in_place() && !sum_.defined()) {
+      sum_ = at::empty({bucket_.counts[rank_]}, sum_type(bucket_));
     }
     double squares = 0;
     for (size_t i = 0; i < bucket_.segments[rank_].size(); ++i) {
@@ -167,10 +164,24 @@ class PointToPointBucket : public GradientBucket {
   }
 
  private:
-  /// A segment of a gradient that stayed where it was.
+  /// A segment of a gradient that stayed where it was, or zeros.
   at::Tensor kept(int rank, size_t i) const {
     const plan::Segment& segment = bucket_.segments[rank][i];
-    return elements_of(kept_.at(segment.parameter), segment.range);
+    const auto it = kept_.find(segment.parameter);
+    if (it == kept_.end()) return zeros_.narrow(0, 0, segment.range.elements());
+    return elements_of(it->second, segment.range);
+  }
+
+  /// Elements of the longest segment of any rank that is not packed.
+  int64_t longest_in_place() const {
+    int64_t longest = 0;
+    for (int rank = 0; rank < communicator_.size(); ++rank) {
+      for (size_t i = 0; i < bucket_.segments[rank].size(); ++i) {
+        if (gradients_.holds(rank, i)) continue;
+        longest = std::max(longest, bucket_.segments[rank][i].range.elements());
+      }
+    }
+    return longest;
   }
 
   /// This rank's segment i of a portion.
@@ -188,10 +199,12 @@ class PointToPointBucket : public GradientBucket {
     return gradients;
   }
 
-  /// Where their sum lies once the norm was asked for: in the place of the first that arrived, if its type has room for it. Alone, a
-  /// rank's own gradient is the sum.
+  /// What arrives is of the type of the sum, so a sum may take the place of an arrival.
+  bool sums_in_place() const { return arrivals_.scalar_type() == sum_type(bucket_); }
+
+  /// Where the sum of segment i is written: in the place of the first arrival. A rank that is alone has it in its own gradient.
   at::Tensor sum_of(size_t i) const {
-    if (!is_exact_) return placed(sum_, i);
+    if (!sums_in_place()) return placed(sum_, i);
     return peers_.empty() ? summands(i).front() : placed(arrivals_[0], i);
   }
 
@@ -217,17 +230,45 @@ class PointToPointBucket : public GradientBucket {
 
   comm::Communicator& communicator_;
   std::vector<int> peers_;    ///< the other ranks, in order
-  bool is_exact_;             ///< gradients travel in the type in which they are added up
   PackedSegments gradients_;  ///< in the wire's type
   PackedSegments rows_;       ///< in the parameters' type
-  std::map<int, at::Tensor>
-      kept_;             ///< by parameter: gradients of this rank that are not packed whole
+  /// By parameter: gradients of this rank that are not packed whole. One that is missing is zero.
+  std::map<int, at::Tensor> kept_;
+  at::Tensor zeros_;  ///< as long as any segment that is not packed; undefined until it is needed
   at::Tensor arrivals_;  ///< [peer][elements of this rank's portion], by gradients_.layout()
-  at::Tensor sum_;       ///< [elements of this rank's portion] where arrivals are rounded
+  at::Tensor sum_;       ///< [elements of this rank's portion] where arrivals have another type
   bool is_summed_ = false;
 };
 
 }  // namespace
+
+PackedLayout lay_out_packed(const plan::Bucket& bucket, int64_t element_bytes,
+                            int64_t in_place_bytes) {
+  PackedLayout layout;
+  for (const std::vector<plan::Segment>& segments : bucket.segments) {
+    std::vector<int64_t>& places = layout.places.emplace_back(segments.size());
+    int64_t end = 0;
+    const auto place = [&](bool packed) {
+      for (size_t i = 0; i < segments.size(); ++i) {
+        const int64_t elements = segments[i].range.elements();
+        if ((elements * element_bytes < in_place_bytes) != packed) continue;
+        places[i] = end;
+        end += elements;
+      }
+    };
+    place(/*packed=*/true);
+    layout.packed.push_back(end);
+    layout.packed_begins.push_back(layout.packed_total);
+    layout.packed_total += end;
+    place(/*packed=*/false);
+  }
+  return layout;
+}
+
+at::ScalarType wire_type(const plan::Bucket& bucket, bool rounds_gradients) {
+  const at::ScalarType type = parameter_type(bucket);
+  return rounds_gradients && type == at::kFloat ? at::kBFloat16 : type;
+}
 
 std::unique_ptr<GradientBucket> make_point_to_point_bucket(const plan::Bucket& bucket,
                                                            comm::Communicator& communicator,

@@ -53,21 +53,26 @@ plan::ParameterSpec RegisteredParameter::spec() const {
   return {name, tensor.sizes().vec(), element_type(*this), group};
 }
 
-std::vector<RegisteredParameter> register_parameters(std::span<const NamedTensor> named, int group,
-                                                     std::span<const RegisteredParameter> present) {
-  std::vector<RegisteredParameter> added;
+Registration register_parameters(std::span<const NamedTensor> named, int group,
+                                 std::span<const RegisteredParameter> present) {
+  Registration registration;
   for (const auto& [name, tensor] : named) {
-    if (!tensor.defined() || !tensor.requires_grad()) continue;
-    const bool is_present = std::ranges::any_of(
+    if (!tensor.defined()) continue;
+    const auto known = std::ranges::find_if(
         present, [&](const RegisteredParameter& p) { return p.tensor.is_same(tensor); });
-    if (is_present) continue;
-    if (RegisteredParameter* first = find(added, tensor)) {
+    FUSEDBUN_REQUIRE(known == present.end(), ConfigError,
+                     "parameter '" + name + "' of group " + std::to_string(group) +
+                         " is parameter '" + known->name + "' of group " +
+                         std::to_string(known->group) + ": a tensor belongs to one group");
+    std::vector<RegisteredParameter>& list =
+        tensor.requires_grad() ? registration.trainable : registration.frozen;
+    if (RegisteredParameter* first = find(list, tensor)) {
       first->aliases.push_back(name);
       continue;
     }
-    added.push_back({name, {}, tensor, group});
+    list.push_back({name, {}, tensor, group});
   }
-  return added;
+  return registration;
 }
 
 void require_trainable(std::span<const RegisteredParameter> parameters) {

@@ -29,10 +29,16 @@ struct RegisteredParameter {
 
 using NamedTensor = std::pair<std::string, at::Tensor>;
 
-/// The trainable tensors of `named`, in order, as group `group`, without those already in
-/// `present`.
-std::vector<RegisteredParameter> register_parameters(std::span<const NamedTensor> named, int group,
-                                                     std::span<const RegisteredParameter> present);
+/// The tensors of one group, each once: a tensor with several names (tied weights) has aliases.
+struct Registration {
+  std::vector<RegisteredParameter> trainable;
+  std::vector<RegisteredParameter> frozen;  ///< require no gradient now; they may later
+};
+
+/// Registers `named`, in order, as group `group`. Throws ConfigError for a tensor that is in `present`: it would belong to two
+/// groups.
+Registration register_parameters(std::span<const NamedTensor> named, int group,
+                                 std::span<const RegisteredParameter> present);
 
 /// Throws ConfigError naming both if two parameters overlap in memory, or one is not a dense
 /// floating point leaf.

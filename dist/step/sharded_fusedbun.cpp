@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <torch/serialize/archive.h>
 
+#include <algorithm>
+#include <iterator>
+
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/step/engine.h"
 
@@ -25,11 +28,12 @@ std::vector<NamedTensor> named(const torch::optim::OptimizerParamGroup& group, s
   return list;
 }
 
-/// One group of the trainable parameters, each once.
+/// One group of all parameters, each once; frozen ones too, as torch::optim has them.
 Groups one_group(const torch::OrderedDict<std::string, torch::Tensor>& parameters) {
+  const Registration all = register_parameters(named(parameters), 0, {});
   std::vector<torch::Tensor> tensors;
-  for (const RegisteredParameter& parameter : register_parameters(named(parameters), 0, {})) {
-    tensors.push_back(parameter.tensor);
+  for (const auto* list : {&all.trainable, &all.frozen}) {
+    for (const RegisteredParameter& parameter : *list) tensors.push_back(parameter.tensor);
   }
   Groups groups;
   groups.emplace_back(std::move(tensors));
@@ -58,7 +62,8 @@ ShardedFusedbun::ShardedFusedbun(Channels channels,
                                  FusedbunOptions defaults, ShardedOptions options)
     : Optimizer(one_group(parameters), std::make_unique<FusedbunOptions>(defaults)) {
   engine_ = std::make_unique<StepEngine>(checked(channels), std::move(options), param_groups_);
-  engine_->add_parameters(register_parameters(named(parameters), 0, {}));
+  Registration all = register_parameters(named(parameters), 0, {});
+  engine_->add_parameters(std::move(all.trainable), std::move(all.frozen));
   require_some();
 }
 
@@ -66,40 +71,60 @@ ShardedFusedbun::ShardedFusedbun(Channels channels, const Groups& groups, Fusedb
                                  ShardedOptions options)
     : Optimizer(groups, std::make_unique<FusedbunOptions>(defaults)) {
   engine_ = std::make_unique<StepEngine>(checked(channels), std::move(options), param_groups_);
-  std::vector<RegisteredParameter> all;
+  Registration all;
+  std::vector<RegisteredParameter> seen;
   for (size_t g = 0; g < groups.size(); ++g) {
     keep_own_options(param_groups_[g], groups[g]);
-    for (auto& parameter : register_parameters(named(groups[g], g), static_cast<int>(g), all)) {
-      all.push_back(std::move(parameter));
-    }
+    const Registration group = register_parameters(named(groups[g], g), static_cast<int>(g), seen);
+    for (const auto& parameter : group.trainable) all.trainable.push_back(parameter);
+    for (const auto& parameter : group.frozen) all.frozen.push_back(parameter);
+    std::ranges::copy(group.trainable, std::back_inserter(seen));
+    std::ranges::copy(group.frozen, std::back_inserter(seen));
   }
-  engine_->add_parameters(std::move(all));
+  engine_->add_parameters(std::move(all.trainable), std::move(all.frozen));
   require_some();
 }
 
 ShardedFusedbun::~ShardedFusedbun() = default;
 
 void ShardedFusedbun::require_some() const {
-  FUSEDBUN_REQUIRE(!engine_->parameters().empty(), ConfigError,
+  FUSEDBUN_REQUIRE(!engine_->model().registered.empty(), ConfigError,
                    "the optimizer was given no parameter that requires a gradient");
 }
 
 torch::Tensor ShardedFusedbun::step(LossClosure closure) {
+  return step(StepOptions{}, std::move(closure));
+}
+
+torch::Tensor ShardedFusedbun::step(const StepOptions& options, LossClosure closure) {
   torch::Tensor loss;
   if (closure) {
     at::AutoGradMode enable_grad(true);
     loss = closure();
   }
-  engine_->step();
+  engine_->step(options);
   return loss;
 }
 
+void ShardedFusedbun::write_parameters(const std::function<void()>& write) {
+  engine_->write_parameters(write);
+}
+
 void ShardedFusedbun::add_param_group(const torch::optim::OptimizerParamGroup& group) {
+  engine_->begin_add_group();
   const size_t index = param_groups_.size();
+  const auto problem_before = engine_->problem_of_groups();
+  FUSEDBUN_REQUIRE(problem_before.empty(), ConfigError, problem_before);
+  Registration added = register_parameters(named(group, index), static_cast<int>(index),
+                                           engine_->model().registered);
   Optimizer::add_param_group(group);
   keep_own_options(param_groups_[index], group);
-  engine_->add_parameters(
-      register_parameters(named(group, index), static_cast<int>(index), engine_->parameters()));
+  try {
+    engine_->add_parameters(std::move(added.trainable), std::move(added.frozen));
+  } catch (const ConfigError&) {
+    param_groups_.pop_back();
+    throw;
+  }
 }
 
 ShardedFusedbun::NoSync::NoSync(ShardedFusedbun& optimizer) : optimizer_(optimizer) {
@@ -110,46 +135,49 @@ ShardedFusedbun::NoSync::~NoSync() {
 }
 
 void ShardedFusedbun::set_hessian_diagonal(const torch::Tensor& parameter, torch::Tensor diagonal) {
-  engine_->set_hessian_diagonal(parameter, std::move(diagonal));
+  engine_->update().set_hessian_diagonal(parameter, std::move(diagonal));
 }
 void ShardedFusedbun::finish() {
   engine_->finish();
 }
 void ShardedFusedbun::set_control(plan::ControlPort* port) {
-  engine_->set_control(port);
+  engine_->consensus().set_control(port);
 }
 const plan::StepReport& ShardedFusedbun::report() const {
-  return engine_->report();
+  return engine_->consensus().report();
 }
 plan::LeaveRequest ShardedFusedbun::leave_request() const {
-  return engine_->leave_request();
+  return engine_->consensus().leave_request();
 }
 void ShardedFusedbun::request_leave(plan::LeaveRequest request) noexcept {
-  engine_->request_leave(request);
+  engine_->consensus().request_leave(request);
 }
 double ShardedFusedbun::max_grad_norm() const {
-  return engine_->max_grad_norm();
+  return engine_->options().max_grad_norm;
+}
+plan::JobCapabilities ShardedFusedbun::capabilities() const {
+  return {.clips_gradients = !engine_->options().step_in_backward};
 }
 bool ShardedFusedbun::shares_memory() const {
   return engine_->shares_memory();
 }
 int64_t ShardedFusedbun::job_step() const {
-  return engine_->job_step();
+  return engine_->model().job_step;
 }
 int64_t ShardedFusedbun::skipped_steps() const {
-  return engine_->skipped_steps();
+  return engine_->consensus().skipped_steps();
 }
 const plan::ShardPlan& ShardedFusedbun::shard_plan() const {
-  return engine_->shard_plan();
+  return engine_->model().plan;
 }
 int64_t ShardedFusedbun::state_bytes() const {
-  return engine_->state_bytes();
+  return engine_->update().state_bytes();
 }
 int64_t ShardedFusedbun::planned_state_bytes() const {
   return engine_->planned_state_bytes();
 }
 std::vector<ShardedFusedbun::OwnedRows> ShardedFusedbun::owned_rows() const {
-  return engine_->owned_rows();
+  return engine_->update().owned_rows();
 }
 void ShardedFusedbun::save(torch::serialize::OutputArchive& archive) const {
   engine_->save(archive);

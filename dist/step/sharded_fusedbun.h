@@ -29,6 +29,7 @@
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/plan/shard_plan.h"
+#include "fusedbun/dist/plan/transport_choice.h"
 
 namespace fusedbun {
 
@@ -44,10 +45,11 @@ struct Channels {
 
 class StepTrace;
 
-/// How gradients travel between ranks that do not share memory.
+/// In which type gradients travel between ranks that do not share memory. They are added up in rank order, in float64 for float64
+/// parameters and float32 for all others.
 enum class GradientWire : uint8_t {
-  exact,  ///< in the type of the arithmetic
-  bf16,  ///< float32 ones rounded to bfloat16: half the bytes; added up in float32, in rank order. CPUs
+  exact,  ///< in the parameter's type
+  bf16,   ///< those of float32 parameters rounded to bfloat16: half the bytes. CPUs
 };
 
 enum class GradientRelease : uint8_t {
@@ -67,6 +69,8 @@ struct ShardedOptions {
   /// step.
   std::optional<double> gradient_divisor = {};
   GradientWire gradient_wire = GradientWire::exact;
+  /// How gradients and rows travel; equal on all ranks. Anything but automatic is used or refused with a ConfigError that says why.
+  plan::GradientTransport transport = plan::GradientTransport::automatic;
   /// Steps each bucket inside the backward pass, as soon as the next one has left. Needs nonfinite = propagate in all
   /// groups, no clipping, and a gradient for every parameter in every step, because nothing is agreed on before the first
   /// write.
@@ -82,6 +86,13 @@ struct ShardedOptions {
   /// Called with one sentence about things a person should know once (a slow path taken, an uneven
   /// plan).
   std::function<void(std::string_view)> notice = {};
+};
+
+/// What one step() is told.
+struct StepOptions {
+  /// The loss was multiplied by this before backward (float16 with dynamic scaling): gradients are divided by it. Equal on all
+  /// ranks. A step whose scaled gradients overflow is skipped on all ranks together: report().skipped.
+  double loss_scale = 1;
 };
 
 class StepEngine;
@@ -100,12 +111,24 @@ class ShardedFusedbun : public torch::optim::Optimizer {
                   FusedbunOptions defaults, ShardedOptions options = {});
   ~ShardedFusedbun() override;
 
-  /// Calls `closure` first, with gradients enabled, and returns its loss (undefined without one).
-  /// Collective. Throws PeerLostError, TimeoutError, DivergedError; after one of them the optimizer
-  /// can only be destroyed.
+  /// Calls `closure` first, with gradients enabled, and returns its loss (undefined without one). Steps with the gradients
+  /// that stand in p.grad now. Collective.
+  ///
+  /// Throws ConfigError, on every rank with the same sentence, for what the ranks cannot do together (a gradient that was written
+  /// after it had been sent, passes that differ between ranks, a parameter whose type changed): nothing has changed then, p.grad
+  /// stands, and training may go on, unless ranks made different calls. Throws PeerLostError, TimeoutError, DivergedError; after
+  /// one of them the optimizer can only be destroyed.
   torch::Tensor step(LossClosure closure = nullptr) override;
+  torch::Tensor step(const StepOptions& options, LossClosure closure = nullptr);
 
-  /// A late group; all ranks, between two steps, with equal parameters. Collective.
+  /// Writes parameters, once, on all ranks: runs `write` on rank 0 alone, without gradients, and gives every rank the values
+  /// that are there after it. For loading weights, clipping, averaging: whatever would be applied once per rank to a replica
+  /// that ranks share. `write` may replace a parameter's memory (torch::load), not its type or shape. If it throws, every rank
+  /// throws. Collective, between two steps.
+  void write_parameters(const std::function<void()>& write);
+
+  /// A late group; all ranks, between two steps, with equal parameters. Throws ConfigError and changes nothing if it is refused.
+  /// Collective.
   void add_param_group(const torch::optim::OptimizerParamGroup& group);
 
   /// While the guard lives, backward only accumulates into .grad: nothing travels. For all but the
@@ -141,8 +164,9 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   void request_leave(plan::LeaveRequest request) noexcept;
 
   double max_grad_norm() const;  ///< as constructed; 0: off
-  bool shares_memory() const;    ///< a host window is in use
-  int64_t job_step() const;      ///< steps done, skipped ones too
+  plan::JobCapabilities capabilities() const;
+  bool shares_memory() const;  ///< a host window is in use
+  int64_t job_step() const;    ///< steps done, skipped ones too
   int64_t skipped_steps() const;
   const plan::ShardPlan& shard_plan() const;
   int64_t state_bytes() const;          ///< measured: bytes of this rank's state tensors

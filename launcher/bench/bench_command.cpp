@@ -11,6 +11,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/job/capability.h"
+#include "fusedbun/dist/job/gpu.h"
 #include "fusedbun/launcher/bench/own_ranks.h"
 #include "fusedbun/launcher/bench/rank_bench.h"
 #include "fusedbun/launcher/bench/step_bench.h"
@@ -22,7 +23,7 @@ using bench::Json;
 
 struct Flags {
   std::string model;
-  std::vector<int> threads = {1, 2};
+  std::vector<int> threads;
   int rounds = 3;
   int step_rounds = 9;
   int steps = 7;
@@ -31,6 +32,7 @@ struct Flags {
   std::vector<std::string> only;
   std::string backend = "auto";
   std::string report_to;
+  bool use_gpu = false;
   bool json = false;
 };
 
@@ -115,7 +117,15 @@ bool is_rank_of_a_job() {
 }
 
 Json step_report(const Flags& flags) {
-  return bench::bench_step({bench::model_of(flags.model), flags.threads, flags.step_rounds});
+  bench::StepBenchOptions options{
+      .model = bench::model_of(flags.model), .rounds = flags.step_rounds, .use_gpu = flags.use_gpu};
+  if (flags.use_gpu) {
+    FUSEDBUN_REQUIRE(load_gpu_support() > 0, DeviceError,
+                     "--device cuda: CUDA sees no GPU on this machine (nvidia-smi would list it)");
+    options.threads = {1};  // one issues the launches
+  }
+  if (!flags.threads.empty()) options.threads = flags.threads;
+  return bench::bench_step(options);
 }
 
 const std::map<std::string, Rows>& rank_benchmarks() {
@@ -156,9 +166,19 @@ void add_step(CLI::App& app) {
   CLI::App* const command =
       app.add_subcommand("step", "Time one optimizer step beside LibTorch's fused AdamW");
   command->footer(
-      "Examples:\n  fusedbun bench step --model 25m\n  fusedbun bench step --threads 1 --json");
+      "Examples:\n"
+      "  fusedbun bench step --model 25m\n"
+      "  fusedbun bench step --threads 1 --json\n"
+      "  fusedbun bench step --device cuda");
   add_model_flag(*command, *flags, "124m");
-  command->add_option("--threads", flags->threads, "Numbers of threads")->delimiter(',');
+  const std::map<std::string, bool> devices = {{"cpu", false}, {"cuda", true}};
+  command->add_option("--device", flags->use_gpu, "cpu or cuda")
+      ->transform(CLI::CheckedTransformer(devices).description(""))
+      ->type_name("NAME")
+      ->default_str("cpu");
+  command->add_option("--threads", flags->threads, "Numbers of threads")
+      ->delimiter(',')
+      ->default_str("1,2; on a GPU 1");
   command->add_option("--rounds", flags->step_rounds, "Turns that each optimizer takes");
   command->add_flag("--json", flags->json, "Print JSON with `rows`, not a table");
   command->callback([flags] { show(step_report(*flags), flags->json); });

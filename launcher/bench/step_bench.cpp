@@ -2,12 +2,14 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 
 #include <chrono>
 #include <functional>
 #include <iostream>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/fusedbun.h"
@@ -23,15 +25,17 @@ using at::Tensor;
 struct Arrays {
   std::vector<Tensor> parameters, gradients, averages, squares;
   int64_t count = 0;
+  at::Device device = at::kCPU;
 };
 
-Arrays make_arrays(const BenchModel& model) {
+Arrays make_arrays(const BenchModel& model, at::Device device) {
   Arrays arrays;
+  arrays.device = device;
   for (const auto& shape : shapes_of(model)) {
-    arrays.parameters.push_back(at::randn(shape) * 0.02);
-    arrays.gradients.push_back(at::randn(shape) * 1e-3);
-    arrays.averages.push_back(at::zeros(shape));
-    arrays.squares.push_back(at::zeros(shape));
+    arrays.parameters.push_back(at::randn(shape, device) * 0.02);
+    arrays.gradients.push_back(at::randn(shape, device) * 1e-3);
+    arrays.averages.push_back(at::zeros(shape, device));
+    arrays.squares.push_back(at::zeros(shape, device));
     arrays.count += arrays.parameters.back().numel();
   }
   return arrays;
@@ -80,7 +84,8 @@ void check(const FusedbunOptions& options, const Arrays& arrays, at::ScalarType 
 
 TimedStep adamw(const Arrays& arrays) {
   std::vector<Tensor> steps;
-  for (size_t i = 0; i < arrays.parameters.size(); ++i) steps.push_back(at::ones({}));
+  for (size_t i = 0; i < arrays.parameters.size(); ++i)
+    steps.push_back(at::ones({}, arrays.device));
   return {"AdamW fused (LibTorch)", "f32",
           [=, parameters = arrays.parameters, averages = arrays.averages,
            squares = arrays.squares]() mutable {
@@ -190,10 +195,63 @@ std::vector<TimedStep> limits(const Arrays& a) {
           })};
 }
 
-double seconds_of(const std::function<void()>& step) {
+// A GPU's limits: copies within its memory that move as many bytes per parameter as the loops above.
+std::vector<TimedStep> copy_limits(const Arrays& arrays) {
+  const std::vector<std::pair<const char*, int>> bytes = {{"limit of the parameter", 12},
+                                                          {"limit with one state", 20},
+                                                          {"limit with bf16 momentum", 16},
+                                                          {"limit with a bf16 parameter", 20},
+                                                          {"limit of AdamW", 28}};
+  // What is read and what is written are halves of all bytes; all copies take the same memory.
+  const auto type = at::TensorOptions().dtype(at::kByte).device(arrays.device);
+  const Tensor from = at::zeros({arrays.count * 14}, type), to = at::empty_like(from);
+  std::vector<TimedStep> limits;
+  for (const auto& [name, per_parameter] : bytes) {
+    const int64_t half = arrays.count * per_parameter / 2;
+    limits.push_back({name, "copy", [=] { to.narrow(0, 0, half).copy_(from.narrow(0, 0, half)); },
+                      name, per_parameter});
+  }
+  return limits;
+}
+
+// Until the device has done it, too.
+double seconds_of(const std::function<void()>& step, at::Device device) {
+  const auto wait = [&] {
+    if (!device.is_cpu()) at::detail::getCUDAHooks().deviceSynchronize(device.index());
+  };
+  wait();
   const auto start = std::chrono::steady_clock::now();
   step();
+  wait();
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+// All optimizers, and the limits, each checked.
+std::vector<TimedStep> checked_steps(const Arrays& arrays) {
+  std::vector<TimedStep> steps = {adamw(arrays)};
+  for (const char* name : {"recommended", "sm3", "compact", "lean", "elementwise"})
+    steps.push_back(fusedbun_step({name}, arrays));
+  steps.push_back(fusedbun_step({"recommended", at::kFloat, true}, arrays));
+  steps.push_back(fusedbun_step({"recommended", at::kBFloat16}, arrays));
+  for (TimedStep& bound : arrays.device.is_cpu() ? limits(arrays) : copy_limits(arrays))
+    steps.push_back(std::move(bound));
+  return steps;
+}
+
+// Seconds by [step][round]; the steps take turns.
+std::vector<std::vector<double>> timed(const std::vector<TimedStep>& steps, int rounds,
+                                       at::Device device) {
+  std::vector<std::vector<double>> seconds(steps.size());
+  for (int round = 0; round <= rounds; ++round) {
+    std::cerr << "\r" << at::get_num_threads() << " thread(s), round " << round << " of " << rounds
+              << std::flush;
+    for (size_t c = 0; c < steps.size(); ++c) {
+      const double took = seconds_of(steps[c].step, device);
+      if (round > 0) seconds[c].push_back(took);  // the first one warms up
+    }
+  }
+  std::cerr << '\n';
+  return seconds;
 }
 
 }  // namespace
@@ -201,31 +259,17 @@ double seconds_of(const std::function<void()>& step) {
 Json bench_step(const StepBenchOptions& options) {
   at::NoGradGuard no_grad;
   at::manual_seed(1);
-  const Arrays arrays = make_arrays(options.model);
+  const at::Device device = options.use_gpu ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  const Arrays arrays = make_arrays(options.model, device);
   std::cerr << options.model.name << ": " << arrays.count << " parameters; checking results\n";
-  std::vector<TimedStep> steps = {adamw(arrays)};
-  for (const std::string& name : preset_names())
-    steps.push_back(fusedbun_step({name.c_str()}, arrays));
-  steps.push_back(fusedbun_step({"recommended", at::kFloat, true}, arrays));
-  steps.push_back(fusedbun_step({"recommended", at::kBFloat16}, arrays));
-  for (TimedStep& bound : limits(arrays)) steps.push_back(std::move(bound));
+  const std::vector<TimedStep> steps = checked_steps(arrays);
+  std::map<std::string, size_t> index_of;
+  for (size_t c = 0; c < steps.size(); ++c) index_of[steps[c].name] = c;
 
   Json report = empty_report("step");
   for (const int threads : options.threads) {
     at::set_num_threads(threads);
-    std::map<std::string, std::vector<double>> limit_seconds;
-    std::vector<std::vector<double>> seconds(steps.size());
-    for (int round = 0; round <= options.rounds; ++round) {
-      std::cerr << "\r" << threads << " thread(s), round " << round << " of " << options.rounds
-                << std::flush;
-      for (size_t c = 0; c < steps.size(); ++c) {
-        const double took = seconds_of(steps[c].step);
-        if (round > 0) seconds[c].push_back(took);  // the first one warms up
-      }
-    }
-    std::cerr << '\n';
-    std::map<std::string, size_t> index_of;
-    for (size_t c = 0; c < steps.size(); ++c) index_of[steps[c].name] = c;
+    const std::vector<std::vector<double>> seconds = timed(steps, options.rounds, device);
     for (size_t c = 0; c < steps.size(); ++c) {
       const size_t bound = index_of.at(steps[c].limit);
       std::vector<double> nanoseconds;
@@ -234,6 +278,7 @@ Json bench_step(const StepBenchOptions& options) {
       Json row{{"preset", steps[c].name},
                {"model", options.model.name},
                {"dtype", steps[c].dtype},
+               {"device", device.str()},
                {"threads", threads}};
       put(row, "ns_per_param", spread_of(nanoseconds));
       put(row, "ratio_to_adamw_fused", spread_of(paired_ratios(seconds[c], seconds[0])));

@@ -15,9 +15,10 @@ struct StepBenchOptions {
   BenchModel model;
   std::vector<int> threads = {1, 2};
   int rounds = 9;
+  bool use_gpu = false;  ///< on cuda:0; LibTorch's CUDA half is loaded
 };
 
-/// Rows: preset, model, dtype, threads, ns_per_param, ratio_to_adamw_fused, ratio_to_limit, bytes_per_param.
+/// Rows: preset, model, dtype, device, threads, ns_per_param, ratio_to_adamw_fused, ratio_to_limit, bytes_per_param.
 Json bench_step(const StepBenchOptions& options);
 
 }  // namespace fusedbun::bench

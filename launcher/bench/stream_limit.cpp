@@ -2,9 +2,12 @@
 
 #include "fusedbun/core/error.h"
 
-// The widest registers that the machine has; where there is only one kind, the compiler's choice.
-
-#include "fusedbun/core/widest.h"
+// Compiles a loop once more for AVX2, and the program takes what the machine has.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define FUSEDBUN_WIDEST __attribute__((target_clones("avx2", "default")))
+#else
+#define FUSEDBUN_WIDEST
+#endif
 
 namespace fusedbun::bench {
 namespace {

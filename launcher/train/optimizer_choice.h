@@ -18,13 +18,16 @@ struct OptimizerChoice {
   /// Unset: the preset's value, or AdamW's; lr: what suits it (options_of). For AdamW momentum_beta and beta_decay are
   /// its two betas.
   std::optional<double> lr, eps, weight_decay, beta_decay, momentum_beta;
+  /// Unset: the preset's. Fusedbun's alone.
+  std::optional<bool> centralize, use_rms, prepare_hessian;
+  std::optional<Mask> mask;
   bool momentum_bf16 = false;
   bool propagate_nonfinite =
       false;  ///< let a NaN or inf gradient through instead of skipping the step
 };
 
 /// The options in full. For AdamW lr, eps, Lambda, beta_decay and momentum_beta are meant. Throws ConfigError for a
-/// value out of range.
+/// value out of range, and for one of Fusedbun's own options with AdamW.
 Options options_of(const OptimizerChoice& choice);
 
 /// One line for people.

@@ -16,6 +16,7 @@ using train::TrainOptions;
 struct Flags {
   TrainOptions options;
   std::string backend = "auto";
+  std::string mask;
   double timeout_seconds = 60;
   double heartbeat_seconds = 1;
   double stall_seconds = 5;
@@ -52,7 +53,8 @@ void add_model_flags(CLI::App& command, TrainOptions& options) {
   add("--context", options.model.context, "Bytes per sequence", "128, or --init's");
 }
 
-void add_optimizer_flags(CLI::App& command, TrainOptions& options) {
+void add_optimizer_flags(CLI::App& command, Flags& flags) {
+  TrainOptions& options = flags.options;
   const std::map<std::string, train::OptimizerKind> kinds = {
       {"fusedbun", train::OptimizerKind::fusedbun}, {"adamw", train::OptimizerKind::adamw}};
   train::OptimizerChoice& choice = options.optimizer;
@@ -62,7 +64,12 @@ void add_optimizer_flags(CLI::App& command, TrainOptions& options) {
       ->transform(CLI::CheckedTransformer(kinds).description(""))
       ->default_str("fusedbun")
       ->group("Optimizer");
-  command.add_option("--preset", choice.preset, "recommended, sm3, compact, lean or elementwise")
+  command
+      .add_option(
+          "--preset", choice.preset,
+          "recommended, sm3, compact, lean or elementwise; fusedbun or fusion: the original "
+          "descriptions with their defaults (lean is fusedbun; elementwise is fusion with "
+          "--centralize --use-rms)")
       ->group("Optimizer");
   const auto add = [&](const char* name, std::optional<double>& value, const char* what) {
     command.add_option(name, value, what)->default_str("the preset's")->group("Optimizer");
@@ -72,6 +79,27 @@ void add_optimizer_flags(CLI::App& command, TrainOptions& options) {
   add("--weight-decay", choice.weight_decay, "Decoupled weight decay");
   add("--beta-decay", choice.beta_decay, "Decay of the second moment (adamw: beta2)");
   add("--momentum-beta", choice.momentum_beta, "Decay of the momentum (adamw: beta1)");
+  // A function, because CLI11 takes an optional<bool> for a counter and sets it to 0.
+  const auto add_switch = [&](const char* name, std::optional<bool>& value, const char* what) {
+    command
+        .add_flag_function(
+            name, [&value](int64_t count) { value = count > 0; }, what)
+        ->default_str("the preset's")
+        ->group("Optimizer");
+  };
+  add_switch("--centralize,!--no-centralize", choice.centralize,
+             "Subtract each matrix row's mean from its gradient");
+  add_switch("--use-rms,!--no-use-rms", choice.use_rms,
+             "Divide by the root of the second moment; off: SGD with momentum");
+  add_switch("--prepare-hessian,!--no-prepare-hessian", choice.prepare_hessian,
+             "Keep a separate exp_hessian and divide by its root");
+  command
+      .add_option(
+          "--mask", flags.mask,
+          "Where |gradient| <= eps: zero (it counts as 0), hold (and the second moment stays) "
+          "or off")
+      ->default_str("the preset's")
+      ->group("Optimizer");
   command.add_flag("--momentum-bf16", choice.momentum_bf16, "Keep the momentum in bfloat16")
       ->group("Optimizer");
   command
@@ -183,6 +211,7 @@ void run(Flags flags) {
   TrainOptions& options = flags.options;
   if (options.data.empty()) options.data = {train::kDefaultTextFolder};
   options.backend = plan::parse_backend(flags.backend);
+  if (!flags.mask.empty()) options.optimizer.mask = parse<Mask>(flags.mask);
   options.control = !flags.no_control;
   options.host_window = !flags.no_host_window;
   options.timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.timeout_seconds * 1000));
@@ -203,7 +232,7 @@ CLI::App* add_train_command(CLI::App& app) {
       "  fusedbun launch -n 2 -- train --data /usr/lib/python3.11 --init english.safetensors");
   add_data_flags(*command, flags->options);
   add_model_flags(*command, flags->options);
-  add_optimizer_flags(*command, flags->options);
+  add_optimizer_flags(*command, *flags);
   add_run_flags(*command, flags->options);
   add_rank_flags(*command, *flags);
   command->callback([flags] { run(*flags); });

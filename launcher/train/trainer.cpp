@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <ctime>
 #include <iostream>
 #include <memory>
@@ -80,6 +81,10 @@ void set_threads(int asked, int local_ranks) {
   }
 }
 
+int64_t bits_of(double value) {
+  return std::bit_cast<int64_t>(value);
+}
+
 void require_same_run(comm::Communicator& host, const TrainOptions& options, const TextData& text,
                       int64_t context) {
   require_same_start(host, {{"--steps", options.steps},
@@ -90,6 +95,11 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options, con
                             {"--eval-every", options.eval_every},
                             {"--validation-batches", options.validation_batches},
                             {"--optimizer", static_cast<int64_t>(options.optimizer.kind)},
+                            {"--clip", bits_of(options.max_grad_norm)},
+                            {"--bucket-mib", bits_of(options.bucket_mebibytes)},
+                            {"--bf16-wire", options.bf16_on_wire ? 1 : 0},
+                            {"--no-host-window", options.host_window ? 0 : 1},
+                            {"--step-in-backward", options.step_in_backward ? 1 : 0},
                             {"the text of --data", static_cast<int64_t>(text.digest())}});
 }
 

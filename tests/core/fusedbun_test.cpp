@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+#include <torch/nn/modules/linear.h>
+#include <torch/optim/adamw.h>
 #include <torch/optim/schedulers/step_lr.h>
 #include <torch/serialize.h>
 
@@ -212,6 +214,213 @@ TEST_F(FusedbunTest, AParameterChangedBetweenStepsIsMeasuredAnew) {
     return parameters[0].detach();
   };
   EXPECT_TRUE(run(false).equal(run(true)));
+}
+
+// Plain SGD by Fusedbun, with a momentum that adds up: buf = b·buf + g.
+FusedbunOptions sgd(double lr, double b) {
+  return FusedbunOptions(lr).momentum_beta(b).momentum(Momentum::heavy_ball).Lambda(0);
+}
+
+void step_with_ones(Fusedbun& optimizer, const Tensor& p) {
+  p.mutable_grad() = at::ones_like(p);
+  optimizer.step();
+}
+
+struct ForeignWrite {
+  const char* name;
+  void (*write)(torch::nn::Linear& model, double value);
+};
+void PrintTo(const ForeignWrite& write, std::ostream* out) {
+  *out << write.name;
+}
+const ForeignWrite kForeignWrites[] = {
+    {"load",
+     [](torch::nn::Linear& model, double value) {
+       torch::nn::Linear other(torch::nn::LinearOptions(3, 5).bias(false));
+       other->to(model->weight.scalar_type());
+       other->weight.data().fill_(value);
+       std::stringstream file;
+       torch::save(other, file);
+       torch::load(model, file);
+     }},
+    {"copy_",
+     [](torch::nn::Linear& model, double value) {
+       const at::NoGradGuard no_grad;
+       model->weight.copy_(at::full({5, 3}, value));
+     }},
+    {"set_data",
+     [](torch::nn::Linear& model, double value) {
+       model->weight.set_data(at::full({5, 3}, value).to(model->weight.scalar_type()));
+     }},
+    {"fill_of_data",
+     [](torch::nn::Linear& model, double value) { model->weight.data().fill_(value); }},
+    {"clamp_of_data",
+     [](torch::nn::Linear& model, double value) { model->weight.data().clamp_(value, value); }},
+};
+
+class ForeignWrites : public testing::TestWithParam<std::tuple<at::ScalarType, ForeignWrite>> {};
+
+TEST_P(ForeignWrites, AStepGoesOnFromWhatTheTensorIsNow) {
+  const auto& [type, write] = GetParam();
+  torch::nn::Linear model(torch::nn::LinearOptions(3, 5).bias(false));
+  model->to(type);
+  model->weight.data().fill_(8);
+  Fusedbun optimizer(model->parameters(), sgd(0.5, 0.5));
+  const auto is = [&](double value) {
+    return model->weight.detach().to(at::kDouble).equal(at::full({5, 3}, value, at::kDouble));
+  };
+  step_with_ones(optimizer, model->weight);  // buf = 1
+  EXPECT_TRUE(is(7.5)) << model->weight;
+  write.write(model, 4);
+  step_with_ones(optimizer, model->weight);  // buf = 1.5: the momentum is kept
+  EXPECT_TRUE(is(3.25)) << model->weight;
+  step_with_ones(optimizer, model->weight);  // buf = 1.75
+  EXPECT_TRUE(is(2.375)) << model->weight;
+}
+
+TEST_P(ForeignWrites, TheRootMeanSquareIsThatOfTheNewValues) {
+  const auto& [type, write] = GetParam();
+  torch::nn::Linear model(torch::nn::LinearOptions(3, 5).bias(false));
+  model->to(type);
+  model->weight.data().fill_(4);
+  Fusedbun optimizer(model->parameters(), sgd(0.25, 0).scale_by_parameter_rms(true));
+  step_with_ones(optimizer, model->weight);
+  write.write(model, 8);
+  step_with_ones(optimizer, model->weight);
+  EXPECT_TRUE(model->weight.detach().to(at::kDouble).equal(at::full({5, 3}, 6, at::kDouble)))
+      << model->weight;
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, ForeignWrites,
+                         testing::Combine(testing::Values(at::kFloat, at::kDouble, at::kBFloat16,
+                                                          at::kHalf),
+                                          testing::ValuesIn(kForeignWrites)),
+                         [](const auto& info) {
+                           return std::string(c10::toString(std::get<0>(info.param))) + "_" +
+                                  std::get<1>(info.param).name;
+                         });
+
+TEST_F(FusedbunTest, AParameterMayChangeItsTypeBetweenSteps) {
+  for (const at::ScalarType from : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
+    for (const at::ScalarType to : {at::kFloat, at::kDouble, at::kBFloat16, at::kHalf}) {
+      for (const MomentumDtype stored : {MomentumDtype::master, MomentumDtype::bf16}) {
+        torch::nn::Linear model(torch::nn::LinearOptions(3, 5).bias(false));
+        model->to(from);
+        model->weight.data().fill_(8);
+        Fusedbun optimizer(model->parameters(), sgd(0.5, 0.5).momentum_dtype(stored));
+        step_with_ones(optimizer, model->weight);
+        model->to(to);
+        step_with_ones(optimizer, model->weight);
+        step_with_ones(optimizer, model->weight);
+        EXPECT_EQ(model->weight.scalar_type(), to);
+        EXPECT_TRUE(model->weight.detach()
+                        .to(at::kDouble)
+                        .equal(at::full({5, 3}, 8 - 0.5 * (1 + 1.5 + 1.75), at::kDouble)))
+            << from << " to " << to << ": " << model->weight;
+        const SegmentState& state = state_of(optimizer, model->weight).segment;
+        EXPECT_EQ(state.master.defined(), to == at::kBFloat16 || to == at::kHalf);
+        EXPECT_EQ(state.exp_avg_sq.row.scalar_type(), arithmetic_type(to));
+      }
+    }
+  }
+}
+
+TEST_F(FusedbunTest, AParameterMayNotChangeItsShapeAfterItsFirstStep) {
+  for (const char* name : {"recommended", "compact", "elementwise"}) {
+    Tensor p = parameter({6, 4});
+    Fusedbun optimizer({parameter({2}), p}, FusedbunOptions::of_preset(name, 1e-2));
+    step_with_ones(optimizer, p);
+    p.mutable_grad().reset();
+    p.set_data(at::zeros({4, 6}));
+    try {
+      step_with_ones(optimizer, p);
+      FAIL() << name;
+    } catch (const ConfigError& error) {
+      EXPECT_NE(std::string(error.what()).find("parameter 1 of group 0 [4, 6]"), std::string::npos)
+          << error.what();
+    }
+  }
+}
+
+TEST_F(FusedbunTest, AutogradSeesThatAStepHasWritten) {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    Tensor p = at::ones({4, 3}, type).requires_grad_();
+    Fusedbun optimizer({p}, FusedbunOptions::recommended(0.1));
+    const Tensor loss = p.square().sum();  // its backward needs p
+    loss.backward({}, /*retain_graph=*/true);
+    optimizer.step();
+    EXPECT_THROW(loss.backward(), c10::Error);
+    p.square().sum().backward();
+    EXPECT_NO_THROW(optimizer.step());
+  }
+}
+
+TEST_F(FusedbunTest, AGradientOfAnotherShapeIsRefusedAndNothingIsStepped) {
+  Tensor first = parameter({3, 2}), second = parameter({3, 2});
+  const Tensor before = first.detach().clone();
+  Fusedbun optimizer({first, second}, FusedbunOptions::recommended(0.1));
+  first.mutable_grad() = at::ones({3, 2});
+  second.mutable_grad() = at::ones({2, 3});
+  EXPECT_THROW(optimizer.step(), ConfigError);
+  EXPECT_TRUE(first.equal(before));
+}
+
+TEST_F(FusedbunTest, AnotherOptimizersOptionsAreRefused) {
+  Tensor p = parameter({3, 2});
+  const auto group = [&] {
+    return OptimizerParamGroup({p}, std::make_unique<torch::optim::AdamWOptions>(1e-3));
+  };
+  EXPECT_THROW(Fusedbun({group()}, FusedbunOptions::recommended(0.1)), ConfigError);
+  Fusedbun optimizer(std::vector<Tensor>{p}, FusedbunOptions::recommended(0.1));
+  optimizer.param_groups()[0].set_options(std::make_unique<torch::optim::AdamWOptions>(1e-3));
+  p.mutable_grad() = at::ones({3, 2});
+  EXPECT_THROW(optimizer.step(), ConfigError);
+}
+
+TEST_F(FusedbunTest, AGroupAddedThroughTheBaseClassIsCheckedAtTheStep) {
+  Tensor p = parameter({3, 2}), late = parameter({2, 2});
+  Fusedbun optimizer({p}, FusedbunOptions::recommended(0.1));
+  torch::optim::Optimizer& base = optimizer;
+  base.add_param_group(OptimizerParamGroup({late}));
+  const Tensor before = late.detach().clone();
+  give_gradients({p, late});
+  optimizer.step();
+  EXPECT_FALSE(late.equal(before));
+  const Tensor tied = parameter({2, 2});
+  base.add_param_group(OptimizerParamGroup({tied, tied}));
+  EXPECT_THROW(optimizer.step(), ConfigError);
+}
+
+TEST_F(FusedbunTest, StackedMatricesAreSeenOneByOneIfAsked) {
+  for (const char* name : {"recommended", "sm3", "lean", "elementwise"}) {
+    const FusedbunOptions options =
+        FusedbunOptions::of_preset(name, 1e-2).use_rms(true).matrix_view(MatrixView::last_two);
+    Tensor stack = parameter({2, 3, 4, 5}), matrix = parameter({4, 5}), vector = parameter({7});
+    std::vector<Tensor> matrices = copies(stack.detach().reshape({6, 4, 5}).unbind());
+    std::vector<Tensor> same = copies({matrix, vector});
+    Fusedbun one({stack, matrix, vector}, options);
+    Fusedbun each({matrices[0], matrices[1], matrices[2], matrices[3], matrices[4], matrices[5],
+                   same[0], same[1]},
+                  FusedbunOptions(options).matrix_view(MatrixView::leading));
+    for (int i = 0; i < 3; ++i) {
+      give_gradients({stack, matrix, vector});
+      const auto gradients = stack.grad().reshape({6, 4, 5}).unbind();
+      for (size_t k = 0; k < matrices.size(); ++k)
+        matrices[k].mutable_grad() = gradients[k].clone();
+      same[0].mutable_grad() = matrix.grad().clone();
+      same[1].mutable_grad() = vector.grad().clone();
+      one.step();
+      each.step();
+    }
+    EXPECT_TRUE(stack.reshape({6, 4, 5}).equal(at::stack(matrices))) << name;
+    EXPECT_TRUE(matrix.equal(same[0]) && vector.equal(same[1])) << name;
+    std::stringstream file;
+    torch::save(one, file);
+    Fusedbun loaded(copies({stack, matrix, vector}), FusedbunOptions(1.0));
+    torch::load(loaded, file);
+    EXPECT_EQ(static_cast<const FusedbunOptions&>(loaded.param_groups()[0].options()).matrix_view(),
+              MatrixView::last_two);
+  }
 }
 
 TEST_F(FusedbunTest, ALearningRateScheduleReachesTheStep) {

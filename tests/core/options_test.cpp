@@ -49,6 +49,9 @@ TEST(Options, ValuesOutOfRangeAreRefusedWithFieldValueAndRange) {
       {[](Options& o) { o.momentum_beta = kNan; }, "momentum_beta = nan: must be in [0,1)"},
       {[](Options& o) { o.beta_decay = 0; },
        "beta_decay = 0: must be finite and > 0 with decay = power"},
+      {[](Options& o) { o.beta_cap = 0; }, "beta_cap = 0: must be in (0,1]"},
+      {[](Options& o) { o.beta_cap = 1.5; }, "beta_cap = 1.5: must be in (0,1]"},
+      {[](Options& o) { o.beta_cap = kNan; }, "beta_cap = nan: must be in (0,1]"},
       {[](Options& o) { o.decay = Decay::ema, o.beta_decay = 1; },
        "beta_decay = 1: must be in [0,1) with decay = ema"},
   };
@@ -81,13 +84,13 @@ TEST(Options, PlainDefaultsAreThoseOfTheConstructor) {
 
 TEST(Options, PresetsDifferFromTheDefaultsInWhatTheyAreDescribedBy) {
   EXPECT_EQ(describe(preset("recommended", 0.5)),
-            "lr=0.5 use_rms=true decay=power mask=hold mask_scope=matrices");
+            "lr=0.5 use_rms=true decay=power mask=hold mask_scope=matrices beta_cap=0.999");
   EXPECT_EQ(describe(preset("sm3", 0.5)),
             "lr=0.5 beta_decay=0.99 use_rms=true accumulator=sm3 mask=hold mask_scope=matrices "
             "bias_correction=true");
   EXPECT_EQ(describe(preset("compact", 0.5)),
             "lr=0.5 momentum_beta=0 use_rms=true decay=power mask=hold mask_scope=matrices "
-            "scale_by_parameter_rms=true");
+            "scale_by_parameter_rms=true beta_cap=0.999");
   EXPECT_EQ(describe(preset("lean", 0.5)), "lr=0.5 accumulator=mean_col denominator=global");
   EXPECT_EQ(describe(preset("elementwise", 0.5)),
             "lr=0.5 centralize=true use_rms=true accumulator=full momentum=heavy_ball "
@@ -95,6 +98,19 @@ TEST(Options, PresetsDifferFromTheDefaultsInWhatTheyAreDescribedBy) {
             "mask_scope=matrices");
   for (const std::string& name : preset_names())
     EXPECT_NO_THROW(validate(preset(name, 1e-3))) << name;
+}
+
+TEST(Options, TheOriginalDescriptionsArePresets) {
+  // Every default is the description's: nothing but the structure differs from the plain constructor.
+  EXPECT_EQ(describe(preset("fusedbun", 0.5)), "lr=0.5 accumulator=mean_col denominator=global");
+  EXPECT_EQ(describe(preset("fusion", 0.5)),
+            "lr=0.5 accumulator=full momentum=heavy_ball momentum_at=gradient mask=hold "
+            "mask_scope=matrices");
+  // How the other two presets relate to them.
+  EXPECT_EQ(describe(preset("lean", 0.5)), describe(preset("fusedbun", 0.5)));
+  Options fusion = preset("fusion", 0.5);
+  fusion.centralize = fusion.use_rms = true;
+  EXPECT_EQ(describe(fusion), describe(preset("elementwise", 0.5)));
 }
 
 TEST(Options, AnUnknownPresetSuggestsTheNearest) {
@@ -121,17 +137,36 @@ TEST(Options, TheListOfFieldsIsComplete) {
     if constexpr (std::is_same_v<Field, bool>) ++flags;
     if constexpr (std::is_enum_v<Field>) ++enums;
   });
-  EXPECT_EQ(doubles, 5);
+  EXPECT_EQ(doubles, 6);
   EXPECT_EQ(flags, 6);
-  EXPECT_EQ(enums, 10);
+  EXPECT_EQ(enums, 11);
   EXPECT_EQ(sizeof(Hyperparameters), 5 * sizeof(double) + 8);  // two flags, padded
-  EXPECT_EQ(sizeof(Structure), 10 * sizeof(Accumulator) + 4);  // four flags
+  // Three flags, padded to the cap's double; and one flag after it.
+  EXPECT_EQ(sizeof(Structure), 11 * sizeof(Accumulator) + 4 + sizeof(double) + 8);
 }
 
 TEST(StepScalars, DecayGrowsWithThePowerRule) {
   const Options options = preset("recommended", 1e-2);
   EXPECT_EQ(step_scalars(options, 1, 1).beta, 0);
   EXPECT_DOUBLE_EQ(step_scalars(options, 10, 1).beta, 1 - std::pow(10, -0.8));
+}
+
+TEST(StepScalars, TheCapIsReachedWhereThePowerRuleWouldPassItAndNotBefore) {
+  // 1 - t^-0.8 = 0.999 at t = 1000^(1/0.8) = 5623.4.
+  Options capped = preset("recommended", 1e-2), uncapped = capped;
+  ASSERT_EQ(capped.beta_cap, 0.999);
+  uncapped.beta_cap = 1;
+  for (int64_t t : {1, 2, 100, 5623}) {
+    EXPECT_EQ(step_scalars(capped, t, 1).beta, step_scalars(uncapped, t, 1).beta) << t;
+  }
+  for (int64_t t : {5624, 10'000, 100'000}) {
+    EXPECT_EQ(step_scalars(capped, t, 1).beta, 0.999) << t;
+    EXPECT_GT(step_scalars(uncapped, t, 1).beta, 0.999) << t;
+  }
+  Options ema = preset("sm3", 1e-2);
+  ema.beta_cap = 0.5;
+  EXPECT_EQ(step_scalars(ema, 3, 1).beta, 0.5);
+  EXPECT_DOUBLE_EQ(step_scalars(ema, 3, 1).second_moment_correction, 1 - std::pow(0.5, 3));
 }
 
 TEST(StepScalars, CorrectionsAreTwoIndependentParts) {

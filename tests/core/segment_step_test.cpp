@@ -29,13 +29,16 @@ struct Stepped {
 };
 
 // One step of a whole matrix, as one process does it; the gradient is the sum of `gradients`.
-void step(Stepped& run, const std::vector<torch::Tensor>& gradients, const Shape& shape,
-          const Options& options, int64_t t) {
+// Returns the sum of squares of the new parameter.
+double step(Stepped& run, const std::vector<torch::Tensor>& gradients, const Shape& shape,
+            const Options& options, int64_t t, int64_t matrix_rows = 0) {
   SegmentStep step;
   step.parameter = run.parameter;
   step.gradient = gradients.front().clone();
   step.more_gradients.assign(gradients.begin() + 1, gradients.end());
-  step.range = {0, shape.rows, shape.rows, shape.columns, shape.is_vector};
+  step.range = {0, shape.rows, shape.rows, shape.columns, shape.is_vector, matrix_rows};
+  double squares = 0;
+  step.parameter_sum_of_squares = &squares;
   step.scalars = step_scalars(options, t, 0.5);
   step.scalars.gradient_divisor = 3;
   step.scalars.gradient_scale = 0.75;
@@ -47,6 +50,7 @@ void step(Stepped& run, const std::vector<torch::Tensor>& gradients, const Shape
   begin_step(step, run.state, options);
   absorb_columns(step.column_partials, step.range, step.scalars, run.state, options);
   finish_step(step, run.state, options);
+  return squares;
 }
 
 // Equal within `relative` of |want| + max|want|/10 (momentum cancels, so roundings of large terms are left in small
@@ -143,35 +147,41 @@ TEST(FusedThreads, ABigSegmentIsSteppedByLibTorchsThreads) {
   Stepped run{
       start.clone(),
       make_segment_state(start, {0, shape.rows, shape.rows, shape.columns, false}, options)};
+  at::set_num_threads(threads_of_this_process() + 2);
   const int before = threads_of_this_process();
-  at::set_num_threads(before + 2);
   step(run, {start}, shape, options, 1);
   EXPECT_GE(threads_of_this_process(), before + 1);
 }
 
-TEST(FusedBf16, ParametersAreTheirMastersRoundingAndGradientsAreAddedUpInFloat32) {
+class FusedShortTypes : public testing::TestWithParam<torch::ScalarType> {};
+
+TEST_P(FusedShortTypes, ParametersAreTheirMastersRoundingAndGradientsAreAddedUpInFloat32) {
+  const torch::ScalarType type = GetParam();
   at::manual_seed(5);
   for (const std::string& name : preset_names()) {
     for (const Shape& shape : kShapes) {
       const Options options = preset(name, 1e-2);
       const RowRange range{0, shape.rows, shape.rows, shape.columns, shape.is_vector};
-      const auto start = at::randn({shape.rows, shape.columns}).to(at::kBFloat16);
+      const auto start = at::randn({shape.rows, shape.columns}).to(type);
       Stepped fused{start.clone(), make_segment_state(start, range, options)};
       Stepped reference{start.clone(), make_segment_state(start, range, options)};
       for (int64_t t = 1; t <= 3; ++t) {
         std::vector<torch::Tensor> gradients;
         for (int rank = 0; rank < 3; ++rank) {
-          gradients.push_back(at::randn({shape.rows, shape.columns}).to(at::kBFloat16));
+          gradients.push_back(at::randn({shape.rows, shape.columns}).to(type));
         }
         step(fused, gradients, shape, options, t);
         const ForceReference forced;
         step(reference, gradients, shape, options, t);
       }
       EXPECT_TRUE(near(fused.state.master, reference.state.master, 1e-5)) << name;
-      EXPECT_TRUE(fused.parameter.equal(fused.state.master.to(at::kBFloat16))) << name;
+      EXPECT_TRUE(fused.parameter.equal(fused.state.master.to(type))) << name;
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Types, FusedShortTypes, testing::Values(at::kBFloat16, at::kHalf),
+                         [](const auto& info) { return c10::toString(info.param); });
 
 TEST_P(FusedAgainstReference, NanAndInfGoTheSameWay) {
   const uint64_t seed = test_seed();
@@ -229,6 +239,54 @@ TEST(SegmentStep, SeveralGradientsAreAddedUpInTheirOrder) {
   }
 }
 
+TEST(SegmentStep, AStackIsSteppedAsEachOfItsMatricesAlone) {
+  at::manual_seed(6);
+  constexpr int64_t kMatrices = 3;
+  const Shape shape{5, 37}, stacked{kMatrices * shape.rows, shape.columns};
+  const RowRange one{0, shape.rows, shape.rows, shape.columns, false};
+  const RowRange all{0, stacked.rows, stacked.rows, shape.columns, false, shape.rows};
+  std::vector<Options> all_options = fused_options();
+  Options reference = preset("recommended", 1e-2);
+  reference.prepare_hessian = true;
+  reference.hessian_source = HessianSource::external;
+  all_options.push_back(reference);
+  reference.denominator = Denominator::global;
+  all_options.push_back(reference);
+  for (const Options& options : all_options) {
+    const torch::Tensor initial = at::randn({stacked.rows, stacked.columns});
+    Stepped stack{initial.clone(), make_segment_state(initial, all, options)};
+    std::vector<Stepped> alone;
+    for (const torch::Tensor& matrix : initial.chunk(kMatrices)) {
+      alone.push_back({matrix.clone(), make_segment_state(matrix, one, options)});
+    }
+    for (int64_t t = 1; t <= 3; ++t) {
+      const std::vector<torch::Tensor> gradients = {at::randn_like(initial),
+                                                    at::randn_like(initial)};
+      const double squares = step(stack, gradients, stacked, options, t, shape.rows);
+      double expected_squares = 0;
+      for (int64_t i = 0; i < kMatrices; ++i) {
+        expected_squares +=
+            step(alone[i], {gradients[0].chunk(kMatrices)[i], gradients[1].chunk(kMatrices)[i]},
+                 shape, options, t);
+      }
+      EXPECT_NEAR(squares, expected_squares, 1e-12 * expected_squares);
+    }
+    std::vector<torch::Tensor> parameters, columns, rows;
+    for (const Stepped& matrix : alone) {
+      parameters.push_back(matrix.parameter);
+      columns.push_back(matrix.state.exp_avg_sq.col);
+      rows.push_back(matrix.state.exp_avg_sq.row);
+    }
+    ASSERT_TRUE(stack.parameter.equal(at::cat(parameters))) << describe(options);
+    if (columns[0].defined()) {
+      ASSERT_TRUE(stack.state.exp_avg_sq.col.equal(at::cat(columns)));
+    }
+    if (rows[0].defined()) {
+      ASSERT_TRUE(stack.state.exp_avg_sq.row.equal(at::cat(rows)));
+    }
+  }
+}
+
 TEST(SegmentStep, BytesOfStateAreThoseOfTheFormula) {
   const RowRange matrix{0, 30, 30, 20, false};
   const torch::Tensor p = at::zeros({30, 20});
@@ -266,6 +324,86 @@ TEST(SegmentStep, ABfloat16ParameterIsTheRoundingOfItsMaster) {
     }
     EXPECT_TRUE(half.state.master.equal(full.parameter)) << name;
     EXPECT_TRUE(half.parameter.equal(full.parameter.to(at::kBFloat16))) << name;
+  }
+}
+
+TEST(SegmentStep, AMasterFollowsWhatOthersWriteElementByElement) {
+  at::manual_seed(8);
+  const Shape shape{19, 37};
+  const RowRange range{0, shape.rows, shape.rows, shape.columns, false};
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    for (const bool reference : {false, true}) {
+      for (const char* name : {"recommended", "lean", "elementwise"}) {
+        std::unique_ptr<ForceReference> forced;
+        if (reference) forced = std::make_unique<ForceReference>();
+        const Options options = preset(name, 1e-4);  // steps below the parameter's resolution
+        const torch::Tensor initial = at::randn({shape.rows, shape.columns}).to(type);
+        Stepped rounded{initial.clone(), make_segment_state(initial, range, options)};
+        const torch::Tensor wide = initial.to(at::kFloat);
+        Stepped full{wide.clone(), make_segment_state(wide, range, options)};
+        for (int64_t t = 1; t <= 6; ++t) {
+          const torch::Tensor g = at::randn({shape.rows, shape.columns});
+          // Through .data(), which no version counter sees; the others keep what they have below the resolution.
+          const torch::Tensor written = at::rand({shape.rows, shape.columns}) < 0.3;
+          // Not a value that is there already: writing the same is not seen, and changes nothing that can be seen.
+          const torch::Tensor values =
+              (at::rand({shape.rows, shape.columns}) + 10.0 * static_cast<double>(t)).to(type);
+          rounded.parameter.data().copy_(at::where(written, values, rounded.parameter));
+          full.parameter.copy_(at::where(written, values.to(at::kFloat), full.parameter));
+          step(rounded, {g}, shape, options, t);
+          step(full, {g}, shape, options, t);
+        }
+        EXPECT_TRUE(rounded.state.master.equal(full.parameter)) << name << reference;
+        EXPECT_TRUE(rounded.parameter.equal(full.parameter.to(type))) << name << reference;
+      }
+    }
+  }
+}
+
+// A row of an embedding that had no gradient for t - 1 steps, beside rows that had one in each: how far it goes from there
+// when nothing follows but silence, which momentum fills with what it still has to pay out.
+double way_of_a_row_that_wakes_up(const Options& options, int64_t t, torch::ScalarType type) {
+  const Shape shape{8, 24};
+  const RowRange range{0, shape.rows, shape.rows, shape.columns, false};
+  Stepped run{at::zeros({shape.rows, shape.columns}, type), {}};
+  run.state = make_segment_state(run.parameter, range, options);
+  const torch::Tensor usual = at::randn({shape.rows, shape.columns}, type) * 1e-3;
+  usual[5].zero_();
+  for (int64_t before = 1; before < 50; ++before) {
+    step(run, {usual}, shape, options, before < 20 ? before : t - 50 + before);
+  }
+  torch::Tensor waking = usual.clone();
+  waking[5].fill_(1e-3);
+  const torch::Tensor asleep = run.parameter[5].clone();
+  step(run, {waking}, shape, options, t);
+  for (int64_t after = 1; after < 100; ++after) step(run, {usual}, shape, options, t + after);
+  return (run.parameter[5] - asleep).abs().max().item<double>();
+}
+
+TEST(SegmentStep, ARowThatWakesUpLateMovesByABoundThatDoesNotGrow) {
+  at::manual_seed(9);
+  for (const bool reference : {false, true}) {
+    std::unique_ptr<ForceReference> forced;
+    if (reference) forced = std::make_unique<ForceReference>();
+    for (const torch::ScalarType type : {at::kFloat, at::kDouble}) {
+      for (const int64_t t : {10'000, 100'000}) {
+        for (const char* name : {"recommended", "compact", "sm3"}) {
+          Options options = preset(name, 1e-3);
+          options.Lambda = 0;
+          const double scale = options.scale_by_parameter_rms ? 0.5 : 1;  // of step()'s scalars
+          // 1/sqrt(1 - 0.999) = 31.6, and 1/sqrt(1 - 0.99) = 10 for sm3.
+          const double bound = std::string(name) == "sm3" ? 10.0 : 31.63;
+          EXPECT_LE(way_of_a_row_that_wakes_up(options, t, type), 1e-3 * scale * bound)
+              << name << " at " << t;
+        }
+        Options uncapped = preset("recommended", 1e-3);
+        uncapped.Lambda = 0;
+        uncapped.beta_cap = 1;
+        const double unbounded = std::pow(static_cast<double>(t), 0.4);  // 39.8 and 100
+        EXPECT_NEAR(way_of_a_row_that_wakes_up(uncapped, t, type), 1e-3 * unbounded,
+                    1e-5 * unbounded);
+      }
+    }
   }
 }
 

@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gradient_kernels.h"
 #include "fusedbun/tests/core/random_segment.h"
 
 namespace fusedbun {
@@ -194,23 +195,6 @@ TYPED_TEST(StepCpu, TheUpdateLeavesTheNewParametersSumOfSquares) {
     EXPECT_NEAR(sum, expected, 1e-12 * expected) << name;  // the same terms in another order
     EXPECT_NEAR(sum_of_squares(matrix.parameter.data(), matrix.range.elements()), expected,
                 1e-12 * expected);
-  }
-}
-
-TYPED_TEST(StepCpu, FinitenessIsAskedOfTheSquares) {
-  using T = TypeParam;
-  for (int64_t count : {1, 15, 4096, 4097, 10000}) {
-    for (int64_t place : {int64_t{0}, count / 2, count - 1}) {
-      std::vector<T> values(count, T{1});
-      EXPECT_TRUE(squares_are_finite(values.data(), count));
-      const T too_large = std::sqrt(std::numeric_limits<T>::max()) * T{1.5};
-      for (T bad :
-           {std::numeric_limits<T>::quiet_NaN(), -std::numeric_limits<T>::infinity(), too_large}) {
-        values[place] = bad;
-        EXPECT_FALSE(squares_are_finite(values.data(), count))
-            << bad << " at " << place << " of " << count;
-      }
-    }
   }
 }
 

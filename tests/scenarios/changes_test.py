@@ -63,6 +63,8 @@ class Changes(TrainingTestCase):
         for text, code, part, more in (
                 ("[[changes]]\nat_step = 1\nlrr = 1\n", 78, ":3: changes[1]: there is no", []),
                 ("[[changes]]\nat_step = 1\nlr = 1\ngroup = \"nobody\"\n", 78, "nobody", ["--no-control"]),
+                ("[[changes]]\nat_step = 1\nmax_grad_norm = 1\n", 78, "step_in_backward",
+                 ["--step-in-backward", "--clip", "0", "--propagate-nonfinite"]),
                 ("[[changes]\n", 64, ":1: ", [])):
             file.write_text(text)
             words = [*self.train(3, "--changes", file), *more]

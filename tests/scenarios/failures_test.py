@@ -56,6 +56,17 @@ class RanksThatDisagree(TrainingTestCase):
     def test_seeds_that_differ(self):
         self.assert_fails(self.by_rank("", "--seed", "$RANK"), 78, "--seed", "rank 1")
 
+    def test_flags_that_decide_how_gradients_are_exchanged_and_scaled(self):
+        only_rank_1 = "$([ $RANK = 1 ] && echo %s)"
+        for flag, value in (("--clip", "0.$((RANK+1))"), ("--bucket-mib", "$((RANK+1))"),
+                            ("--no-host-window", only_rank_1), ("--bf16-wire", only_rank_1),
+                            ("--step-in-backward", only_rank_1)):
+            with self.subTest(flag=flag):
+                words = [only_rank_1 % flag, ""] if value == only_rank_1 else [flag, value]
+                if flag == "--step-in-backward":
+                    words += ["--clip", "0", "--propagate-nonfinite", ""]
+                self.assert_fails(self.by_rank("", *words), 78, flag, "rank 1")
+
     def test_world_sizes_that_differ(self):
         self.assert_fails(self.by_rank("export WORLD_SIZE=$((2+RANK));", "--batch", "6"), 78,
                           "start all ranks with one size")

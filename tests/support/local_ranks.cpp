@@ -9,8 +9,9 @@
 
 namespace fusedbun::testing {
 
-void run_ranks(int size, const std::function<void(comm::Communicator&)>& body) {
-  auto communicators = comm::make_local_communicators(size);
+void run_ranks(int size, const std::function<void(comm::Communicator&)>& body,
+               std::chrono::milliseconds timeout) {
+  auto communicators = comm::make_local_communicators(size, timeout);
   std::vector<std::exception_ptr> errors(size);
   std::vector<std::thread> threads;
   for (int rank = 0; rank < size; ++rank) {

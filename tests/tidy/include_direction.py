@@ -35,7 +35,7 @@ LIBRARIES = {
 SYSTEM = {"threads", "clock", "files"}
 
 # What core gives to parts that touch no tensors.
-CORE_VALUES = r"core/(error|host_name|options|option_fields|row_range|step_scalars)\.h"
+CORE_VALUES = r"core/(element_type|error|host_name|options|option_fields|row_range|step_scalars)\.h"
 
 # (files, project headers they may include, libraries they may see). The first row that matches a file holds for it.
 PARTS = [
@@ -46,7 +46,7 @@ PARTS = [
     (r"dist/comm/gloo\w*\.", r"core/error\.h|dist/comm/(?!mpi|nccl)", {"torch", "gloo"} | SYSTEM),
     (r"dist/comm/mpi\w*\.", r"core/error\.h|dist/comm/(?!gloo|nccl)", {"mpi"} | SYSTEM),
     (r"dist/comm/nccl\w*\.", r"core/error\.h|dist/comm/(?!gloo|mpi)", {"nccl", "cuda"} | SYSTEM),
-    (r"dist/comm/", r"core/error\.h|dist/comm/(?!gloo|mpi|nccl)", SYSTEM),
+    (r"dist/comm/", r"core/(element_type|error|gradient_kernels)\.h|dist/comm/(?!gloo|mpi|nccl)", SYSTEM),
     (r"dist/step/", r"core/|dist/(plan|step)/|dist/comm/(?!gloo|mpi|nccl)", {"torch", "hash"} | SYSTEM),
     (r"dist/control/", CORE_VALUES + r"|dist/(plan|control)/", {"grpc", "proto", "json", "toml", "hash", "log"} | SYSTEM),
     (r"dist/health/", CORE_VALUES + r"|dist/(plan|health)/", SYSTEM),

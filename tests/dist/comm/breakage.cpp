@@ -136,7 +136,8 @@ std::vector<Mismatch> mismatches() {
           {short_sum, expects_less, sum_text, "called exchange"}};
 }
 
-// Within seconds, not at the deadline; in the words of one sentence; also where a long message would meet a short receive.
+// Within seconds, not at the deadline; in the words of one sentence; also where a long message would meet a short
+// receive.
 TEST_P(Breakage, CallsThatDoNotMatchAreNamedOnEveryRank) {
   for (const Mismatch& mismatch : mismatches()) {
     const auto world = GetParam().make(std::chrono::seconds(30));

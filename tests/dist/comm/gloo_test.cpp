@@ -109,7 +109,8 @@ TEST(Gloo, RanksThatDisagreeAboutTheSizeAreRefused) {
               HasSubstr("which has 2 ranks"));
 }
 
-// Whoever comes first sets the size, so rank 0, with which the store goes, is the one refused in about half of the rounds.
+// Whoever comes first sets the size, so rank 0, with which the store goes, is the one refused in about half of the
+// rounds.
 TEST(Gloo, RanksThatDisagreeAllLeaveWithOneSentence) {
   for (int round = 0; round < 6; ++round) {
     const uint16_t port = serve_store("127.0.0.1", 0)->port();

@@ -103,6 +103,20 @@ TEST(Local, TimeoutNamesTheRanksThatDidNotCome) {
       << "the late rank learns that it is too late";
 }
 
+TEST(Local, OneRankOnAGpuMovesNothing) {
+  const auto rank = make_single_gpu_communicator();
+  EXPECT_EQ(rank->device(), DeviceKind::cuda);
+  std::vector<float> memory{1, 2}, elsewhere{3, 4};
+  const Buffer all = Buffer::of(std::span(memory));
+  rank->reduce_scatter(all, all, {2}).wait();
+  rank->all_gather(all, all, {2}).wait();
+  rank->group({0})->all_reduce(all, ReduceOp::sum).wait();
+  EXPECT_EQ(memory, (std::vector<float>{1, 2}));
+  EXPECT_THROW(rank->all_gather(all, Buffer::of(std::span(elsewhere)), {2}), ConfigError);
+  rank->abort("for a reason");
+  EXPECT_THROW(rank->all_reduce(all, ReduceOp::sum), PeerLostError);
+}
+
 TEST(Local, NeedsARank) {
   EXPECT_THROW(make_local_communicators(0), ConfigError);
 }

@@ -34,7 +34,7 @@ void expect_sums_in_rank_order() {
   for (const size_t count : {0u, 1u, 7u, 1023u, 1024u, 2048u, 2049u, 5000u}) {
     for (size_t ranks = 1; ranks <= 5; ++ranks) {
       std::vector<std::vector<T>> parts;
-      std::vector<const T*> pointers;
+      std::vector<const void*> pointers;
       for (size_t r = 0; r < ranks; ++r) parts.push_back(random_floats<T, Bits>(random, count));
       for (const auto& part : parts) pointers.push_back(part.data());
       std::vector<T> expected(count);
@@ -43,8 +43,8 @@ void expect_sums_in_rank_order() {
         for (size_t r = 1; r < ranks; ++r) expected[i] = expected[i] + parts[r][i];
       }
       // In place, over the last part: it is read before it is written.
-      sum_in_rank_order(std::span<const T* const>(pointers), parts.back().data(),
-                        static_cast<int64_t>(count));
+      reduce_in_rank_order(ReduceOp::sum, data_type_of<T>(), pointers, parts.back().data(),
+                           static_cast<int64_t>(count));
       for (size_t i = 0; i < count; ++i) {
         if (expected[i] != expected[i]) {
           ASSERT_NE(parts.back()[i], parts.back()[i]) << "a NaN stays one";
@@ -67,8 +67,8 @@ TEST(Reduction, SumsOfDoubleAreTheDumbLoopsBitForBit) {
 TEST(Reduction, OnePartIsCopiedWithItsSigns) {
   const float part[] = {-0.0f, 1.5f};
   float output[2] = {7, 7};
-  const float* const parts[] = {part};
-  sum_in_rank_order(std::span<const float* const>(parts), output, 2);
+  const void* const parts[] = {part};
+  reduce_in_rank_order(ReduceOp::sum, DataType::f32, parts, output, 2);
   EXPECT_EQ(std::bit_cast<uint32_t>(output[0]), 0x80000000u) << "no zero was added to it";
   EXPECT_EQ(output[1], 1.5f);
 }

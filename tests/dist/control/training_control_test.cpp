@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -216,6 +217,39 @@ TEST_F(TrainingControl, ListsChangesInPagesAndByState) {
   EXPECT_THROW(client_.change("jobs/-/changes/-1"), ConfigError);
 }
 
+// Of settled changes the ledger keeps a byte; the rest comes from a file.
+TEST_F(TrainingControl, OldChangesAreShownAsTheyWere) {
+  constexpr int kChanges = 40;
+  std::vector<v1::Change> created;
+  {
+    FakeRank rank(server_.port());
+    for (int i = 1; i <= kChanges; ++i) {
+      v1::CreateChangeRequest request = learning_rate(i, i % 2 == 0 ? "*" : "body");
+      request.set_request_id("r" + std::to_string(i));
+      request.mutable_change()->set_reason("number " + std::to_string(i));
+      created.push_back(client_.create_change(request));
+      rank.step();
+    }
+    for (int i = 0; i < 4; ++i) rank.step();
+  }
+  for (int i = 1; i <= kChanges; ++i) {
+    v1::Change expected = created[i - 1];
+    expected.set_state(v1::Change::APPLIED);
+    EXPECT_EQ(client_.change(expected.name()).SerializeAsString(), expected.SerializeAsString());
+    v1::CreateChangeRequest again = learning_rate(i, i % 2 == 0 ? "*" : "body");
+    again.set_request_id("r" + std::to_string(i));
+    again.mutable_change()->set_reason("number " + std::to_string(i));
+    EXPECT_EQ(client_.create_change(again).SerializeAsString(), created[i - 1].SerializeAsString());
+  }
+  v1::ListChangesRequest list;
+  list.set_filter("state=APPLIED");
+  const v1::ListChangesResponse applied = client_.changes(list);
+  ASSERT_EQ(applied.changes_size(), kChanges);
+  for (int i = 1; i <= kChanges; ++i) EXPECT_EQ(applied.changes(i - 1).revision(), i);
+  list.set_filter("state=SCHEDULED");
+  EXPECT_EQ(client_.changes(list).changes_size(), 0);
+}
+
 TEST_F(TrainingControl, SpecsAreTheTableOfThePlan) {
   const v1::ListHyperparameterSpecsResponse specs = client_.specs();
   ASSERT_EQ(specs.specs_size(), static_cast<int>(plan::field_specs().size()));
@@ -339,6 +373,38 @@ TEST(TrainingControlStart, ChangesWaitUntilTheJobRuns) {
   EXPECT_THROW(client.create_change(request), UnavailableError);
   server.set_state(JobState::running);
   EXPECT_EQ(client.create_change(request).revision(), 1);
+}
+
+TEST(TrainingControlStart, AClipLimitIsRefusedWhereTheJobCannotClip) {
+  const TemporaryFolder folder;
+  JobDescription job = two_group_job();
+  job.max_grad_norm = 0;
+  job.capabilities.clips_gradients = false;
+  ControlServer server(options_in(folder.path()), job);
+  server.set_state(JobState::running);
+  ControlClient client({.run_dir = folder.path()});
+  v1::CreateChangeRequest request;
+  request.set_parent("jobs/-");
+  request.set_etag("*");
+  request.mutable_change()->add_patches()->set_group("*");
+  request.mutable_change()->mutable_patches(0)->mutable_values()->set_max_grad_norm(1);
+  const auto stub = v1::TrainingControl::NewStub(
+      grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
+  for (const bool validate_only : {true, false}) {
+    grpc::ClientContext context;
+    v1::Change reply;
+    request.set_validate_only(validate_only);
+    const grpc::Status status = stub->CreateChange(&context, request, &reply);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+    EXPECT_EQ(reason_of(status).reason, "CLIPPING_FIXED");
+    EXPECT_THAT(status.error_message(), HasSubstr("step_in_backward"));
+  }
+  EXPECT_EQ(client.hyperparameters().revision(), 0);
+  const v1::ListHyperparameterSpecsResponse specs = client.specs();
+  const auto clip = std::ranges::find(specs.specs(), "max_grad_norm",
+                                      [](const auto& spec) { return spec.field(); });
+  ASSERT_NE(clip, specs.specs().end());
+  EXPECT_EQ(clip->max(), 0);
 }
 
 }  // namespace

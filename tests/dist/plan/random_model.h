@@ -44,6 +44,7 @@ inline ParameterSpec random_parameter(Random& random, const std::string& name) {
   if (!parameter.shape.empty() && chance(random, 0.4)) parameter.shape[0] = between(random, 1, 60);
   parameter.type = static_cast<ElementType>(chance(random, 0.6) ? 0 : between(random, 0, 3));
   parameter.group = static_cast<int>(between(random, 0, 2));
+  if (chance(random, 0.3)) parameter.matrix_view = MatrixView::last_two;
   return parameter;
 }
 

@@ -65,6 +65,36 @@ TEST(ShardPlanDescribe, NamesWhoOwnsWhatAndWhy) {
   EXPECT_THAT(text, HasSubstr("rank 2: 50 (-6.977 % against the average)"));
 }
 
+TEST(ShardPlanDescribe, SaysHowStacksLieOnRanks) {
+  std::vector<ParameterSpec> parameters = {{"experts", {6, 8, 4}}, {"qkv", {3, 8, 4}}};
+  for (ParameterSpec& parameter : parameters) parameter.matrix_view = MatrixView::last_two;
+  const std::string text = make_plan(parameters, {.world_size = 4}).describe();
+  EXPECT_THAT(text, HasSubstr("stack  2 matrices on ranks 0-1, 1 matrix on ranks 2-3 (6 matrices "
+                              "of 8 rows, never cut)"));
+  // Ranks 2 and 3 have less, and of the others rank 0 is the first.
+  EXPECT_THAT(text,
+              HasSubstr("stack  1 matrix each on the least loaded of ranks 0-3 (3 matrices of "
+                        "8 rows, fewer than ranks)"));
+}
+
+TEST(MatrixViewAdvice, NamesStacksThatAreSeenAsOneMatrix) {
+  const auto advice = [](std::vector<int64_t> shape, MatrixView view = MatrixView::leading) {
+    ParameterSpec spec{"experts.w", std::move(shape)};
+    spec.matrix_view = view;
+    return matrix_view_advice(std::vector<ParameterSpec>{spec});
+  };
+  EXPECT_EQ(advice({8, 512, 2048}),
+            "1 parameter such as experts.w [8, 512, 2048] looks like a stack of matrices, seen as "
+            "one of 8 rows and 1048576 columns: matrix_view = last_two in a group of their own "
+            "gives each matrix statistics of its own");
+  EXPECT_TRUE(advice({3, 12, 64, 768}).has_value());
+  EXPECT_EQ(advice({8, 512, 2048}, MatrixView::last_two), std::nullopt);
+  EXPECT_EQ(advice({64, 3, 7, 7}), std::nullopt);     // a convolution
+  EXPECT_EQ(advice({512, 512, 3, 3}), std::nullopt);  // a convolution
+  EXPECT_EQ(advice({8, 1048576}), std::nullopt);      // a matrix is what it is
+  EXPECT_EQ(advice({4096, 32, 128}), std::nullopt);   // an output projection by heads
+}
+
 TEST(ShardPlanDescribe, WarnsAboveTwoPercentOnly) {
   // 51 rows on 2 ranks: 26 against 25.5 on average is 1.96 %; of 49 rows, 25 against 24.5 is 2.04 %.
   const auto rows = [](int64_t n) {

@@ -1,4 +1,5 @@
 // ShardPlan against a second implementation that deals rows out one by one, over random models.
+#include "fusedbun/dist/plan/load_forecast.h"
 #include "fusedbun/tests/dist/plan/random_model.h"
 
 namespace fusedbun::plan {
@@ -60,6 +61,15 @@ class DumbPlan {
       for (int group = 0; group <= 2; ++group) deal_pack(bucket, group);
       for (int p : bucket) {
         if (parameters_[p].shape.size() < 2) continue;
+        if (is_stack(parameters_[p])) {
+          const int64_t matrices = matrices_of(parameters_[p]);
+          if (matrices < options_.world_size) {
+            wholes.push_back(p);
+          } else {
+            own_matrices(p, deal(matrices, options_.world_size));
+          }
+          continue;
+        }
         if (parameters_[p].rows() >= options_.min_rows_per_rank * options_.world_size) {
           owners[p] = deal(parameters_[p].rows(), options_.world_size);
           for (int rank : owners[p]) load_[rank] += parameters_[p].columns();
@@ -68,7 +78,10 @@ class DumbPlan {
         }
       }
     }
-    while (!wholes.empty()) place(take_largest(wholes));
+    while (!wholes.empty()) {
+      const int p = take_largest(wholes);
+      is_stack(parameters_[p]) ? place_matrices(p) : place(p);
+    }
     buckets.insert(buckets.end(), fresh.begin(), fresh.end());
   }
 
@@ -98,6 +111,38 @@ class DumbPlan {
     const int parameter = wholes[largest];
     wholes.erase(wholes.begin() + static_cast<std::ptrdiff_t>(largest));
     return parameter;
+  }
+
+  static bool is_stack(const ParameterSpec& spec) {
+    return spec.shape.size() > 2 && spec.matrix_view == MatrixView::last_two;
+  }
+  static int64_t matrices_of(const ParameterSpec& spec) {
+    return spec.elements() / (*(spec.shape.end() - 1) * *(spec.shape.end() - 2));
+  }
+
+  /// All rows of matrix i to matrix_owners[i].
+  void own_matrices(int parameter, const std::vector<int>& matrix_owners) {
+    const ParameterSpec& spec = parameters_[parameter];
+    const int64_t rows = *(spec.shape.end() - 2), columns = *(spec.shape.end() - 1);
+    owners[parameter].clear();
+    for (int rank : matrix_owners) {
+      owners[parameter].insert(owners[parameter].end(), rows, rank);
+      load_[rank] += rows * columns;
+    }
+  }
+
+  void place_matrices(int parameter) {
+    std::vector<int> chosen;
+    for (int64_t i = matrices_of(parameters_[parameter]); i > 0; --i) {
+      int least = -1;
+      for (int rank = 0; rank < options_.world_size; ++rank) {
+        const bool taken = std::find(chosen.begin(), chosen.end(), rank) != chosen.end();
+        if (!taken && (least < 0 || load_[rank] < load_[least])) least = rank;
+      }
+      chosen.push_back(least);
+    }
+    std::sort(chosen.begin(), chosen.end());
+    own_matrices(parameter, chosen);
   }
 
   void place(int parameter) {
@@ -145,6 +190,9 @@ void check_layout(const ShardPlan& plan, const Bucket& bucket) {
       EXPECT_EQ(segment.range.rows_total, parameter.rows());
       EXPECT_EQ(segment.range.columns, parameter.columns());
       EXPECT_EQ(segment.range.is_vector, parameter.shape.size() < 2);
+      const bool is_stack =
+          parameter.shape.size() > 2 && parameter.matrix_view == MatrixView::last_two;
+      EXPECT_EQ(segment.range.matrix_rows, is_stack ? *(parameter.shape.end() - 2) : 0);
       EXPECT_EQ(parameter.type, bucket.type);
       EXPECT_EQ(&plan.buckets[plan.bucket_of[segment.parameter]], &bucket);
       end += segment.range.elements();
@@ -214,6 +262,8 @@ TEST(ShardPlanRandom, DealsRowsAsTheDumbPlanDoes) {
     dumb.append(parameters);
     check_plan(plan, dumb);
     EXPECT_EQ(digest(plan), digest(make_plan(parameters, options)));
+    LoadForecast forecast(parameters, options.bucket_bytes);
+    EXPECT_EQ(forecast.loads(options), plan.load);
   }
 }
 
@@ -240,6 +290,19 @@ TEST(ShardPlanRandom, AppendMovesNothing) {
       EXPECT_TRUE(std::equal(buckets_before.begin(), buckets_before.end(), buckets_after.begin()));
     }
   }
+}
+
+TEST(LoadForecast, LooksAtLittleForAThousandRanksAndParameters) {
+  // None of 1,000 matrices can be split over 512 ranks and more, so all worlds down to there are tried.
+  constexpr int kRanks = 1024, kParameters = 1000;
+  std::vector<ParameterSpec> parameters;
+  for (int p = 0; p < kParameters; ++p) parameters.push_back({std::to_string(p), {2047, 64}});
+  const ShardPlan plan = make_plan(parameters, {.world_size = kRanks});
+  ASSERT_TRUE(plan.warning().has_value());
+  LoadForecast forecast(parameters, plan.options.bucket_bytes);
+  for (int ranks = kRanks - 1; ranks >= 2; --ranks) forecast.loads({.world_size = ranks});
+  // Making plans instead would look at kRanks·kRanks·kParameters/2 = 5e8 segments.
+  EXPECT_LE(forecast.operations(), int64_t{kRanks} * (2 * kParameters + kRanks));
 }
 
 }  // namespace

@@ -22,7 +22,10 @@ int64_t counted_state_bytes(const ShardPlan& plan, int rank,
         for (int64_t row = segment.range.row_begin; row < segment.range.row_end; ++row) {
           for (int64_t column = 0; column < segment.range.columns; ++column) {
             rows.insert(row);
-            columns.insert(column);
+            // Each matrix of a stack has columns of its own.
+            const int64_t matrix_rows = segment.range.matrix_rows;
+            const int64_t matrix = matrix_rows > 0 ? row / matrix_rows : 0;
+            columns.insert(matrix * segment.range.columns + column);
             elements.insert(row * segment.range.columns + column);
           }
         }
@@ -88,6 +91,16 @@ TEST(StateBytes, OfOneMatrixAndOneVectorByHand) {
   half.momentum_dtype = MomentumDtype::bf16;
   half.prepare_hessian = true;
   EXPECT_EQ(bytes(ElementType::f32, half), 2 * 83 + 2 * (4 * (8 + 10) + 4 * 3));
+}
+
+TEST(StateBytes, OfAStackHaveRowsAndColumnsOfEachMatrix) {
+  std::vector<ParameterSpec> parameters = {{"experts", {5, 8, 10}}};
+  parameters[0].matrix_view = MatrixView::last_two;
+  const ShardPlan plan = make_plan(parameters, {.world_size = 2});
+  const std::vector<Options> options = {preset("recommended", 1e-3)};
+  EXPECT_EQ(state_bytes(plan, 0, options), 4 * (3 * 80 + 3 * 8 + 3 * 10));
+  EXPECT_EQ(state_bytes(plan, 1, options), 4 * (2 * 80 + 2 * 8 + 2 * 10));
+  EXPECT_EQ(column_layout(plan, options).sum_offset, std::vector<int64_t>{-1});
 }
 
 /// Marks entries [offset, offset + count) of a message and fails if one is marked already.

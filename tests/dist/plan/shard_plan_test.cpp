@@ -46,6 +46,22 @@ TEST(ParameterSpec, IsSeenAsRowsAndColumns) {
   EXPECT_EQ(empty.elements(), 0);
 }
 
+TEST(ParameterSpec, IsAStackOfItsLastTwoDimensionsIfAsked) {
+  ParameterSpec stack{"t", {5, 4, 3, 2}}, matrix{"m", {4, 3}}, vector{"v", {5}};
+  for (ParameterSpec* spec : {&stack, &matrix, &vector}) spec->matrix_view = MatrixView::last_two;
+  EXPECT_EQ(stack.rows(), 60);
+  EXPECT_EQ(stack.columns(), 2);
+  EXPECT_EQ(stack.stacked_matrices(), 20);
+  EXPECT_EQ(stack.all_rows().rows_per_matrix(), 3);
+  EXPECT_EQ(matrix.rows(), 4);
+  EXPECT_EQ(matrix.stacked_matrices(), 0);
+  EXPECT_EQ(matrix.all_rows().matrix_rows, 0);
+  EXPECT_TRUE(vector.is_vector());
+  EXPECT_EQ(vector.rows(), 5);
+  EXPECT_EQ(line_of(stack), "t [5, 4, 3, 2] f32 group 0 last_two");
+  EXPECT_EQ(line_of(matrix), "m [4, 3] f32 group 0");
+}
+
 TEST(ParameterSpec, KnowsBytesAndNamesOfTypes) {
   EXPECT_EQ(bytes_of(ElementType::bf16), 2);
   EXPECT_EQ(bytes_of(ElementType::f16), 2);
@@ -175,6 +191,9 @@ TEST(ShardPlan, DigestSeesEveryDifference) {
       {{{"a", {8, 2}, ElementType::f64}, {"b", {4}}}, {}},
       {{{"a", {8, 2}, ElementType::f32, 1}, {"b", {4}}}, {}},
   };
+  cases.push_back({{{"a", {8, 2, 3}}, {"b", {4}}}, {}});
+  cases.push_back(cases.back());
+  cases.back().first[0].matrix_view = MatrixView::last_two;
   std::vector<uint64_t> digests;
   for (const auto& [parameters, options] : cases)
     digests.push_back(digest(make_plan(parameters, options)));

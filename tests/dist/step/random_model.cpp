@@ -107,6 +107,13 @@ at::Tensor rows_of(const at::Tensor& whole, const RowRange& range) {
   return whole.defined() ? whole.narrow(0, range.row_begin, range.rows()) : whole;
 }
 
+// Of all columns those of the matrices in the range, if it is of a stack.
+at::Tensor columns_of(const at::Tensor& whole, const RowRange& range) {
+  if (!whole.defined() || range.matrix_rows == 0) return whole;
+  return whole.narrow(0, range.row_begin / range.matrix_rows * range.columns,
+                      range.matrices() * range.columns);
+}
+
 }  // namespace
 
 std::string state_difference(ShardedFusedbun& sharded, Fusedbun& alone,
@@ -126,13 +133,14 @@ std::string state_difference(ShardedFusedbun& sharded, Fusedbun& alone,
       return difference(owned.name + " " + what, x, y, tolerance);
     };
     for (const std::string& found_difference :
-         {check("momentum", a.momentum_buffer, rows_of(b.momentum_buffer, owned.range)),
+         {check("master", a.master, rows_of(b.master, owned.range)),
+          check("momentum", a.momentum_buffer, rows_of(b.momentum_buffer, owned.range)),
           check("full", a.exp_avg_sq.full, rows_of(b.exp_avg_sq.full, owned.range)),
           check("row", a.exp_avg_sq.row, rows_of(b.exp_avg_sq.row, owned.range)),
-          check("col", a.exp_avg_sq.col, b.exp_avg_sq.col),
+          check("col", a.exp_avg_sq.col, columns_of(b.exp_avg_sq.col, owned.range)),
           check("hessian full", a.exp_hessian.full, rows_of(b.exp_hessian.full, owned.range)),
           check("hessian row", a.exp_hessian.row, rows_of(b.exp_hessian.row, owned.range)),
-          check("hessian col", a.exp_hessian.col, b.exp_hessian.col)}) {
+          check("hessian col", a.exp_hessian.col, columns_of(b.exp_hessian.col, owned.range))}) {
       if (!found_difference.empty()) return found_difference;
     }
   }

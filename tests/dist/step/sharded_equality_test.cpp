@@ -17,6 +17,7 @@ struct Case {
   const char* preset;
   at::ScalarType type;
   double tolerance;  ///< 0: bit for bit
+  MatrixView view = MatrixView::leading;
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -49,10 +50,15 @@ TEST_P(ShardedEquality, EqualsOneProcess) {
   const uint64_t base = testing::seed_from_environment(20261122);
   for (uint64_t seed = base; seed < base + 4; ++seed) {
     SCOPED_TRACE("FUSEDBUN_SEED=" + std::to_string(seed));
-    const auto shapes = testing::random_shapes(seed);
+    auto shapes = testing::random_shapes(seed);
+    if (c.view == MatrixView::last_two) {
+      shapes.push_back({5, 6, 7});
+      shapes.push_back({2, 3, 4, 5});
+    }
     const auto parameters = testing::random_parameters(shapes, c.type, seed);
     const Gradients gradients = testing::random_gradients(shapes, c.type, 6, seed % 4 >= 2, seed);
-    const auto options = FusedbunOptions::of_preset(c.preset, 0.01).centralize(seed % 4 < 2);
+    const auto options =
+        FusedbunOptions::of_preset(c.preset, 0.01).centralize(seed % 4 < 2).matrix_view(c.view);
     testing::train_alone(parameters, gradients, options, [&](Fusedbun& alone, auto& expected) {
       testing::run_ranks(c.world_size, [&](comm::Communicator& communicator) {
         auto model = testing::as_model(parameters);
@@ -96,6 +102,10 @@ std::vector<Case> cases() {
     list.push_back({world_size, "lean", at::kDouble, 1e-12});
     // The same sums rounded to float32 may fall on another side: a few units in the last place (6e-8) over six steps.
     list.push_back({world_size, "recommended", at::kFloat, 2e-6});
+    // Stacks of matrices, more and fewer of them than ranks.
+    list.push_back({world_size, "sm3", at::kFloat, 0, MatrixView::last_two});
+    list.push_back({world_size, "compact", at::kDouble, 1e-12, MatrixView::last_two});
+    list.push_back({world_size, "lean", at::kDouble, 1e-12, MatrixView::last_two});
   }
   return list;
 }
@@ -104,7 +114,8 @@ INSTANTIATE_TEST_SUITE_P(Presets, ShardedEquality, ::testing::ValuesIn(cases()),
                          [](const auto& info) {
                            return std::string(info.param.preset) + "_" +
                                   c10::toString(info.param.type) + "_" +
-                                  std::to_string(info.param.world_size);
+                                  std::to_string(info.param.world_size) +
+                                  (info.param.view == MatrixView::last_two ? "_stacks" : "");
                          });
 
 // Gradients that differ on every rank: the average is the float32 sum in rank order, divided once.
@@ -141,6 +152,61 @@ TEST(ShardedAverage, IsTheSumInRankOrderDividedOnce) {
       }
     });
   }
+}
+
+class ShardedTransport
+    : public ::testing::TestWithParam<std::tuple<plan::GradientTransport, at::ScalarType>> {};
+
+TEST_P(ShardedTransport, GivesOneProcessesBitsWhenItIsAskedFor) {
+  const auto [transport, type] = GetParam();
+  const uint64_t seed = testing::seed_from_environment(11);
+  SCOPED_TRACE("FUSEDBUN_SEED=" + std::to_string(seed));
+  const auto shapes = testing::random_shapes(seed);
+  const auto parameters = testing::random_parameters(shapes, type, seed);
+  const Gradients gradients = testing::random_gradients(shapes, type, 4, true, seed);
+  const auto options = FusedbunOptions::sm3(0.01);
+  const auto expected = testing::train_alone(parameters, gradients, options);
+  for (const int world_size : {1, 2, 3}) {
+    testing::run_ranks(world_size, [&](comm::Communicator& communicator) {
+      auto model = testing::as_model(parameters);
+      ShardedFusedbun optimizer({&communicator, &communicator}, model, options,
+                                {.min_rows_per_rank = 1,
+                                 .bucket_bytes = 4096,
+                                 .in_place_bytes = 200,
+                                 .gradient_divisor = 1.0,
+                                 .transport = transport});
+      EXPECT_EQ(optimizer.shares_memory(), transport == plan::GradientTransport::shared_memory);
+      train_sharded(optimizer, model, gradients, communicator.rank(), seed);
+      optimizer.finish();
+      for (size_t p = 0; p < expected.size(); ++p) {
+        EXPECT_TRUE(at::equal(model[p].value().detach(), expected[p])) << "p" << p;
+      }
+    });
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Forced, ShardedTransport,
+    ::testing::Combine(::testing::Values(plan::GradientTransport::collective,
+                                         plan::GradientTransport::point_to_point,
+                                         plan::GradientTransport::shared_memory),
+                       ::testing::Values(at::kFloat, at::kDouble, at::kBFloat16, at::kHalf)),
+    [](const auto& info) {
+      return std::string(plan::name_of(std::get<0>(info.param))) + "_" +
+             c10::toString(std::get<1>(info.param));
+    });
+
+TEST(ShardedTransport, IsRefusedOnEveryRankWhereItCannotCarryTheJob) {
+  testing::run_ranks(2, [](comm::Communicator& communicator) {
+    auto model = testing::as_model({at::zeros({8, 4}).t()});
+    const auto construct = [&](ShardedOptions options) {
+      ShardedFusedbun({&communicator, &communicator}, model, FusedbunOptions::sm3(0.01), options);
+    };
+    EXPECT_THROW(construct({.transport = plan::GradientTransport::shared_memory}), ConfigError);
+    EXPECT_THROW(construct({.gradient_wire = GradientWire::bf16,
+                            .transport = plan::GradientTransport::collective}),
+                 ConfigError);
+  });
 }
 
 }  // namespace

@@ -42,7 +42,8 @@ std::vector<std::vector<int64_t>> shapes() {
 }
 
 /// Bytes that all ranks together send per step, averaged over two steps with everything that belongs to them.
-int64_t bytes_per_step(int size, GradientWire wire, const FusedbunOptions& preset) {
+int64_t bytes_per_step(int size, GradientWire wire, const FusedbunOptions& preset,
+                       at::ScalarType type = at::kFloat) {
   std::atomic<int64_t> bytes = 0;
   std::vector<int64_t> marks;
   auto transports = comm::testing::make_memory_transports(size);
@@ -54,7 +55,7 @@ int64_t bytes_per_step(int size, GradientWire wire, const FusedbunOptions& prese
           std::chrono::seconds(60));
       std::vector<at::Tensor> parameters;
       for (const auto& shape : shapes())
-        parameters.push_back(at::full(shape, 0.1).requires_grad_());
+        parameters.push_back(at::full(shape, 0.1, type).requires_grad_());
       ShardedFusedbun optimizer({communicator.get(), communicator.get()},
                                 {torch::optim::OptimizerParamGroup(parameters)}, preset,
                                 {.gradient_wire = wire, .host_window = false});
@@ -100,6 +101,17 @@ TEST_P(WireBytes, AreThreeQuartersWithGradientsInBf16) {
   const double least = 1.5 * (size - 1) * static_cast<double>(parameter_bytes());
   EXPECT_GE(sent, least);
   EXPECT_LE(sent, 1.005 * least);
+}
+
+TEST_P(WireBytes, AreHalfForParametersOfTwoBytes) {
+  const int size = GetParam();
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    const auto sent = static_cast<double>(
+        bytes_per_step(size, GradientWire::exact, FusedbunOptions::recommended(1e-3), type));
+    const double least = (size - 1) * static_cast<double>(parameter_bytes());
+    EXPECT_GE(sent, least);
+    EXPECT_LE(sent, 1.01 * least);  // column statistics are float64 for every type
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Ranks, WireBytes, ::testing::Values(2, 4));

@@ -26,6 +26,12 @@ class Bench(TestCase):
             self.assertEqual(by_name["AdamW fused (LibTorch)", "f32", threads]["ratio_to_adamw_fused"], 1)
             self.assertEqual(ours["bytes_per_param_at_limit"], 20)
 
+    def test_without_a_gpu_a_step_on_one_is_refused(self):
+        result = run("bench", "step", "--model", "3m", "--rounds", "1", "--device", "cuda", seconds=120)
+        if result.code == 0:
+            self.skipTest("this machine has a GPU: tests/gpu/run.sh measures it")
+        self.assert_fails(result, 71, "CUDA sees no GPU on this machine")
+
     def test_collectives(self):
         rows = self.rows("collectives", "--mib", "1", "--steps", "2")
         self.assertEqual([row["operation"] for row in rows], ["reduce_scatter", "all_gather", "all_reduce", "exchange"])

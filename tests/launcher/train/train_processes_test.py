@@ -43,10 +43,28 @@ class Learning(TrainTestCase):
                 self.assertLess(last, 0.8 * first)
 
     def test_every_preset_learns(self):
-        for preset in ("sm3", "compact", "lean", "elementwise"):
+        for preset in ("sm3", "compact", "lean", "elementwise", "fusedbun", "fusion"):
             with self.subTest(preset=preset):
                 losses = self.losses(preset, 15, "--preset", preset)
                 self.assertLess(losses[-1], losses[0])
+
+    def test_switches_of_the_original_descriptions_reach_the_optimizer(self):
+        losses = self.losses("fusion", 15, "--preset", "fusion", "--centralize", "", "--prepare-hessian", "",
+                             "--mask", "off")
+        self.assertLess(losses[-1], losses[0])
+        said = (self.folder / "fusion" / "train.log").read_text()
+        for option in ("centralize=true", "prepare_hessian=true", "mask=off", "momentum=heavy_ball"):
+            self.assertIn(option, said)
+        # What is not named stays the preset's.
+        self.losses("elementwise", 1, "--preset", "elementwise", "--no-centralize", "")
+        said = (self.folder / "elementwise" / "train.log").read_text()
+        self.assertNotIn("centralize=true", said)
+        self.assertIn("use_rms=true", said)
+
+    def test_a_mask_that_does_not_exist_is_refused(self):
+        result = run(*self.train(1, "--mask", "on"))
+        self.assertEqual(result.code, 78, result)
+        self.assertIn("mask = 'on': must be one of zero, hold, off", result.err)
 
     def test_ranks_and_accumulation_do_not_change_what_is_learned(self):
         for optimizer in ("fusedbun", "adamw"):

@@ -1,0 +1,11 @@
+#pragma once
+// ElementType: the floating point types that parameters and gradients may have.
+//
+// Thread safety: values.
+#include <cstdint>
+
+namespace fusedbun {
+
+enum class ElementType : uint8_t { f32, f64, bf16, f16 };
+
+}  // namespace fusedbun

@@ -1,0 +1,80 @@
+#include "fusedbun/core/gradient_kernels.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "fusedbun/core/step_cpu_variants.h"
+
+namespace fusedbun {
+
+bool squares_are_finite(ElementType type, const void* values, int64_t count, InstructionSet set) {
+  FUSEDBUN_IN_VARIANT(set, squares_are_finite(type, values, count));
+}
+
+template <class T>
+bool squares_are_finite(const T* values, int64_t count) {
+  return squares_are_finite(sizeof(T) == sizeof(float) ? ElementType::f32 : ElementType::f64,
+                            values, count);
+}
+
+bool copy_and_test(ElementType source_type, const void* source, ElementType destination_type,
+                   void* destination, int64_t count, InstructionSet set) {
+  FUSEDBUN_IN_VARIANT(set,
+                      copy_and_test(source_type, source, destination_type, destination, count));
+}
+
+namespace {
+
+template <class T>
+double sum_parts(std::span<const void* const> parts, ElementType type, int64_t begin, T* sum,
+                 int64_t count, bool with_squares, InstructionSet set) {
+  const cpu::SummedParts summed{parts.data(), static_cast<int>(parts.size()), type, begin};
+  FUSEDBUN_IN_VARIANT(set, sum_in_order(summed, sum, count, with_squares));
+}
+
+}  // namespace
+
+template <class T>
+void sum_in_order(std::span<const void* const> parts, ElementType type, T* sum, int64_t count,
+                  InstructionSet set) {
+  sum_parts(parts, type, 0, sum, count, /*with_squares=*/false, set);
+}
+
+template <class T>
+double sum_in_order_with_squares(std::span<const void* const> parts, ElementType type, T* sum,
+                                 int64_t count, const CpuExecution& execution) {
+  constexpr int64_t kPiece = int64_t{1} << 16;  // some ten microseconds
+  const int64_t pieces = (count + kPiece - 1) / kPiece;
+  std::vector<double> squares(pieces);
+  const auto sum_piece = [&](int64_t piece) {
+    const int64_t begin = piece * kPiece;
+    squares[piece] = sum_parts(parts, type, begin, sum + begin, std::min(kPiece, count - begin),
+                               /*with_squares=*/true, execution.set);
+  };
+  if (execution.parallel_for && pieces > 1) {
+    execution.parallel_for(pieces, sum_piece);
+  } else {
+    for (int64_t piece = 0; piece < pieces; ++piece) sum_piece(piece);
+  }
+  double total = 0;
+  for (const double part : squares) total += part;
+  return total;
+}
+
+template <class T>
+double sum_of_squares(const T* values, int64_t count) {
+  FUSEDBUN_IN_VARIANT(best_instruction_set(), sum_of_squares(values, count));
+}
+
+#define FUSEDBUN_INSTANTIATE(T)                                                               \
+  template bool squares_are_finite<T>(const T*, int64_t);                                     \
+  template void sum_in_order<T>(std::span<const void* const>, ElementType, T*, int64_t,       \
+                                InstructionSet);                                              \
+  template double sum_in_order_with_squares<T>(std::span<const void* const>, ElementType, T*, \
+                                               int64_t, const CpuExecution&);                 \
+  template double sum_of_squares<T>(const T*, int64_t);
+FUSEDBUN_INSTANTIATE(float)
+FUSEDBUN_INSTANTIATE(double)
+#undef FUSEDBUN_INSTANTIATE
+
+}  // namespace fusedbun

@@ -1,0 +1,174 @@
+// What the ranks must do together or not at all: the calls of the optimizer, their errors, and its end.
+#include <ATen/core/grad_mode.h>
+
+#include <cmath>
+#include <exception>
+#include <utility>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/step/engine.h"
+
+namespace fusedbun {
+
+// An error that is not the same on all ranks leaves them out of step: nothing in flight can be waited for, and the others
+// are told.
+void StepEngine::guarded(const std::function<void()>& action) {
+  FUSEDBUN_REQUIRE(
+      !is_broken_, ConfigError,
+      "the optimizer was used after an error that left the ranks out of step: end this "
+      "process, and start the job again from its last checkpoint");
+  refused_ = false;
+  try {
+    action();
+  } catch (const std::exception& error) {
+    if (!refused_) break_off(error.what());
+    throw;
+  }
+}
+
+void StepEngine::break_off(const std::string& reason) noexcept {
+  is_broken_ = true;
+  for (const auto& bucket : model_.buckets) bucket->abandon();
+  const std::string told = "rank " + std::to_string(model_.rank) + " left its step: " + reason;
+  gradient_stream_->abort(told);
+  control_stream_->abort(told);
+}
+
+plan::RankFacts StepEngine::facts_of(plan::OptimizerCall call) const {
+  return {.equal = {.call = call,
+                    .job_step = model_.job_step,
+                    .passes = 0,
+                    .divisor = sharded_.gradient_divisor.value_or(0),
+                    .max_grad_norm = consensus_.max_grad_norm()},
+          .used = std::vector<bool>(model_.registered.size()),
+          .dirty = std::vector<bool>(model_.buckets.size())};
+}
+
+plan::Agreement StepEngine::agree(const StepOptions& options) {
+  std::string problem = changes_.problem_of_groups();
+  if (problem.empty()) problem = collector_.problem();
+  if (!(options.loss_scale > 0) || !std::isfinite(options.loss_scale)) {
+    problem = "loss_scale = " + std::to_string(options.loss_scale) + ": it is a number above 0";
+  }
+  ProgramChanges::Events events = sharded_.step_in_backward ? std::exchange(writes_in_backward_, {})
+                                                            : changes_.find_writes(problem);
+  plan::RankFacts facts = facts_of(plan::OptimizerCall::step);
+  facts.equal.writes = ProgramChanges::hash(events);
+  const ProgramChanges::Events unfrozen = changes_.unfrozen();
+  facts.equal.unfrozen = ProgramChanges::hash(unfrozen);
+  events.insert(unfrozen.begin(), unfrozen.end());
+  if (!unfrozen.empty() && sharded_.step_in_backward && problem.empty()) {
+    problem = "parameter '" + unfrozen.begin()->first +
+              "' was unfrozen, which step_in_backward cannot take in: make a new optimizer";
+  }
+  if (!sharded_.gradient_divisor) facts.equal.passes = collector_.passes();
+  facts.equal.loss_scale = options.loss_scale;
+  facts.nonfinite = collector_.nonfinite();
+  facts.used = collector_.used();
+  facts.dirty = collector_.dirty();
+
+  progress_.enter(plan::Phase::agreement);
+  StepConsensus::Outcome outcome = consensus_.agree(facts, problem, events);
+  if (!outcome.refusal.empty()) refuse(outcome);
+  if (facts.equal.passes > 1) {
+    say_once(said_passes_, "the summed gradient is divided by ranks x " +
+                               std::to_string(facts.equal.passes) +
+                               " backward passes: a loss that is divided by the number of "
+                               "micro-batches as well is divided twice");
+  }
+  if (unfrozen.empty()) return outcome.agreement;
+  adopt_unfrozen();
+  collector_.collect();
+  return agree(options);
+}
+
+void StepEngine::agree_on_call(plan::OptimizerCall call) {
+  finish_previous();
+  const StepConsensus::Outcome outcome = consensus_.agree(facts_of(call), {}, {});
+  if (!outcome.refusal.empty()) refuse(outcome);
+}
+
+void StepEngine::refuse(const StepConsensus::Outcome& outcome) {
+  // Parameters were written already under step_in_backward, so the ranks cannot go back.
+  if (!outcome.out_of_step && !sharded_.step_in_backward) {
+    drop_gradients();
+    collector_.forget_step();
+    progress_.enter(plan::Phase::forward_backward);
+    refused_ = true;
+  }
+  consensus_.let_all_hear();
+  throw ConfigError(outcome.refusal);
+}
+
+double StepEngine::gradient_divisor() const {
+  return sharded_.gradient_divisor.value_or(static_cast<double>(model_.world_size) *
+                                            static_cast<double>(collector_.passes()));
+}
+
+// Some rank's gradients changed after they had left. All ranks send the union of these buckets again, whatever each one's
+// number of passes, so the exchanges match.
+void StepEngine::send_dirty_again(const std::vector<bool>& dirty) {
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
+    if (!dirty[bucket]) continue;
+    wait_for_gradients(bucket);
+    collector_.start_sync(bucket);
+    say_once(
+        said_cost_of_dirty_,
+        "gradients changed after they had been sent (another backward pass, zero_grad), so their "
+        "buckets travel twice: run passes whose gradients do not count under no_sync()");
+  }
+}
+
+ShardUpdate::GradientScaling StepEngine::scale_gradients(const StepOptions& options) {
+  ShardUpdate::GradientScaling scaling{.divisor = gradient_divisor() * options.loss_scale};
+  gradient_norm_ = 0;
+  if (consensus_.max_grad_norm() == 0 || sharded_.step_in_backward) return scaling;
+  double own_squares = 0;
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
+    wait_for_gradients(bucket);
+    const double norm = model_.buckets[bucket]->reduce_and_norm() / scaling.divisor;
+    own_squares += norm * norm;
+  }
+  progress_.enter(plan::Phase::agreement);
+  gradient_norm_ = consensus_.global_norm(own_squares);
+  scaling.clip = plan::clip_factor(gradient_norm_, consensus_.max_grad_norm());
+  return scaling;
+}
+
+void StepEngine::say_once(bool& said, const std::string& sentence) const {
+  if (!said && sharded_.notice) sharded_.notice(sentence);
+  said = true;
+}
+
+void StepEngine::finish() {
+  // The destructor calls it again.
+  if (finished_at_ == model_.job_step && collector_.last_started() < 0) return;
+  at::NoGradGuard no_grad;
+  guarded([&] {
+    agree_on_call(plan::OptimizerCall::finish);
+    // A backward pass without a step leaves exchanges in flight, with each rank at another bucket.
+    const int last = consensus_.highest(collector_.last_started());
+    collector_.start_through(last);
+    for (int bucket = 0; bucket <= last; ++bucket) wait_for_gradients(bucket);
+    collector_.forget_step();
+    progress_.enter(plan::Phase::idle);
+  });
+  finished_at_ = model_.job_step;
+}
+
+StepEngine::~StepEngine() {
+  try {
+    if (is_broken_) {
+      // Everything in flight was given up.
+    } else if (std::uncaught_exceptions() == 0) {
+      finish();
+    } else if (!refused_) {
+      // An error of this rank alone. After a refusal, which all ranks have heard, nothing is in flight.
+      break_off("an error ended it");
+    }
+  } catch (const std::exception&) {
+    // A peer is gone; the caller of step() has been told, and a destructor has nobody to tell.
+  }
+}
+
+}  // namespace fusedbun

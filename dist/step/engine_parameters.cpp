@@ -1,0 +1,82 @@
+// What the program does to parameters between two steps, and how every rank comes to have the same.
+#include <ATen/core/grad_mode.h>
+
+#include <exception>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/object_collectives.h"
+#include "fusedbun/dist/step/engine.h"
+
+namespace fusedbun {
+
+// The ranks have agreed that all of them made the same changes, so each takes its own tensor as the truth.
+void StepEngine::follow_parameters() {
+  for (const int p : changes_.written()) {
+    ParameterMatrix& matrix = model_.matrices[p];
+    update_.follow(p);
+    // The owners of its rows have put them into the replica, or do so before this step's rows are complete.
+    if (matrix.is_shared()) matrix.return_to_replica();
+  }
+}
+
+void StepEngine::write_parameters(const std::function<void()>& write) {
+  at::NoGradGuard no_grad;
+  guarded([&] {
+    // All ranks are here, so none is still reading what is about to be written.
+    agree_on_call(plan::OptimizerCall::write_parameters);
+    std::string error, unusable;
+    if (model_.rank == 0) {
+      try {
+        write();
+      } catch (const std::exception& failure) {
+        error = failure.what();
+      }
+      for (int p = 0; p < model_.parameter_count() && unusable.empty(); ++p) {
+        const auto why = model_.matrices[p].why_unusable();
+        if (why) unusable = "parameter '" + model_.name(p) + "' " + *why;
+      }
+    }
+    error = comm::broadcast_text(*control_stream_, error, 0);
+    unusable = comm::broadcast_text(*control_stream_, unusable, 0);
+    // Also what `write` did before it failed is the same everywhere.
+    if (unusable.empty()) take_values_of_rank_zero();
+    if (error.empty() && unusable.empty()) return;
+    refused_ = true;
+    throw ConfigError("write_parameters: " + (error.empty() ? unusable : error));
+  });
+}
+
+void StepEngine::take_values_of_rank_zero() {
+  for (ParameterMatrix& matrix : model_.matrices) {
+    if (!matrix.is_shared()) continue;
+    if (model_.rank == 0) matrix.copy_into_replica();
+    matrix.return_to_replica();
+  }
+  broadcast_parameters(0);
+  control_stream_->barrier().wait();  // rank 0's values are in the replica
+  for (int p = 0; p < model_.parameter_count(); ++p) {
+    ParameterMatrix& matrix = model_.matrices[p];
+    matrix.bump_version();
+    update_.follow(p);
+    matrix.refresh();
+    matrix.remember();
+  }
+}
+
+void StepEngine::broadcast_parameters(size_t first) {
+  at::NoGradGuard no_grad;
+  // Not among the gradients: between backward and step() ranks may have started different numbers of buckets.
+  comm::Communicator& stream = model_.device.is_cpu() ? *control_stream_ : *gradient_stream_;
+  for (size_t p = first; p < model_.matrices.size(); ++p) {
+    ParameterMatrix& matrix = model_.matrices[p];
+    if (matrix.matrix().numel() == 0 || matrix.is_shared()) continue;
+    matrix.refresh();
+    const at::Tensor& values = matrix.matrix();
+    comm::Work work = stream.broadcast(
+        {values.data_ptr(), static_cast<int64_t>(values.nbytes()), comm::DataType::u8}, 0);
+    wait_for(work, model_.device);
+    matrix.write_back();
+  }
+}
+
+}  // namespace fusedbun

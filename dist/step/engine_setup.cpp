@@ -1,0 +1,254 @@
+// What happens before the first step, and again for a late group: parameters in, plan, buckets, state, hooks.
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <iterator>
+#include <numeric>
+#include <set>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/object_collectives.h"
+#include "fusedbun/dist/step/collective_bucket.h"
+#include "fusedbun/dist/step/engine.h"
+#include "fusedbun/dist/step/point_to_point_bucket.h"
+#include "fusedbun/dist/step/same_start.h"
+#include "fusedbun/dist/step/sharded_option_fields.h"
+#include "fusedbun/dist/step/shared_memory_bucket.h"
+
+namespace fusedbun {
+namespace {
+
+std::unique_ptr<comm::Communicator> stream_of_its_own(comm::Communicator& channel) {
+  std::vector<int> all(static_cast<size_t>(channel.size()));
+  std::iota(all.begin(), all.end(), 0);
+  return channel.group(all);
+}
+
+}  // namespace
+
+StepEngine::StepEngine(Channels channels, ShardedOptions options,
+                       std::vector<torch::optim::OptimizerParamGroup>& groups)
+    : sharded_(std::move(options)),
+      model_{.rank = channels.data->rank(),
+             .world_size = channels.data->size(),
+             .device = channels.data->device() == comm::DeviceKind::cuda ? at::kCUDA : at::kCPU,
+             .groups = groups,
+             .registered = {},
+             .plan = plan::make_plan({}, {.world_size = channels.data->size(),
+                                          .min_rows_per_rank = sharded_.min_rows_per_rank,
+                                          .bucket_bytes = sharded_.bucket_bytes}),
+             .matrices = {},
+             .buckets = {}},
+      // A second NCCL communicator would cost device memory, and the program has no use for the first.
+      own_gradient_stream_(model_.device.is_cpu() ? stream_of_its_own(*channels.data) : nullptr),
+      gradient_stream_(own_gradient_stream_ ? own_gradient_stream_.get() : channels.data),
+      control_stream_(stream_of_its_own(*channels.host)),
+      progress_(model_, channels.board, sharded_.trace),
+      message_(*gradient_stream_, *control_stream_, model_.device),
+      collector_(sharded_, model_, [this](int bucket) { on_bucket_full(bucket); }),
+      update_(model_, message_),
+      consensus_(*control_stream_, message_, model_, sharded_),
+      changes_(model_) {}
+
+void StepEngine::begin_add_group() {
+  guarded([&] { agree_on_call(plan::OptimizerCall::add_group); });
+}
+
+// All checks come before the first change, and ranks that fail tell the others, so a refused group leaves no trace.
+void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
+                                std::vector<RegisteredParameter> frozen) {
+  const size_t first_parameter = model_.registered.size();
+  const size_t first_bucket = model_.plan.buckets.size();
+  std::vector<RegisteredParameter> all = model_.registered;
+  std::ranges::copy(added, std::back_inserter(all));
+  plan::ShardPlan plan = model_.plan;
+  plan::TransportChoice transport;
+  try {
+    comm::rethrow_on_all_ranks(*control_stream_, [&] {
+      require_fit(all, first_parameter);
+      std::vector<plan::ParameterSpec> specs;
+      for (const RegisteredParameter& parameter : added) {
+        specs.push_back(parameter.spec());
+        specs.back().matrix_view =
+            model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
+      }
+      plan.append(specs);
+      transport = choose_transport(all, first_parameter);
+    });
+    require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
+  } catch (const ConfigError&) {
+    consensus_.let_all_hear();
+    throw;
+  }
+
+  model_.registered = std::move(all);
+  model_.plan = std::move(plan);
+  for (size_t p = first_parameter; p < model_.registered.size(); ++p) {
+    model_.matrices.emplace_back(model_.registered[p].tensor, model_.plan.parameters[p]);
+  }
+  make_buckets(transport, first_parameter, first_bucket);
+  param_syncs_.resize(model_.plan.buckets.size());
+  consensus_.add_groups();
+  update_.extend();
+  changes_.accept_groups(std::move(frozen));
+  say_what_is_slow();
+  collector_.extend();
+}
+
+void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t first) const {
+  for (size_t g = 0; g < model_.groups.size(); ++g) {
+    FUSEDBUN_REQUIRE(model_.has_own_options(g), ConfigError,
+                     "parameter group " + std::to_string(g) +
+                         " has options of another optimizer: give it FusedbunOptions");
+    const Options& options = model_.group_options(g);
+    validate(options);
+    FUSEDBUN_REQUIRE(!sharded_.step_in_backward ||
+                         (options.nonfinite == Nonfinite::propagate && sharded_.max_grad_norm == 0),
+                     ConfigError,
+                     "step_in_backward writes before the ranks have agreed: it needs nonfinite = "
+                     "propagate in every group and max_grad_norm = 0");
+  }
+  FUSEDBUN_REQUIRE(sharded_.max_grad_norm >= 0, ConfigError,
+                   "max_grad_norm = " + std::to_string(sharded_.max_grad_norm) +
+                       ": it is at least 0 (0 is off)");
+  FUSEDBUN_REQUIRE(!sharded_.gradient_divisor || *sharded_.gradient_divisor > 0, ConfigError,
+                   "gradient_divisor is not above 0");
+  FUSEDBUN_REQUIRE(sharded_.gradient_wire == GradientWire::exact || model_.device.is_cpu(),
+                   ConfigError, "gradient_wire = bf16 is for CPUs: NCCL adds up what it carries");
+  require_trainable(all);
+  for (const RegisteredParameter& parameter : all.subspan(first)) {
+    FUSEDBUN_REQUIRE(parameter.tensor.device().type() == model_.device.type(), ConfigError,
+                     "parameter '" + parameter.name + "' is on " + parameter.tensor.device().str() +
+                         ", but the ranks exchange " + model_.device.str() + " memory");
+    FUSEDBUN_REQUIRE(parameter.tensor.device() == all.front().tensor.device(), ConfigError,
+                     "parameter '" + parameter.name + "' is on " + parameter.tensor.device().str() +
+                         " and parameter '" + all.front().name + "' on " +
+                         all.front().tensor.device().str() +
+                         ": a rank's parameters are on one device");
+    FUSEDBUN_REQUIRE(
+        !torch::autograd::impl::post_acc_grad_hooks(parameter.tensor), ConfigError,
+        "parameter '" + parameter.name +
+            "' already has a post-accumulate-gradient hook: is it in another sharded optimizer?");
+  }
+}
+
+std::vector<std::string> StepEngine::start_lines(const plan::ShardPlan& plan,
+                                                 std::span<const RegisteredParameter> all) const {
+  std::vector<std::string> lines;
+  for (size_t p = 0; p < all.size(); ++p) {
+    // Whether it is contiguous decides whether ranks can share memory.
+    lines.push_back(plan::line_of(plan.parameters[p]) +
+                    (all[p].tensor.is_contiguous() ? "" : " not contiguous"));
+  }
+  for (const Options& options : model_.all_group_options()) {
+    lines.push_back("options " + describe(options));
+  }
+  std::ranges::move(describe_for_start(sharded_), std::back_inserter(lines));
+  return lines;
+}
+
+void StepEngine::make_buckets(const plan::TransportChoice& choice, size_t first_parameter,
+                              size_t first_bucket) {
+  if (sharded_.notice && choice.lacks_host_window) {
+    sharded_.notice("private copies of the parameters: " + choice.reason);
+  }
+  if (choice.transport == plan::GradientTransport::shared_memory &&
+      open_window(first_parameter, first_bucket)) {
+    shares_memory_ = true;
+    return;
+  }
+  if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
+  const bool rounds = sharded_.gradient_wire == GradientWire::bf16 && model_.world_size > 1;
+  for (size_t b = first_bucket; b < model_.plan.buckets.size(); ++b) {
+    const plan::Bucket& bucket = model_.plan.buckets[b];
+    model_.buckets.push_back(
+        choice.transport == plan::GradientTransport::collective
+            ? make_collective_bucket(bucket, *gradient_stream_, device_api(model_.device))
+            : make_point_to_point_bucket(bucket, *gradient_stream_, wire_type(bucket, rounds),
+                                         sharded_.in_place_bytes));
+  }
+  for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
+}
+
+plan::TransportChoice StepEngine::choose_transport(std::span<const RegisteredParameter> all,
+                                                   size_t first) const {
+  plan::TransportQuery query{.request = sharded_.transport,
+                             .on_gpu = !model_.device.is_cpu(),
+                             .world_size = model_.world_size,
+                             .wants_host_window = sharded_.host_window,
+                             .rounds_gradients = sharded_.gradient_wire == GradientWire::bf16};
+  for (const RegisteredParameter& parameter : all.subspan(first)) {
+    if (parameter.tensor.is_contiguous()) continue;
+    query.strided_parameter = parameter.name;
+    break;
+  }
+  return plan::choose_transport(query);
+}
+
+bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
+  const WindowLayout layout = lay_out_window(model_.plan, first_parameter, first_bucket);
+  const auto opened =
+      comm::HostWindow::open(*control_stream_, layout.size, sharded_.window_timeout);
+  if (opened.window == nullptr) {
+    FUSEDBUN_REQUIRE(sharded_.transport != plan::GradientTransport::shared_memory, ConfigError,
+                     "transport shared_memory cannot be used: " + opened.reason);
+    if (sharded_.notice) sharded_.notice("private copies of the parameters: " + opened.reason);
+    return false;
+  }
+  for (size_t b = first_bucket; b < model_.plan.buckets.size(); ++b) {
+    model_.buckets.push_back(make_shared_memory_bucket(
+        model_.plan.buckets[b], model_.rank, opened.window, layout.buckets[b - first_bucket]));
+  }
+  for (size_t p = first_parameter; p < model_.registered.size(); ++p) {
+    if (model_.registered[p].tensor.numel() == 0) continue;
+    move_into_window(model_.registered[p].tensor, opened.window,
+                     layout.parameter_offsets[p - first_parameter], /*copy=*/model_.rank == 0);
+    model_.matrices[p].share();
+    model_.matrices[p].refresh();
+  }
+  control_stream_->barrier().wait();  // rank 0's values are there
+  for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
+  return true;
+}
+
+void StepEngine::adopt_unfrozen() {
+  std::vector<RegisteredParameter> unfrozen = changes_.take_unfrozen();
+  if (sharded_.notice) {
+    for (const RegisteredParameter& parameter : unfrozen) {
+      sharded_.notice("parameter '" + parameter.name +
+                      "' was frozen when the optimizer was made; it is trained from this step on");
+    }
+  }
+  add_parameters(std::move(unfrozen), {});
+}
+
+void StepEngine::say_what_is_slow() const {
+  if (!sharded_.notice) return;
+  if (const auto warning = model_.plan.warning()) sharded_.notice(*warning);
+  if (const auto advice = plan::matrix_view_advice(model_.plan.parameters)) {
+    sharded_.notice(*advice);
+  }
+  std::set<std::string> said;
+  for (int p = 0; p < model_.parameter_count(); ++p) {
+    const at::Tensor& tensor = model_.registered[p].tensor;
+    const Options& options = model_.options_of(p);
+    const at::ScalarType arithmetic = arithmetic_type(tensor.scalar_type());
+    if (step_path(options, model_.device, arithmetic) == StepPath::reference) {
+      said.insert("group " + std::to_string(model_.registered[p].group) +
+                  " takes the reference step, correct and slower: no fused pass has " +
+                  describe(options));
+    }
+    if (!tensor.is_contiguous()) {
+      said.insert("parameter '" + model_.name(p) +
+                  "' is not contiguous, so each step copies it in and out: make it contiguous");
+    }
+  }
+  for (const std::string& sentence : said) sharded_.notice(sentence);
+}
+
+int64_t StepEngine::planned_state_bytes() const {
+  return plan::state_bytes(model_.plan, model_.rank, model_.all_group_options());
+}
+
+}  // namespace fusedbun

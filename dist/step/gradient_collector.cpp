@@ -1,0 +1,320 @@
+#include "fusedbun/dist/step/gradient_collector.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+#include <sstream>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/step/step_trace.h"
+
+namespace fusedbun {
+
+class GradientCollector::AfterAccumulation : public torch::autograd::PostAccumulateGradHook {
+ public:
+  AfterAccumulation(GradientCollector& collector, int parameter)
+      : collector_(collector), parameter_(parameter) {}
+  void operator()(const at::Tensor& tensor) override {
+    collector_.after_accumulation(parameter_, tensor);
+  }
+
+ private:
+  GradientCollector& collector_;  // outlives the hook: its destructor takes its hooks off
+  int parameter_;
+};
+
+GradientCollector::GradientCollector(const ShardedOptions& options, ShardedModel& model,
+                                     std::function<void(int bucket)> start)
+    : options_(options),
+      model_(model),
+      start_(std::move(start)),
+      order_(model.plan),
+      device_nonfinite_(at::zeros({}, at::TensorOptions(model.device).dtype(at::kFloat))) {}
+
+GradientCollector::~GradientCollector() {
+  for (size_t p = 0; p < hook_positions_.size(); ++p) {
+    model_.registered[p].tensor.remove_hook(hook_positions_[p]);
+    torch::autograd::impl::set_post_acc_grad_hooks(model_.registered[p].tensor, nullptr);
+  }
+}
+
+void GradientCollector::extend() {
+  const size_t first = hook_positions_.size(), count = model_.registered.size();
+  seen_.resize(count);
+  standing_.resize(count);
+  stands_unguarded_.resize(count);
+  taken_.resize(count);
+  has_gradient_.resize(count);
+  finite_.resize(count, true);
+  stale_.resize(count);
+  set_by_hand_.resize(count);
+  dirty_.resize(model_.plan.buckets.size());
+  syncs_.resize(model_.plan.buckets.size());
+  order_.extend(model_.plan);
+  for (size_t p = first; p < count; ++p) {
+    const at::Tensor& tensor = model_.registered[p].tensor;
+    const int parameter = static_cast<int>(p);
+    hook_positions_.push_back(tensor.register_hook(
+        [this, parameter](const at::Tensor&) { before_accumulation(parameter); }));
+    torch::autograd::impl::set_post_acc_grad_hooks(
+        tensor, std::make_unique<AfterAccumulation>(*this, parameter));
+  }
+}
+
+// ---- during backward ---------------------------------------------------------------------------
+
+// What stood in p.grad before this pass adds to it? Optimizer::zero_grad is not virtual, so its work is recognised by
+// what it leaves: nothing, or zeros in a tensor that somebody wrote.
+void GradientCollector::before_accumulation(int parameter) {
+  const std::lock_guard lock(mutex_);
+  if (options_.release == GradientRelease::in_hook && order_.is_ready(parameter)) return;
+  const at::Tensor& gradient = model_.registered[parameter].tensor.grad();
+  if (!gradient.defined()) return forget_passes(parameter);
+  const auto& [tensor, version] = seen_[parameter];
+  const bool untouched = tensor == gradient.unsafeGetTensorImpl() && version == gradient._version();
+  if (!untouched && is_all_zero(gradient)) forget_passes(parameter);
+}
+
+void GradientCollector::forget_passes(int parameter) {
+  standing_[parameter].clear();
+  stands_unguarded_[parameter] = false;
+}
+
+void GradientCollector::count_pass(int parameter) {
+  if (no_sync_depth_ == 0) {
+    stands_unguarded_[parameter] = true;
+    return;
+  }
+  const int pass = torch::autograd::get_current_graph_task_id();
+  const auto known = std::ranges::find(guarded_passes_, pass);
+  const auto index = static_cast<size_t>(known - guarded_passes_.begin());
+  if (known == guarded_passes_.end()) guarded_passes_.push_back(pass);
+  std::vector<bool>& standing = standing_[parameter];
+  standing.resize(std::max(standing.size(), index + 1));
+  standing[index] = true;
+}
+
+void GradientCollector::after_accumulation(int parameter, const at::Tensor& tensor) {
+  const std::lock_guard lock(mutex_);
+  const int bucket = model_.plan.bucket_of[parameter];
+  if (bucket < 0) return;
+  const at::Tensor& gradient = tensor.grad();
+  count_pass(parameter);
+  seen_[parameter] = {gradient.unsafeGetTensorImpl(), gradient._version()};
+  if (order_.is_ready(parameter)) {
+    const bool used_up = options_.release == GradientRelease::in_hook || options_.step_in_backward;
+    if (used_up) {
+      return note_problem(
+          "parameter '" + model_.name(parameter) +
+          "' got a second gradient in one step, but the first was used up in its hook: run all "
+          "backward passes but the last before a step under no_sync(), or turn off " +
+          (options_.step_in_backward ? "step_in_backward" : "GradientRelease::in_hook"));
+    }
+    // The bucket may be on its way with what stood here before; step() sends it again if it is.
+    stale_[parameter] = true;
+    taken_[parameter] = TensorSnapshot(gradient, TensorSnapshot::Sampling::nonzero);
+    return;
+  }
+  if (no_sync_depth_ > 0) return;
+  take(parameter, gradient);
+  if (options_.release == GradientRelease::in_hook) tensor.mutable_grad().reset();
+}
+
+void GradientCollector::take(int parameter, const at::Tensor& gradient) {
+  at::NoGradGuard no_grad;
+  if (gradient.layout() != at::kStrided) {
+    return note_problem("parameter '" + model_.name(parameter) +
+                        "' has a sparse gradient: Fusedbun takes dense ones");
+  }
+  const at::IntArrayRef shape = model_.plan.parameters[parameter].shape;
+  if (gradient.sizes() != shape || gradient.device().type() != model_.device.type()) {
+    std::ostringstream text;
+    text << "the gradient of parameter '" << model_.name(parameter) << "' has the shape "
+         << gradient.sizes() << " on " << gradient.device() << ", but the parameter had " << shape
+         << " on " << model_.device << " when the optimizer was made: make a new optimizer";
+    return note_problem(text.str());
+  }
+  const int bucket = model_.plan.bucket_of[parameter];
+  const auto begin = comm::Clock::now();
+  finite_[parameter] = model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
+  if (options_.trace != nullptr) {
+    options_.trace->add({.name = "take gradient",
+                         .bucket = bucket,
+                         .job_step = model_.job_step,
+                         .begin = begin,
+                         .end = comm::Clock::now()});
+  }
+  has_gradient_[parameter] = true;
+  taken_[parameter] = TensorSnapshot(gradient, TensorSnapshot::Sampling::nonzero);
+  start(order_.ready(parameter));
+}
+
+void GradientCollector::start(const std::vector<int>& buckets) {
+  for (const int bucket : buckets) {
+    for (const int parameter : model_.plan.buckets[bucket].parameters) {
+      if (!has_gradient_[parameter]) {
+        model_.buckets[bucket]->add_zero_gradient(parameter);
+      } else if (stale_[parameter]) {  // a later pass came before the bucket was full
+        const at::Tensor& gradient = model_.registered[parameter].tensor.grad();
+        finite_[parameter] =
+            model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
+        stale_[parameter] = false;
+      }
+    }
+    start_(bucket);
+  }
+}
+
+void GradientCollector::start_sync(int bucket) {
+  Sync& sync = syncs_[bucket];
+  ++sync.round;
+  sync.exchange = {model_.buckets[bucket]->start_grad_sync(sync.round), comm::Clock::now()};
+}
+
+// ---- in step() ---------------------------------------------------------------------------------
+
+void GradientCollector::collect() {
+  for (int p = 0; p < model_.parameter_count(); ++p) collect_parameter(p);
+  start(order_.flush());
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
+    if (dirty_[bucket]) take_again(bucket);
+  }
+}
+
+void GradientCollector::collect_parameter(int parameter) {
+  if (model_.plan.bucket_of[parameter] < 0) return;
+  const at::Tensor& gradient = model_.registered[parameter].tensor.grad();
+  if (order_.is_ready(parameter)) return compare_with_taken(parameter, gradient);
+  if (!gradient.defined()) return forget_passes(parameter);
+  set_by_hand_[parameter] = standing_[parameter].empty() && !stands_unguarded_[parameter];
+  take(parameter, gradient);
+}
+
+void GradientCollector::compare_with_taken(int parameter, const at::Tensor& gradient) {
+  const int bucket = model_.plan.bucket_of[parameter];
+  const bool has_started = order_.has_left(bucket);
+  if (options_.release == GradientRelease::in_hook) {
+    if (gradient.defined() && problem_.empty()) {
+      note_problem("p.grad of parameter '" + model_.name(parameter) +
+                   "' was set after its hook had used up its gradient: with "
+                   "GradientRelease::in_hook the hook's gradient counts");
+    }
+    return;
+  }
+  bool is_stale = stale_[parameter];
+  if (!gradient.defined()) {  // thrown away: as if no pass had reached it
+    forget_passes(parameter);
+    has_gradient_[parameter] = false;
+    is_stale = true;
+  } else if (taken_[parameter].difference(gradient) != TensorSnapshot::Difference::none) {
+    if (is_all_zero(gradient)) {
+      forget_passes(parameter);
+    } else if (has_started) {
+      return note_problem(
+          "the gradient of parameter '" + model_.name(parameter) +
+          "' was written after backward() had sent it to the other ranks: clip with "
+          "ShardedOptions::max_grad_norm, unscale with step({.loss_scale = s}), scale with "
+          "gradient_divisor or the loss; or run every backward pass under no_sync() and write "
+          "p.grad before step()");
+    }
+    is_stale = true;
+  }
+  if (!is_stale) return;
+  if (options_.step_in_backward) {
+    return note_problem("the gradient of parameter '" + model_.name(parameter) +
+                        "' was dropped after step_in_backward had used it");
+  }
+  stale_[parameter] = true;
+  if (has_started) dirty_[bucket] = true;
+}
+
+// The bucket's memory is free for new gradients once every rank has what was sent first. All ranks have started all their
+// buckets before any of them waits here.
+void GradientCollector::take_again(int bucket) {
+  wait_for(syncs_[bucket].exchange.work, model_.device);
+  for (const int parameter : model_.plan.buckets[bucket].parameters) {
+    if (!stale_[parameter]) continue;
+    stale_[parameter] = false;
+    if (has_gradient_[parameter]) {
+      take(parameter, model_.registered[parameter].tensor.grad());
+    } else {
+      model_.buckets[bucket]->add_zero_gradient(parameter);
+    }
+  }
+}
+
+// Zeros would stand for a gradient that another rank may have; only an agreement could tell.
+void GradientCollector::require_all_gradients(int bucket) const {
+  for (const int parameter : model_.plan.buckets[bucket].parameters) {
+    FUSEDBUN_REQUIRE(has_gradient_[parameter], ConfigError,
+                     "step_in_backward needs a gradient for every parameter in every step, and '" +
+                         model_.name(parameter) + "' had none on rank " +
+                         std::to_string(model_.rank) + ": freeze it, or turn step_in_backward off");
+  }
+}
+
+void GradientCollector::start_through(int last) {
+  while (last_started() < last) start({order_.flush_one()});
+}
+
+bool GradientCollector::nonfinite() const {
+  for (size_t p = 0; p < finite_.size(); ++p) {
+    if (has_gradient_[p] && !finite_[p]) return true;
+  }
+  return !model_.device.is_cpu() && device_nonfinite_.item<float>() > 0;
+}
+
+int64_t GradientCollector::passes() const {
+  std::vector<bool> standing(guarded_passes_.size());
+  bool unguarded = false;
+  for (size_t p = 0; p < standing_.size(); ++p) {
+    for (size_t pass = 0; pass < standing_[p].size(); ++pass) {
+      if (standing_[p][pass]) standing[pass] = true;
+    }
+    unguarded = unguarded || stands_unguarded_[p];
+  }
+  const int64_t guarded = std::ranges::count(standing, true);
+  if (guarded == 0) return 1;
+  // A gradient set by hand beside accumulated ones is a pass that autograd did not run.
+  for (size_t p = 0; p < set_by_hand_.size() && !unguarded; ++p) {
+    unguarded = set_by_hand_[p] && !is_all_zero(model_.registered[p].tensor.grad());
+  }
+  return guarded + (unguarded ? 1 : 0);
+}
+
+void GradientCollector::note_problem(const std::string& sentence) {
+  if (problem_.empty()) problem_ = sentence;
+}
+
+void GradientCollector::begin_step() {
+  const size_t count = model_.registered.size();
+  order_.begin_step(model_.plan);
+  has_gradient_.assign(count, false);
+  finite_.assign(count, true);
+  stale_.assign(count, false);
+  set_by_hand_.assign(count, false);
+  dirty_.assign(model_.plan.buckets.size(), false);
+  problem_.clear();
+  device_nonfinite_.zero_();
+}
+
+void GradientCollector::end_step() {
+  if (options_.release != GradientRelease::never) {
+    for (RegisteredParameter& parameter : model_.registered)
+      parameter.tensor.mutable_grad().reset();
+    for (std::vector<bool>& standing : standing_) standing.clear();
+    stands_unguarded_.assign(stands_unguarded_.size(), false);
+    guarded_passes_.clear();
+  }
+  begin_step();
+}
+
+void GradientCollector::forget_step() {
+  begin_step();
+}
+
+}  // namespace fusedbun

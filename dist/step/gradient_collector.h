@@ -1,0 +1,128 @@
+#pragma once
+// GradientCollector: from autograd to the buckets. It decides which gradient of a parameter counts, how many backward passes
+// it is made of, and when a bucket's exchange starts.
+//
+// The rule: the gradient that is stepped is the one in p.grad when step() is called.
+//   backward    a hook gives a finished gradient to its bucket; full buckets start in the plan's order while backward runs
+//   again       another pass reaches a parameter whose bucket has started (a GAN's generator, two losses), or p.grad is
+//               dropped or zeroed: the bucket is *dirty*, and step() sends the union of all ranks' dirty buckets again
+//   by hand     a gradient that the program wrote after its bucket had started is refused: the other ranks have the old one,
+//               and what is right for one rank's gradient (a clip) is not right for the average
+//   no_sync     passes only accumulate in p.grad; the next pass outside, or step(), takes the sum
+// With GradientRelease::in_hook and with step_in_backward the hook's gradient is used up at once, so it is the one that counts,
+// and a second one is refused.
+//
+// Hooks never throw for what the other ranks cannot see (a sparse gradient, a second one): problem() tells, and step() refuses
+// on all ranks together.
+//
+// Thread safety: hooks may run on autograd's threads; everything else on the training thread, not during backward.
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "fusedbun/dist/comm/work.h"
+#include "fusedbun/dist/plan/schedule.h"
+#include "fusedbun/dist/step/sharded_fusedbun.h"
+#include "fusedbun/dist/step/sharded_model.h"
+#include "fusedbun/dist/step/step_progress.h"
+#include "fusedbun/dist/step/tensor_snapshot.h"
+
+namespace fusedbun {
+
+class GradientCollector {
+ public:
+  /// `start(bucket)` is called when a bucket is to be sent, in the plan's order, by whichever thread completes it; it calls
+  /// start_sync(). The model outlives the collector.
+  GradientCollector(const ShardedOptions& options, ShardedModel& model,
+                    std::function<void(int bucket)> start);
+  ~GradientCollector();
+  GradientCollector(const GradientCollector&) = delete;  // hooks hold its address
+
+  /// Takes in the parameters and buckets that were added to the model, also in the middle of a step.
+  void extend();
+
+  void enter_no_sync() { ++no_sync_depth_; }
+  void leave_no_sync() { --no_sync_depth_; }
+  bool in_no_sync() const { return no_sync_depth_ > 0; }
+
+  /// Looks at every p.grad, takes what no hook brought, starts the buckets that have not started, and takes in again what
+  /// changed after its bucket had started. After it the next functions answer.
+  void collect();
+  bool nonfinite() const;  ///< a gradient of this rank has a NaN or inf in g·g
+  const std::vector<bool>& used() const { return has_gradient_; }  ///< [parameter]
+  const std::vector<bool>& dirty() const { return dirty_; }        ///< [bucket]
+  /// Backward passes whose gradients stand in p.grad: those under no_sync(), and one for all outside of it; at least 1.
+  int64_t passes() const;
+  /// The first thing that all ranks must stop for, in one sentence; empty: none.
+  const std::string& problem() const { return problem_; }
+
+  bool has_gradient(int parameter) const { return has_gradient_[parameter]; }
+  /// The last bucket whose exchange has started in this step; -1: none.
+  int last_started() const { return order_.started() - 1; }
+  /// Starts the buckets up to `last` that have not started, with zeros for what is missing.
+  void start_through(int last);
+  /// Starts the exchange of a bucket's gradients, or starts it again after the first was waited for.
+  void start_sync(int bucket);
+  InFlight& sync(int bucket) { return syncs_[bucket].exchange; }
+  /// Counts a bucket's exchanges of gradients from 1.
+  uint32_t round(int bucket) const { return syncs_[bucket].round; }
+  /// step_in_backward: throws ConfigError unless all parameters of the bucket have a gradient on this rank.
+  void require_all_gradients(int bucket) const;
+
+  /// The step is done or skipped: p.grad goes as ShardedOptions::release says.
+  void end_step();
+  /// The step was refused: p.grad stays, and the next step looks at it anew.
+  void forget_step();
+
+  /// On a GPU: float32 scalar, > 0 if a gradient was not finite; on CPUs 0.
+  at::Tensor& device_nonfinite() { return device_nonfinite_; }
+
+ private:
+  class AfterAccumulation;
+  struct Sync {
+    InFlight exchange;
+    uint32_t round = 0;
+  };
+
+  void before_accumulation(int parameter);
+  void after_accumulation(int parameter, const at::Tensor& tensor);
+  void count_pass(int parameter);
+  void take(int parameter, const at::Tensor& gradient);
+  void start(const std::vector<int>& buckets);
+  void collect_parameter(int parameter);
+  void compare_with_taken(int parameter, const at::Tensor& gradient);
+  void take_again(int bucket);
+  void note_problem(const std::string& sentence);
+  void forget_passes(int parameter);
+  void begin_step();
+
+  const ShardedOptions& options_;
+  ShardedModel& model_;
+  const std::function<void(int)> start_;
+  plan::Schedule order_;
+  at::Tensor device_nonfinite_;
+
+  mutable std::mutex mutex_;  ///< guards what hooks touch
+  int no_sync_depth_ = 0;
+  std::vector<unsigned> hook_positions_;  ///< [parameter] of the hook before accumulation
+  std::vector<bool> has_gradient_;        ///< [parameter] its bucket holds one, or will
+  std::vector<bool> finite_;              ///< [parameter]
+  std::vector<bool> stale_;  ///< [parameter] its bucket holds another gradient than p.grad
+  std::vector<bool> dirty_;  ///< [bucket] started with a gradient that is stale
+  std::vector<TensorSnapshot> taken_;  ///< [parameter] p.grad when it was taken
+  /// [parameter] p.grad after its last accumulation: the tensor (compared, never used) and its version.
+  std::vector<std::pair<const void*, uint32_t>> seen_;
+  /// Backward passes under no_sync, by autograd's number; and [parameter] which of them stand in p.grad.
+  std::vector<int> guarded_passes_;
+  std::vector<std::vector<bool>> standing_;
+  std::vector<bool> stands_unguarded_;  ///< [parameter] a pass outside no_sync stands in p.grad
+  std::vector<bool> set_by_hand_;       ///< [parameter] no pass that was seen explains p.grad
+  std::vector<Sync> syncs_;             ///< [bucket]
+  std::string problem_;
+};
+
+}  // namespace fusedbun

@@ -1,0 +1,105 @@
+#include "fusedbun/dist/step/program_changes.h"
+
+#include "fusedbun/dist/plan/hexadecimal.h"
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include <algorithm>
+#include <iterator>
+
+namespace fusedbun {
+
+void ProgramChanges::accept_groups(std::vector<RegisteredParameter> frozen) {
+  group_sizes_.clear();
+  for (const auto& group : model_.groups) group_sizes_.push_back(group.params().size());
+  std::ranges::move(frozen, std::back_inserter(frozen_));
+  std::erase_if(frozen_, [&](const RegisteredParameter& parameter) {
+    return std::ranges::any_of(model_.registered, [&](const RegisteredParameter& trained) {
+      return trained.tensor.is_same(parameter.tensor);
+    });
+  });
+}
+
+ProgramChanges::Events ProgramChanges::find_writes(std::string& problem) {
+  using Difference = TensorSnapshot::Difference;
+  Events events;
+  written_.clear();
+  for (int p = 0; p < model_.parameter_count(); ++p) {
+    const ParameterMatrix& matrix = model_.matrices[p];
+    const std::string parameter = "parameter '" + model_.name(p) + "'";
+    if (const auto why = matrix.why_unusable()) {
+      if (problem.empty()) {
+        problem =
+            parameter + " " + *why +
+            ": convert and move the model before the optimizer is made, or make a new optimizer";
+      }
+      continue;
+    }
+    const Difference difference = matrix.foreign_write();
+    if (difference == Difference::none) continue;
+    written_.push_back(p);
+    if (difference == Difference::values && matrix.is_shared() && problem.empty()) {
+      problem =
+          parameter +
+          " was written since the last step, but the ranks of this host share one replica of the "
+          "parameters, so every rank's write hit all of them: write inside write_parameters(), "
+          "which applies a write once, or set ShardedOptions::host_window = false";
+    }
+    events[model_.name(p)] =
+        std::string(difference == Difference::storage ? "got new memory" : "was written") +
+        " (values " + plan::hexadecimal(sampled_hash(matrix.parameter())) + ")";
+  }
+  return events;
+}
+
+ProgramChanges::Events ProgramChanges::unfrozen() const {
+  Events events;
+  for (const RegisteredParameter& parameter : frozen_) {
+    if (parameter.tensor.requires_grad()) events[parameter.name] = "was unfrozen";
+  }
+  return events;
+}
+
+std::vector<RegisteredParameter> ProgramChanges::take_unfrozen() {
+  std::vector<RegisteredParameter> taken;
+  std::ranges::copy_if(
+      frozen_, std::back_inserter(taken),
+      [](const RegisteredParameter& parameter) { return parameter.tensor.requires_grad(); });
+  std::erase_if(frozen_, [](const RegisteredParameter& parameter) {
+    return parameter.tensor.requires_grad();
+  });
+  return taken;
+}
+
+std::string ProgramChanges::problem_of_groups() const {
+  if (model_.groups.size() != group_sizes_.size()) {
+    return "the optimizer has " + std::to_string(model_.groups.size()) +
+           " parameter groups, but was given " + std::to_string(group_sizes_.size()) +
+           ": torch::optim::Optimizer::add_param_group is not virtual; call "
+           "ShardedFusedbun::add_param_group on all ranks";
+  }
+  for (size_t g = 0; g < model_.groups.size(); ++g) {
+    const std::string group = "parameter group " + std::to_string(g);
+    if (model_.groups[g].params().size() != group_sizes_[g]) {
+      return group + " has " + std::to_string(model_.groups[g].params().size()) +
+             " tensors, but was given " + std::to_string(group_sizes_[g]) +
+             ": add parameters with ShardedFusedbun::add_param_group";
+    }
+    if (!model_.has_own_options(g)) {
+      return group + " has options of another optimizer: give it FusedbunOptions";
+    }
+  }
+  return {};
+}
+
+uint64_t ProgramChanges::hash(const Events& events) {
+  uint64_t hash = 0;
+  for (const auto& [name, what] : events) {
+    hash = XXH3_64bits_withSeed(name.data(), name.size(), hash);
+    hash = XXH3_64bits_withSeed(what.data(), what.size(), hash) | 1;
+  }
+  return hash;
+}
+
+}  // namespace fusedbun

@@ -1,0 +1,319 @@
+#include "fusedbun/dist/step/shard_update.h"
+
+#include <ATen/ATen.h>
+#include <torch/serialize/archive.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun {
+namespace {
+
+double sum_of_squares_of(const at::Tensor& matrix) {
+  return matrix.to(at::kDouble).square().sum().item<double>();
+}
+
+/// Two sums of the same numbers in different orders are this close, relative.
+constexpr double kSummationError = 1e-12;
+
+}  // namespace
+
+void ShardUpdate::extend() {
+  const std::vector<Options> options = model_.all_group_options();
+  columns_ = plan::column_layout(model_.plan, options);
+  message_.resize(columns_);
+  for (int p = static_cast<int>(t_.size()); p < model_.parameter_count(); ++p) {
+    // Parameters are equal on all ranks now, so each adds up the whole of them; later the owners' sums travel.
+    const bool scaled = model_.options_of(p).scale_by_parameter_rms;
+    sum_of_squares_.push_back(scaled ? sum_of_squares_of(model_.matrices[p].matrix()) : 0);
+    t_.push_back(0);
+  }
+  scalars_.resize(t_.size());
+  used_.resize(t_.size());
+  hessian_diagonals_.resize(t_.size());
+  for (size_t b = owned_.size(); b < model_.plan.buckets.size(); ++b) {
+    std::vector<OwnedSegment>& owned = owned_.emplace_back();
+    for (const plan::Segment& segment : model_.plan.buckets[b].segments[model_.rank]) {
+      const at::Tensor rows = model_.matrices[segment.parameter].rows(segment.range);
+      owned.push_back(
+          {.where = segment,
+           .state = make_segment_state(rows, segment.range, model_.options_of(segment.parameter)),
+           .column_partials = {},
+           .step = {}});
+    }
+  }
+}
+
+// ---- one step ----------------------------------------------------------------------------------
+
+void ShardUpdate::begin(const std::vector<bool>& used, const GradientScaling& scaling,
+                        const std::vector<double>& lr) {
+  for (ParameterMatrix& matrix : model_.matrices) matrix.refresh();
+  message_.clear_columns();
+  used_ = used;
+  prepare_scalars(scaling, lr);
+}
+
+void ShardUpdate::prepare_scalars(const GradientScaling& scaling, const std::vector<double>& lr) {
+  std::vector<Options> options = model_.all_group_options();
+  for (size_t g = 0; g < options.size(); ++g) {
+    options[g].lr = lr[g];
+    validate(options[g]);
+  }
+  for (size_t p = 0; p < t_.size(); ++p) {
+    if (!used_[p]) continue;
+    ++t_[p];
+    const double elements = static_cast<double>(model_.plan.parameters[p].elements());
+    scalars_[p] = step_scalars(options[model_.registered[p].group], t_[p],
+                               std::sqrt(sum_of_squares_[p] / elements));
+    scalars_[p].gradient_divisor = scaling.divisor;
+    scalars_[p].gradient_scale = scaling.clip;
+  }
+}
+
+void ShardUpdate::update_bucket(int bucket) {
+  // From here on this rank, and messages from others, write these parameters.
+  for (const int parameter : model_.plan.buckets[bucket].parameters) {
+    if (used_[parameter]) model_.matrices[parameter].bump_version();
+  }
+  for (OwnedSegment& owned : owned_[bucket]) {
+    const int parameter = owned.where.parameter;
+    if (!used_[parameter]) continue;
+    const Options& options = model_.options_of(parameter);
+    begin_segment(owned, bucket);
+    if (awaits_others(parameter)) {
+      owned.awaits_columns = true;
+      note_squares(owned);
+      continue;
+    }
+    if (owned.column_partials.defined()) {
+      absorb_columns_of(owned, owned.column_partials);
+    }
+    finish_step(owned.step, owned.state, options);
+    note_squares(owned);
+  }
+}
+
+bool ShardUpdate::awaits_others(int parameter) const {
+  return columns_.sum_offset[parameter] >= 0 || columns_.max_offset[parameter] >= 0;
+}
+
+bool ShardUpdate::needs_columns_first(int bucket) const {
+  return std::ranges::any_of(model_.plan.buckets[bucket].parameters, [&](int p) {
+    return model_.options_of(p).denominator == Denominator::global && awaits_others(p);
+  });
+}
+
+void ShardUpdate::note_squares(const OwnedSegment& owned) {
+  const int64_t offset = columns_.square_offset[owned.where.parameter];
+  if (offset >= 0) message_.square(offset).fill_(owned.sum_of_squares);
+}
+
+void ShardUpdate::begin_segment(OwnedSegment& owned, int bucket) {
+  const int parameter = owned.where.parameter;
+  const RowRange& range = owned.where.range;
+  const Options& options = model_.options_of(parameter);
+  const int64_t entries = column_entries(range, options);
+  if (entries > 0) owned.column_partials = partials_of(owned, entries);
+
+  owned.step = {};
+  owned.step.parameter = model_.matrices[parameter].rows(range);
+  owned.step.more_gradients = model_.buckets[bucket]->reduced_gradients(owned.where);
+  owned.step.gradient = owned.step.more_gradients.front();
+  owned.step.more_gradients.erase(owned.step.more_gradients.begin());
+  if (const at::Tensor& diagonal = hessian_diagonals_[parameter]; diagonal.defined()) {
+    owned.step.hessian_diagonal = diagonal.narrow(0, range.row_begin, range.rows());
+  }
+  owned.step.range = range;
+  owned.step.scalars = scalars_[parameter];
+  owned.step.column_partials = owned.column_partials;
+  if (is_scaled_by_rms(parameter)) owned.step.parameter_sum_of_squares = &owned.sum_of_squares;
+  begin_step(owned.step, owned.state, options);
+  if (const int64_t offset = columns_.max_offset[parameter]; offset >= 0) {
+    message_.put_maxima(offset, owned.column_partials);
+  }
+}
+
+at::Tensor ShardUpdate::partials_of(const OwnedSegment& owned, int64_t entries) {
+  const int parameter = owned.where.parameter;
+  if (const int64_t offset = columns_.sum_offset[parameter]; offset >= 0) {
+    return message_.sums(offset, entries);
+  }
+  if (owned.column_partials.defined()) {
+    at::Tensor reused = owned.column_partials;
+    return reused.zero_();
+  }
+  const at::ScalarType type =
+      columns_are_maxima(model_.options_of(parameter))
+          ? arithmetic_type(model_.registered[parameter].tensor.scalar_type())
+          : at::kDouble;
+  return at::zeros({entries}, at::TensorOptions(model_.device).dtype(type));
+}
+
+void ShardUpdate::finish_bucket(int bucket) {
+  for (OwnedSegment& owned : owned_[bucket]) {
+    const int parameter = owned.where.parameter;
+    if (used_[parameter] && awaits_others(parameter)) {
+      finish_step(owned.step, owned.state, model_.options_of(parameter));
+      note_squares(owned);
+    }
+  }
+}
+
+void ShardUpdate::send_squares() {
+  message_.send_squares();
+  squares_in_flight_ = true;
+}
+
+void ShardUpdate::release_gradients(int bucket) {
+  for (OwnedSegment& owned : owned_[bucket]) {
+    owned.step.gradient.reset();
+    owned.step.more_gradients.clear();
+  }
+  model_.buckets[bucket]->release_gradients();
+}
+
+void ShardUpdate::end() {
+  for (ParameterMatrix& matrix : model_.matrices) {
+    matrix.write_back();
+    matrix.remember();
+  }
+  for (at::Tensor& diagonal : hessian_diagonals_) diagonal.reset();
+}
+
+void ShardUpdate::absorb_columns_of(OwnedSegment& owned, const at::Tensor& totals) {
+  fusedbun::absorb_columns(totals, owned.where.range, owned.step.scalars, owned.state,
+                           model_.options_of(owned.where.parameter));
+}
+
+void ShardUpdate::absorb_columns() {
+  message_.settle_columns();
+  for (auto& bucket : owned_) {
+    for (OwnedSegment& owned : bucket) {
+      if (!owned.awaits_columns) continue;
+      const int64_t maxima = columns_.max_offset[owned.where.parameter];
+      const at::Tensor& partials = owned.column_partials;
+      absorb_columns_of(
+          owned, maxima >= 0 ? message_.maxima(maxima, partials.numel(), partials.scalar_type())
+                             : partials);
+      owned.awaits_columns = false;
+    }
+  }
+  if (!squares_in_flight_) return;
+  message_.settle_squares();
+  squares_in_flight_ = false;
+  for (size_t p = 0; p < t_.size(); ++p) {
+    const int64_t offset = columns_.square_offset[p];
+    if (offset >= 0 && used_[p]) sum_of_squares_[p] = message_.square(offset).item<double>();
+  }
+}
+
+// ---- between two steps -------------------------------------------------------------------------
+
+void ShardUpdate::follow(int parameter) {
+  ParameterMatrix& matrix = model_.matrices[parameter];
+  const at::Tensor values = matrix.parameter().detach().reshape(
+      {model_.plan.parameters[parameter].rows(), model_.plan.parameters[parameter].columns()});
+  if (is_scaled_by_rms(parameter)) {
+    // The same values (a model and an optimizer that were loaded together) keep the sum that was saved, to the bit.
+    const double sum = sum_of_squares_of(values);
+    if (std::abs(sum - sum_of_squares_[parameter]) > kSummationError * sum) {
+      sum_of_squares_[parameter] = sum;
+    }
+  }
+  const int bucket = model_.plan.bucket_of[parameter];
+  if (bucket < 0) return;
+  for (OwnedSegment& owned : owned_[bucket]) {
+    if (owned.where.parameter != parameter) continue;
+    const RowRange& range = owned.where.range;
+    if (owned.state.master.defined()) {
+      const at::Tensor rows = values.narrow(0, range.row_begin, range.rows());
+      at::Tensor& master = owned.state.master;
+      // A master that rounds to the parameter knows it better; only what was written takes the parameter's value.
+      const at::Tensor kept = master.to(rows.scalar_type()).eq(rows);
+      master.copy_(at::where(kept, master, rows.to(master.scalar_type())));
+    }
+    if (matrix.is_shared()) matrix.copy_into_replica(range);
+  }
+}
+
+void ShardUpdate::set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal) {
+  const auto it = std::ranges::find_if(
+      model_.registered, [&](const RegisteredParameter& p) { return p.tensor.is_same(parameter); });
+  FUSEDBUN_REQUIRE(
+      it != model_.registered.end(), ConfigError,
+      "set_hessian_diagonal was given a tensor that is no parameter of this optimizer");
+  FUSEDBUN_REQUIRE(diagonal.sizes() == parameter.sizes(), ConfigError,
+                   "the Hessian diagonal of '" + it->name + "' does not have its shape");
+  const size_t p = static_cast<size_t>(it - model_.registered.begin());
+  const plan::ParameterSpec& spec = model_.plan.parameters[p];
+  hessian_diagonals_[p] = diagonal.detach()
+                              .to(arithmetic_type(parameter.scalar_type()))
+                              .contiguous()
+                              .view({spec.rows(), spec.columns()});
+}
+
+int64_t ShardUpdate::state_bytes() const {
+  int64_t bytes = 0;
+  for (const auto& bucket : owned_) {
+    for (const OwnedSegment& owned : bucket) bytes += fusedbun::state_bytes(owned.state);
+  }
+  return bytes;
+}
+
+std::vector<ShardedFusedbun::OwnedRows> ShardUpdate::owned_rows() {
+  at::NoGradGuard no_grad;
+  absorb_columns();
+  std::vector<ShardedFusedbun::OwnedRows> rows;
+  for (const auto& bucket : owned_) {
+    for (const OwnedSegment& owned : bucket) {
+      const int p = owned.where.parameter;
+      rows.push_back({model_.name(p), owned.where.range, &owned.state, t_[p]});
+    }
+  }
+  return rows;
+}
+
+void ShardUpdate::save(torch::serialize::OutputArchive& archive) {
+  absorb_columns();
+  archive.write("t", at::tensor(t_, at::kLong), /*is_buffer=*/true);
+  archive.write("sum_of_squares", at::tensor(sum_of_squares_, at::kDouble), /*is_buffer=*/true);
+  for (auto& bucket : owned_) {
+    for (OwnedSegment& owned : bucket) {
+      torch::serialize::OutputArchive segment;
+      visit_tensors(owned.state, [&](const char* name, at::Tensor& tensor) {
+        if (tensor.defined()) segment.write(name, tensor, /*is_buffer=*/true);
+      });
+      archive.write("segment." + std::to_string(owned.where.parameter), segment);
+    }
+  }
+}
+
+void ShardUpdate::load(torch::serialize::InputArchive& archive) {
+  at::Tensor t, sum_of_squares;
+  archive.read("t", t, true);
+  archive.read("sum_of_squares", sum_of_squares, true);
+  t_.assign(t.const_data_ptr<int64_t>(), t.const_data_ptr<int64_t>() + t.numel());
+  sum_of_squares_.assign(sum_of_squares.const_data_ptr<double>(),
+                         sum_of_squares.const_data_ptr<double>() + sum_of_squares.numel());
+  for (auto& bucket : owned_) {
+    for (OwnedSegment& owned : bucket) {
+      torch::serialize::InputArchive segment;
+      archive.read("segment." + std::to_string(owned.where.parameter), segment);
+      visit_tensors(owned.state, [&](const char* name, at::Tensor& tensor) {
+        at::Tensor saved;
+        const bool is_saved = segment.try_read(name, saved, /*is_buffer=*/true);
+        FUSEDBUN_REQUIRE(is_saved == tensor.defined(), DataError,
+                         "rank " + std::to_string(model_.rank) + ": the saved state of '" +
+                             model_.name(owned.where.parameter) + "' " +
+                             (is_saved ? "has" : "lacks") + " a " + name +
+                             ": it was saved under other structural options");
+        if (is_saved) tensor.copy_(saved);
+      });
+    }
+  }
+}
+
+}  // namespace fusedbun

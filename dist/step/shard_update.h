@@ -1,0 +1,98 @@
+#pragma once
+// ShardUpdate: steps the rows that this rank owns. It holds their state (momentum, second moments, masters), evaluates the
+// hyperparameters at each parameter's own step count t, runs core's fused step bucket by bucket, and completes the column
+// statistics of matrices whose rows lie on several ranks.
+//
+// One step: begin (parameters followed, t and scalars) -> update_bucket for each bucket, in order -> send_columns ->
+// finish_bucket for those that need the columns first (denominator global) -> end. With denominator local the columns
+// travel while the next backward pass runs; absorb_columns() takes them in before the next begin.
+//
+// Thread safety: one thread at a time.
+#include <ATen/core/Tensor.h>
+
+#include <vector>
+
+#include "fusedbun/core/segment_step.h"
+#include "fusedbun/dist/step/sharded_fusedbun.h"
+#include "fusedbun/dist/step/sharded_model.h"
+#include "fusedbun/dist/step/step_message.h"
+
+namespace fusedbun {
+
+class ShardUpdate {
+ public:
+  /// What one step multiplies every gradient with, agreed on by all ranks.
+  struct GradientScaling {
+    double divisor = 1;  ///< of the summed gradient: ranks x passes x loss scale
+    double clip = 1;     ///< factor after the division
+  };
+
+  /// `message` carries the columns; both it and the model outlive this.
+  ShardUpdate(ShardedModel& model, StepMessage& message) : model_(model), message_(message) {}
+  /// Makes the state of the rows that were added to the model.
+  void extend();
+
+  /// Starts a step: reads the parameters as they are now, t of the used ones advances, `lr[group]` is the effective one.
+  void begin(const std::vector<bool>& used, const GradientScaling& scaling,
+             const std::vector<double>& lr);
+  /// Steps this rank's rows of a bucket whose gradients have arrived.
+  void update_bucket(int bucket);
+  /// Its rows are final only after the columns of all ranks are here (denominator global).
+  bool needs_columns_first(int bucket) const;
+  void finish_bucket(int bucket);
+  void send_columns() { message_.send_columns(); }
+  void send_squares();
+  /// The gradients of a bucket are not needed any more.
+  void release_gradients(int bucket);
+  /// Every rank's new rows are here: staged parameters are written, and what the step left is remembered.
+  void end();
+  /// Waits for what the last step sent and takes it in; nothing if it is here already.
+  void absorb_columns();
+
+  /// Takes what the program wrote into a parameter since the last step as its values: float32 masters follow where they do not
+  /// round to the parameter any more, and the sum of squares is measured anew.
+  void follow(int parameter);
+
+  void set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal);
+
+  const std::vector<bool>& used() const { return used_; }
+  const std::vector<int64_t>& step_counts() const { return t_; }
+  int64_t state_bytes() const;
+  std::vector<ShardedFusedbun::OwnedRows> owned_rows();
+
+  /// t, sums of squares and the tensors of this rank's segments. load() throws DataError for a state of other structure.
+  void save(torch::serialize::OutputArchive& archive);
+  void load(torch::serialize::InputArchive& archive);
+
+ private:
+  struct OwnedSegment {
+    plan::Segment where;
+    SegmentState state;
+    at::Tensor column_partials;   ///< of the current step; undefined: none
+    bool awaits_columns = false;  ///< stepped, its columns on their way
+    SegmentStep step;             ///< the current step, between begin and finish
+    double sum_of_squares = 0;    ///< of its new values; scale_by_parameter_rms alone
+  };
+
+  void prepare_scalars(const GradientScaling& scaling, const std::vector<double>& lr);
+  void begin_segment(OwnedSegment& owned, int bucket);
+  void note_squares(const OwnedSegment& owned);
+  void absorb_columns_of(OwnedSegment& owned, const at::Tensor& totals);
+  at::Tensor partials_of(const OwnedSegment& owned, int64_t entries);
+  /// Other ranks hold rows of the same matrix, so its column partials must be reduced.
+  bool awaits_others(int parameter) const;
+  bool is_scaled_by_rms(int parameter) const { return columns_.square_offset[parameter] >= 0; }
+
+  ShardedModel& model_;
+  StepMessage& message_;
+  plan::ColumnLayout columns_;
+  std::vector<std::vector<OwnedSegment>> owned_;  ///< [bucket]
+  std::vector<int64_t> t_;                        ///< [parameter]
+  std::vector<double> sum_of_squares_;  ///< [parameter] of its values; scale_by_parameter_rms alone
+  std::vector<StepScalars> scalars_;    ///< [parameter] of the current step
+  std::vector<bool> used_;              ///< [parameter] in the current or last step
+  std::vector<at::Tensor> hessian_diagonals_;  ///< [parameter] for the current step
+  bool squares_in_flight_ = false;
+};
+
+}  // namespace fusedbun

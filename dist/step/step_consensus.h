@@ -1,0 +1,102 @@
+#pragma once
+// StepConsensus: what the ranks of a job decide together, and what they tell one another of it.
+//
+//   before the first write of a step   agree(): facts that must be equal, flags that any rank may raise
+//   with clipping                      global_norm(): the sum of squares of the averaged gradient
+//   at the end of a step               close_step(): a header per rank leaves; hyperparameters of the next step take effect
+//   in the next step                   finish_previous(): headers are compared (79 if ranks differ), changes that rank 0 accepted
+//                                      are broadcast, requests to leave take effect on all ranks at the same step
+//
+// It has a communicator of its own, so that a small message never waits behind gradients, and its operations come in one
+// order on every rank.
+//
+// Thread safety: one thread at a time, except request_leave(), which is async-signal-safe.
+#include <torch/serialize/archive.h>
+
+#include <atomic>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fusedbun/dist/plan/agreement.h"
+#include "fusedbun/dist/plan/control_port.h"
+#include "fusedbun/dist/step/program_changes.h"
+#include "fusedbun/dist/step/sharded_fusedbun.h"
+#include "fusedbun/dist/step/sharded_model.h"
+#include "fusedbun/dist/step/step_message.h"
+
+namespace fusedbun {
+
+class StepConsensus {
+ public:
+  /// `control` is this object's alone; it, the message and the model outlive it.
+  StepConsensus(comm::Communicator& control, StepMessage& message, ShardedModel& model,
+                const ShardedOptions& options)
+      : control_(control), message_(message), model_(model), options_(options) {}
+
+  using Events = ProgramChanges::Events;
+
+  struct Outcome {
+    plan::Agreement agreement;
+    /// One sentence, the same on every rank, if the call cannot be done.
+    std::string refusal;
+    /// The ranks made different calls, so nothing can follow.
+    bool out_of_step = false;
+  };
+  /// Collective. `problem` is this rank's own reason to stop, empty without one; `events` name what equal.writes and
+  /// equal.unfrozen hash.
+  Outcome agree(plan::RankFacts facts, const std::string& problem, const Events& events);
+  /// The 2-norm of a vector whose ranks hold parts with these sums of squares. Collective.
+  double global_norm(double own_sum_of_squares);
+  /// Before an error that every rank throws: none leaves before all know of it, or the others would take it for a lost peer.
+  /// Collective.
+  void let_all_hear() noexcept;
+  /// The largest `value` of all ranks. Collective.
+  int64_t highest(int64_t value);
+
+  /// Takes in what the last step sent; collective. Throws DivergedError.
+  void finish_previous();
+  /// The step is over: its header leaves, the next step's hyperparameters take effect. `norm` is 0 without clipping,
+  /// `scaled_by` are the bits of what scaled the gradients. Returns the digest of the state, equal on all ranks.
+  uint64_t close_step(double norm, std::span<const uint64_t> scaled_by,
+                      const std::vector<int64_t>& step_counts, bool skipped);
+
+  void set_control(plan::ControlPort* port);
+  void request_leave(plan::LeaveRequest request) noexcept {
+    leave_requested_.store(static_cast<uint8_t>(request));
+  }
+  void add_groups();
+
+  std::vector<double> effective_lr() const;
+  double max_grad_norm() const { return changes_.max_grad_norm().value_or(options_.max_grad_norm); }
+  const plan::StepReport& report() const { return report_; }
+  plan::LeaveRequest leave_request() const { return leaving_; }
+  int64_t skipped_steps() const { return skipped_steps_; }
+
+  /// Step counters and the changes in force (pins, scale, clip limit).
+  void save(torch::serialize::OutputArchive& archive) const;
+  void load(torch::serialize::InputArchive& archive);
+
+ private:
+  std::string refusal_of(const plan::RankFacts& facts, const std::string& problem,
+                         const Events& events, bool& out_of_step);
+  /// Brings rank 0's changes up to that revision here; collective. Returns whether there were any.
+  bool accept_changes(int64_t newest_revision);
+  uint64_t state_digest(std::span<const uint64_t> scaled_by,
+                        const std::vector<int64_t>& step_counts) const;
+  void make_report(double norm, bool skipped);
+  void enter_next_step();
+
+  comm::Communicator& control_;
+  StepMessage& message_;
+  ShardedModel& model_;
+  const ShardedOptions& options_;
+  plan::ControlPort* port_ = nullptr;
+  plan::ActiveChanges changes_;
+  plan::StepReport report_;
+  plan::LeaveRequest leaving_ = plan::LeaveRequest::none;
+  std::atomic<uint8_t> leave_requested_{0};
+  int64_t skipped_steps_ = 0;
+};
+
+}  // namespace fusedbun
