@@ -55,6 +55,7 @@ struct Round {
     std::thread killer;
     if (rank == round.doomed) {
       killer = std::thread([&] {
+        while (shared.under_way < kSize) std::this_thread::sleep_for(milliseconds(1));
         std::this_thread::sleep_for(round.after);
         ::raise(SIGKILL);
       });
@@ -101,7 +102,10 @@ milliseconds run_round(int number, const Round& round, Shared& shared) {
   const int dead = wait_for(children[static_cast<size_t>(round.doomed)],
                             Clock::now() + std::chrono::seconds(60));
   const auto begin = Clock::now();
-  bool is_right = dead == 128 + SIGKILL && shared.under_way == kSize;
+  bool is_right = dead == 128 + SIGKILL;
+  if (!is_right)
+    std::printf("round %d: rank %d left with %d before it was killed\n", number, round.doomed,
+                dead);
   for (int rank = 0; rank < kSize; ++rank) {
     if (rank == round.doomed) continue;
     const int code = wait_for(children[static_cast<size_t>(rank)], begin + kNewsWithin);
