@@ -1,9 +1,9 @@
 #pragma once
-// Collectives of small objects and texts, outside the hot path: what ranks tell one another when they connect, start, compare
-// and fail. Objects travel as bytes (every rank is the same program), texts with any bytes and of any length.
+// Collectives of small objects and texts, outside the hot path: what ranks tell one another when they connect, start,
+// compare and fail. Objects travel as bytes (every rank is the same program), texts with any bytes and of any length.
 //
-// All are collective: every rank calls the same one at the same place of the communicator's program order, and waits for it.
-// Each throws what a wait of `host` throws (PeerLostError, TimeoutError).
+// All are collective: every rank calls the same one at the same place of the communicator's program order, and waits
+// for it. Each throws what a wait of `host` throws (PeerLostError, TimeoutError).
 //
 // Thread safety: as the communicator's.
 #include <cstdint>
@@ -56,8 +56,9 @@ void wait_until_all_have_heard(Communicator& host) noexcept;
 void verify_equal_across_ranks(Communicator& host, std::span<const std::string> lines,
                                std::string_view advice);
 
-/// Runs `action`, which calls no collective, on this rank. If it threw on any rank, all ranks throw the error of the lowest such
-/// rank: the same type and sentence. An exception that is not a fusedbun::Error arrives as Error(unclassified).
+/// Runs `action`, which calls no collective, on this rank. If it threw on any rank, all ranks throw the error of the
+/// lowest such rank: the same type and sentence. An exception that is not a fusedbun::Error arrives as
+/// Error(unclassified).
 void rethrow_on_all_ranks(Communicator& host, const std::function<void()>& action);
 
 }  // namespace fusedbun::comm
