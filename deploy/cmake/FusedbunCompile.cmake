@@ -26,6 +26,14 @@ if(FUSEDBUN_WARNINGS_ARE_ERRORS)
   target_compile_options(fusedbun_compile INTERFACE
     $<$<COMPILE_LANGUAGE:C,CXX>:-Werror> "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:--Werror all-warnings>")
 endif()
+# Assertions name files relative to the project, not where it was built. ccache's base_dir has the same effect, and a path in
+# the command line would keep two checkouts from sharing results; nvcc runs without ccache.
+set(source_prefix_maps -ffile-prefix-map=${FUSEDBUN_INCLUDE_ROOT}/fusedbun/= -ffile-prefix-map=${PROJECT_SOURCE_DIR}/=)
+if(NOT FUSEDBUN_CCACHE)
+  target_compile_options(fusedbun_compile INTERFACE "$<$<COMPILE_LANGUAGE:C,CXX>:${source_prefix_maps}>")
+endif()
+string(REPLACE ";" "," source_prefix_maps "${source_prefix_maps}")
+target_compile_options(fusedbun_compile INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler ${source_prefix_maps}>")
 target_include_directories(fusedbun_compile INTERFACE ${FUSEDBUN_INCLUDE_ROOT})
 if(FUSEDBUN_SANITIZE STREQUAL "address")
   add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)

@@ -54,8 +54,8 @@ ControlFile read_control_file(const std::filesystem::path& run_dir) {
                        ": there is no readable " + kName + " in it");
   try {
     const nlohmann::json json = nlohmann::json::parse(stream);
-    FUSEDBUN_REQUIRE(json.at("format") == kFormat && json.at("version") == kControlFileVersion, DataError,
-                     path.string() + " has a format that this version does not know");
+    FUSEDBUN_REQUIRE(json.at("format") == kFormat && json.at("version") == kControlFileVersion,
+                     DataError, path.string() + " has a format that this version does not know");
     return {.address = json.at("address"),
             .credentials = json.at("credentials"),
             .run_id = json.at("run_id"),
