@@ -232,8 +232,8 @@ grpc::Status TrainingControlService::ListChanges(Context* context,
     }
     const grpc::Status status = reply_with(revision, reply->add_changes());
     if (!status.ok()) return status;
-    const bool has_moved_on = wanted != v1::Change::STATE_UNSPECIFIED &&
-                              reply->changes().rbegin()->state() != wanted;
+    const bool has_moved_on =
+        wanted != v1::Change::STATE_UNSPECIFIED && reply->changes().rbegin()->state() != wanted;
     if (has_moved_on) reply->mutable_changes()->RemoveLast();
   }
   return grpc::Status::OK;

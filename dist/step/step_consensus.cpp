@@ -113,7 +113,10 @@ int64_t StepConsensus::highest(int64_t value) {
 void StepConsensus::finish_previous() {
   if (!message_.header_under_way()) return;
   const std::vector<plan::StepHeader>& headers = message_.settle_header();
-  if (const auto difference = plan::disagreement(headers)) throw DivergedError(*difference);
+  if (const auto difference = plan::disagreement(headers)) {
+    comm::wait_until_all_have_heard(control_);
+    throw DivergedError(*difference);
+  }
   accept_changes(headers[0].newest_revision);
   for (const plan::StepHeader& header : headers) {
     if (header.flags & plan::StepHeader::kStopping) {
@@ -249,6 +252,9 @@ void StepConsensus::load(torch::serialize::InputArchive& archive) {
     const double value = values.const_data_ptr<double>()[i];
     return std::isnan(value) ? std::nullopt : std::optional(value);
   };
+  FUSEDBUN_REQUIRE(!(optional(1).value_or(0) > 0 && options_.step_in_backward), DataError,
+                   "rank " + std::to_string(model_.rank) +
+                       ": the saved state clips gradients, which step_in_backward cannot do");
   plan::ActiveChanges::Overrides overrides;
   overrides.lr_scale = *optional(0);
   overrides.max_grad_norm = optional(1);

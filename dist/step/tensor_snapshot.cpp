@@ -12,7 +12,7 @@ namespace fusedbun {
 namespace {
 
 /// Elements that are looked at, spread evenly; and how many more if those were mostly zero.
-constexpr int64_t kFew = 16, kSpread = 48, kSpreadWide = 2048;
+constexpr int64_t kFew = 16, kSpread = 32, kSpreadWide = 2048;
 /// As many elements other than zero are wanted.
 constexpr int64_t kNonzeroWanted = 12;
 /// What is read in one go when a tensor of mostly zeros is searched, bytes.
@@ -59,6 +59,7 @@ using Sample = std::vector<std::pair<int64_t, uint64_t>>;
 
 Sample few_of(const std::byte* memory, int64_t count, int64_t width) {
   Sample sample;
+  sample.reserve(kFew);
   for_each_spread(count, kFew, [&](int64_t element) {
     sample.emplace_back(element, bits_at(memory, element, width));
     return true;
@@ -68,6 +69,7 @@ Sample few_of(const std::byte* memory, int64_t count, int64_t width) {
 
 Sample nonzero_of(const std::byte* memory, int64_t count, int64_t width) {
   Sample sample;
+  sample.reserve(kSpread);
   int64_t nonzero = 0;
   const auto take = [&](int64_t element) {
     sample.emplace_back(element, bits_at(memory, element, width));

@@ -79,8 +79,13 @@ void add_optimizer_flags(CLI::App& command, Flags& flags) {
   add("--weight-decay", choice.weight_decay, "Decoupled weight decay");
   add("--beta-decay", choice.beta_decay, "Decay of the second moment (adamw: beta2)");
   add("--momentum-beta", choice.momentum_beta, "Decay of the momentum (adamw: beta1)");
+  // A function, because CLI11 takes an optional<bool> for a counter and sets it to 0.
   const auto add_switch = [&](const char* name, std::optional<bool>& value, const char* what) {
-    command.add_flag(name, value, what)->default_str("the preset's")->group("Optimizer");
+    command
+        .add_flag_function(
+            name, [&value](int64_t count) { value = count > 0; }, what)
+        ->default_str("the preset's")
+        ->group("Optimizer");
   };
   add_switch("--centralize,!--no-centralize", choice.centralize,
              "Subtract each matrix row's mean from its gradient");

@@ -147,8 +147,8 @@ TEST(FusedThreads, ABigSegmentIsSteppedByLibTorchsThreads) {
   Stepped run{
       start.clone(),
       make_segment_state(start, {0, shape.rows, shape.rows, shape.columns, false}, options)};
+  at::set_num_threads(threads_of_this_process() + 2);
   const int before = threads_of_this_process();
-  at::set_num_threads(before + 2);
   step(run, {start}, shape, options, 1);
   EXPECT_GE(threads_of_this_process(), before + 1);
 }

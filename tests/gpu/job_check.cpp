@@ -3,6 +3,7 @@
 //
 //   gpu_job_check [--rehearse]      with it: on the CPU, without NCCL
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/ordered_dict.h>
 
@@ -83,6 +84,7 @@ std::optional<std::string> run(Job& job, at::Device gpu, const std::string& pres
 }
 
 Json one_rank(bool rehearse) {
+  at::set_num_threads(1);  // the tensors are small
   Job job({.control = false, .use_gpu = !rehearse});
   const at::Device gpu = rehearse ? at::Device(at::kCPU) : at::Device(at::kCUDA, 0);
   Comparisons comparisons;

@@ -11,6 +11,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -86,7 +87,7 @@ def seconds_left(wanted):
 
 
 class Build:
-    """The build in the background: configured at once, every target by one ninja."""
+    """The build in the background: configured at once, then what the stages run, in their order."""
 
     def __init__(self, env):
         self.log = OUT / "build.log"
@@ -110,9 +111,11 @@ class Build:
             done = subprocess.run(configure, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT)
         if done.returncode != 0:
             raise Failed(f"cmake could not configure: {self.last_error()}")
-        words = ["cmake", "--build", str(BUILD), "--parallel", str(os.cpu_count()),
-                 "--target", "gpu_step_check", "gpu_job_check", "fusedbun", "--", "-k", "0"]
-        self.process = subprocess.Popen(words, stdout=self.log.open("a"), stderr=subprocess.STDOUT, cwd=ROOT)
+        # The first program alone at first: it is small, and what it checks is worth most.
+        self.process = subprocess.Popen(
+            ["sh", "-c", f"cmake --build '{BUILD}' --target gpu_step_check -- -k 0; "
+             f"cmake --build '{BUILD}' --target gpu_job_check fusedbun -- -k 0"],
+            stdout=self.log.open("a"), stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
 
     def last_error(self):
         lines = self.log.read_text(errors="replace").splitlines()
@@ -139,7 +142,7 @@ class Build:
 
     def stop(self):
         if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
+            os.killpg(self.process.pid, signal.SIGTERM)  # its own session: the shell, ninja and the compilers
             self.process.wait()
 
 

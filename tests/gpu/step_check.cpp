@@ -44,12 +44,6 @@ SegmentState on_cpu(SegmentState state) {
   return state;
 }
 
-RowRange all_rows(const Tensor& parameter) {
-  const bool is_vector = parameter.dim() < 2;
-  const int64_t rows = is_vector ? parameter.numel() : parameter.size(0);
-  return {0, rows, rows, is_vector ? 1 : parameter.numel() / rows, is_vector};
-}
-
 // The case as a user would run it, on the GPU; returns the first mismatch.
 std::optional<std::string> run(const Case& golden, Precision precision) {
   std::vector<Tensor> parameters;
@@ -74,8 +68,10 @@ std::optional<std::string> run(const Case& golden, Precision precision) {
     const auto entry = optimizer.state().find(parameters[k].unsafeGetTensorImpl());
     if (entry == optimizer.state().end()) continue;  // every step was skipped
     const auto& state = static_cast<const FusedbunParamState&>(*entry->second);
-    if (auto wrong = golden::compare_state(golden, precision, static_cast<int>(k),
-                                           all_rows(parameters[k]), on_cpu(state.segment)))
+    const at::IntArrayRef shape = parameters[k].sizes();
+    const RowRange range = all_rows_of({shape.data(), shape.size()}, golden.options.matrix_view);
+    if (auto wrong = golden::compare_state(golden, precision, static_cast<int>(k), range,
+                                           on_cpu(state.segment)))
       return wrong;
   }
   return std::nullopt;

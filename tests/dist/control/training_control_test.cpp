@@ -217,6 +217,39 @@ TEST_F(TrainingControl, ListsChangesInPagesAndByState) {
   EXPECT_THROW(client_.change("jobs/-/changes/-1"), ConfigError);
 }
 
+// Of settled changes the ledger keeps a byte; the rest comes from a file.
+TEST_F(TrainingControl, OldChangesAreShownAsTheyWere) {
+  constexpr int kChanges = 40;
+  std::vector<v1::Change> created;
+  {
+    FakeRank rank(server_.port());
+    for (int i = 1; i <= kChanges; ++i) {
+      v1::CreateChangeRequest request = learning_rate(i, i % 2 == 0 ? "*" : "body");
+      request.set_request_id("r" + std::to_string(i));
+      request.mutable_change()->set_reason("number " + std::to_string(i));
+      created.push_back(client_.create_change(request));
+      rank.step();
+    }
+    for (int i = 0; i < 4; ++i) rank.step();
+  }
+  for (int i = 1; i <= kChanges; ++i) {
+    v1::Change expected = created[i - 1];
+    expected.set_state(v1::Change::APPLIED);
+    EXPECT_EQ(client_.change(expected.name()).SerializeAsString(), expected.SerializeAsString());
+    v1::CreateChangeRequest again = learning_rate(i, i % 2 == 0 ? "*" : "body");
+    again.set_request_id("r" + std::to_string(i));
+    again.mutable_change()->set_reason("number " + std::to_string(i));
+    EXPECT_EQ(client_.create_change(again).SerializeAsString(), created[i - 1].SerializeAsString());
+  }
+  v1::ListChangesRequest list;
+  list.set_filter("state=APPLIED");
+  const v1::ListChangesResponse applied = client_.changes(list);
+  ASSERT_EQ(applied.changes_size(), kChanges);
+  for (int i = 1; i <= kChanges; ++i) EXPECT_EQ(applied.changes(i - 1).revision(), i);
+  list.set_filter("state=SCHEDULED");
+  EXPECT_EQ(client_.changes(list).changes_size(), 0);
+}
+
 TEST_F(TrainingControl, SpecsAreTheTableOfThePlan) {
   const v1::ListHyperparameterSpecsResponse specs = client_.specs();
   ASSERT_EQ(specs.specs_size(), static_cast<int>(plan::field_specs().size()));

@@ -2,8 +2,11 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 
+#include <algorithm>
 #include <cmath>
+#include <iostream>
 #include <limits>
 
 #include "fusedbun/core/error.h"
@@ -365,6 +368,93 @@ TEST(CommitMargin, SparesTheMostOfTheLastBatchesAndDoublesWhenItMissed) {
   margin.missed(1);
   margin.missed(1);
   EXPECT_EQ(margin.spare_steps(), 4);
+}
+
+TEST(ChangeLedger, AnswersForWhatItHasForgotten) {
+  ChangeLedger ledger = two_groups();
+  ChangeRequest named = request_of({{"*", Field::eps, 1e-6}});
+  named.request_id = "once";
+  accept(ledger, named);  // 1: will be applied
+  ChangeRequest late = request_of({{"*", Field::eps, 1e-7}});
+  late.apply_at_step = 50;
+  accept(ledger, late);  // 2: will be cancelled
+  ChangeRequest cancellation;
+  cancellation.actor = "uid:1";
+  cancellation.cancels = 2;
+  accept(ledger, cancellation);  // 3
+  late.apply_at_step = 60;
+  accept(ledger, late);  // 4: stays scheduled
+  EXPECT_EQ(ledger.entries(0, 4).size(), 4u);
+  ledger.close_step(0);
+  ledger.close_step(1);
+  ledger.observe(report_of(ledger, 2));
+  const std::string etag = ledger.etag();
+  const Settings before = ledger.settings_at(100);
+
+  EXPECT_THAT(ledger.settled(2), testing::ElementsAre(1, 2)) << "the oldest first";
+  const std::vector<int64_t> settled = ledger.settled(100);
+  EXPECT_THAT(settled, testing::ElementsAre(1, 2, 3));
+  ledger.forget(settled);
+  EXPECT_EQ(ledger.held(), 1u);
+  EXPECT_EQ(ledger.find(1), nullptr);
+  EXPECT_NE(ledger.find(4), nullptr);
+  EXPECT_EQ(ledger.state_of(1), ChangeState::applied);
+  EXPECT_EQ(ledger.state_of(2), ChangeState::cancelled);
+  EXPECT_EQ(ledger.state_of(3), ChangeState::applied);
+  EXPECT_EQ(ledger.state_of(4), ChangeState::scheduled);
+  EXPECT_EQ(ledger.etag(), etag);
+  EXPECT_EQ(ledger.settings_at(100).groups[0].eps, before.groups[0].eps);
+
+  const auto replay = ledger.propose(named);
+  ASSERT_TRUE(std::holds_alternative<ChangeLedger::Replay>(replay));
+  EXPECT_EQ(std::get<ChangeLedger::Replay>(replay).revision, 1);
+  named.reason = "another";
+  EXPECT_EQ(refusal_of(ledger, named), "REQUEST_ID_REUSED");
+  const auto refusal_to_cancel = [&](int64_t revision) {
+    cancellation.cancels = revision;
+    const auto verdict = ledger.propose(cancellation);
+    return std::get<Refusal>(verdict).message;
+  };
+  EXPECT_THAT(refusal_to_cancel(1), HasSubstr("has been used"));
+  EXPECT_THAT(refusal_to_cancel(2), HasSubstr("was cancelled before"));
+  EXPECT_THAT(refusal_to_cancel(3), HasSubstr("is a cancellation"));
+  EXPECT_EQ(accept(ledger, request_of({{"*", Field::eps, 1e-5}})).revision, 5);
+  EXPECT_EQ(ledger.entries(4, 5).size(), 1u);
+
+  EXPECT_THAT(ledger.end_run(), testing::ElementsAre(4, 5));
+  ledger.forget(ledger.settled(100));
+  EXPECT_EQ(ledger.held(), 0u);
+  EXPECT_EQ(ledger.state_of(4), ChangeState::rejected);
+}
+
+TEST(ChangeLedger, ManyChangesTakeLittleMemory) {
+  constexpr int64_t kChanges = 250'000;
+  constexpr int64_t kPerStep = 100;
+  constexpr size_t kMegabyte = 1 << 20;
+  ChangeLedger ledger = two_groups();
+  const size_t before = ::mallinfo2().uordblks;
+  size_t most_held = 0, most_bytes = 0;
+  for (int64_t step = 0; step < kChanges / kPerStep; ++step) {
+    for (int64_t i = 0; i < kPerStep; ++i) {
+      ChangeRequest request = request_of({{"*", Field::eps, 1e-8 * static_cast<double>(1 + i)}});
+      request.request_id = std::to_string(step * kPerStep + i);
+      request.reason = std::string(kReasonBytesMax, 'r');
+      accept(ledger, request);
+    }
+    ledger.entries(std::max<int64_t>(0, ledger.newest_revision() - kPerStep),
+                   ledger.newest_revision());
+    ledger.close_step(step);
+    ledger.observe(report_of(ledger, step));
+    ledger.forget(ledger.settled(2 * kPerStep));
+    most_held = std::max(most_held, ledger.held());
+    most_bytes = std::max(most_bytes, ::mallinfo2().uordblks - before);
+  }
+  EXPECT_EQ(ledger.newest_revision(), kChanges);
+  EXPECT_LE(most_held, 4 * kPerStep);
+  // A byte for each, the last 4,096 request ids, and what waits for its step.
+  EXPECT_LE(most_bytes, 4 * kMegabyte);
+  std::cout << kChanges << " changes: at most " << most_held << " held, "
+            << static_cast<double>(most_bytes) / kMegabyte << " MiB\n";
 }
 
 ChangeLedger without_clipping() {

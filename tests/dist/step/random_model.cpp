@@ -133,7 +133,8 @@ std::string state_difference(ShardedFusedbun& sharded, Fusedbun& alone,
       return difference(owned.name + " " + what, x, y, tolerance);
     };
     for (const std::string& found_difference :
-         {check("momentum", a.momentum_buffer, rows_of(b.momentum_buffer, owned.range)),
+         {check("master", a.master, rows_of(b.master, owned.range)),
+          check("momentum", a.momentum_buffer, rows_of(b.momentum_buffer, owned.range)),
           check("full", a.exp_avg_sq.full, rows_of(b.exp_avg_sq.full, owned.range)),
           check("row", a.exp_avg_sq.row, rows_of(b.exp_avg_sq.row, owned.range)),
           check("col", a.exp_avg_sq.col, columns_of(b.exp_avg_sq.col, owned.range)),

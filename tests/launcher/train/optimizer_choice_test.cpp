@@ -10,12 +10,9 @@ namespace {
 
 TEST(OptimizerChoice, EveryPresetHasALearningRateOfItsOwn) {
   for (const std::string& name : preset_names()) {
-    const Options options = options_of({.preset = name,
-                                        .lr = {},
-                                        .eps = {},
-                                        .weight_decay = {},
-                                        .beta_decay = {},
-                                        .momentum_beta = {}});
+    OptimizerChoice choice;
+    choice.preset = name;
+    const Options options = options_of(choice);
     EXPECT_GT(options.lr, 0) << name;
     EXPECT_EQ(options.momentum_beta, preset(name, 1).momentum_beta) << name;
   }

@@ -55,10 +55,11 @@ class Learning(TrainTestCase):
         said = (self.folder / "fusion" / "train.log").read_text()
         for option in ("centralize=true", "prepare_hessian=true", "mask=off", "momentum=heavy_ball"):
             self.assertIn(option, said)
-        self.losses("elementwise", 1, "--preset", "elementwise", "--no-centralize", "", "--no-use-rms", "")
+        # What is not named stays the preset's.
+        self.losses("elementwise", 1, "--preset", "elementwise", "--no-centralize", "")
         said = (self.folder / "elementwise" / "train.log").read_text()
         self.assertNotIn("centralize=true", said)
-        self.assertNotIn("use_rms=true", said)
+        self.assertIn("use_rms=true", said)
 
     def test_a_mask_that_does_not_exist_is_refused(self):
         result = run(*self.train(1, "--mask", "on"))
