@@ -11,26 +11,27 @@ if(FUSEDBUN_WITH_TORCH AND NOT FUSEDBUN_SANITIZE STREQUAL "off")
   add_custom_target(sanitized_tests)
 endif()
 
-# fusedbun_sanitize_test(<name>): makes <name> one of them if it is in the list above. Run it as one test of ctest: each
-# start with LibTorch takes seconds here.
-function(fusedbun_sanitize_test name)
-  if(NOT name IN_LIST _fusedbun_sanitized_tests)
-    return()
-  endif()
-  add_dependencies(sanitized_tests ${name})
+# fusedbun_sanitize(<target> <tests>...): how a sanitized program over LibTorch is linked, and how its tests run.
+function(fusedbun_sanitize target)
+  add_dependencies(sanitized_tests ${target})
   set(folder ${PROJECT_SOURCE_DIR}/tests/sanitizers)
-  set(environment)
   if(FUSEDBUN_SANITIZE STREQUAL "thread")
-    # The compiler's libgomp would be a second one; fusedbun::torch_threads links LibTorch's.
-    target_sources(${name} PRIVATE ${folder}/openmp_edges.cpp)
-    target_link_libraries(${name} PRIVATE ${CMAKE_DL_LIBS} fusedbun::torch_threads)
-    set(environment "TSAN_OPTIONS=suppressions=${folder}/thread.supp:halt_on_error=0:second_deadlock_stack=1")
+    target_sources(${target} PRIVATE ${folder}/openmp_edges.cpp)
+    target_link_libraries(${target} PRIVATE ${CMAKE_DL_LIBS} fusedbun::torch_threads)
+    set(environment "TSAN_OPTIONS=suppressions=${folder}/thread.supp:second_deadlock_stack=1")
   else()
     # LibTorch's libraries define some symbols several times, which is their own.
     set(environment "ASAN_OPTIONS=detect_odr_violation=0:detect_leaks=1" "UBSAN_OPTIONS=print_stacktrace=1"
                     "LSAN_OPTIONS=suppressions=${folder}/leak.supp")
   endif()
-  set_property(TEST ${name} APPEND PROPERTY ENVIRONMENT ${environment})
-  set_property(TEST ${name} APPEND PROPERTY LABELS sanitized)
-  set_property(TEST ${name} PROPERTY TIMEOUT 900)
+  set_property(TEST ${ARGN} APPEND PROPERTY ENVIRONMENT ${environment})
+  set_property(TEST ${ARGN} APPEND PROPERTY LABELS sanitized)
+  set_property(TEST ${ARGN} PROPERTY TIMEOUT 900)
+endfunction()
+
+# fusedbun_sanitize_test(<name>): does so if <name> is in the list above.
+function(fusedbun_sanitize_test name)
+  if(name IN_LIST _fusedbun_sanitized_tests)
+    fusedbun_sanitize(${name} ${name})
+  endif()
 endfunction()
