@@ -47,9 +47,12 @@ std::string broadcast_text(Communicator& host, std::string text, int root);
 std::vector<std::string> broadcast_texts(Communicator& host, const std::vector<std::string>& texts,
                                          int root);
 
-/// Throws ConfigError on every rank unless all ranks have rank 0's lines. It names the first rank that differs, that
-/// rank's first different line beside rank 0's, and ends with `advice`: "rank 1 has 'x' where rank 0 has 'y':
-/// <advice>".
+/// Before all ranks throw the same error: the first to leave breaks the connections over which another may still be hearing
+/// why. Collective; what fails here does not matter any more.
+void wait_until_all_have_heard(Communicator& host) noexcept;
+
+/// Throws ConfigError on every rank unless all ranks have rank 0's lines. It names the first rank that differs, that rank's
+/// first different line beside rank 0's, and ends with `advice`: "rank 1 has 'x' where rank 0 has 'y': <advice>".
 void verify_equal_across_ranks(Communicator& host, std::span<const std::string> lines,
                                std::string_view advice);
 
