@@ -6,7 +6,7 @@
 namespace fusedbun {
 
 bool has_fused_step(const Options& options) {
-  if (options.prepare_hessian) return false;
+  if (options.prepare_hessian && options.hessian_source == HessianSource::external) return false;
   const bool momentum_fits =
       options.momentum_beta == 0 || options.momentum_at == MomentumAt::update;
   switch (options.accumulator) {
@@ -21,6 +21,10 @@ bool has_fused_step(const Options& options) {
              options.mask != Mask::hold;
   }
   return false;
+}
+
+bool has_fused_cuda_step(const Options& options) {
+  return has_fused_step(options) && !options.prepare_hessian;
 }
 
 namespace fused {
@@ -38,31 +42,21 @@ bool is_power_of_two(double value) {
 
 // Everything but the kind.
 template <class T>
-PassArguments<T> arguments_of(const FusedStep<T>& step) {
-  const StepScalars& s = step.scalars;
-  const Structure& structure = step.structure;
-  const bool is_vector = step.range.is_vector;
-  PassArguments<T> a{};
-  a.parameter = step.parameter;
-  a.rounded = step.rounded;
-  a.gradient = step.gradient;
-  a.gradient_type = step.gradient_type;
-  a.more_gradients = step.more_gradients;
-  a.more_gradient_count = step.more_gradient_count;
-  a.momentum = step.momentum;
-  a.full = step.full;
-  a.row = step.row;
-  a.column_sums = step.column_sums;
-  a.column_maxima = step.column_maxima;
-  a.rows = step.range.rows();
-  a.columns = step.range.columns;
-  a.momentum_kind = momentum_kind(step.momentum != nullptr, structure.momentum_at);
+PassArguments<T> arguments_of(const RowRange& range, const StepScalars& s,
+                              const Structure& structure, bool has_momentum) {
+  PassArguments<T> a;
+  a.rows = range.rows();
+  a.columns = range.columns;
+  a.has_hessian = structure.prepare_hessian;
+  a.hessian_of_raw = structure.hessian_source == HessianSource::raw;
+  a.momentum_kind = momentum_kind(has_momentum, structure.momentum_at);
   a.momentum_is_bf16 = structure.momentum_dtype == MomentumDtype::bf16;
   a.centralize =
-      s.centralize && !is_vector && (step.range.columns > 1 || structure.centralize_single_column);
-  a.masked = structure.mask != Mask::off && (structure.mask_scope == MaskScope::all || !is_vector);
+      s.centralize && !range.is_vector && (range.columns > 1 || structure.centralize_single_column);
+  a.masked =
+      structure.mask != Mask::off && (structure.mask_scope == MaskScope::all || !range.is_vector);
   a.held = a.masked && structure.mask == Mask::hold;
-  a.use_rms = s.use_rms;
+  a.use_rms = s.use_rms || structure.prepare_hessian;
   a.gradient_divisor = static_cast<T>(s.gradient_divisor);
   a.gradient_inverse =
       is_power_of_two(s.gradient_divisor) ? static_cast<T>(1 / s.gradient_divisor) : T{0};
@@ -90,36 +84,38 @@ bool keeps_full(const RowRange& range, const Structure& structure) {
 }  // namespace
 
 template <class T>
-PassArguments<T> begin_pass(const FusedStep<T>& step) {
-  PassArguments<T> a = arguments_of(step);
-  if (keeps_full(step.range, step.structure)) {
+PassArguments<T> begin_arguments(const RowRange& range, const StepScalars& scalars,
+                                 const Structure& structure, bool has_momentum) {
+  PassArguments<T> a = arguments_of<T>(range, scalars, structure, has_momentum);
+  if (keeps_full(range, structure)) {
     a.kind = PassKind::full;
-  } else if (step.structure.accumulator == Accumulator::sm3) {
+  } else if (structure.accumulator == Accumulator::sm3) {
     a.kind = PassKind::sm3;
-    a.column_values = step.col;
-  } else if (step.structure.accumulator == Accumulator::mean) {
+  } else if (structure.accumulator == Accumulator::mean) {
     a.kind = PassKind::mean;
   } else {
     a.kind = PassKind::statistics;  // of the gradient alone
-    a.parameter = nullptr;
-    a.rounded = nullptr;
-    a.momentum = nullptr;
     a.momentum_kind = MomentumKind::none;
   }
   return a;
 }
 
 template <class T>
-PassArguments<T> finish_pass(const FusedStep<T>& step) {
-  PassArguments<T> a = arguments_of(step);
+PassArguments<T> finish_arguments(const RowRange& range, const StepScalars& scalars,
+                                  const Structure& structure, bool has_momentum) {
+  PassArguments<T> a = arguments_of<T>(range, scalars, structure, has_momentum);
   a.kind = PassKind::columns;
   return a;
 }
 
-template PassArguments<float> begin_pass(const FusedStep<float>&);
-template PassArguments<double> begin_pass(const FusedStep<double>&);
-template PassArguments<float> finish_pass(const FusedStep<float>&);
-template PassArguments<double> finish_pass(const FusedStep<double>&);
+#define FUSEDBUN_INSTANTIATE(T)                                                                    \
+  template PassArguments<T> begin_arguments(const RowRange&, const StepScalars&, const Structure&, \
+                                            bool);                                                 \
+  template PassArguments<T> finish_arguments(const RowRange&, const StepScalars&,                  \
+                                             const Structure&, bool);
+FUSEDBUN_INSTANTIATE(float)
+FUSEDBUN_INSTANTIATE(double)
+#undef FUSEDBUN_INSTANTIATE
 
 }  // namespace fused
 }  // namespace fusedbun

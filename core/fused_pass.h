@@ -1,11 +1,27 @@
 #pragma once
-// One fused pass over the rows of a segment, worked out: every invariant of its inner loop, once per call and already
-// of type T. Shared by the CPU's and the GPU's pass, private to step_cpu and step_cuda.
+// What a fused pass (step_cpu, step_cuda) is given: one matrix's rows for one part of a step, as plain pointers, and every
+// invariant of its inner loop, worked out once and already of type T.
 //
-// Thread safety: values.
+// Thread safety: values; the memory is the caller's.
 #include <cstdint>
 
-#include "fusedbun/core/fused_step.h"
+#include "fusedbun/core/element_type.h"
+#include "fusedbun/core/options.h"
+#include "fusedbun/core/row_range.h"
+#include "fusedbun/core/step_scalars.h"
+
+namespace fusedbun {
+
+/// True if a fused CPU pass covers this structure; hyperparameters may have any value.
+///   accumulator mean or sm3, denominator local, momentum (if any) of the update
+///   accumulator full, either denominator, momentum of either
+///   accumulator mean_col, denominator global, mask zero or off, momentum (if any) of the update
+/// all of them without prepare_hessian, or with it and hessian_source same or raw.
+bool has_fused_step(const Options& options);
+/// The same for the CUDA pass: without prepare_hessian.
+bool has_fused_cuda_step(const Options& options);
+
+}  // namespace fusedbun
 
 namespace fusedbun::fused {
 
@@ -20,52 +36,73 @@ enum class PassKind {
 
 enum class MomentumKind { none, of_update, of_gradient };
 
+/// One second moment; pointers that the options do not need are null.
 template <class T>
-struct PassArguments {
-  T* parameter;
-  uint16_t* rounded;
-  const void* gradient;
-  const void* const* more_gradients;
-  int more_gradient_count;
-  ElementType gradient_type;
-  void* momentum;
-  T* full;
-  T* row;
-  const T* column_values;  ///< mean: c_j / mean(c); sm3: c_j; columns: sqrt(v_j) + eps, v corrected
-  double* column_sums;
-  T* column_maxima;
-  int64_t rows;
-  int64_t columns;
-  /// Elements of the segment before the pass's first row: the [rows, m] pointers are the segment's (CPU only).
-  int64_t first_element;
-
-  PassKind kind;
-  MomentumKind momentum_kind;
-  bool momentum_is_bf16;
-  bool centralize;
-  bool masked;
-  bool held;
-  bool use_rms;
-
-  T gradient_divisor;
-  T gradient_inverse;  ///< 1 / divisor where that is exact (powers of two): a product with the same bits; else 0
-  T gradient_scale;
-  T eps;
-  T beta;
-  T beta_rest;            ///< 1 - beta
-  T second_moment_scale;  ///< 1 / second_moment_correction
-  T momentum_beta;
-  T momentum_rest;   ///< weight of x in the momentum buffer: 1 - b, or 1
-  T momentum_scale;  ///< of_gradient: 1 / momentum_correction
-  T keep;
-  T step;  ///< p -= step·u
-  double row_beta;
+struct MomentMemory {
+  T* full = nullptr;       ///< [rows, m]
+  T* row = nullptr;        ///< [rows]
+  const T* col = nullptr;  ///< [m]
+  /// Worked out from `col` before a pass; mean: c_j / mean(c); sm3: c_j; columns: sqrt(v_j) + eps, v corrected.
+  const T* column_values = nullptr;
+  double* column_sums = nullptr;  ///< [m], added to (mean, mean_col)
+  T* column_maxima =
+      nullptr;  ///< [m], maxima are taken into it (sm3); never negative, NaN without sign
 };
 
-/// What begin_step and finish_step run on `step`; column_values are the caller's to work out and to set.
 template <class T>
-PassArguments<T> begin_pass(const FusedStep<T>& step);
+struct PassArguments {
+  T* parameter = nullptr;  ///< [rows, m]
+  /// The bfloat16 parameter [rows, m] of which `parameter` is the master. Read first: an element that is not its master's
+  /// rounding was written by somebody else, and the master takes its value. Then gets the new one, rounded to nearest even.
+  uint16_t* low_precision_parameter = nullptr;
+  /// The gradient's summands in the order in which they are added, [rows, m] each; only read. On a GPU there is one.
+  const void* const* gradients = nullptr;
+  int gradient_count = 0;
+  const void* gradient = nullptr;  ///< the first of them, by value for kernels on a GPU
+  ElementType gradient_type = sizeof(T) == sizeof(double) ? ElementType::f64 : ElementType::f32;
+  /// [rows, m] of T, or of bfloat16 with MomentumDtype::bf16; null: momentum_beta = 0.
+  void* momentum = nullptr;
+  MomentMemory<T> moment;   ///< exp_avg_sq
+  MomentMemory<T> hessian;  ///< exp_hessian, which then normalises in its place (CPU only)
+  bool has_hessian = false;
+  bool hessian_of_raw = false;  ///< it takes in the gradient before momentum and mask, not after
+
+  int64_t rows = 0;
+  int64_t columns = 0;
+  /// Elements of the matrix before the pass's first row: the [rows, m] pointers stay the matrix's (CPU only).
+  int64_t first_element = 0;
+
+  PassKind kind = PassKind::full;
+  MomentumKind momentum_kind = MomentumKind::none;
+  bool momentum_is_bf16 = false;
+  bool centralize = false;
+  bool masked = false;
+  bool held = false;
+  bool use_rms = false;
+
+  T gradient_divisor = 1;
+  T gradient_inverse =
+      0;  ///< 1 / divisor where that is exact (powers of two): a product with the same bits; else 0
+  T gradient_scale = 1;
+  T eps = 0;
+  T beta = 0;
+  T beta_rest = 0;            ///< 1 - beta
+  T second_moment_scale = 1;  ///< 1 / second_moment_correction
+  T momentum_beta = 0;
+  T momentum_rest = 0;   ///< weight of x in the momentum buffer: 1 - b, or 1
+  T momentum_scale = 1;  ///< of_gradient: 1 / momentum_correction
+  T keep = 1;
+  T step = 0;  ///< p -= step·u
+  double row_beta = 0;
+};
+
+/// The arguments of the part of a step that begins (or finishes) it, without the pointers, which are the caller's to set.
+/// `has_momentum`: a momentum buffer is stored.
 template <class T>
-PassArguments<T> finish_pass(const FusedStep<T>& step);
+PassArguments<T> begin_arguments(const RowRange& range, const StepScalars& scalars,
+                                 const Structure& structure, bool has_momentum);
+template <class T>
+PassArguments<T> finish_arguments(const RowRange& range, const StepScalars& scalars,
+                                  const Structure& structure, bool has_momentum);
 
 }  // namespace fusedbun::fused

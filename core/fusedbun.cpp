@@ -116,13 +116,13 @@ void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
   step.parameter = rows;
   const at::ScalarType arithmetic = arithmetic_type(parameter.scalar_type());
   const bool is_half = parameter.grad().scalar_type() == at::kBFloat16 && arithmetic == at::kFloat;
-  step.gradient = as_rows(is_half ? parameter.grad() : parameter.grad().to(arithmetic), range);
+  step.gradients = {as_rows(is_half ? parameter.grad() : parameter.grad().to(arithmetic), range)};
   if (hessian_diagonal.defined()) step.hessian_diagonal = as_rows(hessian_diagonal, range);
   step.range = range;
   step.scalars = step_scalars(options, state.step, rms);
   if (const int64_t entries = column_entries(range, options); entries > 0) {
     const auto type = columns_are_maxima(options) ? arithmetic : at::kDouble;
-    step.column_partials = at::zeros({entries}, step.gradient.options().dtype(type));
+    step.column_partials = at::zeros({entries}, step.gradients.front().options().dtype(type));
   }
   double new_squares = 0;
   if (options.scale_by_parameter_rms) step.parameter_sum_of_squares = &new_squares;

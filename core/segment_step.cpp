@@ -76,57 +76,75 @@ T* data_or_null(const torch::Tensor& tensor) {
 }
 
 template <class T>
-FusedStep<T> fused_step(const SegmentStep& step, const SegmentState& state,
-                        const Options& options) {
-  FusedStep<T> fused;
-  fused.parameter = step.parameter.data_ptr<T>();
-  fused.gradient = step.gradient.data_ptr();
-  fused.gradient_type = element_type(step.gradient.scalar_type());
-  if (state.momentum_buffer.defined()) fused.momentum = state.momentum_buffer.data_ptr();
-  fused.full = data_or_null<T>(state.exp_avg_sq.full);
-  fused.row = data_or_null<T>(state.exp_avg_sq.row);
-  fused.col = data_or_null<T>(state.exp_avg_sq.col);
+fused::MomentMemory<T> memory_of(const SecondMoment& moment, const torch::Tensor& partials,
+                                 const Options& options) {
+  fused::MomentMemory<T> memory;
+  memory.full = data_or_null<T>(moment.full);
+  memory.row = data_or_null<T>(moment.row);
+  memory.col = data_or_null<T>(moment.col);
   if (columns_are_maxima(options)) {
-    fused.column_maxima = data_or_null<T>(step.column_partials);
+    memory.column_maxima = data_or_null<T>(partials);
   } else {
-    fused.column_sums = data_or_null<double>(step.column_partials);
+    memory.column_sums = data_or_null<double>(partials);
   }
-  fused.range = step.range;
-  fused.scalars = step.scalars;
-  fused.structure = options;
-  return fused;
+  return memory;
+}
+
+// What a fused pass is given; `gradients` are the summands' pointers, which must outlive it.
+template <class T>
+fused::PassArguments<T> arguments_of(bool begin, const SegmentStep& step, const SegmentState& state,
+                                     const Options& options, uint16_t* low_precision_parameter,
+                                     const std::vector<const void*>& gradients) {
+  const bool has_momentum = state.momentum_buffer.defined();
+  auto a = begin ? fused::begin_arguments<T>(step.range, step.scalars, options, has_momentum)
+                 : fused::finish_arguments<T>(step.range, step.scalars, options, has_momentum);
+  a.parameter = step.parameter.data_ptr<T>();
+  a.low_precision_parameter = low_precision_parameter;
+  a.gradients = gradients.data();
+  a.gradient_count = static_cast<int>(gradients.size());
+  a.gradient = gradients.front();
+  a.gradient_type = element_type(step.gradients.front().scalar_type());
+  if (has_momentum) a.momentum = state.momentum_buffer.data_ptr();
+  a.moment = memory_of<T>(state.exp_avg_sq, column_entries_of(step.column_partials, 0, step.range),
+                          options);
+  if (options.prepare_hessian) {
+    a.hessian = memory_of<T>(state.exp_hessian,
+                             column_entries_of(step.column_partials, 1, step.range), options);
+  }
+  return a;
+}
+
+std::vector<const void*> pointers_of(const std::vector<torch::Tensor>& tensors) {
+  std::vector<const void*> pointers;
+  for (const torch::Tensor& tensor : tensors) pointers.push_back(tensor.const_data_ptr());
+  return pointers;
 }
 
 void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
-               const Options& options, uint16_t* rounded) {
+               const Options& options, uint16_t* low_precision_parameter) {
+  const std::vector<const void*> gradients = pointers_of(step.gradients);
+  const CpuExecution execution{.parallel_for = on_torch_threads};
   const auto run = [&]<class T>(T) {
-    FusedStep<T> fused = fused_step<T>(step, state, options);
-    fused.rounded = rounded;
-    std::vector<const void*> more;
-    for (const torch::Tensor& gradient : step.more_gradients) more.push_back(gradient.data_ptr());
-    fused.more_gradients = more.data();
-    fused.more_gradient_count = static_cast<int>(more.size());
-    double* sum_of_squares = step.parameter_sum_of_squares;
-    const CpuExecution execution{.parallel_for = on_torch_threads};
-    begin ? cpu_begin(fused, sum_of_squares, execution)
-          : cpu_finish(fused, sum_of_squares, execution);
+    const auto a = arguments_of<T>(begin, step, state, options, low_precision_parameter, gradients);
+    begin ? cpu_begin(a, step.parameter_sum_of_squares, execution)
+          : cpu_finish(a, step.parameter_sum_of_squares, execution);
   };
   step.parameter.scalar_type() == at::kDouble ? run(double{}) : run(float{});
 }
 
 #if defined(FUSEDBUN_HAS_CUDA)
 void fused_cuda(bool begin, const SegmentStep& step, const SegmentState& state,
-                const Options& options, uint16_t* rounded) {
+                const Options& options, uint16_t* low_precision_parameter) {
   const torch::Device device = step.parameter.device();
   const auto stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
   c10::DeviceGuard on_device(device);
   const torch::Tensor scratch =
       at::empty({cuda_scratch_bytes(step.range)}, step.parameter.options().dtype(at::kByte));
+  const std::vector<const void*> gradients = pointers_of(step.gradients);
   const auto run = [&]<class T>(T) {
-    FusedStep<T> fused = fused_step<T>(step, state, options);
-    fused.rounded = rounded;
+    const auto a = arguments_of<T>(begin, step, state, options, low_precision_parameter, gradients);
     const CudaStream on{stream.native_handle()};
-    begin ? cuda_begin(fused, scratch.data_ptr(), on) : cuda_finish(fused, scratch.data_ptr(), on);
+    begin ? cuda_begin(a, scratch.data_ptr(), on) : cuda_finish(a, scratch.data_ptr(), on);
   };
   step.parameter.scalar_type() == at::kDouble ? run(double{}) : run(float{});
   if (step.parameter_sum_of_squares != nullptr && begin == updates_in_begin(step.range, options)) {
@@ -156,13 +174,11 @@ void require_fit(const SegmentStep& step, const SegmentState& state, const Optio
 // Paths that take one gradient, of the arithmetic's type, get the sum.
 void add_up_gradients(SegmentStep& step) {
   const at::ScalarType arithmetic = arithmetic_type(step.parameter.scalar_type());
-  if (step.more_gradients.empty()) {
-    step.gradient = step.gradient.to(arithmetic);
-    return;
-  }
-  step.gradient = step.gradient.to(arithmetic, /*non_blocking=*/false, /*copy=*/true);
-  for (const torch::Tensor& gradient : step.more_gradients) step.gradient.add_(gradient);
-  step.more_gradients.clear();
+  std::vector<torch::Tensor>& gradients = step.gradients;
+  const bool is_alone = gradients.size() == 1;
+  torch::Tensor sum = gradients.front().to(arithmetic, /*non_blocking=*/false, /*copy=*/!is_alone);
+  for (size_t i = 1; i < gradients.size(); ++i) sum.add_(gradients[i]);
+  gradients = {sum};
 }
 
 StepPath path_of(const SegmentStep& step, const Options& options) {
@@ -190,16 +206,21 @@ void begin_matrix(SegmentStep& step, SegmentState& state, const Options& options
 
 void absorb_matrix(const torch::Tensor& column_totals, const RowRange& range,
                    const StepScalars& scalars, SegmentState& state, const Options& options) {
-  torch::Tensor& col = state.exp_avg_sq.col;
+  const torch::Tensor& col = state.exp_avg_sq.col;
   const StepPath path = step_path(options, col.device(), col.scalar_type());
   if (path != StepPath::fused_cpu || columns_are_maxima(options)) {
     return reference_absorb(column_totals, range, scalars, state, options);
   }
-  const double* sums = column_totals.data_ptr<double>();
-  if (col.scalar_type() == at::kDouble) {
-    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<double>());
-  } else {
-    cpu_absorb_sums(sums, range, scalars.beta, col.data_ptr<float>());
+  int64_t which = 0;
+  for (const SecondMoment* moment : {&state.exp_avg_sq, &state.exp_hessian}) {
+    if (!moment->col.defined()) continue;
+    const torch::Tensor totals = column_entries_of(column_totals, which++, range);
+    const double* sums = totals.data_ptr<double>();
+    if (moment->col.scalar_type() == at::kDouble) {
+      cpu_absorb_sums(sums, range, scalars.beta, moment->col.data_ptr<double>());
+    } else {
+      cpu_absorb_sums(sums, range, scalars.beta, moment->col.data_ptr<float>());
+    }
   }
 }
 
@@ -252,8 +273,7 @@ SegmentStep step_of_matrix(const SegmentStep& step, int64_t i) {
   const int64_t parts = step.range.matrices();
   SegmentStep matrix = step;
   matrix.parameter = part_of(step.parameter, parts, i);
-  matrix.gradient = part_of(step.gradient, parts, i);
-  for (torch::Tensor& gradient : matrix.more_gradients) gradient = part_of(gradient, parts, i);
+  for (torch::Tensor& gradient : matrix.gradients) gradient = part_of(gradient, parts, i);
   matrix.hessian_diagonal = part_of(step.hessian_diagonal, parts, i);
   matrix.kept_update_input = part_of(step.kept_update_input, parts, i);
   matrix.range = matrix_of(step.range, i);
@@ -301,6 +321,11 @@ void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task) {
   at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) task(i);
   });
+}
+
+torch::Tensor column_entries_of(const torch::Tensor& entries, int64_t which,
+                                const RowRange& range) {
+  return entries.defined() ? entries.narrow(0, which * range.columns, range.columns) : entries;
 }
 
 torch::ScalarType arithmetic_type(torch::ScalarType parameter) {
@@ -374,10 +399,10 @@ bool columns_are_maxima(const Options& options) {
 
 StepPath step_path(const Options& options, torch::Device device, torch::ScalarType arithmetic) {
   const bool has_type = arithmetic == at::kFloat || arithmetic == at::kDouble;
-  if (reference_forced || !has_type || !has_fused_step(options)) return StepPath::reference;
-  if (device.is_cpu()) return StepPath::fused_cpu;
+  if (reference_forced || !has_type) return StepPath::reference;
+  if (device.is_cpu() && has_fused_step(options)) return StepPath::fused_cpu;
 #if defined(FUSEDBUN_HAS_CUDA)
-  if (device.is_cuda()) return StepPath::fused_cuda;
+  if (device.is_cuda() && has_fused_cuda_step(options)) return StepPath::fused_cuda;
 #endif
   return StepPath::reference;
 }

@@ -88,6 +88,9 @@ int64_t state_bytes(const SegmentState& state);
 /// so its partials are the totals and go to absorb_columns without any exchange.
 int64_t column_entries(const RowRange& range, const Options& options);
 
+/// The entries of one matrix's exp_avg_sq (which = 0) or exp_hessian (which = 1) among its column entries; undefined stays so.
+torch::Tensor column_entries_of(const torch::Tensor& entries, int64_t which, const RowRange& range);
+
 /// True if `begin_step` does the whole update: the denominator needs nothing of other rows.
 bool updates_in_begin(const RowRange& range, const Options& options);
 
@@ -97,12 +100,10 @@ bool columns_are_maxima(const Options& options);
 /// One step of one segment. Tensors are views; the step works in place.
 struct SegmentStep {
   torch::Tensor parameter;  ///< [rows, m], contiguous, the parameter's own type
-  /// [rows, m], contiguous, of the arithmetic's type, or bfloat16 or float16 where that is float32: the sum over ranks, or
-  /// the first summand; scratch after begin_step.
-  torch::Tensor gradient;
-  /// Of the same type, added to it in this order, in the arithmetic's type: the ranks' gradients, read where each rank
-  /// wrote them. Empty: `gradient` is the sum.
-  std::vector<torch::Tensor> more_gradients;
+  /// The gradient's summands, at least one, added in this order: the sum over ranks, or each rank's gradient where it wrote
+  /// it. [rows, m], contiguous, all of one type: the arithmetic's, or bfloat16 or float16 where that is float32. Only read;
+  /// on paths that take one gradient begin_step leaves the sum here in their place.
+  std::vector<torch::Tensor> gradients;
   /// [rows, m] or undefined (= 0); read only with HessianSource::external.
   torch::Tensor hessian_diagonal;
   RowRange range;

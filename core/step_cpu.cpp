@@ -9,6 +9,7 @@
 namespace fusedbun {
 namespace {
 
+using fused::MomentMemory;
 using fused::PassArguments;
 using fused::PassKind;
 
@@ -39,45 +40,70 @@ struct Bands {
   }
 };
 
-// Column statistics of each band, and how they become the segment's.
+// Column statistics of one second moment in each band, and how they become the matrix's.
+template <class T>
+class BandColumns {
+ public:
+  BandColumns(const PassArguments<T>& whole, const MomentMemory<T>& memory, int64_t bands)
+      : columns_(whole.columns), memory_(memory) {
+    const bool sums = whole.kind == PassKind::mean || whole.kind == PassKind::statistics;
+    if (sums) sums_.resize(bands * columns_);
+    if (whole.kind == PassKind::sm3) maxima_.resize(bands * columns_);
+  }
+
+  void hand_out(int64_t band, MomentMemory<T>& memory) {
+    const int64_t offset = band * columns_;
+    // Statistics that the pass does not keep are nobody's: bands would copy them over one another.
+    memory.column_sums = sums_.empty() ? nullptr : sums_.data() + offset;
+    memory.column_maxima = maxima_.empty() ? nullptr : maxima_.data() + offset;
+  }
+
+  void collect() const {
+    for (size_t at = 0; at < sums_.size(); at += columns_) {
+      for (int64_t j = 0; j < columns_; ++j) memory_.column_sums[j] += sums_[at + j];
+    }
+    for (size_t at = 0; at < maxima_.size(); at += columns_) {
+      for (int64_t j = 0; j < columns_; ++j) {
+        const T next = maxima_[at + j];
+        // Not negative; a NaN, once taken, is never smaller.
+        if (next > memory_.column_maxima[j] || next != next) memory_.column_maxima[j] = next;
+      }
+    }
+  }
+
+ private:
+  int64_t columns_;
+  MomentMemory<T> memory_;
+  std::vector<double> sums_;
+  std::vector<T> maxima_;
+};
+
+// What bands keep apart, and how it becomes the matrix's.
 template <class T>
 class BandStatistics {
  public:
-  BandStatistics(const PassArguments<T>& whole, int64_t bands) : whole_(whole), squares_(bands) {
-    const bool sums = whole.kind == PassKind::mean || whole.kind == PassKind::statistics;
-    if (sums) sums_.resize(bands * whole.columns);
-    if (whole.kind == PassKind::sm3) maxima_.resize(bands * whole.columns);
-  }
+  BandStatistics(const PassArguments<T>& whole, int64_t bands)
+      : moment_(whole, whole.moment, bands),
+        hessian_(whole, whole.hessian, whole.has_hessian ? bands : 0),
+        squares_(bands) {}
 
   double* squares(int64_t band) { return &squares_[band]; }
   void hand_out(int64_t band, PassArguments<T>& arguments) {
-    const int64_t offset = band * whole_.columns;
-    // Statistics that the pass does not keep are nobody's: bands would copy them over one another.
-    arguments.column_sums = sums_.empty() ? nullptr : sums_.data() + offset;
-    arguments.column_maxima = maxima_.empty() ? nullptr : maxima_.data() + offset;
+    moment_.hand_out(band, arguments.moment);
+    if (arguments.has_hessian) hessian_.hand_out(band, arguments.hessian);
   }
 
   void collect(double* parameter_sum_of_squares) const {
-    const int64_t columns = whole_.columns;
-    for (size_t at = 0; at < sums_.size(); at += columns) {
-      for (int64_t j = 0; j < columns; ++j) whole_.column_sums[j] += sums_[at + j];
-    }
-    for (size_t at = 0; at < maxima_.size(); at += columns) {
-      for (int64_t j = 0; j < columns; ++j) {
-        const T next = maxima_[at + j];
-        // Not negative; a NaN, once taken, is never smaller.
-        if (next > whole_.column_maxima[j] || next != next) whole_.column_maxima[j] = next;
-      }
-    }
+    moment_.collect();
+    hessian_.collect();
     if (parameter_sum_of_squares == nullptr) return;
     *parameter_sum_of_squares = 0;
     for (const double squares : squares_) *parameter_sum_of_squares += squares;
   }
 
  private:
-  const PassArguments<T>& whole_;
-  std::vector<double> sums_, squares_;
-  std::vector<T> maxima_;
+  BandColumns<T> moment_, hessian_;
+  std::vector<double> squares_;
 };
 
 // Elements [begin, end) of a pass over one row.
@@ -91,7 +117,8 @@ PassArguments<T> columns_of(PassArguments<T> a, int64_t begin, int64_t end) {
 template <class T>
 PassArguments<T> rows_of(PassArguments<T> a, int64_t begin, int64_t end) {
   a.first_element += begin * a.columns;
-  if (a.row != nullptr) a.row += begin;
+  if (a.moment.row != nullptr) a.moment.row += begin;
+  if (a.hessian.row != nullptr) a.hessian.row += begin;
   a.rows = end - begin;
   return a;
 }
@@ -135,14 +162,22 @@ std::vector<T> column_shares(const T* col, int64_t columns) {
 }  // namespace
 
 template <class T>
-void cpu_begin(const FusedStep<T>& step, double* parameter_sum_of_squares,
+void cpu_begin(PassArguments<T> a, double* parameter_sum_of_squares,
                const CpuExecution& execution) {
-  if (step.range.elements() == 0) return;
-  PassArguments<T> a = fused::begin_pass(step);
-  std::vector<T> shares;
-  if (a.kind == PassKind::mean) {
-    shares = column_shares(step.col, a.columns);
-    a.column_values = shares.data();
+  if (a.rows * a.columns == 0) return;
+  if (a.kind == PassKind::statistics) {  // looks at the gradient alone
+    a.parameter = nullptr;
+    a.low_precision_parameter = nullptr;
+    a.momentum = nullptr;
+  }
+  std::vector<T> shares[2];
+  MomentMemory<T>* const memories[] = {&a.moment, &a.hessian};
+  for (int i = 0; i < (a.has_hessian ? 2 : 1); ++i) {
+    MomentMemory<T>& memory = *memories[i];
+    memory.column_values = memory.col;
+    if (a.kind != PassKind::mean) continue;
+    shares[i] = column_shares(memory.col, a.columns);
+    memory.column_values = shares[i].data();
   }
   if (a.kind == PassKind::full &&
       !a.centralize) {  // without row means all rows are one: no short ends
@@ -153,15 +188,15 @@ void cpu_begin(const FusedStep<T>& step, double* parameter_sum_of_squares,
 }
 
 template <class T>
-void cpu_finish(const FusedStep<T>& step, double* parameter_sum_of_squares,
+void cpu_finish(PassArguments<T> a, double* parameter_sum_of_squares,
                 const CpuExecution& execution) {
-  if (step.range.elements() == 0) return;
-  PassArguments<T> a = fused::finish_pass(step);
+  if (a.rows * a.columns == 0) return;
+  const T* col = a.has_hessian ? a.hessian.col : a.moment.col;
   std::vector<T> denominators(a.columns);
   for (int64_t j = 0; j < a.columns; ++j) {
-    denominators[j] = std::sqrt(step.col[j] * a.second_moment_scale) + a.eps;
+    denominators[j] = std::sqrt(col[j] * a.second_moment_scale) + a.eps;
   }
-  a.column_values = denominators.data();
+  a.moment.column_values = denominators.data();
   run_in_bands(a, execution, parameter_sum_of_squares);
 }
 
@@ -174,9 +209,9 @@ void cpu_absorb_sums(const double* column_sums, const RowRange& range, double be
   }
 }
 
-#define FUSEDBUN_INSTANTIATE(T)                                                   \
-  template void cpu_begin<T>(const FusedStep<T>&, double*, const CpuExecution&);  \
-  template void cpu_finish<T>(const FusedStep<T>&, double*, const CpuExecution&); \
+#define FUSEDBUN_INSTANTIATE(T)                                                \
+  template void cpu_begin<T>(PassArguments<T>, double*, const CpuExecution&);  \
+  template void cpu_finish<T>(PassArguments<T>, double*, const CpuExecution&); \
   template void cpu_absorb_sums<T>(const double*, const RowRange&, double, T*);
 FUSEDBUN_INSTANTIATE(float)
 FUSEDBUN_INSTANTIATE(double)

@@ -11,17 +11,17 @@
 //
 // Thread safety: distinct segments may be stepped at the same time.
 #include "fusedbun/core/cpu_execution.h"
-#include "fusedbun/core/fused_step.h"
+#include "fusedbun/core/fused_pass.h"
 
 namespace fusedbun {
 
-/// The parts of a step (segment_step.h), T = float or double. The update sets `*parameter_sum_of_squares`, if that is
-/// given, to the sum of squares of the new parameter.
+/// The parts of a step (segment_step.h), T = float or double, on what begin_arguments (finish_arguments) and the caller have
+/// set. The update sets `*parameter_sum_of_squares`, if that is given, to the sum of squares of the new parameter.
 template <class T>
-void cpu_begin(const FusedStep<T>& step, double* parameter_sum_of_squares = nullptr,
+void cpu_begin(fused::PassArguments<T> arguments, double* parameter_sum_of_squares = nullptr,
                const CpuExecution& execution = {});
 template <class T>
-void cpu_finish(const FusedStep<T>& step, double* parameter_sum_of_squares = nullptr,
+void cpu_finish(fused::PassArguments<T> arguments, double* parameter_sum_of_squares = nullptr,
                 const CpuExecution& execution = {});
 
 /// Takes the sums of all rows of the matrix into its stored column means: c := beta·c + (1-beta)·sum/rows_total.

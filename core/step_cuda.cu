@@ -136,9 +136,9 @@ struct SecondMomentOf {
 
 template <class T, PassKind kKind>
 __device__ T reconstructed(const PassArguments<T>& a, T r, int64_t column, int64_t element) {
-  if constexpr (kKind == PassKind::full) return a.full[element];
-  if constexpr (kKind == PassKind::sm3) return smaller(r, a.column_values[column]);
-  if constexpr (kKind == PassKind::mean) return mul(r, a.column_values[column]);
+  if constexpr (kKind == PassKind::full) return a.moment.full[element];
+  if constexpr (kKind == PassKind::sm3) return smaller(r, a.moment.column_values[column]);
+  if constexpr (kKind == PassKind::mean) return mul(r, a.moment.column_values[column]);
   return T{0};
 }
 
@@ -147,7 +147,7 @@ template <class T>
 __device__ void update(const PassArguments<T>& a, int64_t element, T u) {
   if (a.momentum_kind == MomentumKind::of_update) u = with_momentum(a, element, u);
   T p = a.parameter[element];
-  auto* rounded = reinterpret_cast<__nv_bfloat16*>(a.rounded);
+  auto* rounded = reinterpret_cast<__nv_bfloat16*>(a.low_precision_parameter);
   if (rounded != nullptr) {
     // The master follows a parameter that is no longer its rounding: somebody else has written it.
     const float written = __bfloat162float(rounded[element]);
@@ -202,7 +202,7 @@ __global__ void column_partials(PassArguments<T> a, const double* row_means) {
   for (int64_t row = threadIdx.y; row < a.rows && column < a.columns; row += kRowsPerBlock) {
     const int64_t element = row * a.columns + column;
     const T g = masked(a, final_gradient(a, row_means, row, element));
-    const T r = kKind == PassKind::statistics ? T{0} : a.row[row];
+    const T r = kKind == PassKind::statistics ? T{0} : a.moment.row[row];
     if constexpr (kKind == PassKind::statistics) {
       partial += static_cast<double>(mul(g, g));
     } else {
@@ -225,10 +225,10 @@ __global__ void column_partials(PassArguments<T> a, const double* row_means) {
       partial += other;
   }
   if constexpr (kKind == PassKind::sm3) {
-    a.column_maxima[column] =
-        magnitude(larger(a.column_maxima[column], partial));  // a NaN without its sign
+    a.moment.column_maxima[column] =
+        magnitude(larger(a.moment.column_maxima[column], partial));  // a NaN without its sign
   } else {
-    a.column_sums[column] += partial;
+    a.moment.column_sums[column] += partial;
   }
 }
 
@@ -236,7 +236,7 @@ __global__ void column_partials(PassArguments<T> a, const double* row_means) {
 template <class T, PassKind kKind>
 __global__ void update_rows(PassArguments<T> a, const double* row_means) {
   for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    const T r = kKind == PassKind::columns ? T{0} : a.row[row];
+    const T r = kKind == PassKind::columns ? T{0} : a.moment.row[row];
     double sum = 0;
     T top = 0;
     for (int64_t j = threadIdx.x; j < a.columns; j += kThreads) {
@@ -244,7 +244,7 @@ __global__ void update_rows(PassArguments<T> a, const double* row_means) {
       const T g = masked(a, final_gradient(a, row_means, row, element));
       T u = g;
       if constexpr (kKind == PassKind::columns) {
-        if (a.use_rms) u = divide(g, a.column_values[j]);
+        if (a.use_rms) u = divide(g, a.moment.column_values[j]);
       } else {
         const SecondMomentOf<T> moment(a, g, reconstructed<T, kKind>(a, r, j, element));
         sum += static_cast<double>(moment.s);
@@ -257,12 +257,12 @@ __global__ void update_rows(PassArguments<T> a, const double* row_means) {
       const double mean = over_block(sum, [](double x, double y) { return x + y; }) /
                           static_cast<double>(a.columns);
       if (threadIdx.x == 0) {
-        a.row[row] = static_cast<T>(__dadd_rn(__dmul_rn(a.row_beta, static_cast<double>(r)),
-                                              __dmul_rn(1 - a.row_beta, mean)));
+        a.moment.row[row] = static_cast<T>(__dadd_rn(__dmul_rn(a.row_beta, static_cast<double>(r)),
+                                                     __dmul_rn(1 - a.row_beta, mean)));
       }
     } else if constexpr (kKind == PassKind::sm3) {
       const T total = over_block(top, [](T x, T y) { return larger(x, y); });
-      if (threadIdx.x == 0) a.row[row] = magnitude(total);
+      if (threadIdx.x == 0) a.moment.row[row] = magnitude(total);
     }
   }
 }
@@ -278,8 +278,8 @@ __global__ void update_elements(PassArguments<T> a, const double* row_means) {
     if (a.momentum_kind == MomentumKind::of_gradient)
       g = mul(with_momentum(a, i, g), a.momentum_scale);
     g = masked(a, g);
-    const SecondMomentOf<T> moment(a, g, a.full[i]);
-    a.full[i] = moment.v;
+    const SecondMomentOf<T> moment(a, g, a.moment.full[i]);
+    a.moment.full[i] = moment.v;
     update(a, i, a.use_rms ? divide(g, add(root(mul(moment.v, a.second_moment_scale)), a.eps)) : g);
   }
 }
@@ -332,11 +332,10 @@ int64_t cuda_scratch_bytes(const RowRange& range) {
 }
 
 template <class T>
-void cuda_begin(const FusedStep<T>& step, void* memory, CudaStream on) {
-  if (step.range.elements() == 0) return;
+void cuda_begin(PassArguments<T> a, void* memory, CudaStream on) {
+  if (a.rows * a.columns == 0) return;
   const auto stream = static_cast<cudaStream_t>(on.handle());
-  const Scratch<T> scratch(memory, step.range.rows());
-  PassArguments<T> a = fused::begin_pass(step);
+  const Scratch<T> scratch(memory, a.rows);
   const double* row_means = launch_row_means(a, scratch, stream);
   switch (a.kind) {
     case PassKind::full:
@@ -345,11 +344,12 @@ void cuda_begin(const FusedStep<T>& step, void* memory, CudaStream on) {
               a, row_means);
       break;
     case PassKind::mean:
-      column_shares<T><<<1, kThreads, 0, stream>>>(step.col, a.columns, scratch.column_values);
-      a.column_values = scratch.column_values;
+      column_shares<T><<<1, kThreads, 0, stream>>>(a.moment.col, a.columns, scratch.column_values);
+      a.moment.column_values = scratch.column_values;
       launch_local<T, PassKind::mean>(a, row_means, stream);
       break;
     case PassKind::sm3:
+      a.moment.column_values = a.moment.col;
       launch_local<T, PassKind::sm3>(a, row_means, stream);
       break;
     case PassKind::statistics:
@@ -362,23 +362,22 @@ void cuda_begin(const FusedStep<T>& step, void* memory, CudaStream on) {
 }
 
 template <class T>
-void cuda_finish(const FusedStep<T>& step, void* memory, CudaStream on) {
-  if (step.range.elements() == 0) return;
+void cuda_finish(PassArguments<T> a, void* memory, CudaStream on) {
+  if (a.rows * a.columns == 0) return;
   const auto stream = static_cast<cudaStream_t>(on.handle());
-  const Scratch<T> scratch(memory, step.range.rows());
-  PassArguments<T> a = fused::finish_pass(step);
+  const Scratch<T> scratch(memory, a.rows);
   const double* row_means = launch_row_means(a, scratch, stream);
   column_denominators<T>
       <<<static_cast<unsigned>((a.columns + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-          a, step.col, scratch.column_values);
-  a.column_values = scratch.column_values;
+          a, a.moment.col, scratch.column_values);
+  a.moment.column_values = scratch.column_values;
   update_rows<T, PassKind::columns><<<blocks_for(a.rows), kThreads, 0, stream>>>(a, row_means);
   require_success(cudaGetLastError(), "the second part of a step");
 }
 
-template void cuda_begin<float>(const FusedStep<float>&, void*, CudaStream);
-template void cuda_begin<double>(const FusedStep<double>&, void*, CudaStream);
-template void cuda_finish<float>(const FusedStep<float>&, void*, CudaStream);
-template void cuda_finish<double>(const FusedStep<double>&, void*, CudaStream);
+template void cuda_begin<float>(PassArguments<float>, void*, CudaStream);
+template void cuda_begin<double>(PassArguments<double>, void*, CudaStream);
+template void cuda_finish<float>(PassArguments<float>, void*, CudaStream);
+template void cuda_finish<double>(PassArguments<double>, void*, CudaStream);
 
 }  // namespace fusedbun

@@ -9,7 +9,7 @@
 // same time, each on its own stream.
 #include <cstddef>
 
-#include "fusedbun/core/fused_step.h"
+#include "fusedbun/core/fused_pass.h"
 
 namespace fusedbun {
 
@@ -30,8 +30,8 @@ int64_t cuda_scratch_bytes(const RowRange& range);
 
 /// The parts of a step (segment_step.h), T = float or double; all pointers are to device memory.
 template <class T>
-void cuda_begin(const FusedStep<T>& step, void* scratch, CudaStream stream);
+void cuda_begin(fused::PassArguments<T> arguments, void* scratch, CudaStream stream);
 template <class T>
-void cuda_finish(const FusedStep<T>& step, void* scratch, CudaStream stream);
+void cuda_finish(fused::PassArguments<T> arguments, void* scratch, CudaStream stream);
 
 }  // namespace fusedbun

@@ -33,7 +33,7 @@ bool is_masked(const RowRange& range, const Options& options) {
 // Before step 1: the averaged gradient.
 Tensor averaged(const SegmentStep& step) {
   // The sum over ranks arrives here.
-  Tensor g = step.gradient;
+  Tensor g = step.gradients.front();
   // One correctly rounded division makes the average. By a tensor: for a number, GPUs would multiply by 1/divisor.
   if (step.scalars.gradient_divisor != 1) {
     g = g / at::full({1}, step.scalars.gradient_divisor, g.options());
@@ -169,11 +169,6 @@ void update(const Tensor& g, const Tensor& v, SegmentStep& step, SegmentState& s
   }
 }
 
-// The columns of exp_avg_sq (which = 0) or exp_hessian (which = 1) in a tensor that has both, or undefined.
-Tensor columns_of(const Tensor& entries, int64_t which, const RowRange& range) {
-  return entries.defined() ? entries.narrow(0, which * range.columns, range.columns) : Tensor();
-}
-
 // Step 4b: h², what exp_hessian takes in.
 Tensor hessian_squares(const Tensor& g, const Tensor& raw, const SegmentStep& step,
                        const Options& options) {
@@ -214,11 +209,11 @@ void reference_begin(SegmentStep& step, SegmentState& state, const Options& opti
   }
   // 4: the second moment of g.
   Tensor v = remember({g.square(), held}, state.exp_avg_sq,
-                      columns_of(step.column_partials, 0, step.range), step, options);
+                      column_entries_of(step.column_partials, 0, step.range), step, options);
   // 4b: a second memory of its own, which normalises in its place.
   if (options.prepare_hessian) {
     v = remember({hessian_squares(g, raw, step, options), held}, state.exp_hessian,
-                 columns_of(step.column_partials, 1, step.range), step, options);
+                 column_entries_of(step.column_partials, 1, step.range), step, options);
   }
   // Global: the update waits for the columns of all rows.
   if (!updates_in_begin(step.range, options)) {
@@ -235,7 +230,7 @@ void reference_absorb(const Tensor& column_totals, const RowRange& range,
   int64_t which = 0;
   for (SecondMoment* moment : {&state.exp_avg_sq, &state.exp_hessian}) {
     if (!moment->col.defined()) continue;
-    const Tensor totals = columns_of(column_totals, which++, range);
+    const Tensor totals = column_entries_of(column_totals, which++, range);
     if (columns_are_maxima(options)) {
       // This step's maxima; old ones are inside V already, decayed. (SM3)
       moment->col.copy_(totals);

@@ -1,6 +1,7 @@
 # How tests are added. Labels: fast (the inner loop: no child processes; the default), processes, slow.
 find_package(GTest REQUIRED)
 include(GoogleTest)
+include(FusedbunSanitizedTests)
 
 # Tests that start processes count as two processors, so that ctest does not starve those with time-outs.
 set(_fusedbun_processors_of_processes 2)
@@ -24,10 +25,13 @@ function(fusedbun_add_test name)
   target_link_libraries(${name} PRIVATE ${arg_LIBRARIES} fusedbun_compile GTest::gtest_main GTest::gmock)
   # What is tested is optimised as users have it; the tests themselves need not be, and compile in two thirds of the time.
   target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
-  if(arg_WHOLE)
+  if(arg_WHOLE OR FUSEDBUN_SANITIZED_OVER_TORCH)
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} PROCESSORS ${processors}
       LABELS "${arg_LABELS}" ENVIRONMENT "${arg_ENVIRONMENT}")
+    if(FUSEDBUN_SANITIZED_OVER_TORCH)
+      fusedbun_sanitize_test(${name})
+    endif()
     return()
   endif()
   # Listing tests starts the program; with LibTorch that takes a while, so it happens when ctest runs, not in the build.

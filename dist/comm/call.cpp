@@ -73,6 +73,16 @@ void check_message(const Caller& caller, const Message& message) {
   check_buffer(caller, Operation::exchange, "a message", {message.data, message.bytes});
 }
 
+constexpr uint64_t kHashSeed = 0x9e3779b97f4a7c15ull;
+
+// Every bit of `value` reaches every bit of the hash (the finalizer of splitmix64).
+uint64_t mix(uint64_t hash, uint64_t value) {
+  hash = (hash ^ value) + kHashSeed;
+  hash = (hash ^ (hash >> 30)) * 0xbf58476d1ce4e5b9ull;
+  hash = (hash ^ (hash >> 27)) * 0x94d049bb133111ebull;
+  return hash ^ (hash >> 31);
+}
+
 std::string text_of(const Counts& counts) {
   std::string text;
   for (const int64_t count : counts) text.append(" ").append(std::to_string(count));
@@ -189,6 +199,36 @@ std::string Call::describe() const {
   return text + ")";
 }
 
+uint64_t Call::digest() const {
+  uint64_t hash = mix(kHashSeed, static_cast<uint64_t>(operation));
+  if (operation == Operation::barrier || operation == Operation::exchange) return hash;
+  hash = mix(hash, static_cast<uint64_t>(input.type));
+  hash = mix(hash, static_cast<uint64_t>(op));
+  hash = mix(hash, static_cast<uint64_t>(root));
+  if (operation != Operation::reduce_scatter && operation != Operation::all_gather)
+    return mix(hash, static_cast<uint64_t>(input.count));
+  for (const Counts* counts : {&send_counts, &receive_counts}) {
+    for (const int64_t count : *counts) hash = mix(hash, static_cast<uint64_t>(count));
+  }
+  return hash;
+}
+
+std::string Call::describe_to(int peer) const {
+  if (operation != Operation::exchange) return describe();
+  const auto text = [peer](const std::vector<Message>& messages, const char* direction) {
+    int64_t count = 0;
+    int64_t bytes = 0;
+    for (const Message& message : messages) {
+      if (message.peer != peer) continue;
+      ++count;
+      bytes += message.bytes;
+    }
+    return std::to_string(count) + " messages of " + std::to_string(bytes) + " bytes " + direction +
+           " rank " + std::to_string(peer);
+  };
+  return "exchange(" + text(sends, "to") + ", " + text(receives, "from") + ")";
+}
+
 bool Call::agrees_with(const Call& other) const {
   if (operation != other.operation) return false;
   if (operation == Operation::barrier || operation == Operation::exchange) return true;
@@ -197,6 +237,31 @@ bool Call::agrees_with(const Call& other) const {
       operation == Operation::reduce_scatter || operation == Operation::all_gather;
   return has_portions ? send_counts == other.send_counts && receive_counts == other.receive_counts
                       : input.count == other.input.count;
+}
+
+uint64_t digest_of(const std::vector<Message>& messages, int peer) {
+  uint64_t hash = kHashSeed;
+  for (const Message& message : messages) {
+    if (message.peer == peer) hash = mix(hash, static_cast<uint64_t>(message.bytes));
+  }
+  return hash;
+}
+
+std::vector<uint64_t> digests_by_peer(const std::vector<Message>& messages, int size) {
+  std::vector<uint64_t> hashes(static_cast<size_t>(size), kHashSeed);
+  for (const Message& message : messages) {
+    uint64_t& hash = hashes[static_cast<size_t>(message.peer)];
+    hash = mix(hash, static_cast<uint64_t>(message.bytes));
+  }
+  return hashes;
+}
+
+std::string mismatch_text(std::string_view backend, uint64_t number, Described one,
+                          Described other) {
+  if (one.rank < other.rank) std::swap(one, other);
+  return std::string(backend) + ": rank " + std::to_string(one.rank) + " called " + one.call +
+         " where rank " + std::to_string(other.rank) + " called " + other.call + " (operation " +
+         std::to_string(number) + "): all ranks must call the same operations in the same order";
 }
 
 int64_t offset_of(const Counts& counts, int rank) {

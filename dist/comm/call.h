@@ -57,11 +57,31 @@ struct Call {
   static Call broadcast(const Caller& caller, Buffer inout, int root);
   static Call barrier() { return {}; }
 
-  /// Whether a rank may call this where another calls `other`. The messages of an exchange are compared pair by pair elsewhere.
+  /// Whether a rank may call this where another calls `other`. The messages of an exchange are compared pair by pair
+  /// elsewhere.
   bool agrees_with(const Call& other) const;
+  /// Equal where agrees_with() is true; else different, but for a hash.
+  uint64_t digest() const;
   /// What all ranks must agree on, as a person reads it: "all_gather(f32, counts 3 0 4)".
   std::string describe() const;
+  /// The same, with the messages to and from rank `peer` for an exchange: "exchange(2 messages of 800 bytes to rank 1,
+  /// ...)".
+  std::string describe_to(int peer) const;
 };
+
+/// A hash of the sizes of the messages with `peer`, in order.
+uint64_t digest_of(const std::vector<Message>& messages, int peer);
+/// [peer] -> the same, of all `size` ranks.
+std::vector<uint64_t> digests_by_peer(const std::vector<Message>& messages, int size);
+
+/// Two ranks' calls of one number, as describe_to() tells them, that do not match. The higher rank comes first, so
+/// both ranks say the same.
+struct Described {
+  int rank;
+  std::string call;
+};
+std::string mismatch_text(std::string_view backend, uint64_t number, Described one,
+                          Described other);
 
 /// First element of portion `rank`.
 int64_t offset_of(const Counts& counts, int rank);

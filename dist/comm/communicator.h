@@ -3,12 +3,16 @@
 // a backend implements and adds nothing.
 //
 // Invariants:
-// 1. Every rank calls the same operations in the same order with matching counts; an operation returns before it is done.
+// 1. A communicator has exactly one program order: every rank calls the same operations in the same order with matching
+//    counts. Streams of operations that are not ordered with one another (gradients as backward makes them, and the
+//    agreement of a step) need a group() each. An operation returns before it is done. Calls that do not match are a
+//    ConfigError that names both, on every rank (not NCCL).
 // 2. Buffers stay valid and untouched until the returned Work has been waited for.
-// 3. Reductions add float32 and float64 in rank order (0 + 1 + 2 ...), whatever the backend, except NCCL, which uses its
-//    own order. MAX is used on integers only, where it is exact (floats travel as the integers of their bits).
-// 4. Every wait has a deadline. A lost peer is a PeerLostError on the others, a deadline missed is a TimeoutError; after
-//    either the communicator is broken: only abort() and destruction are allowed.
+// 3. Reductions add float32 and float64 in rank order (0 + 1 + 2 ...), whatever the backend, except NCCL, which uses
+//    its own order. MAX is used on integers only, where it is exact (floats travel as the integers of their bits).
+// 4. Every wait has a deadline, which counts from the last progress. A lost peer is a PeerLostError on the others, a
+//    deadline missed is a TimeoutError; after either the communicator is broken: only abort() and destruction are
+//    allowed.
 //
 // Thread safety: one thread at a time per communicator, except abort() and failure(), which any thread may call.
 #include <chrono>
@@ -104,14 +108,16 @@ class Communicator {
   virtual Work all_gather(Buffer input, Buffer output, const Counts& counts) = 0;
   /// In place. Sum of f32, f64, i32, i64; max and bitwise or of i32, i64, u8. NCCL has no bitwise or.
   virtual Work all_reduce(Buffer inout, ReduceOp op) = 0;
-  /// Messages between any memory of the ranks, so that nothing has to be laid end to end first. What one rank sends to another, the
-  /// other receives in the same order, in messages of the same sizes. Nobody sends to itself.
+  /// Messages between any memory of the ranks, so that nothing has to be laid end to end first. What one rank sends to
+  /// another, the other receives in the same order, in messages of the same sizes. Nobody sends to itself.
   virtual Work exchange(std::vector<Message> sends, std::vector<Message> receives) = 0;
   virtual Work broadcast(Buffer inout, int root) = 0;
   virtual Work barrier() = 0;
 
-  /// A communicator of the given ranks (of this one), in that order. Called by all ranks of this one with the same
-  /// list; returns nullptr on ranks that are not in it.
+  /// A communicator of the given ranks (of this one), in that order, with connections and a program order of its own
+  /// where the backend can make connections: a long message on one delays none on another. The first failure of one
+  /// breaks it, its parent and their other groups (not local). Called by all ranks of this one with the same list, and
+  /// blocks until they have; returns nullptr on ranks that are not in it. Of one rank it costs nothing.
   virtual std::unique_ptr<Communicator> group(const std::vector<int>& ranks) = 0;
 
   /// Makes every pending and later wait on this rank fail soon with PeerLostError(reason), and tells the peers as far

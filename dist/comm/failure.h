@@ -13,6 +13,7 @@ namespace fusedbun::comm {
 struct Failure {
   ExitCode code = ExitCode::peer_lost;
   std::string text;
+  bool told_by_peer = false;  ///< `text` names the rank that failed first
 
   /// Throws the Error type that belongs to `code`.
   [[noreturn]] void raise() const;

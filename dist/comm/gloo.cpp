@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <numeric>
 #include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
@@ -13,6 +14,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/broken_pipes.h"
+#include "fusedbun/dist/comm/descriptor_limit.h"
 #include "fusedbun/dist/comm/gloo_address.h"
 #include "fusedbun/dist/comm/gloo_process_group.h"
 #include "fusedbun/dist/comm/gloo_transport.h"
@@ -24,7 +26,16 @@ namespace {
 constexpr std::chrono::milliseconds kMeetingPauseMax{50};
 constexpr std::chrono::milliseconds kRefusalHeardWithin{1000};
 
+/// Connections of a rank to each other rank: the communicator and a few groups of all ranks.
+constexpr int kDescriptorsPerPeer = 4;
+
 using StorePtr = c10::intrusive_ptr<c10d::Store>;
+
+std::vector<int> ranks_below(int size) {
+  std::vector<int> ranks(static_cast<size_t>(size));
+  std::iota(ranks.begin(), ranks.end(), 0);
+  return ranks;
+}
 
 std::string rank_text(const GlooOptions& options) {
   return "gloo: rank " + std::to_string(options.rank) + " of " + std::to_string(options.size);
@@ -72,18 +83,19 @@ std::string key_of(int rank) {
   return "rank/" + std::to_string(rank);
 }
 
-std::string missing_ranks(c10d::Store& store, const std::vector<std::string>& keys) {
+std::string missing_ranks(c10d::Store& store, int size) {
   std::string missing;
-  for (size_t rank = 0; rank < keys.size(); ++rank) {
-    if (!store.check({keys[rank]})) missing.append(" ").append(std::to_string(rank));
+  for (int rank = 0; rank < size; ++rank) {
+    if (!store.check({key_of(rank)})) missing.append(" ").append(std::to_string(rank));
   }
   return missing;
 }
 
-// Ranks that disagree leave with one sentence, that of the first to notice. Who serves the store stays until all who came
-// have heard it, because the store leaves with the server.
+// Ranks that disagree leave with one sentence, that of the first to notice. Who serves the store stays until all who
+// came have heard it, because the store leaves with the server.
 [[noreturn]] void refuse(c10d::Store& store, const GlooOptions& options, const std::string& why) {
   const std::string first = store.compareSet("refusal", "", why);
+  store.set("met", "refused");
   store.add("heard", 1);
   if (options.serve_store && options.rank == 0) {
     const auto deadline = std::chrono::steady_clock::now() + kRefusalHeardWithin;
@@ -95,7 +107,8 @@ std::string missing_ranks(c10d::Store& store, const std::vector<std::string>& ke
   throw ConfigError(first);
 }
 
-// Every rank shows itself, so that who is missing or here twice has a name before Gloo waits for all of them.
+// Every rank shows itself, so that who is missing or here twice has a name before Gloo waits for all of them. The last
+// to come sets the one key that all wait for: the store's work grows with the number of ranks, not with its square.
 void meet(c10d::Store& store, const GlooOptions& options) {
   store.add("came", 1);
   const std::string size = std::to_string(options.size);
@@ -110,18 +123,17 @@ void meet(c10d::Store& store, const GlooOptions& options) {
            rank_text(options) + " is there already in run '" + options.run_id +
                "': two processes have this rank, or the run's name is used twice");
   }
-  std::vector<std::string> keys;
-  for (int rank = 0; rank < options.size; ++rank) keys.push_back(key_of(rank));
+  if (store.add("ready", 1) == options.size) store.set("met", "all");
   const auto deadline = std::chrono::steady_clock::now() + options.timeout;
-  auto pause = std::chrono::milliseconds(1);
-  while (!store.check(keys)) {
-    if (store.check({"refusal"})) refuse(store, options, "");
-    FUSEDBUN_REQUIRE(std::chrono::steady_clock::now() < deadline, TimeoutError,
-                     rank_text(options) + " waited " + std::to_string(options.timeout.count()) +
-                         " ms for the other ranks to start; missing:" + missing_ranks(store, keys));
-    std::this_thread::sleep_for(pause);
-    pause = std::min(2 * pause, kMeetingPauseMax);
+  try {
+    store.wait({"met"}, options.timeout);
+  } catch (const c10::Error&) {
+    if (std::chrono::steady_clock::now() < deadline) throw;
+    throw TimeoutError(
+        rank_text(options) + " waited " + std::to_string(options.timeout.count()) +
+        " ms for the other ranks to start; missing:" + missing_ranks(store, options.size));
   }
+  if (store.check({"refusal"})) refuse(store, options, "");
 }
 
 std::shared_ptr<gloo::transport::Device> device_for(const GlooOptions& options) {
@@ -133,20 +145,69 @@ std::shared_ptr<gloo::transport::Device> device_for(const GlooOptions& options) 
       local_address_towards(options.master_addr));
 }
 
-c10::intrusive_ptr<c10d::ProcessGroupGloo> connect_ranks(const StorePtr& store,
-                                                         const GlooOptions& options) {
+// What groups are made with later: the store must be served as long.
+struct Rendezvous {
+  GlooOptions options;
+  std::shared_ptr<StoreServer> server;  // on the rank that serves
+};
+
+std::shared_ptr<PointToPoint> connect_ranks(const StorePtr& store, const GlooOptions& options,
+                                            int rank, int size) {
   const auto group_options = c10d::ProcessGroupGloo::Options::create(options.timeout);
   group_options->threads = 1;  // they run collectives, of which there are none
   group_options->devices.push_back(device_for(options));
+  raise_descriptor_limit(rank_text(options), kDescriptorsPerPeer * size);
   try {
-    return c10::make_intrusive<c10d::ProcessGroupGloo>(store, options.rank, options.size,
-                                                       group_options);
+    return std::make_shared<PointToPointOf<c10d::ProcessGroupGloo>>(
+        c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, size, group_options));
   } catch (const std::exception& error) {
     throw PeerLostError(rank_text(options) + " could not connect to the other ranks (" +
                         first_line(error) +
                         "): can their hosts reach one another on the interface that leads to " +
                         options.master_addr + "?");
   }
+}
+
+// A group connects its ranks anew, below a key of its own in the store.
+GlooChannel connect_channel(const std::shared_ptr<Rendezvous>& rendezvous, const StorePtr& store,
+                            int rank, int size) {
+  GlooChannel channel{.owned = rendezvous,
+                      .messages = connect_ranks(store, rendezvous->options, rank, size),
+                      .members = ranks_below(size),
+                      .rank = rank};
+  channel.group = [rendezvous, store](const std::vector<int>& ranks, int place, int64_t number) {
+    return connect_channel(
+        rendezvous,
+        c10::make_intrusive<c10d::PrefixStore>("group/" + std::to_string(number), store), place,
+        static_cast<int>(ranks.size()));
+  };
+  return channel;
+}
+
+// A process group that was handed in cannot make connections: its groups share them, under tags of their own.
+constexpr int kWrappedTagBase = 1 << 30;
+constexpr TagLayout kWrappedTags{.number_bits = 11, .digest_bits = 13};
+constexpr int kWrappedGroupShift = 24;
+constexpr int64_t kWrappedGroupsMax = 62;
+
+GlooChannel wrapped_channel(const std::shared_ptr<PointToPoint>& messages, std::vector<int> members,
+                            int rank, int64_t number) {
+  FUSEDBUN_REQUIRE(number <= kWrappedGroupsMax, ConfigError,
+                   "gloo: more than " + std::to_string(kWrappedGroupsMax) +
+                       " groups were made from one process group that was handed in");
+  GlooChannel channel{.messages = messages,
+                      .members = members,
+                      .rank = rank,
+                      .tag_base = kWrappedTagBase + static_cast<int>(number << kWrappedGroupShift),
+                      .tags = kWrappedTags,
+                      .is_shared = true};
+  channel.group = [messages, members = std::move(members)](const std::vector<int>& ranks, int place,
+                                                           int64_t next) {
+    std::vector<int> chosen;
+    for (const int each : ranks) chosen.push_back(members[static_cast<size_t>(each)]);
+    return wrapped_channel(messages, std::move(chosen), place, next);
+  };
+  return channel;
 }
 
 }  // namespace
@@ -159,9 +220,9 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
   FUSEDBUN_REQUIRE(options.size >= 1 && options.rank >= 0 && options.rank < options.size,
                    ConfigError, rank_text(options) + ": there is no such rank");
   ignore_broken_pipes();
-  std::shared_ptr<void> server;
+  const auto rendezvous = std::make_shared<Rendezvous>(Rendezvous{options, nullptr});
   if (options.serve_store && options.rank == 0) {
-    server = serve_store(options.master_addr, options.master_port);
+    rendezvous->server = serve_store(options.master_addr, options.master_port);
   }
   const StorePtr store = connect_store(options);
   try {
@@ -171,10 +232,8 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
                         std::to_string(options.master_port) + " while the ranks met (" +
                         first_line(error) + "): whoever served it left, and says why");
   }
-  auto messages =
-      std::make_unique<PointToPointOf<c10d::ProcessGroupGloo>>(connect_ranks(store, options));
   auto communicator = make_message_communicator(
-      make_gloo_transport(std::move(messages), options.rank, options.size, std::move(server)),
+      make_gloo_transport(connect_channel(rendezvous, store, options.rank, options.size)),
       options.timeout);
   communicator->barrier()
       .wait();  // nobody leaves, and takes the store along, while others still connect
@@ -187,9 +246,9 @@ std::unique_ptr<Communicator> wrap_process_group(c10::intrusive_ptr<c10d::Proces
   FUSEDBUN_REQUIRE(group, ConfigError, "gloo: wrap_process_group was given no process group");
   const int rank = group->getRank();
   const int size = group->getSize();
-  auto messages = std::make_unique<PointToPointOf<c10d::ProcessGroup>>(std::move(group));
-  return make_message_communicator(make_gloo_transport(std::move(messages), rank, size, nullptr),
-                                   timeout);
+  const auto messages = std::make_shared<PointToPointOf<c10d::ProcessGroup>>(std::move(group));
+  return make_message_communicator(
+      make_gloo_transport(wrapped_channel(messages, ranks_below(size), rank, 0)), timeout);
 }
 
 }  // namespace fusedbun::comm

@@ -5,6 +5,9 @@
 // Only point-to-point messages of Gloo are used; message_communicator makes the collectives of them, because Gloo's own
 // reduce-scatter moves twice the bytes and adds in no fixed order.
 //
+// A group has a process group of its own, whose ranks connect through the same store: it must stay reachable as long
+// as groups may be made. What connect_gloo serves itself lives as long as the communicators made from it.
+//
 // Thread safety: as Communicator.
 #include <chrono>
 #include <cstdint>
@@ -31,8 +34,8 @@ struct GlooOptions {
 /// Connects all ranks; collective. Over the loopback interface when master_addr is loopback, so that it needs neither
 /// DNS nor a network; else over the interface that leads to master_addr, or $GLOO_SOCKET_IFNAME. Throws
 /// UnavailableError (port in use, store not reachable in time), ConfigError (rank outside the world, two processes
-/// with one rank, sizes that differ), TimeoutError (names the ranks that did not come), PeerLostError. From here on SIGPIPE is
-/// ignored where the program had left it alone.
+/// with one rank, sizes that differ), TimeoutError (names the ranks that did not come), PeerLostError. From here on
+/// SIGPIPE is ignored where the program had left it alone.
 std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options);
 
 /// A store that this process serves for others, as long as the object lives: for launches that have no torchrun agent.

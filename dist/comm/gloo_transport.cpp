@@ -3,9 +3,13 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 
+#include <algorithm>
+#include <array>
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -16,8 +20,11 @@ namespace {
 // Deadlines are the caller's: a wait of Gloo's own that ran out would close every connection of the group.
 constexpr std::chrono::milliseconds kForever = std::chrono::hours(24 * 365);
 
-std::vector<at::Tensor> tensor_of(const Message& message) {
-  return {at::from_blob(message.data, {message.bytes}, at::TensorOptions().dtype(at::kByte))};
+std::vector<at::Tensor> tensor_of(std::byte* data, int64_t bytes) {
+  return {at::from_blob(data, {bytes}, at::TensorOptions().dtype(at::kByte))};
+}
+std::vector<at::Tensor> tensor_of(ControlFrame& frame) {
+  return tensor_of(reinterpret_cast<std::byte*>(&frame), sizeof frame);
 }
 
 class GlooTransfer;
@@ -67,9 +74,9 @@ class GlooTransfer final : public Transfer {
     }
   }
 
-  void wait(std::atomic<int>& peer) override {
+  void wait(Progress& progress) override {
     for (Part& part : parts) {
-      peer = part.peer;
+      progress.waits_for(part.peer);
       const std::string what = std::string(part.is_send ? "sending to" : "receiving from") +
                                " rank " + std::to_string(part.peer);
       bool done = false;
@@ -79,6 +86,7 @@ class GlooTransfer final : public Transfer {
         throw std::runtime_error(what + " failed (" + first_line(error) + ")");
       }
       if (!done) throw std::runtime_error(what + " was aborted");
+      progress.moved();
     }
   }
 
@@ -93,56 +101,186 @@ void UnderWay::abort() noexcept {
 
 class GlooTransport final : public Transport {
  public:
-  GlooTransport(std::unique_ptr<PointToPoint> messages, int rank, int size,
-                std::shared_ptr<void> owned)
-      : owned_(std::move(owned)), messages_(std::move(messages)), rank_(rank), size_(size) {}
+  explicit GlooTransport(GlooChannel channel)
+      : channel_(std::move(channel)), lines_(channel_.members.size()) {}
+
+  // Frames that were sent leave first: a rank that leaves says so.
+  ~GlooTransport() override {
+    if (closed_) return;
+    if (channel_.is_shared) {
+      keep_for_ever(std::move(lines_));
+    } else {
+      flush_last_words(kLastWordsTime);
+    }
+  }
 
   std::string_view backend() const override { return "gloo"; }
-  int rank() const override { return rank_; }
-  int size() const override { return size_; }
+  int rank() const override { return channel_.rank; }
+  int size() const override { return static_cast<int>(channel_.members.size()); }
+  TagLayout tags() const override { return channel_.tags; }
 
-  std::unique_ptr<Transfer> start(const std::vector<Message>& sends,
-                                  const std::vector<Message>& receives, int tag) override {
+  std::unique_ptr<Transfer> start(std::span<const Packet> sends,
+                                  std::span<const Packet> receives) override {
     auto transfer = std::make_unique<GlooTransfer>(under_way_);
-    for (const Message& message : receives) {
-      auto tensors = tensor_of(message);
-      transfer->parts.push_back(
-          {false, message.peer, messages_->receive(tensors, message.peer, tag)});
+    transfer->parts.reserve(sends.size() + receives.size());
+    const std::lock_guard lock(mutex_);
+    if (closed_) throw std::runtime_error("the connections are closed");
+    for (const Packet& packet : receives) {
+      auto tensors = tensor_of(packet.data, packet.bytes);
+      transfer->parts.push_back({false, packet.peer, receive(tensors, packet.peer, packet.tag)});
     }
-    for (const Message& message : sends) {
-      auto tensors = tensor_of(message);
-      transfer->parts.push_back({true, message.peer, messages_->send(tensors, message.peer, tag)});
+    for (const Packet& packet : sends) {
+      auto tensors = tensor_of(packet.data, packet.bytes);
+      transfer->parts.push_back({true, packet.peer, send(tensors, packet.peer, packet.tag)});
     }
     return transfer;
   }
 
+  void send_control(int peer, Slot slot, const ControlFrame& frame) override {
+    const std::lock_guard lock(mutex_);
+    if (closed_) throw std::runtime_error("the connections are closed");
+    Outgoing& outgoing = lines_[static_cast<size_t>(peer)].outgoing[static_cast<size_t>(slot)];
+    outgoing.work.reset();  // Gloo reads from the old frame until then
+    outgoing.frame = std::make_unique<ControlFrame>(frame);
+    auto tensors = tensor_of(*outgoing.frame);
+    outgoing.work = send(tensors, peer, control_tag());
+  }
+
+  // c10d has no test for "done". But a wait that was aborted beforehand never blocks: it throws what broke the
+  // connection, or returns. Gloo tells an operation that waits for its first byte of every break (those in the middle
+  // of a message it forgets), and a frame's receive is always such a one.
+  std::optional<ControlFrame> receive_control(int peer) override {
+    const std::lock_guard lock(mutex_);
+    Line& line = lines_[static_cast<size_t>(peer)];
+    if (closed_ || !can_poll_) return std::nullopt;
+    if (!line.incoming) post_receive(line, peer);
+    if (!has_arrived(line)) {
+      if (!try_abort(*line.incoming)) return std::nullopt;
+      line.incoming->wait(kForever);
+      if (!has_arrived(line)) return std::nullopt;
+    }
+    line.incoming->wait(kForever);  // its last byte is here: this ends at once
+    const ControlFrame frame = *line.frame;
+    line.incoming.reset();
+    return frame;
+  }
+
+  std::unique_ptr<Transport> group(const std::vector<int>& ranks, int place,
+                                   int64_t number) override {
+    return std::make_unique<GlooTransport>(channel_.group(ranks, place, number));
+  }
+
   // Process groups cannot be closed. But a Gloo wait that runs out of time closes all connections of its group, which
-  // is seen at once by the peers: so wait a moment for a message that never comes. Of the waits that are pending here Gloo
-  // forgets those for sends that the peer had not asked for yet, so all are aborted.
+  // is seen at once by the peers: so wait a moment for a message that never comes. A peer whose connection is gone
+  // makes no such wait, so the next one is tried. Of the waits that are pending here Gloo forgets some, so all are
+  // aborted.
   void close() noexcept override {
-    if (size_ == 1) return;
-    try {
-      std::vector<at::Tensor> tensors{at::empty({1}, at::TensorOptions().dtype(at::kByte))};
-      messages_->receive(tensors, (rank_ + 1) % size_, kTagMax)->wait(std::chrono::milliseconds(1));
-    } catch (const std::exception&) {
-      // The time-out that was asked for, or connections that are gone already.
+    {
+      const std::lock_guard lock(mutex_);
+      if (closed_) return;
+      closed_ = true;
+    }
+    flush_last_words(kLastWordsTime);
+    for (int step = 1; step < size(); ++step) {
+      if (closes_connections((rank() + step) % size())) break;
     }
     under_way_->abort();
   }
 
  private:
-  std::shared_ptr<void> owned_;  // outlives the group
-  std::unique_ptr<PointToPoint> messages_;
+  using WorkPtr = c10::intrusive_ptr<c10d::Work>;
+  // How long frames that were sent may take to leave.
+  static constexpr std::chrono::milliseconds kLastWordsTime{100};
+  static constexpr size_t kSlots = 3;
+
+  // Gloo reads a frame from here until its work is destroyed: so the work goes first.
+  struct Outgoing {
+    std::unique_ptr<ControlFrame> frame;
+    WorkPtr work;
+  };
+  struct Line {
+    std::array<Outgoing, kSlots> outgoing;
+    std::unique_ptr<ControlFrame> frame = std::make_unique<ControlFrame>();
+    WorkPtr incoming;
+  };
+
+  // A message of Gloo's whose memory has gone blocks its connection for good. So frames that a peer may still send or
+  // ask for stay where they are if others use the connections.
+  static void keep_for_ever(std::vector<Line> lines) {
+    static std::mutex mutex;
+    static auto& kept = *new std::vector<std::vector<Line>>;
+    const std::lock_guard lock(mutex);
+    kept.push_back(std::move(lines));
+  }
+
+  WorkPtr send(std::vector<at::Tensor>& tensors, int peer, int tag) {
+    return channel_.messages->send(tensors, channel_.members[static_cast<size_t>(peer)],
+                                   channel_.tag_base + tag);
+  }
+  WorkPtr receive(std::vector<at::Tensor>& tensors, int peer, int tag) {
+    return channel_.messages->receive(tensors, channel_.members[static_cast<size_t>(peer)],
+                                      channel_.tag_base + tag);
+  }
+  int control_tag() const {
+    return ((1 << channel_.tags.number_bits) - 1) << channel_.tags.digest_bits;
+  }
+
+  void post_receive(Line& line, int peer) {
+    line.frame->complete = 0;
+    auto tensors = tensor_of(*line.frame);
+    line.incoming = receive(tensors, peer, control_tag());
+  }
+  static bool has_arrived(const Line& line) {
+    return std::atomic_ref(line.frame->complete).load(std::memory_order_acquire) ==
+           ControlFrame::kComplete;
+  }
+  bool try_abort(c10d::Work& work) {
+    try {
+      work.abort();
+    } catch (const std::exception&) {
+      can_poll_ = false;  // a process group that was handed in and is not Gloo's
+    }
+    return can_poll_;
+  }
+
+  void flush_last_words(std::chrono::milliseconds patience) noexcept {
+    const auto deadline = Clock::now() + patience;
+    for (Line& line : lines_) {
+      const WorkPtr& work = line.outgoing[static_cast<size_t>(Slot::last_words)].work;
+      if (!work) continue;
+      try {
+        const auto left =
+            std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+        work->wait(std::max(left, std::chrono::milliseconds(1)));
+      } catch (const std::exception&) {
+        // The peer is gone, or takes nothing.
+      }
+    }
+  }
+
+  // False if the connection to `peer` is gone already, so that no wait could begin.
+  bool closes_connections(int peer) noexcept {
+    try {
+      std::vector<at::Tensor> tensors{at::empty({1}, at::TensorOptions().dtype(at::kByte))};
+      receive(tensors, peer, control_tag() + 1)->wait(std::chrono::milliseconds(1));
+    } catch (const std::exception& error) {
+      return std::string_view(error.what()).find("Timed out") != std::string_view::npos;
+    }
+    return false;
+  }
+
+  GlooChannel channel_;
   const std::shared_ptr<UnderWay> under_way_ = std::make_shared<UnderWay>();
-  const int rank_;
-  const int size_;
+  std::mutex mutex_;
+  std::vector<Line> lines_;  // [peer]
+  bool can_poll_ = true;
+  std::atomic<bool> closed_{false};
 };
 
 }  // namespace
 
-std::unique_ptr<Transport> make_gloo_transport(std::unique_ptr<PointToPoint> messages, int rank,
-                                               int size, std::shared_ptr<void> owned) {
-  return std::make_unique<GlooTransport>(std::move(messages), rank, size, std::move(owned));
+std::unique_ptr<Transport> make_gloo_transport(GlooChannel channel) {
+  return std::make_unique<GlooTransport>(std::move(channel));
 }
 
 std::string first_line(const std::exception& error) {

@@ -2,6 +2,7 @@
 // GlooTransport: point-to-point messages over c10d, for a Gloo process group of our own or any that was handed in.
 //
 // Thread safety: as Transport.
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -39,9 +40,22 @@ class PointToPointOf final : public PointToPoint {
   c10::intrusive_ptr<Group> group_;
 };
 
-/// `owned` lives as long as the transport does: what the messages' group stands on, a store's server for one.
-std::unique_ptr<Transport> make_gloo_transport(std::unique_ptr<PointToPoint> messages, int rank,
-                                               int size, std::shared_ptr<void> owned);
+/// What a transport stands on. c10d's tags have 31 bits; a message has tag_base plus the caller's tag.
+struct GlooChannel {
+  /// Lives as long as the transport and its groups: what the connections were made with, a store's server for one.
+  std::shared_ptr<void> owned = {};
+  std::shared_ptr<PointToPoint> messages;
+  std::vector<int> members;  ///< [rank] -> its rank in `messages`
+  int rank = 0;
+  int tag_base = 0;
+  TagLayout tags{.number_bits = 12, .digest_bits = 18};
+  /// Others use the connections too, and go on when this transport is destroyed.
+  bool is_shared = false;
+  /// The channel of a group: as Transport::group().
+  std::function<GlooChannel(const std::vector<int>& ranks, int place, int64_t number)> group = {};
+};
+
+std::unique_ptr<Transport> make_gloo_transport(GlooChannel channel);
 
 /// The first line of an exception's text: c10d adds a C++ stack to some.
 std::string first_line(const std::exception& error);

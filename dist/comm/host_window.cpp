@@ -2,20 +2,24 @@
 
 #include <fcntl.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
-#include <random>
 #include <span>
 #include <vector>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/available_memory.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 
 namespace fusedbun::comm {
@@ -33,43 +37,71 @@ int64_t rounded_up(int64_t bytes) {
          static_cast<int64_t>(kPage);
 }
 
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW;
+
 /// What rank 0 tells the others: where the memory is, and how to know that it is the right one.
 struct Offer {
   int64_t pid = 0;
   int32_t fd = -1;  ///< -1: rank 0 has none
   int32_t error = 0;
   int64_t bytes = 0;
-  uint64_t token = 0;
+  uint64_t device = 0;
+  uint64_t inode = 0;
 };
 
-/// MemAvailable in bytes; 0 if the kernel does not say.
-int64_t available_bytes() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string name; file >> name;) {
-    int64_t kib = 0;
-    file >> kib;
-    if (name == "MemAvailable:") return kib * 1024;
-    file.ignore(LLONG_MAX, '\n');
-  }
-  return 0;
+/// Equal on two ranks if a pid means the same process to both: the same boot of the same kernel, the same pid
+/// namespace.
+std::string host_identity() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  std::error_code unreadable;
+  return boot + " " + std::filesystem::read_symlink("/proc/self/ns/pid", unreadable).string();
 }
 
-Offer make_offer(int64_t bytes) {
-  Offer offer;
-  offer.pid = ::getpid();
-  offer.bytes = bytes;
-  offer.token = (static_cast<uint64_t>(std::random_device{}()) << 32) | std::random_device{}();
-  if (const int64_t available = available_bytes(); available > 0 && bytes > available) {
-    offer.error = ENOMEM;
-    return offer;
+class Descriptor {
+ public:
+  explicit Descriptor(int value) : value_(value) {}
+  ~Descriptor() {
+    if (value_ >= 0) ::close(value_);
   }
-  offer.fd = ::memfd_create("fusedbun-host-window", MFD_CLOEXEC);
-  if (offer.fd < 0 || ::ftruncate(offer.fd, bytes) != 0) {
-    offer.error = errno;
-    if (offer.fd >= 0) ::close(offer.fd);
-    offer.fd = -1;
+  Descriptor(const Descriptor&) = delete;  // owns it
+  int get() const { return value_; }
+
+ private:
+  const int value_;
+};
+
+/// An anonymous file of `bytes` that cannot change its size any more; -1 with errno set if there is none.
+int make_file(int64_t bytes) {
+  if (const auto available = available_memory(); available && bytes > *available) {
+    errno = ENOMEM;
+    return -1;
+  }
+  const int fd = ::memfd_create("fusedbun-host-window", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  if (fd < 0) return -1;
+  if (::ftruncate(fd, bytes) == 0 && ::fcntl(fd, F_ADD_SEALS, kSeals) == 0) return fd;
+  const int error = errno;
+  ::close(fd);
+  errno = error;
+  return -1;
+}
+
+Offer make_offer(int fd, int64_t bytes) {
+  Offer offer{.pid = ::getpid(), .fd = fd, .error = fd < 0 ? errno : 0, .bytes = bytes};
+  struct stat status {};
+  if (fd >= 0 && ::fstat(fd, &status) == 0) {
+    offer.device = status.st_dev;
+    offer.inode = status.st_ino;
   }
   return offer;
+}
+
+/// Whether `fd` is the file that was offered: nothing of another file is touched.
+bool is_offered(int fd, const Offer& offer) {
+  struct stat status {};
+  return ::fstat(fd, &status) == 0 && S_ISREG(status.st_mode) && status.st_size == offer.bytes &&
+         status.st_dev == offer.device && status.st_ino == offer.inode &&
+         (::fcntl(fd, F_GET_SEALS) & kSeals) == kSeals;
 }
 
 void* map(int fd, int64_t bytes) {
@@ -87,14 +119,20 @@ long futex(std::atomic<uint32_t>& word, int operation, uint32_t value, const tim
 
 }  // namespace
 
-/// The start of the memory; counters follow, one per cache line, [event][rank].
-struct HostWindow::Header {
-  uint64_t token;
-  std::atomic<uint32_t> aborted;
-  std::atomic<int32_t> pid[1];  ///< [world_size]
+/// What a rank tells of itself.
+struct HostWindow::RankCell {
+  static constexpr size_t kReasonBytes = 400;
+  std::atomic<int32_t> pid;
+  std::atomic<uint32_t> has_left;  // after it `reason` does not change
+  char reason[kReasonBytes];
 };
 
-HostWindow::HostWindow(void* memory, size_t bytes, const WindowSize& size, const Communicator& host,
+/// The start of the memory. A cell of each rank follows, then the counters, one per cache line, [event][rank].
+struct HostWindow::Header {
+  std::atomic<uint32_t> aborted;
+};
+
+HostWindow::HostWindow(void* memory, size_t bytes, const WindowSize& size, Communicator& host,
                        std::chrono::milliseconds timeout)
     : memory_(static_cast<std::byte*>(memory)),
       bytes_(bytes),
@@ -105,16 +143,43 @@ HostWindow::HostWindow(void* memory, size_t bytes, const WindowSize& size, const
       timeout_(timeout) {}
 
 HostWindow::~HostWindow() {
+  for (const int process : processes_) {
+    if (process >= 0) ::close(process);
+  }
   ::munmap(memory_, bytes_);
 }
 
 namespace {
 
+constexpr int64_t kCellBytes = 448;  // of a rank, whole cache lines
+
 int64_t header_bytes(int world_size) {
-  return rounded_up(static_cast<int64_t>(sizeof(uint64_t) * 2 + sizeof(int32_t) * world_size));
+  return rounded_up(kCacheLine + kCellBytes * world_size);
 }
 int64_t counter_bytes(const WindowSize& size, int world_size) {
   return rounded_up(static_cast<int64_t>(size.events) * world_size * kCacheLine);
+}
+
+}  // namespace
+
+namespace {
+
+// Maps the memory that was offered. Returns why not; own_fd is rank 0's.
+std::string map_offer(const Offer& offer, const std::string& home, int rank, int own_fd,
+                      void** memory) {
+  const std::string me = "rank " + std::to_string(rank);
+  if (offer.fd < 0) {
+    return "rank 0 gets no " + std::to_string(offer.bytes >> 20) +
+           " MiB of shared memory: " + std::strerror(offer.error);
+  }
+  if (home != host_identity()) return me + " is not on rank 0's host (or in another container)";
+  const std::string path = "/proc/" + std::to_string(offer.pid) + "/fd/" + std::to_string(offer.fd);
+  const Descriptor opened(rank == 0 ? -1 : ::open(path.c_str(), O_RDWR | O_CLOEXEC | O_NOCTTY));
+  const int fd = rank == 0 ? own_fd : opened.get();
+  if (fd < 0) return me + " cannot open rank 0's memory: " + std::strerror(errno);
+  if (!is_offered(fd, offer)) return me + " finds another file where rank 0's memory should be";
+  *memory = map(fd, offer.bytes);
+  return *memory == nullptr ? me + " cannot map rank 0's memory: " + std::strerror(errno) : "";
 }
 
 }  // namespace
@@ -124,41 +189,22 @@ HostWindow::Opened HostWindow::open(Communicator& host, const WindowSize& size,
   const int world_size = host.size();
   const int64_t bytes = header_bytes(world_size) + counter_bytes(size, world_size) +
                         rounded_up(size.region_bytes) * world_size + rounded_up(size.shared_bytes);
-  Offer offer;
-  if (host.rank() == 0) offer = make_offer(bytes);
-  offer = broadcast_object(host, offer, 0);
+  const Descriptor own(host.rank() == 0 ? make_file(bytes) : -1);
+  const Offer offer = broadcast_object(host, make_offer(own.get(), bytes), 0);
+  const std::string home = broadcast_text(host, host_identity(), 0);
 
-  int fd = offer.fd;
-  if (host.rank() != 0 && offer.fd >= 0) {
-    const std::string path =
-        "/proc/" + std::to_string(offer.pid) + "/fd/" + std::to_string(offer.fd);
-    fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-  }
-  void* memory = fd >= 0 ? map(fd, offer.bytes) : nullptr;
-  if (memory != nullptr && host.rank() == 0) static_cast<Header*>(memory)->token = offer.token;
-  host.barrier().wait();
-
-  std::string problem;
-  if (offer.fd < 0) {
-    problem = "rank 0 gets no " + std::to_string(bytes >> 20) +
-              " MiB of shared memory: " + std::strerror(offer.error);
-  } else if (memory == nullptr) {
-    problem = "rank " + std::to_string(host.rank()) +
-              " cannot map rank 0's memory: " + std::strerror(errno);
-  } else if (static_cast<Header*>(memory)->token != offer.token) {
-    problem = "rank " + std::to_string(host.rank()) + " is not on rank 0's host";
-  }
-  const std::vector<std::string> problems = all_gather_text(host, problem);
-  if (fd >= 0) ::close(fd);  // all have mapped it or never will
-  for (const std::string& each : problems) {
+  void* memory = nullptr;
+  const std::string problem = map_offer(offer, home, host.rank(), own.get(), &memory);
+  for (const std::string& each : all_gather_text(host, problem)) {
     if (each.empty()) continue;
     if (memory != nullptr) ::munmap(memory, static_cast<size_t>(offer.bytes));
     return {nullptr, each};
   }
   auto window = std::shared_ptr<HostWindow>(
       new HostWindow(memory, static_cast<size_t>(offer.bytes), size, host, timeout));
-  static_cast<Header*>(memory)->pid[host.rank()].store(::getpid());
+  window->cell(host.rank()).pid.store(::getpid());
   host.barrier().wait();
+  window->watch_processes();
   return {std::move(window), {}};
 }
 
@@ -171,6 +217,20 @@ std::byte* HostWindow::shared() const {
   return region(world_size_);
 }
 
+HostWindow::RankCell& HostWindow::cell(int rank) const {
+  static_assert(sizeof(RankCell) <= kCellBytes && sizeof(Header) <= kCacheLine);
+  return *reinterpret_cast<RankCell*>(memory_ + kCacheLine + kCellBytes * rank);
+}
+
+// Handles of the processes, taken while all of them are known to live: a pid that is used again cannot be mistaken.
+void HostWindow::watch_processes() {
+  for (int rank = 0; rank < world_size_; ++rank) {
+    processes_.push_back(
+        static_cast<int>(::syscall(SYS_pidfd_open, pid_t{cell(rank).pid.load()}, 0U)));
+  }
+  host_.barrier().wait();
+}
+
 std::atomic<uint32_t>& HostWindow::counter(int event, int rank) const {
   FUSEDBUN_ASSERT(event >= 0 && event < size_.events, "the event is one of the window's");
   std::byte* counters = memory_ + header_bytes(world_size_);
@@ -180,6 +240,7 @@ std::atomic<uint32_t>& HostWindow::counter(int event, int rank) const {
 
 void HostWindow::post(int event, uint32_t round) {
   std::atomic<uint32_t>& word = counter(event, rank_);
+  FUSEDBUN_ASSERT(round > word.load(std::memory_order_relaxed), "the rounds of an event grow");
   word.store(round, std::memory_order_release);
   futex(word, FUTEX_WAKE, INT_MAX, nullptr);
 }
@@ -191,13 +252,36 @@ void HostWindow::require_unbroken() const {
                        " left the host window: another rank ended this step with an error");
 }
 
+// A process that has ended is gone, also one that its parent has not reaped.
 void HostWindow::require_alive(int rank) const {
-  const auto* header = reinterpret_cast<const Header*>(memory_);
-  const int32_t pid = header->pid[rank].load();
-  FUSEDBUN_REQUIRE(::kill(pid, 0) == 0 || errno != ESRCH, PeerLostError,
+  const int32_t pid = cell(rank).pid.load();
+  pollfd process{processes_[static_cast<size_t>(rank)], POLLIN, 0};
+  const bool is_gone =
+      process.fd >= 0 ? ::poll(&process, 1, 0) == 1 : ::kill(pid, 0) != 0 && errno == ESRCH;
+  FUSEDBUN_REQUIRE(!is_gone, PeerLostError,
                    "rank " + std::to_string(rank) + " (pid " + std::to_string(pid) +
                        ") is gone: rank " + std::to_string(rank_) +
                        " waited for it in the host window");
+}
+
+// What it posted before it left still counts.
+void HostWindow::require_not_left(int rank, std::atomic<uint32_t>& word, uint32_t round) const {
+  const RankCell& other = cell(rank);
+  if (other.has_left.load(std::memory_order_acquire) == 0) return;
+  FUSEDBUN_REQUIRE(word.load(std::memory_order_acquire) >= round, ConfigError,
+                   "rank " + std::to_string(rank) + " has left (" + other.reason + ") where rank " +
+                       std::to_string(rank_) +
+                       " waits for it in the host window: all ranks must "
+                       "do the same steps");
+}
+
+void HostWindow::leave(const std::string& reason) noexcept {
+  RankCell& mine = cell(rank_);
+  if (mine.has_left.load() != 0) return;
+  std::memcpy(mine.reason, reason.data(), std::min(reason.size(), RankCell::kReasonBytes - 1));
+  mine.has_left.store(1, std::memory_order_release);
+  for (int event = 0; event < size_.events; ++event)
+    futex(counter(event, rank_), FUTEX_WAKE, INT_MAX, nullptr);
 }
 
 void HostWindow::wait(int event, uint32_t round, std::chrono::milliseconds timeout) const {
@@ -211,6 +295,7 @@ void HostWindow::wait(int event, uint32_t round, std::chrono::milliseconds timeo
       const timespec at_most{0, nap.count()};
       futex(word, FUTEX_WAIT, seen, &at_most);
       require_unbroken();
+      require_not_left(rank, word, round);
       require_alive(rank);
       FUSEDBUN_REQUIRE(Clock::now() < deadline, TimeoutError,
                        "rank " + std::to_string(rank_) + " waited " +
@@ -225,23 +310,23 @@ void HostWindow::abort() noexcept {
   reinterpret_cast<Header*>(memory_)->aborted.store(1);
 }
 
-/// Keeps the window alive while it is waited for.
+/// Keeps the window alive until it was waited for.
 class WindowWait : public PendingOperation {
  public:
-  WindowWait(const HostWindow& window, int event, uint32_t round)
-      : window_(window), event_(event), round_(round) {}
-  void wait(std::chrono::milliseconds timeout) override { window_.wait(event_, round_, timeout); }
+  WindowWait(std::shared_ptr<const HostWindow> window, int event, uint32_t round)
+      : window_(std::move(window)), event_(event), round_(round) {}
+  void wait(std::chrono::milliseconds timeout) override { window_->wait(event_, round_, timeout); }
   void wait_on(Stream, std::chrono::milliseconds timeout) override { wait(timeout); }
   bool aborted() const noexcept override { return true; }  // nothing of it is under way in memory
 
  private:
-  const HostWindow& window_;
-  int event_;
-  uint32_t round_;
+  const std::shared_ptr<const HostWindow> window_;
+  const int event_;
+  const uint32_t round_;
 };
 
 Work HostWindow::when_all(int event, uint32_t round) {
-  return Work(std::make_unique<WindowWait>(*this, event, round), timeout_);
+  return Work(std::make_unique<WindowWait>(shared_from_this(), event, round), timeout_);
 }
 
 }  // namespace fusedbun::comm

@@ -1,18 +1,22 @@
 #pragma once
-// HostWindow: memory that the ranks of one host share, and the events by which they wait for one another. A capability beside
-// the backends: with it a gradient is written once, where every rank reads it, and a new row once, where every rank uses it.
+// HostWindow: memory that the ranks of one host share, and the events by which they wait for one another. A capability
+// beside the backends: with it a gradient is written once, where every rank reads it, and a new row once, where every
+// rank uses it.
 //
 //   region(r)   one per rank: rank r writes, all read           (gradients)
 //   shared()    one for all: each rank writes its own part      (the host's one replica of the parameters)
 //   events      "rank r has got to event e of round n": counters in the window, waited for with a futex
 //
 // The memory has no name in any file system: rank 0 makes an anonymous file (memfd) and the others open it through
-// /proc/<pid>/fd. So nothing is left behind however the ranks end, and the size of /dev/shm (64 MiB in most containers) does not
-// matter.
+// /proc/<pid>/fd. So nothing is left behind however the ranks end, and the size of /dev/shm (64 MiB in most
+// containers) does not matter.
 //
-// Invariants: 1. Rounds of an event only grow, and a rank posts each at most once. 2. What a rank wrote before post() is seen
-// by whoever waited for it. 3. A wait ends with the event, with PeerLostError when a rank's process is gone or a rank called
-// abort(), with the failure of the communicator it was opened over, or with TimeoutError. 4. That communicator outlives it.
+// Invariants: 1. The rounds that a rank posts of an event strictly grow; it may leave some out, and a wait for a round
+// ends with that round or a later one. 2. What a rank wrote before post() is seen by whoever waited for it. 3. A wait
+// ends with the event, with PeerLostError when a rank's process is gone or a rank called abort(), with ConfigError
+// when a rank left before the event, with the failure of the communicator it was opened over, or with TimeoutError. 4.
+// That communicator outlives it. 5. No memory is mapped before all ranks know that it is the same, and that it cannot
+// shrink.
 //
 // Thread safety: post and wait from one thread per rank; abort from any.
 #include <sys/types.h>
@@ -23,6 +27,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "fusedbun/dist/comm/communicator.h"
 
@@ -34,7 +39,7 @@ struct WindowSize {
   int events = 0;            ///< how many different events there are
 };
 
-class HostWindow {
+class HostWindow : public std::enable_shared_from_this<HostWindow> {
  public:
   struct Opened {
     std::shared_ptr<HostWindow> window;  ///< null: the ranks go without
@@ -55,24 +60,33 @@ class HostWindow {
 
   /// Every wait on every rank fails soon with PeerLostError.
   void abort() noexcept;
+  /// This rank posts nothing more. Waits of others for what it has not posted fail soon with a ConfigError that names
+  /// it and `reason`, of which at most 400 bytes are kept: "rank 1 has left (finish() was called after step 9) where
+  /// rank 0 ...".
+  void leave(const std::string& reason) noexcept;
 
  private:
   struct Header;
-  HostWindow(void* memory, size_t bytes, const WindowSize& size, const Communicator& host,
+  struct RankCell;
+  HostWindow(void* memory, size_t bytes, const WindowSize& size, Communicator& host,
              std::chrono::milliseconds timeout);
   std::atomic<uint32_t>& counter(int event, int rank) const;
   void wait(int event, uint32_t round, std::chrono::milliseconds timeout) const;
   void require_unbroken() const;
   void require_alive(int rank) const;
+  void require_not_left(int rank, std::atomic<uint32_t>& word, uint32_t round) const;
+  RankCell& cell(int rank) const;
+  void watch_processes();
   friend class WindowWait;
 
   std::byte* memory_;
   size_t bytes_;
   WindowSize size_;
-  const Communicator& host_;
+  Communicator& host_;
   int rank_;
   int world_size_;
   std::chrono::milliseconds timeout_;
+  std::vector<int> processes_;  // [rank] -> its pidfd, -1 where the kernel has none
 };
 
 }  // namespace fusedbun::comm

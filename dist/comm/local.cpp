@@ -1,6 +1,7 @@
 #include "fusedbun/dist/comm/local.h"
 
 #include <algorithm>
+#include <exception>
 #include <mutex>
 #include <string>
 #include <utility>
@@ -39,6 +40,13 @@ class LocalCommunicator final : public Communicator {
  public:
   LocalCommunicator(std::shared_ptr<LocalWorld> world, int rank)
       : world_(std::move(world)), rank_(rank) {}
+  ~LocalCommunicator() override {
+    if (std::uncaught_exceptions() > 0) {
+      world_->abort("local: rank " + std::to_string(rank_) + " left with an exception");
+    } else {
+      world_->leave(rank_, next_operation_);
+    }
+  }
 
   int rank() const override { return rank_; }
   int size() const override { return world_->size(); }

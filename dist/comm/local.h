@@ -20,8 +20,8 @@ namespace fusedbun::comm {
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(
     int size, std::chrono::milliseconds timeout = std::chrono::seconds(60));
 
-/// The communicator of a job of one rank whose parameters are on a GPU: device() is cuda, and nothing ever moves, so it needs
-/// neither NCCL nor the CUDA runtime. Operations are in place; one between two places is a ConfigError.
+/// The communicator of a job of one rank whose parameters are on a GPU: device() is cuda, and nothing ever moves, so
+/// it needs neither NCCL nor the CUDA runtime. Operations are in place; one between two places is a ConfigError.
 std::unique_ptr<Communicator> make_single_gpu_communicator();
 
 }  // namespace fusedbun::comm

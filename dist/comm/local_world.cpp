@@ -84,28 +84,19 @@ void move_data(const std::vector<Call>& calls) {
   }
 }
 
-// "rank 1 called all_gather(f32, counts 1 2) where rank 0 called barrier (operation 7)", or nothing
-// if all is well.
+// Names the first rank whose call does not match; nothing if all is well.
 std::string mismatch(const Meeting& meeting, int rank, const Call& call) {
   for (size_t r = 0; r < meeting.calls.size(); ++r) {
     if (!meeting.calls[r]) continue;
     const Call& other = *meeting.calls[r];
     const int other_rank = static_cast<int>(r);
-    std::string difference;
-    if (!call.agrees_with(other)) {
-      difference = " called " + call.describe() + " where rank " + std::to_string(r) + " called " +
-                   other.describe();
-    } else if (!fit(with_peer(call.sends, other_rank), with_peer(other.receives, rank)) ||
-               !fit(with_peer(other.sends, rank), with_peer(call.receives, other_rank))) {
-      difference = " and rank " + std::to_string(r) +
-                   " called exchange with messages that do not match: what one sends is not what "
-                   "the other expects";
+    if (call.agrees_with(other) &&
+        fit(with_peer(call.sends, other_rank), with_peer(other.receives, rank)) &&
+        fit(with_peer(other.sends, rank), with_peer(call.receives, other_rank))) {
+      continue;
     }
-    if (!difference.empty()) {
-      return "local: rank " + std::to_string(rank) + difference + " (operation " +
-             std::to_string(meeting.number) +
-             "): all ranks must call the same operations in the same order";
-    }
+    return mismatch_text("local", meeting.number, {rank, call.describe_to(other_rank)},
+                         {other_rank, other.describe_to(rank)});
   }
   return {};
 }
@@ -127,8 +118,34 @@ std::shared_ptr<LocalWorld::Meeting> LocalWorld::arrive(int rank, uint64_t numbe
     failure_->raise();
   }
   meeting->calls[static_cast<size_t>(rank)] = std::move(call);
-  if (++meeting->arrived == static_cast<size_t>(size_)) finish(*meeting, lock);
+  if (++meeting->arrived == static_cast<size_t>(size_)) {
+    finish(*meeting, lock);
+  } else {
+    require_company(*meeting);
+  }
   return meeting;
+}
+
+void LocalWorld::leave(int rank, uint64_t number) {
+  const std::lock_guard lock(mutex_);
+  left_[rank] = number;
+  for (const auto& [each, meeting] : meetings_) require_company(*meeting);
+}
+
+// Breaks the world if a rank that left is missing here.
+void LocalWorld::require_company(const Meeting& meeting) {
+  const auto here = std::ranges::find_if(meeting.calls, [](const auto& call) { return !!call; });
+  if (here == meeting.calls.end()) return;
+  for (const auto& [rank, number] : left_) {
+    if (meeting.calls[static_cast<size_t>(rank)]) continue;
+    const std::string after = number == 0 ? "before its first operation"
+                                          : "after operation " + std::to_string(number - 1);
+    break_with({ExitCode::config,
+                "local: rank " + std::to_string(rank) + " left " + after + " where rank " +
+                    std::to_string(here - meeting.calls.begin()) + " called " +
+                    (*here)->describe() + " (operation " + std::to_string(meeting.number) +
+                    "): all ranks must call the same operations, and as many"});
+  }
 }
 
 void LocalWorld::wait(int rank, const Meeting& meeting, std::chrono::milliseconds timeout) {

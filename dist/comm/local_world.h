@@ -44,6 +44,9 @@ class LocalWorld {
   /// Breaks the world unless the meeting is over. After it nobody touches the meeting's buffers any more.
   void drop(int rank, const Meeting& meeting);
   void abort(const std::string& reason);
+  /// Rank `rank` calls nothing more; its next call would have been `number`. Breaks the world if others wait for it,
+  /// now or later.
+  void leave(int rank, uint64_t number);
   std::optional<Failure> failure() const;
 
   /// The world of the ranks' group number `number`, made by the first that asks. Throws ConfigError if a rank asks
@@ -58,6 +61,7 @@ class LocalWorld {
 
   void finish(Meeting& meeting, std::unique_lock<std::mutex>& lock);
   void break_with(Failure failure);
+  void require_company(const Meeting& meeting);
   void give_up(int rank, const Meeting& meeting, std::chrono::milliseconds timeout);
 
   const int size_;
@@ -67,6 +71,7 @@ class LocalWorld {
   std::optional<Failure> failure_;
   std::map<uint64_t, std::shared_ptr<Meeting>> meetings_;  // not yet complete
   std::map<uint64_t, Group> groups_;
+  std::map<int, uint64_t> left_;  // rank -> the number of the call that it did not make
 };
 
 }  // namespace fusedbun::comm

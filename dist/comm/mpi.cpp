@@ -4,9 +4,12 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -36,7 +39,7 @@ void check(int code, const char* call) {
   throw std::runtime_error(name.substr(0, name.find('(')) + ": " + text_of(code));
 }
 
-// MPI's life in this process: begun by the first communicator, ended by the last that goes in peace.
+// MPI is initialised by the first communicator and finalised when the last is destroyed without a failure.
 class Runtime {
  public:
   static Runtime& instance() {
@@ -66,25 +69,22 @@ class Runtime {
     ++users_;
   }
 
-  void release(bool in_peace) {
+  void release(bool clean) {
     const std::lock_guard lock(mutex_);
-    in_peace_ = in_peace_ && in_peace;
-    if (--users_ == 0 && is_ours_ && in_peace_) MPI_Finalize();
+    clean_ = clean_ && clean;
+    if (--users_ == 0 && is_ours_ && clean_) MPI_Finalize();
   }
 
  private:
   std::mutex mutex_;
   int users_ = 0;
   bool is_ours_ = false;
-  bool in_peace_ = true;
+  bool clean_ = true;
 };
-
-// Counts of MPI calls are ints: longer messages travel in pieces, which arrive in order.
-constexpr int64_t kPieceBytes = int64_t{1} << 30;
 
 // A thread that waits must not take a core from the training: it looks often for a moment, for short messages, then
 // sleeps between looks, so that a long wait costs a few percent of a core.
-class Patience {
+class Backoff {
  public:
   void reset() { looks_ = 0; }
   void rest() {
@@ -116,24 +116,20 @@ class MpiTransfer final : public Transfer {
     }
   }
 
-  void receive(const Message& message, int tag, MPI_Comm comm) {
-    for_each_piece(message, [&](std::byte* data, int bytes) {
-      FUSEDBUN_MPI(
-          MPI_Irecv(data, bytes, MPI_BYTE, message.peer, tag, comm, add(message.peer, false)));
-    });
+  void receive(const Packet& packet, MPI_Comm comm) {
+    FUSEDBUN_MPI(MPI_Irecv(packet.data, static_cast<int>(packet.bytes), MPI_BYTE, packet.peer,
+                           packet.tag, comm, add(packet.peer, false)));
   }
 
-  void send(const Message& message, int tag, MPI_Comm comm) {
-    for_each_piece(message, [&](std::byte* data, int bytes) {
-      FUSEDBUN_MPI(
-          MPI_Isend(data, bytes, MPI_BYTE, message.peer, tag, comm, add(message.peer, true)));
-    });
+  void send(const Packet& packet, MPI_Comm comm) {
+    FUSEDBUN_MPI(MPI_Isend(packet.data, static_cast<int>(packet.bytes), MPI_BYTE, packet.peer,
+                           packet.tag, comm, add(packet.peer, true)));
   }
 
-  void wait(std::atomic<int>& peer) override {
+  void wait(Progress& progress) override {
     std::vector<int> finished(requests_.size());
     std::vector<MPI_Status> statuses(requests_.size());
-    Patience patience;
+    Backoff backoff;
     for (;;) {
       if (*closed_) throw std::runtime_error("given up");
       int count = 0;
@@ -145,20 +141,16 @@ class MpiTransfer final : public Transfer {
         return request != MPI_REQUEST_NULL;
       });
       if (left == requests_.end()) return;
-      peer = peers_[static_cast<size_t>(left - requests_.begin())];
-      if (count > 0) patience.reset();
-      patience.rest();
+      progress.waits_for(peers_[static_cast<size_t>(left - requests_.begin())]);
+      if (count > 0) {
+        progress.moved();
+        backoff.reset();
+      }
+      backoff.rest();
     }
   }
 
  private:
-  template <class Start>
-  static void for_each_piece(const Message& message, Start start) {
-    for (int64_t begin = 0; begin < message.bytes; begin += kPieceBytes) {
-      start(message.data + begin, static_cast<int>(std::min(kPieceBytes, message.bytes - begin)));
-    }
-  }
-
   MPI_Request* add(int peer, bool is_send) {
     peers_.push_back(peer);
     is_send_.push_back(is_send);
@@ -184,44 +176,114 @@ class MpiTransfer final : public Transfer {
   std::vector<bool> is_send_;  // of each request
 };
 
+// Frames between this rank and another.
+struct Line {
+  struct Outgoing {
+    ControlFrame frame;
+    MPI_Request request = MPI_REQUEST_NULL;
+  };
+  std::array<Outgoing, 3> outgoing;  // [slot]
+  ControlFrame frame;
+  MPI_Request incoming = MPI_REQUEST_NULL;
+};
+
 class MpiTransport final : public Transport {
  public:
-  MpiTransport() {
-    Runtime::instance().acquire();
-    try {
-      FUSEDBUN_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm_));
-      FUSEDBUN_MPI(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
-      FUSEDBUN_MPI(MPI_Comm_rank(comm_, &rank_));
-      FUSEDBUN_MPI(MPI_Comm_size(comm_, &size_));
-      require_tags();
-    } catch (...) {
-      Runtime::instance().release(false);
-      throw;
-    }
+  /// Takes over `comm`, which nothing else uses, and a user of the Runtime.
+  explicit MpiTransport(MPI_Comm comm) : comm_(comm) {
+    FUSEDBUN_MPI(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
+    FUSEDBUN_MPI(MPI_Comm_rank(comm_, &rank_));
+    FUSEDBUN_MPI(MPI_Comm_size(comm_, &size_));
+    require_tags();
+    lines_.resize(static_cast<size_t>(size_));
+    for (auto& line : lines_) line = std::make_unique<Line>();
   }
 
   ~MpiTransport() override {
-    const bool in_peace = !*closed_ && std::uncaught_exceptions() == 0;
-    if (in_peace) MPI_Comm_free(&comm_);
-    Runtime::instance().release(in_peace);
+    const bool clean = !*closed_ && std::uncaught_exceptions() == 0;
+    // The communicator is not freed: a peer's frame may come later, and would be one of the next communicator's that
+    // gets its number.
+    if (clean) {
+      take_back_frames();
+    } else {
+      for (auto& line : lines_) line.release();  // MPI may still read and write the frames
+    }
+    Runtime::instance().release(clean);
   }
 
   std::string_view backend() const override { return "mpi"; }
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  TagLayout tags() const override { return kTags; }
 
-  std::unique_ptr<Transfer> start(const std::vector<Message>& sends,
-                                  const std::vector<Message>& receives, int tag) override {
+  std::unique_ptr<Transfer> start(std::span<const Packet> sends,
+                                  std::span<const Packet> receives) override {
     auto transfer = std::make_unique<MpiTransfer>(closed_);
-    for (const Message& message : receives) transfer->receive(message, tag, comm_);
-    for (const Message& message : sends) transfer->send(message, tag, comm_);
+    for (const Packet& packet : receives) transfer->receive(packet, comm_);
+    for (const Packet& packet : sends) transfer->send(packet, comm_);
     return transfer;
   }
 
-  // MPI cannot tell the peers: they notice at their deadline, or when this process leaves and mpirun ends them.
-  void close() noexcept override { *closed_ = true; }
+  void send_control(int peer, Slot slot, const ControlFrame& frame) override {
+    const std::lock_guard lock(frames_mutex_);
+    if (*closed_) return;
+    Line::Outgoing& outgoing =
+        lines_[static_cast<size_t>(peer)]->outgoing[static_cast<size_t>(slot)];
+    // The peer has received what was here, so the request is done or about to be.
+    if (outgoing.request != MPI_REQUEST_NULL) MPI_Wait(&outgoing.request, MPI_STATUS_IGNORE);
+    outgoing.frame = frame;
+    FUSEDBUN_MPI(MPI_Isend(&outgoing.frame, sizeof outgoing.frame, MPI_BYTE, peer, kControlTag,
+                           comm_, &outgoing.request));
+  }
+
+  std::optional<ControlFrame> receive_control(int peer) override {
+    const std::lock_guard lock(frames_mutex_);
+    if (*closed_) return std::nullopt;
+    Line& line = *lines_[static_cast<size_t>(peer)];
+    if (line.incoming == MPI_REQUEST_NULL) {
+      FUSEDBUN_MPI(MPI_Irecv(&line.frame, sizeof line.frame, MPI_BYTE, peer, kControlTag, comm_,
+                             &line.incoming));
+    }
+    int done = 0;
+    FUSEDBUN_MPI(MPI_Test(&line.incoming, &done, MPI_STATUS_IGNORE));
+    if (done == 0) return std::nullopt;
+    return line.frame;
+  }
+
+  // MPI's groups are made by all of their ranks alone, which have agreed on the list just before.
+  std::unique_ptr<Transport> group(const std::vector<int>& ranks, int, int64_t number) override {
+    MPI_Comm created = MPI_COMM_NULL;
+    try {
+      MPI_Group all = MPI_GROUP_NULL;
+      MPI_Group chosen = MPI_GROUP_NULL;
+      FUSEDBUN_MPI(MPI_Comm_group(comm_, &all));
+      FUSEDBUN_MPI(MPI_Group_incl(all, static_cast<int>(ranks.size()), ranks.data(), &chosen));
+      FUSEDBUN_MPI(MPI_Comm_create_group(
+          comm_, chosen, static_cast<int>(number & ((1 << kTags.digest_bits) - 1)), &created));
+      MPI_Group_free(&chosen);
+      MPI_Group_free(&all);
+      Runtime::instance().acquire();
+    } catch (const std::exception& error) {
+      throw UnavailableError(std::string("mpi: cannot make a group (") + error.what() + ")");
+    }
+    return std::make_unique<MpiTransport>(created);
+  }
+
+  // MPI cannot close connections. Peers that run have a frame that says why; those that do not notice when this
+  // process leaves and mpirun ends them.
+  void close() noexcept override {
+    const std::lock_guard lock(frames_mutex_);
+    if (*closed_) return;
+    wait_for_last_words();
+    *closed_ = true;
+  }
 
  private:
+  static constexpr TagLayout kTags{.number_bits = 11, .digest_bits = 12};
+  static constexpr int kTagMax = (1 << 23) - 1;  // what Open MPI has over UCX
+  static constexpr int kControlTag = kTagMax;    // of the number that is the transport's own
+  static constexpr std::chrono::milliseconds kLastWordsTime{100};
+
   void require_tags() const {
     int* tag_max = nullptr;
     int found = 0;
@@ -231,18 +293,89 @@ class MpiTransport final : public Transport {
         "mpi: this MPI transport has too few message tags; choose another (--mca pml ob1)");
   }
 
+  // Frames are short: MPI sends them at once, unless a peer is stopped.
+  void wait_for_last_words() noexcept {
+    const auto deadline = Clock::now() + kLastWordsTime;
+    for (auto& line : lines_) {
+      for (Line::Outgoing& outgoing : line->outgoing) {
+        int done = 0;
+        while (outgoing.request != MPI_REQUEST_NULL &&
+               MPI_Test(&outgoing.request, &done, MPI_STATUS_IGNORE) == MPI_SUCCESS && done == 0 &&
+               Clock::now() < deadline) {
+          std::this_thread::yield();
+        }
+      }
+    }
+  }
+
+  void take_back_frames() noexcept {
+    wait_for_last_words();
+    for (auto& line : lines_) {
+      if (line->incoming != MPI_REQUEST_NULL) {
+        MPI_Cancel(&line->incoming);
+        MPI_Wait(&line->incoming, MPI_STATUS_IGNORE);
+      }
+      bool is_read = false;
+      for (Line::Outgoing& outgoing : line->outgoing) {
+        if (outgoing.request == MPI_REQUEST_NULL) continue;
+        MPI_Request_free(&outgoing.request);
+        is_read = true;
+      }
+      if (is_read) line.release();  // MPI may still read the frame
+    }
+  }
+
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0;
   int size_ = 1;
   const std::shared_ptr<std::atomic<bool>> closed_ = std::make_shared<std::atomic<bool>>(false);
+  std::mutex frames_mutex_;
+  std::vector<std::unique_ptr<Line>> lines_;  // [peer]
 };
+
+// MPI's beginning blocks until all ranks are there, and cannot be taken back: it runs on a thread of its own, which is
+// left behind at the deadline.
+struct Beginning {
+  std::mutex mutex;
+  std::condition_variable ended;
+  bool is_over = false;
+  std::exception_ptr error;
+  MPI_Comm comm = MPI_COMM_NULL;
+};
+
+MPI_Comm begin(std::chrono::milliseconds timeout) {
+  const auto beginning = std::make_shared<Beginning>();
+  std::thread([beginning] {
+    MPI_Comm comm = MPI_COMM_NULL;
+    std::exception_ptr error;
+    try {
+      Runtime::instance().acquire();
+      FUSEDBUN_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm));
+    } catch (...) {
+      error = std::current_exception();
+    }
+    const std::lock_guard lock(beginning->mutex);
+    beginning->comm = comm;
+    beginning->error = error;
+    beginning->is_over = true;
+    beginning->ended.notify_all();
+  }).detach();
+  std::unique_lock lock(beginning->mutex);
+  FUSEDBUN_REQUIRE(
+      beginning->ended.wait_for(lock, timeout, [&] { return beginning->is_over; }), TimeoutError,
+      "mpi: the ranks are not connected after " + std::to_string(timeout.count()) +
+          " ms: some rank that mpirun started has not called connect_mpi (or MPI_Init); end this "
+          "process, MPI cannot be begun twice");
+  if (beginning->error) std::rethrow_exception(beginning->error);
+  return beginning->comm;
+}
 
 }  // namespace
 
 std::unique_ptr<Communicator> connect_mpi(const MpiOptions& options) {
   std::unique_ptr<Transport> transport;
   try {
-    transport = std::make_unique<MpiTransport>();
+    transport = std::make_unique<MpiTransport>(begin(options.timeout));
   } catch (const Error&) {
     throw;
   } catch (const std::exception& error) {

@@ -5,9 +5,9 @@
 // order and operations progress on a thread of their own while the caller computes.
 //
 // Invariants: 1. MPI is initialised once per process, by the first connect_mpi unless the program did it before. 2.
-// What connect_mpi initialised is finalised when the last communicator goes in peace. After a failure it is not:
-// MPI_Finalize would wait for ranks that are gone. The process then leaves with its own exit code, and mpirun ends
-// the others.
+// What connect_mpi initialised is finalised when the last communicator is destroyed without a failure. After a failure
+// it is not: MPI_Finalize would wait for ranks that are gone. The process then leaves with its own exit code, and
+// mpirun ends the others.
 //
 // Thread safety: as Communicator; MPI runs with MPI_THREAD_MULTIPLE.
 #include <chrono>
@@ -18,7 +18,8 @@
 namespace fusedbun::comm {
 
 struct MpiOptions {
-  std::chrono::milliseconds timeout = std::chrono::seconds(60);  ///< of every wait
+  std::chrono::milliseconds timeout =
+      std::chrono::seconds(60);  ///< of connecting and of every wait
 };
 
 /// A communicator of all ranks of MPI_COMM_WORLD, on a duplicate of it; collective. Throws ConfigError when the program

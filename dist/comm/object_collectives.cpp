@@ -89,6 +89,14 @@ std::vector<std::string> broadcast_texts(Communicator& host, const std::vector<s
   return unpack(broadcast_text(host, host.rank() == root ? pack(texts) : "", root));
 }
 
+void wait_until_all_have_heard(Communicator& host) noexcept {
+  try {
+    host.barrier().wait();
+  } catch (const std::exception&) {
+    // A rank was faster: it has heard, and so has this one.
+  }
+}
+
 void verify_equal_across_ranks(Communicator& host, std::span<const std::string> lines,
                                std::string_view advice) {
   if (host.size() == 1) return;
@@ -101,6 +109,7 @@ void verify_equal_across_ranks(Communicator& host, std::span<const std::string> 
   const auto rank = static_cast<int>(differs - differences.begin());
   const std::string theirs =
       broadcast_text(host, host.rank() == rank ? line_at(lines, *differs) : "", rank);
+  wait_until_all_have_heard(host);
   throw ConfigError("rank " + std::to_string(rank) + " has " + theirs + " where rank 0 has " +
                     line_at(expected, *differs) + ": " + std::string(advice));
 }
@@ -112,8 +121,10 @@ void rethrow_on_all_ranks(Communicator& host, const std::function<void()>& actio
   const auto failed = std::ranges::find_if(codes, [](int32_t each) { return each != 0; });
   if (failed == codes.end()) return;
   const auto rank = static_cast<int>(failed - codes.begin());
-  Failure{static_cast<ExitCode>(*failed), broadcast_text(host, mine ? mine->text : "", rank)}
-      .raise();
+  const Failure shared{static_cast<ExitCode>(*failed),
+                       broadcast_text(host, mine ? mine->text : "", rank)};
+  wait_until_all_have_heard(host);
+  shared.raise();
 }
 
 }  // namespace fusedbun::comm

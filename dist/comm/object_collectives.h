@@ -1,9 +1,9 @@
 #pragma once
-// Collectives of small objects and texts, outside the hot path: what ranks tell one another when they connect, start, compare
-// and fail. Objects travel as bytes (every rank is the same program), texts with any bytes and of any length.
+// Collectives of small objects and texts, outside the hot path: what ranks tell one another when they connect, start,
+// compare and fail. Objects travel as bytes (every rank is the same program), texts with any bytes and of any length.
 //
-// All are collective: every rank calls the same one at the same place of the communicator's program order, and waits for it.
-// Each throws what a wait of `host` throws (PeerLostError, TimeoutError).
+// All are collective: every rank calls the same one at the same place of the communicator's program order, and waits
+// for it. Each throws what a wait of `host` throws (PeerLostError, TimeoutError).
 //
 // Thread safety: as the communicator's.
 #include <cstdint>
@@ -47,13 +47,18 @@ std::string broadcast_text(Communicator& host, std::string text, int root);
 std::vector<std::string> broadcast_texts(Communicator& host, const std::vector<std::string>& texts,
                                          int root);
 
+/// Before all ranks throw the same error: the first to leave breaks the connections over which another may still be hearing
+/// why. Collective; what fails here does not matter any more.
+void wait_until_all_have_heard(Communicator& host) noexcept;
+
 /// Throws ConfigError on every rank unless all ranks have rank 0's lines. It names the first rank that differs, that rank's
 /// first different line beside rank 0's, and ends with `advice`: "rank 1 has 'x' where rank 0 has 'y': <advice>".
 void verify_equal_across_ranks(Communicator& host, std::span<const std::string> lines,
                                std::string_view advice);
 
-/// Runs `action`, which calls no collective, on this rank. If it threw on any rank, all ranks throw the error of the lowest such
-/// rank: the same type and sentence. An exception that is not a fusedbun::Error arrives as Error(unclassified).
+/// Runs `action`, which calls no collective, on this rank. If it threw on any rank, all ranks throw the error of the
+/// lowest such rank: the same type and sentence. An exception that is not a fusedbun::Error arrives as
+/// Error(unclassified).
 void rethrow_on_all_ranks(Communicator& host, const std::function<void()>& action);
 
 }  // namespace fusedbun::comm

@@ -10,8 +10,9 @@
 
 namespace fusedbun::comm {
 
-/// output[i] = parts[0][i] op parts[1][i] op ..., in that order, for any type and operation that all_reduce takes; parts[r] and `output`
-/// hold `count` elements of `type`. There is at least one part; `output` may be one of the parts but must not overlap one partly.
+/// output[i] = parts[0][i] op parts[1][i] op ..., in that order, for any type and operation that all_reduce takes;
+/// parts[r] and `output` hold `count` elements of `type`. There is at least one part; `output` may be one of the parts
+/// but must not overlap one partly.
 void reduce_in_rank_order(ReduceOp op, DataType type, std::span<const void* const> parts,
                           void* output, int64_t count);
 

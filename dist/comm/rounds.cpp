@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 #include <memory>
 #include <utility>
 
@@ -82,7 +83,7 @@ Round exchange(std::vector<Message> sends, std::vector<Message> receives, int ra
   return {.sends = std::move(sends), .receives = std::move(receives), .then = {}};
 }
 
-Round all_gather(Buffer input, Buffer output, const Counts& counts, int rank, int size) {
+Round direct_all_gather(Buffer input, Buffer output, const Counts& counts, int rank, int size) {
   const auto width = static_cast<int64_t>(bytes_of(input.type));
   Round round;
   for_each_peer(rank, size, [&](int to, int from) {
@@ -97,7 +98,114 @@ Round all_gather(Buffer input, Buffer output, const Counts& counts, int rank, in
   return round;
 }
 
-Round short_all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
+// The bytes of portions `first` to `first + count - 1`, counted modulo the ranks: one message, or two around the end.
+void add_portions(std::vector<Message>& messages, int peer, const Buffer& whole,
+                  const Counts& offsets, int first, int count) {
+  const auto width = static_cast<int64_t>(bytes_of(whole.type));
+  const int size = static_cast<int>(offsets.size()) - 1;
+  const auto add_range = [&](int begin, int end) {
+    add(messages, peer, address_of(whole, offsets[begin]), (offsets[end] - offsets[begin]) * width);
+  };
+  first %= size;
+  add_range(first, std::min(first + count, size));
+  if (first + count > size) add_range(0, first + count - size);
+}
+
+// Bruck's: who has the portions of 1, 2, 4, ... ranks from itself on gets as many more from the rank so far away.
+std::vector<Round> doubling_all_gather(Buffer input, Buffer output, const Counts& counts, int rank,
+                                       int size) {
+  Counts offsets{0};
+  for (const int64_t count : counts) offsets.push_back(offsets.back() + count);
+  const auto bytes = static_cast<size_t>(input.count) * bytes_of(input.type);
+  void* const place = address_of(output, offsets[rank]);
+  std::vector<Round> rounds;
+  for (int have = 1; have < size; have *= 2) {
+    const int more = std::min(have, size - have);
+    const int to = (rank - have + size) % size;
+    const int from = (rank + have) % size;
+    Round round;
+    if (have == 1) {
+      add(round.sends, to, address_of(input, 0), static_cast<int64_t>(bytes));
+      if (bytes > 0 && input.data != place) {
+        round.then = [=, source = input.data] { std::memcpy(place, source, bytes); };
+      }
+    } else {
+      add_portions(round.sends, to, output, offsets, rank, more);
+    }
+    add_portions(round.receives, from, output, offsets, rank + have, more);
+    rounds.push_back(std::move(round));
+  }
+  return rounds;
+}
+
+std::vector<Round> all_gather(Buffer input, Buffer output, const Counts& counts, int rank,
+                              int size) {
+  const int64_t bytes = output.count * static_cast<int64_t>(bytes_of(output.type));
+  if (size > kDirectRanks && bytes <= kShortPortionBytes * size) {
+    return doubling_all_gather(input, output, counts, rank, size);
+  }
+  return {direct_all_gather(input, output, counts, rank, size)};
+}
+
+// For operations that may take a part in twice: after step k everybody has those of the 2^k ranks below.
+std::vector<Round> doubling_all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
+  const int64_t bytes = inout.count * static_cast<int64_t>(bytes_of(inout.type));
+  std::vector<Round> rounds;
+  for (int distance = 1; distance < size; distance *= 2) {
+    const Scratch arrived = make_scratch(bytes);
+    Round round;
+    add(round.sends, (rank + distance) % size, address_of(inout, 0), bytes);
+    add(round.receives, (rank - distance + size) % size, arrived.get(), bytes);
+    round.owned = arrived;
+    round.then = [op, inout, part = arrived.get()] {
+      const void* const parts[] = {inout.data, part};
+      reduce_in_rank_order(op, inout.type, parts, inout.data, inout.count);
+    };
+    rounds.push_back(std::move(round));
+  }
+  return rounds;
+}
+
+// The ranks of a binomial tree below `place`, it included: place .. place + reach - 1, as far as there are any.
+int reach_of(int place, int size) {
+  int reach = 1;
+  while (reach < size && (place & reach) == 0) reach *= 2;
+  return std::min(reach, size - place);
+}
+
+std::vector<Round> broadcast(Buffer inout, int root, int rank, int size);
+
+// Everybody's part goes up a binomial tree to rank 0, which adds them in rank order; the sum comes down.
+std::vector<Round> tree_all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
+  const int64_t bytes = inout.count * static_cast<int64_t>(bytes_of(inout.type));
+  const int below = reach_of(rank, size);
+  const Scratch parts = make_scratch(bytes * below);  // of rank, rank + 1, ...
+  if (bytes > 0) std::memcpy(parts.get(), inout.data, static_cast<size_t>(bytes));
+  Round receive;
+  receive.owned = parts;
+  for (int child = 1; child < below; child *= 2) {
+    add(receive.receives, rank + child, parts.get() + bytes * child,
+        bytes * std::min(child, below - child));
+  }
+  if (rank == 0) {
+    receive.then = [op, inout, parts, bytes, size] {
+      std::vector<const void*> each;
+      for (int r = 0; r < size; ++r) each.push_back(parts.get() + bytes * r);
+      reduce_in_rank_order(op, inout.type, each, inout.data, inout.count);
+    };
+  }
+  std::vector<Round> rounds{std::move(receive)};
+  if (rank != 0) {
+    Round send;
+    send.owned = parts;
+    add(send.sends, rank & (rank - 1), parts.get(), bytes * below);  // without its lowest bit
+    rounds.push_back(std::move(send));
+  }
+  std::ranges::move(broadcast(inout, 0, rank, size), std::back_inserter(rounds));
+  return rounds;
+}
+
+Round direct_all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
   const int64_t bytes = inout.count * static_cast<int64_t>(bytes_of(inout.type));
   Round round;
   const Scratch scratch = make_scratch(bytes * (size - 1));
@@ -118,14 +226,16 @@ Round short_all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
 
 std::vector<Round> all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
   if (inout.count * static_cast<int64_t>(bytes_of(inout.type)) <= kShortAllReduceBytes) {
-    return {short_all_reduce(op, inout, rank, size)};
+    if (size <= kDirectRanks) return {direct_all_reduce(op, inout, rank, size)};
+    return op == ReduceOp::sum ? tree_all_reduce(op, inout, rank, size)
+                               : doubling_all_reduce(op, inout, rank, size);
   }
   Counts counts;
   for (int r = 0; r < size; ++r)
     counts.push_back(inout.count / size + (r < inout.count % size ? 1 : 0));
   const Buffer mine{address_of(inout, offset_of(counts, rank)), counts[rank], inout.type};
   std::vector<Round> rounds = reduce_scatter(op, inout, mine, counts, rank, size);
-  rounds.push_back(all_gather(mine, inout, counts, rank, size));
+  std::ranges::move(all_gather(mine, inout, counts, rank, size), std::back_inserter(rounds));
   return rounds;
 }
 
@@ -150,7 +260,7 @@ std::vector<Round> broadcast(Buffer inout, int root, int rank, int size) {
   return rounds;
 }
 
-Round barrier(int rank, int size) {
+Round direct_barrier(int rank, int size) {
   Round round;
   const Scratch scratch = make_scratch(size);
   std::memset(scratch.get(), 0, static_cast<size_t>(size));
@@ -162,6 +272,22 @@ Round barrier(int rank, int size) {
   return round;
 }
 
+// After step k everybody knows that the 2^k ranks below have entered.
+std::vector<Round> barrier(int rank, int size) {
+  if (size <= kDirectRanks) return {direct_barrier(rank, size)};
+  const Scratch bytes = make_scratch(2);
+  std::memset(bytes.get(), 0, 2);
+  std::vector<Round> rounds;
+  for (int distance = 1; distance < size; distance *= 2) {
+    Round round;
+    add(round.sends, (rank + distance) % size, bytes.get(), 1);
+    add(round.receives, (rank - distance + size) % size, bytes.get() + 1, 1);
+    round.owned = bytes;
+    rounds.push_back(std::move(round));
+  }
+  return rounds;
+}
+
 }  // namespace
 
 std::vector<Round> rounds_of(const Call& call, int rank, int size) {
@@ -169,7 +295,7 @@ std::vector<Round> rounds_of(const Call& call, int rank, int size) {
     case Operation::reduce_scatter:
       return reduce_scatter(ReduceOp::sum, call.input, call.output, call.send_counts, rank, size);
     case Operation::all_gather:
-      return {all_gather(call.input, call.output, call.receive_counts, rank, size)};
+      return all_gather(call.input, call.output, call.receive_counts, rank, size);
     case Operation::all_reduce:
       return all_reduce(call.op, call.input, rank, size);
     case Operation::exchange:
@@ -177,7 +303,7 @@ std::vector<Round> rounds_of(const Call& call, int rank, int size) {
     case Operation::broadcast:
       return broadcast(call.input, call.root, rank, size);
     case Operation::barrier:
-      return {barrier(rank, size)};
+      return barrier(rank, size);
   }
   return {};
 }

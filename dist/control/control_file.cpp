@@ -13,7 +13,7 @@
 namespace fusedbun::control {
 namespace {
 
-constexpr int kVersion = 1;
+constexpr int kControlFileVersion = 1;
 constexpr const char* kFormat = "fusedbun.control";
 constexpr const char* kName = "control.json";
 
@@ -32,7 +32,7 @@ void write_private_file(const std::filesystem::path& path, const std::string& te
 
 void write_control_file(const std::filesystem::path& run_dir, const ControlFile& file) {
   const nlohmann::ordered_json json = {
-      {"format", kFormat},       {"version", kVersion},
+      {"format", kFormat},       {"version", kControlFileVersion},
       {"address", file.address}, {"credentials", file.credentials},
       {"run_id", file.run_id},   {"pid", file.pid},
       {"host", file.host},       {"start_time", file.start_time},
@@ -54,8 +54,8 @@ ControlFile read_control_file(const std::filesystem::path& run_dir) {
                        ": there is no readable " + kName + " in it");
   try {
     const nlohmann::json json = nlohmann::json::parse(stream);
-    FUSEDBUN_REQUIRE(json.at("format") == kFormat && json.at("version") == kVersion, DataError,
-                     path.string() + " has a format that this version does not know");
+    FUSEDBUN_REQUIRE(json.at("format") == kFormat && json.at("version") == kControlFileVersion,
+                     DataError, path.string() + " has a format that this version does not know");
     return {.address = json.at("address"),
             .credentials = json.at("credentials"),
             .run_id = json.at("run_id"),

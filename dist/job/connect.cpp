@@ -53,24 +53,21 @@ std::unique_ptr<comm::Communicator> meet(const plan::Identity& identity,
 
 #ifdef FUSEDBUN_HAS_MPI
 /// Gloo under mpirun: there is no MASTER_ADDR, so rank 0 serves a store and tells where over MPI.
-std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(const plan::Identity& identity,
-                                                          comm::Communicator& mpi, bool one_host,
-                                                          const ConnectOptions& options) {
-  std::unique_ptr<comm::StoreServer> server;
+std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(
+    const plan::Identity& identity, comm::Communicator& mpi, bool one_host,
+    const ConnectOptions& options, std::unique_ptr<comm::StoreServer>& server) {
   std::string address = one_host ? "127.0.0.1" : host_name();
   comm::rethrow_on_all_ranks(mpi, [&] {
     if (identity.rank == 0) server = comm::serve_store(address, 0);
   });
   address = comm::broadcast_text(mpi, address, 0);
   const uint16_t port = comm::broadcast_object(mpi, server ? server->port() : uint16_t{0}, 0);
-  auto gloo = comm::connect_gloo({.rank = identity.rank,
-                                  .size = identity.world_size,
-                                  .master_addr = address,
-                                  .master_port = port,
-                                  .serve_store = false,
-                                  .timeout = options.timeout});
-  mpi.barrier().wait();  // all are connected; the store may go
-  return gloo;
+  return comm::connect_gloo({.rank = identity.rank,
+                             .size = identity.world_size,
+                             .master_addr = address,
+                             .master_port = port,
+                             .serve_store = false,
+                             .timeout = options.timeout});
 }
 #endif
 
@@ -97,8 +94,8 @@ Connections connect(const plan::Identity& identity, const ConnectOptions& option
   if (connections.choice.backend == plan::BackendRequest::gloo &&
       connections.host->backend() == "mpi") {
     connections.rendezvous = std::move(connections.host);
-    connections.host =
-        connect_gloo_over_mpi(identity, *connections.rendezvous, connections.one_host, options);
+    connections.host = connect_gloo_over_mpi(identity, *connections.rendezvous,
+                                             connections.one_host, options, connections.store);
   }
 #endif
 #ifdef FUSEDBUN_HAS_NCCL

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "fusedbun/dist/comm/communicator.h"
+#include "fusedbun/dist/comm/gloo.h"
 #include "fusedbun/dist/plan/backend_choice.h"
 #include "fusedbun/dist/plan/identity.h"
 
@@ -20,6 +21,7 @@ struct ConnectOptions {
 /// Owned channels. Members are destroyed in reverse order: data before the host channel it was set up over.
 struct Connections {
   std::unique_ptr<comm::Communicator> rendezvous;  ///< MPI's, when the ranks then talk over Gloo
+  std::unique_ptr<comm::StoreServer> store;        ///< rank 0's then: groups are made through it
   std::unique_ptr<comm::Communicator> host;
   std::unique_ptr<comm::Communicator> device;  ///< NCCL; null: the host channel carries data too
   plan::BackendChoice choice;

@@ -16,7 +16,7 @@ constexpr size_t kFlags = 4 * kEqualFacts;
 constexpr size_t kBits = kFlags + 1;
 constexpr int64_t kNonfinite = 1, kRefuses = 2;
 /// More ranks than this are counted, not listed.
-constexpr size_t kRanksListed = 8;
+constexpr size_t kDifferingListed = 8;
 
 std::array<uint64_t, kEqualFacts> words_of(const EqualFacts& facts) {
   return {static_cast<uint64_t>(facts.call),
@@ -111,11 +111,11 @@ std::optional<std::string> difference(const FactText& fact, std::span<const Equa
   size_t differing = 0;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
     const std::string text = fact.text(ranks[rank]);
-    if (text == usual || ++differing > kRanksListed) continue;
+    if (text == usual || ++differing > kDifferingListed) continue;
     sentence += (sentence.empty() ? "rank " : ", rank ") + std::to_string(rank) + " " + text;
   }
-  if (differing > kRanksListed) {
-    sentence += " and " + std::to_string(differing - kRanksListed) + " more differ";
+  if (differing > kDifferingListed) {
+    sentence += " and " + std::to_string(differing - kDifferingListed) + " more differ";
   }
   return sentence + " where rank " + std::to_string(witness) + " " + usual + ": " +
          std::string(fact.advice);

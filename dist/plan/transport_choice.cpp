@@ -8,8 +8,8 @@
 namespace fusedbun::plan {
 namespace {
 
-constexpr std::array<std::string_view, 4> kNames = {"auto", "collective", "point_to_point",
-                                                    "shared_memory"};
+constexpr std::array<std::string_view, 4> kTransportNames = {"auto", "collective", "point_to_point",
+                                                             "shared_memory"};
 
 /// Why a transport cannot carry the job, with what to do; empty if it can.
 std::string obstacle_of(GradientTransport transport, const TransportQuery& query) {
@@ -35,15 +35,15 @@ TransportChoice chosen(GradientTransport transport, const std::string& reason) {
 }  // namespace
 
 std::string_view name_of(GradientTransport transport) {
-  return kNames.at(static_cast<size_t>(transport));
+  return kTransportNames.at(static_cast<size_t>(transport));
 }
 
 GradientTransport parse_transport(std::string_view name) {
-  const auto found = std::ranges::find(kNames, name);
-  FUSEDBUN_REQUIRE(found != kNames.end(), ConfigError,
+  const auto found = std::ranges::find(kTransportNames, name);
+  FUSEDBUN_REQUIRE(found != kTransportNames.end(), ConfigError,
                    "transport '" + std::string(name) +
                        "': must be auto, collective, point_to_point or shared_memory");
-  return static_cast<GradientTransport>(found - kNames.begin());
+  return static_cast<GradientTransport>(found - kTransportNames.begin());
 }
 
 TransportChoice choose_transport(const TransportQuery& query) {

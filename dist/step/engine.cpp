@@ -19,8 +19,9 @@ void StepEngine::step(const StepOptions& options) {
 void StepEngine::perform_step(const StepOptions& options) {
   at::NoGradGuard no_grad;
   // First what the last step left: changed hyperparameters hold from here on, and rows need the columns. With
-  // step_in_backward this step is under way already, and bucket 0 has done it.
-  if (!sharded_.step_in_backward) finish_previous();
+  // step_in_backward this step is under way already, and bucket 0 has done it; a model without elements has none.
+  const bool is_under_way = sharded_.step_in_backward && model_.bucket_count() > 0;
+  if (!is_under_way) finish_previous();
   // All buckets leave before anybody waits for one: a rank that waits earlier may wait for a rank that waits for it.
   collector_.collect();
   // The agreement comes before the first write, so a step is done or refused on all ranks together.
@@ -34,7 +35,7 @@ void StepEngine::perform_step(const StepOptions& options) {
   if (skip) {
     drop_gradients();
   } else {
-    if (!sharded_.step_in_backward) begin_update(agreement.used, scaling);
+    if (!is_under_way) begin_update(agreement.used, scaling);
     // In the plan's order: a bucket's new rows travel while the next one is stepped.
     while (updated_buckets_ < model_.bucket_count()) update_bucket(updated_buckets_);
     finish_update();

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/step/engine.h"
 
 namespace fusedbun {
@@ -96,7 +97,7 @@ void StepEngine::refuse(const StepConsensus::Outcome& outcome) {
     progress_.enter(plan::Phase::forward_backward);
     refused_ = true;
   }
-  consensus_.let_all_hear();
+  comm::wait_until_all_have_heard(*control_stream_);
   throw ConfigError(outcome.refusal);
 }
 

@@ -64,23 +64,18 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   std::ranges::copy(added, std::back_inserter(all));
   plan::ShardPlan plan = model_.plan;
   plan::TransportChoice transport;
-  try {
-    comm::rethrow_on_all_ranks(*control_stream_, [&] {
-      require_fit(all, first_parameter);
-      std::vector<plan::ParameterSpec> specs;
-      for (const RegisteredParameter& parameter : added) {
-        specs.push_back(parameter.spec());
-        specs.back().matrix_view =
-            model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
-      }
-      plan.append(specs);
-      transport = choose_transport(all, first_parameter);
-    });
-    require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
-  } catch (const ConfigError&) {
-    consensus_.let_all_hear();
-    throw;
-  }
+  comm::rethrow_on_all_ranks(*control_stream_, [&] {
+    require_fit(all, first_parameter);
+    std::vector<plan::ParameterSpec> specs;
+    for (const RegisteredParameter& parameter : added) {
+      specs.push_back(parameter.spec());
+      specs.back().matrix_view =
+          model_.group_options(static_cast<size_t>(parameter.group)).matrix_view;
+    }
+    plan.append(specs);
+    transport = choose_transport(all, first_parameter);
+  });
+  require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
 
   model_.registered = std::move(all);
   model_.plan = std::move(plan);

@@ -120,9 +120,7 @@ void ShardUpdate::begin_segment(OwnedSegment& owned, int bucket) {
 
   owned.step = {};
   owned.step.parameter = model_.matrices[parameter].rows(range);
-  owned.step.more_gradients = model_.buckets[bucket]->reduced_gradients(owned.where);
-  owned.step.gradient = owned.step.more_gradients.front();
-  owned.step.more_gradients.erase(owned.step.more_gradients.begin());
+  owned.step.gradients = model_.buckets[bucket]->reduced_gradients(owned.where);
   if (const at::Tensor& diagonal = hessian_diagonals_[parameter]; diagonal.defined()) {
     owned.step.hessian_diagonal = diagonal.narrow(0, range.row_begin, range.rows());
   }
@@ -169,8 +167,7 @@ void ShardUpdate::send_squares() {
 
 void ShardUpdate::release_gradients(int bucket) {
   for (OwnedSegment& owned : owned_[bucket]) {
-    owned.step.gradient.reset();
-    owned.step.more_gradients.clear();
+    owned.step.gradients.clear();
   }
   model_.buckets[bucket]->release_gradients();
 }

@@ -97,14 +97,6 @@ std::string StepConsensus::refusal_of(const plan::RankFacts& facts, const std::s
   return difference_of(of_ranks);
 }
 
-void StepConsensus::let_all_hear() noexcept {
-  try {
-    control_.barrier().wait();
-  } catch (const std::exception&) {
-    // Another rank has passed it and left.
-  }
-}
-
 double StepConsensus::global_norm(double own_sum_of_squares) {
   control_.all_reduce(comm::Buffer::of(std::span(&own_sum_of_squares, 1)), comm::ReduceOp::sum)
       .wait();
@@ -122,7 +114,7 @@ void StepConsensus::finish_previous() {
   if (!message_.header_under_way()) return;
   const std::vector<plan::StepHeader>& headers = message_.settle_header();
   if (const auto difference = plan::disagreement(headers)) {
-    let_all_hear();
+    comm::wait_until_all_have_heard(control_);
     throw DivergedError(*difference);
   }
   accept_changes(headers[0].newest_revision);
@@ -260,6 +252,9 @@ void StepConsensus::load(torch::serialize::InputArchive& archive) {
     const double value = values.const_data_ptr<double>()[i];
     return std::isnan(value) ? std::nullopt : std::optional(value);
   };
+  FUSEDBUN_REQUIRE(!(optional(1).value_or(0) > 0 && options_.step_in_backward), DataError,
+                   "rank " + std::to_string(model_.rank) +
+                       ": the saved state clips gradients, which step_in_backward cannot do");
   plan::ActiveChanges::Overrides overrides;
   overrides.lr_scale = *optional(0);
   overrides.max_grad_norm = optional(1);

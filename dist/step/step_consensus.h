@@ -48,9 +48,6 @@ class StepConsensus {
   Outcome agree(plan::RankFacts facts, const std::string& problem, const Events& events);
   /// The 2-norm of a vector whose ranks hold parts with these sums of squares. Collective.
   double global_norm(double own_sum_of_squares);
-  /// Before an error that every rank throws: none leaves before all know of it, or the others would take it for a lost peer.
-  /// Collective.
-  void let_all_hear() noexcept;
   /// The largest `value` of all ranks. Collective.
   int64_t highest(int64_t value);
 

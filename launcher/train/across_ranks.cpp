@@ -16,9 +16,10 @@ void require_same_start(comm::Communicator& host, const std::vector<StartFact>& 
   for (const StartFact& fact : facts) {
     const std::vector<int64_t> all = comm::all_gather_object(host, fact.value);
     for (size_t rank = 1; rank < all.size(); ++rank) {
-      FUSEDBUN_REQUIRE(all[rank] == all[0], ConfigError,
-                       fact.name + " is not the same on rank " + std::to_string(rank) +
-                           " as on rank 0: start all ranks with the same flags and the same text");
+      if (all[rank] == all[0]) continue;
+      comm::wait_until_all_have_heard(host);
+      throw ConfigError(fact.name + " is not the same on rank " + std::to_string(rank) +
+                        " as on rank 0: start all ranks with the same flags and the same text");
     }
   }
 }

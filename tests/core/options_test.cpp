@@ -120,6 +120,11 @@ TEST(Options, AnUnknownPresetSuggestsTheNearest) {
             "there is no preset 'sm4'; did you mean 'sm3'?");
 }
 
+TEST(OptionsDeathTest, AnAssertionNamesItsFileWithinTheProject) {
+  // Not where it was built: nothing stands before the project's own folder.
+  EXPECT_DEATH(nearest_name("sm3", {}), "our bug: .* at core/options\\.cpp:[0-9]+");
+}
+
 TEST(Options, NamesOfEnumeratorsParseBack) {
   EXPECT_EQ(name_of(Accumulator::mean_col), "mean_col");
   EXPECT_EQ(parse<Accumulator>("sm3"), Accumulator::sm3);

@@ -45,6 +45,31 @@ inline std::vector<Options> fused_options() {
   return all;
 }
 
+/// Every preset with a second memory that a fused pass covers.
+inline std::vector<Options> hessian_options() {
+  std::vector<Options> all;
+  for (const std::string& name : preset_names()) {
+    for (int bits = 0; bits < 16; ++bits) {
+      Options options = preset(name, 1e-2);
+      options.prepare_hessian = true;
+      options.hessian_source = bits & 1 ? HessianSource::raw : HessianSource::same;
+      options.use_rms = bits & 2;  // normalised all the same
+      options.centralize = bits & 4;
+      options.bias_correction = bits & 8;
+      if (bits & 8 && options.momentum_beta > 0) options.momentum_dtype = MomentumDtype::bf16;
+      all.push_back(options);
+    }
+  }
+  return all;
+}
+
+inline std::vector<Options> all_fused_options() {
+  std::vector<Options> all = fused_options();
+  const std::vector<Options> more = hessian_options();
+  all.insert(all.end(), more.begin(), more.end());
+  return all;
+}
+
 /// Gradients of all sizes: zeros, values below eps, six decades above.
 template <class T>
 T random_gradient(std::mt19937_64& random) {
@@ -60,11 +85,54 @@ T random_gradient(std::mt19937_64& random) {
 /// A whole matrix or vector and its state, after no step.
 template <class T>
 struct RandomMatrix {
+  /// A second moment and its column partials.
+  struct Memory {
+    std::vector<T> full, row, col, column_maxima;
+    std::vector<double> column_sums;
+
+    void resize(const Options& options, const RowRange& range) {
+      if (range.is_vector || options.accumulator == Accumulator::full) {
+        full.resize(range.elements());
+        return;
+      }
+      if (options.accumulator != Accumulator::mean_col) row.resize(range.rows());
+      col.resize(range.columns);
+      column_maxima.resize(range.columns);
+      column_sums.resize(range.columns);
+    }
+    fused::MomentMemory<T> rows(int64_t begin, int64_t columns) {
+      const auto at = [](auto& values, int64_t index) {
+        return values.empty() ? nullptr : values.data() + index;
+      };
+      fused::MomentMemory<T> memory;
+      memory.full = at(full, begin * columns);
+      memory.row = at(row, begin);
+      memory.col = at(col, 0);
+      memory.column_sums = at(column_sums, 0);
+      memory.column_maxima = at(column_maxima, 0);
+      return memory;
+    }
+    void clear_partials() {
+      std::fill(column_sums.begin(), column_sums.end(), 0.0);
+      std::fill(column_maxima.begin(), column_maxima.end(), T{0});
+    }
+    void absorb(const Options& options, const RowRange& range, double beta) {
+      if (col.empty()) return;
+      if (options.accumulator == Accumulator::sm3) {
+        col = column_maxima;
+      } else {
+        cpu_absorb_sums(column_sums.data(), range, beta, col.data());
+      }
+    }
+  };
+
   Options options;
   RowRange range;
-  std::vector<T> parameter, gradient, full, row, col, column_maxima;
+  std::vector<T> parameter, gradient;
+  Memory moment, hessian;
   std::vector<uint8_t> momentum;
-  std::vector<double> column_sums;
+  double divisor = 3, scale = 0.75;  ///< of the gradient
+  const void* summand = nullptr;     ///< the gradient of the rows at hand
 
   RandomMatrix(const Options& chosen, int64_t rows, int64_t columns, bool is_vector)
       : options(chosen), range{0, rows, rows, columns, is_vector} {
@@ -73,61 +141,50 @@ struct RandomMatrix {
     parameter.resize(elements);
     gradient.resize(elements);
     momentum.resize(options.momentum_beta > 0 ? elements * (bf16 ? 2 : sizeof(T)) : 0);
-    if (is_vector || options.accumulator == Accumulator::full) {
-      full.resize(elements);
-      return;
-    }
-    if (options.accumulator != Accumulator::mean_col) row.resize(rows);
-    col.resize(columns);
-    column_maxima.resize(columns);
-    column_sums.resize(columns);
+    moment.resize(options, range);
+    if (options.prepare_hessian) hessian.resize(options, range);
   }
 
   int64_t momentum_bytes_per_row() const {
     return static_cast<int64_t>(momentum.size()) / range.rows();
   }
 
-  /// The step of rows [begin, end).
-  FusedStep<T> rows(int64_t begin, int64_t end, int64_t t) {
+  /// Arguments of a part of the step of rows [begin, end).
+  fused::PassArguments<T> rows(bool begins, int64_t begin, int64_t end, int64_t t) {
     const auto at = [](auto& values, int64_t index) {
       return values.empty() ? nullptr : values.data() + index;
     };
-    FusedStep<T> step;
-    step.parameter = at(parameter, begin * range.columns);
-    step.gradient = at(gradient, begin * range.columns);
-    step.momentum = at(momentum, begin * momentum_bytes_per_row());
-    step.full = at(full, begin * range.columns);
-    step.row = at(row, begin);
-    step.col = at(col, 0);
-    step.column_sums = at(column_sums, 0);
-    step.column_maxima = at(column_maxima, 0);
-    step.range = range;
-    step.range.row_begin = begin;
-    step.range.row_end = end;
-    step.scalars = step_scalars(options, t, 0.5);
-    step.scalars.gradient_divisor = 3;
-    step.scalars.gradient_scale = 0.75;
-    step.structure = options;
-    return step;
+    RowRange some = range;
+    some.row_begin = begin;
+    some.row_end = end;
+    StepScalars scalars = step_scalars(options, t, 0.5);
+    scalars.gradient_divisor = divisor;
+    scalars.gradient_scale = scale;
+    auto a = begins ? fused::begin_arguments<T>(some, scalars, options, !momentum.empty())
+                    : fused::finish_arguments<T>(some, scalars, options, !momentum.empty());
+    a.parameter = at(parameter, begin * range.columns);
+    summand = a.gradient = at(gradient, begin * range.columns);
+    a.gradients = &summand;
+    a.gradient_count = 1;
+    a.momentum = at(momentum, begin * momentum_bytes_per_row());
+    a.moment = moment.rows(begin, range.columns);
+    a.hessian = hessian.rows(begin, range.columns);
+    return a;
   }
 
   /// One step of the whole in the given parts (row boundaries, first 0, last n).
   void step(int64_t t, const std::vector<int64_t>& boundaries, const CpuExecution& execution) {
-    std::fill(column_sums.begin(), column_sums.end(), 0.0);
-    std::fill(column_maxima.begin(), column_maxima.end(), T{0});
+    moment.clear_partials();
+    hessian.clear_partials();
     for (size_t i = 1; i < boundaries.size(); ++i) {
-      cpu_begin(rows(boundaries[i - 1], boundaries[i], t), nullptr, execution);
+      cpu_begin(rows(/*begins=*/true, boundaries[i - 1], boundaries[i], t), nullptr, execution);
     }
-    if (!col.empty()) {
-      if (options.accumulator == Accumulator::sm3) {
-        col = column_maxima;
-      } else {
-        cpu_absorb_sums(column_sums.data(), range, step_scalars(options, t, 0.5).beta, col.data());
-      }
-    }
-    if (col.empty() || options.denominator == Denominator::local) return;
+    const double beta = step_scalars(options, t, 0.5).beta;
+    moment.absorb(options, range, beta);
+    hessian.absorb(options, range, beta);
+    if (moment.col.empty() || options.denominator == Denominator::local) return;
     for (size_t i = 1; i < boundaries.size(); ++i) {
-      cpu_finish(rows(boundaries[i - 1], boundaries[i], t), nullptr, execution);
+      cpu_finish(rows(/*begins=*/false, boundaries[i - 1], boundaries[i], t), nullptr, execution);
     }
   }
 };

@@ -34,8 +34,7 @@ double step(Stepped& run, const std::vector<torch::Tensor>& gradients, const Sha
             const Options& options, int64_t t, int64_t matrix_rows = 0) {
   SegmentStep step;
   step.parameter = run.parameter;
-  step.gradient = gradients.front().clone();
-  step.more_gradients.assign(gradients.begin() + 1, gradients.end());
+  step.gradients = gradients;
   step.range = {0, shape.rows, shape.rows, shape.columns, shape.is_vector, matrix_rows};
   double squares = 0;
   step.parameter_sum_of_squares = &squares;
@@ -103,6 +102,12 @@ class FusedAgainstReference : public testing::TestWithParam<torch::ScalarType> {
         << "row";
     EXPECT_TRUE(near(fused.state.exp_avg_sq.col, reference.state.exp_avg_sq.col, relative))
         << "col";
+    EXPECT_TRUE(near(fused.state.exp_hessian.full, reference.state.exp_hessian.full, relative))
+        << "hessian full";
+    EXPECT_TRUE(near(fused.state.exp_hessian.row, reference.state.exp_hessian.row, relative))
+        << "hessian row";
+    EXPECT_TRUE(near(fused.state.exp_hessian.col, reference.state.exp_hessian.col, relative))
+        << "hessian col";
   }
 
   std::vector<torch::Tensor> random_gradients(const Shape& shape, std::mt19937_64& random) {
@@ -123,7 +128,7 @@ TEST_P(FusedAgainstReference, OverAllPresetsAndSwitches) {
   at::manual_seed(seed);
   for (const Shape& shape : kShapes) {
     const auto gradients = random_gradients(shape, random);
-    for (const Options& options : fused_options()) {
+    for (const Options& options : all_fused_options()) {
       SCOPED_TRACE(describe(options) + " on " + std::to_string(shape.rows) + "x" +
                    std::to_string(shape.columns));
       compare(options, shape, gradients);
@@ -191,7 +196,7 @@ TEST_P(FusedAgainstReference, NanAndInfGoTheSameWay) {
   for (double bad : {std::numeric_limits<double>::quiet_NaN(), HUGE_VAL}) {
     auto gradients = random_gradients(shape, random);
     gradients[1][4][33] = bad;
-    for (const Options& options : fused_options()) {
+    for (const Options& options : all_fused_options()) {
       if (options.momentum_dtype == MomentumDtype::bf16 && GetParam() == at::kFloat)
         continue;  // edges, as above
       SCOPED_TRACE(describe(options) + ", a gradient of " + std::to_string(bad));
@@ -211,6 +216,9 @@ TEST(SegmentStep, OptionsWithoutAFusedStepTakeTheReference) {
   EXPECT_EQ(step_path(options, at::kCPU, at::kFloat), StepPath::fused_cpu);
   EXPECT_EQ(step_path(options, at::kCPU, at::kHalf), StepPath::reference);
   options.prepare_hessian = true;
+  EXPECT_EQ(step_path(options, at::kCPU, at::kFloat), StepPath::fused_cpu);
+  EXPECT_EQ(step_path(options, at::kCUDA, at::kFloat), StepPath::reference);
+  options.hessian_source = HessianSource::external;
   EXPECT_EQ(step_path(options, at::kCPU, at::kFloat), StepPath::reference);
   options.prepare_hessian = false;
   options.denominator = Denominator::global;
@@ -245,7 +253,7 @@ TEST(SegmentStep, AStackIsSteppedAsEachOfItsMatricesAlone) {
   const Shape shape{5, 37}, stacked{kMatrices * shape.rows, shape.columns};
   const RowRange one{0, shape.rows, shape.rows, shape.columns, false};
   const RowRange all{0, stacked.rows, stacked.rows, shape.columns, false, shape.rows};
-  std::vector<Options> all_options = fused_options();
+  std::vector<Options> all_options = all_fused_options();
   Options reference = preset("recommended", 1e-2);
   reference.prepare_hessian = true;
   reference.hessian_source = HessianSource::external;

@@ -36,7 +36,7 @@ struct Case {
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const Shape& shape : kShapes) {
-    for (const Options& options : fused_options()) all.push_back({shape, options});
+    for (const Options& options : all_fused_options()) all.push_back({shape, options});
   }
   for (const std::string& name : preset_names()) all.push_back({kLongRows, preset(name, 1e-2)});
   return all;
@@ -46,6 +46,16 @@ template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() &&
          (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+// Parameters and every state tensor.
+template <class T>
+bool same_bits(const RandomMatrix<T>& a, const RandomMatrix<T>& b) {
+  const auto same_memory = [](const auto& x, const auto& y) {
+    return same_bits(x.full, y.full) && same_bits(x.row, y.row) && same_bits(x.col, y.col);
+  };
+  return same_bits(a.parameter, b.parameter) && same_bits(a.momentum, b.momentum) &&
+         same_memory(a.moment, b.moment) && same_memory(a.hessian, b.hessian);
 }
 
 std::string label(const Options& options, const Shape& shape) {
@@ -76,10 +86,7 @@ TYPED_TEST(StepCpu, EveryInstructionSetGivesTheSameBits) {
       }
     }
     for (size_t i = 1; i < runs.size(); ++i) {
-      const bool same = same_bits(runs[0].parameter, runs[i].parameter) &&
-                        same_bits(runs[0].momentum, runs[i].momentum) &&
-                        same_bits(runs[0].full, runs[i].full) &&
-                        same_bits(runs[0].row, runs[i].row) && same_bits(runs[0].col, runs[i].col);
+      const bool same = same_bits(runs[0], runs[i]);
       ASSERT_TRUE(same) << label(options, shape) << ", instruction set " << i;
     }
   }
@@ -103,10 +110,7 @@ TYPED_TEST(StepCpu, ARowsBitsDoNotDependOnTheOtherRowsOfTheSegment) {
       parts.step(t, boundaries, {});
     }
     // Column sums are added up row after row here too, so even the means agree to the bit.
-    const bool same = same_bits(whole.parameter, parts.parameter) &&
-                      same_bits(whole.momentum, parts.momentum) &&
-                      same_bits(whole.full, parts.full) && same_bits(whole.row, parts.row) &&
-                      same_bits(whole.col, parts.col);
+    const bool same = same_bits(whole, parts);
     ASSERT_TRUE(same) << label(options, shape);
   }
 }
@@ -123,8 +127,15 @@ TYPED_TEST(StepCpu, TheNumberOfThreadsDoesNotChangeABit) {
   std::mt19937_64 random(test_seed());
   // Several bands of rows, the last one short; a single row and a vector that are cut along their columns.
   for (const Shape& shape : {Shape{1333, 417}, Shape{1, 600000}, Shape{600011, 1, true}}) {
+    std::vector<Options> all;
     for (const std::string& name : preset_names()) {
-      RandomMatrix<T> alone(preset(name, 1e-2), shape.rows, shape.columns, shape.is_vector);
+      all.push_back(preset(name, 1e-2));
+      if (name == "lean" || name == "compact") continue;
+      all.push_back(preset(name, 1e-2));
+      all.back().prepare_hessian = true;
+    }
+    for (const Options& options : all) {
+      RandomMatrix<T> alone(options, shape.rows, shape.columns, shape.is_vector);
       for (T& p : alone.parameter) p = std::normal_distribution<T>()(random);
       RandomMatrix<T> together = alone;
       for (int64_t t = 1; t <= 2; ++t) {
@@ -133,10 +144,7 @@ TYPED_TEST(StepCpu, TheNumberOfThreadsDoesNotChangeABit) {
         alone.step(t, {0, shape.rows}, {});
         together.step(t, {0, shape.rows}, {.parallel_for = on_many_threads});
       }
-      const bool same = same_bits(alone.parameter, together.parameter) &&
-                        same_bits(alone.momentum, together.momentum) &&
-                        same_bits(alone.full, together.full) &&
-                        same_bits(alone.row, together.row) && same_bits(alone.col, together.col);
+      const bool same = same_bits(alone, together);
       ASSERT_TRUE(same) << label(alone.options, shape);
     }
   }
@@ -150,15 +158,15 @@ TYPED_TEST(StepCpu, ColumnMaximaKeepNanWithoutItsSign) {
   std::fill(matrix.gradient.begin(), matrix.gradient.end(), T{1});
   matrix.gradient[20 + 7] = -std::numeric_limits<T>::infinity();  // next step: inf
   matrix.step(1, {0, 3}, {});
-  EXPECT_TRUE(std::isinf(matrix.column_maxima[7]));
+  EXPECT_TRUE(std::isinf(matrix.moment.column_maxima[7]));
   options.mask = Mask::off;  // else a NaN is held
   matrix.options = options;
   matrix.gradient[20 + 7] = -std::numeric_limits<T>::quiet_NaN();
   matrix.step(2, {0, 3}, {});
-  EXPECT_TRUE(std::isnan(matrix.column_maxima[7]));
-  EXPECT_FALSE(std::signbit(matrix.column_maxima[7]));
-  EXPECT_TRUE(std::isnan(matrix.row[1]));
-  EXPECT_FALSE(std::isnan(matrix.row[0]));
+  EXPECT_TRUE(std::isnan(matrix.moment.column_maxima[7]));
+  EXPECT_FALSE(std::signbit(matrix.moment.column_maxima[7]));
+  EXPECT_TRUE(std::isnan(matrix.moment.row[1]));
+  EXPECT_FALSE(std::isnan(matrix.moment.row[0]));
 }
 
 TYPED_TEST(StepCpu, DividingByAPowerOfTwoIsTheAverageExactly) {
@@ -168,14 +176,12 @@ TYPED_TEST(StepCpu, DividingByAPowerOfTwoIsTheAverageExactly) {
   for (T& g : summed.gradient) g = random_gradient<T>(random);
   RandomMatrix<T> averaged = summed;
   for (T& g : averaged.gradient) g = g / 4 * T{0.75};
-  FusedStep<T> one = summed.rows(0, 5, 1), other = averaged.rows(0, 5, 1);
-  one.scalars.gradient_divisor = 4;
-  one.scalars.gradient_scale = 0.75;
-  other.scalars.gradient_divisor = other.scalars.gradient_scale = 1;
-  cpu_begin(one);
-  cpu_begin(other);
+  summed.divisor = 4;
+  averaged.divisor = averaged.scale = 1;
+  cpu_begin(summed.rows(/*begins=*/true, 0, 5, 1));
+  cpu_begin(averaged.rows(/*begins=*/true, 0, 5, 1));
   EXPECT_TRUE(same_bits(summed.parameter, averaged.parameter));
-  EXPECT_TRUE(same_bits(summed.full, averaged.full));
+  EXPECT_TRUE(same_bits(summed.moment.full, averaged.moment.full));
 }
 
 TYPED_TEST(StepCpu, TheUpdateLeavesTheNewParametersSumOfSquares) {
@@ -186,10 +192,9 @@ TYPED_TEST(StepCpu, TheUpdateLeavesTheNewParametersSumOfSquares) {
     for (T& p : matrix.parameter) p = std::normal_distribution<T>()(random);
     for (T& g : matrix.gradient) g = random_gradient<T>(random);
     double sum = -1;
-    const FusedStep<T> step = matrix.rows(0, 519, 1);
     const bool updates_in_finish = matrix.options.denominator == Denominator::global;
-    cpu_begin(step, updates_in_finish ? nullptr : &sum);
-    if (updates_in_finish) cpu_finish(step, &sum);
+    cpu_begin(matrix.rows(/*begins=*/true, 0, 519, 1), updates_in_finish ? nullptr : &sum);
+    if (updates_in_finish) cpu_finish(matrix.rows(/*begins=*/false, 0, 519, 1), &sum);
     double expected = 0;
     for (T p : matrix.parameter) expected += static_cast<double>(p) * static_cast<double>(p);
     EXPECT_NEAR(sum, expected, 1e-12 * expected) << name;  // the same terms in another order

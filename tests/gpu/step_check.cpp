@@ -113,7 +113,7 @@ void step(Stepped& run, const Tensor& gradient, const Shape& shape, const Option
           int64_t t) {
   SegmentStep step;
   step.parameter = run.parameter;
-  step.gradient = gradient.clone();
+  step.gradients = {gradient.clone()};
   step.range = {0, shape.rows, shape.rows, shape.columns, shape.is_vector};
   step.scalars = step_scalars(options, t, 0.5);
   step.scalars.gradient_divisor = 3;

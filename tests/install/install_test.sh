@@ -55,6 +55,10 @@ rm -rf "$prefix"
 cmake --install "$build" --prefix "$prefix" >/dev/null
 check_headers
 check_two_lines
+# Assertions of the installed command name files of the project, not of the machine that built it.
+grep -qF "core/options.cpp" "$prefix/bin/fusedbun" || fail "no assertion of the installed command names core/options.cpp"
+! grep -qF "$(cd "$here/../.." && pwd)/core/" "$prefix/bin/fusedbun" ||
+  fail "the installed command holds the path of the folder that it was built in"
 build_project
 "$prefix/bin/fusedbun" --help >/dev/null || fail "the installed command does not run"
 {

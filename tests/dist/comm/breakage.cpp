@@ -1,6 +1,10 @@
 #include <chrono>
 #include <stdexcept>
+#include <string>
 #include <thread>
+#include <vector>
+
+#include <gmock/gmock.h>
 
 #include "conformance.h"
 #include "fusedbun/core/error.h"
@@ -84,6 +88,81 @@ TEST_P(Breakage, AnErrorThatUnwindsDropsOperationsSafely) {
     }
     EXPECT_THROW(comm.barrier().wait(), PeerLostError);
   });
+}
+
+using Call = std::function<Work(World&, Communicator&, Array<float>&)>;
+struct Mismatch {
+  Call of_last_rank;
+  Call of_others;
+  std::string of_last_rank_text;
+  std::string of_others_text;
+};
+
+Work sum_of(Communicator& comm, Array<float>& data, int64_t count) {
+  return comm.all_reduce(data.part(0, count), ReduceOp::sum);
+}
+
+std::vector<Mismatch> mismatches() {
+  const Call barrier = [](World&, Communicator& comm, Array<float>&) { return comm.barrier(); };
+  const Call short_sum = [](World&, Communicator& comm, Array<float>& data) {
+    return sum_of(comm, data, 100);
+  };
+  const Call other_sum = [](World&, Communicator& comm, Array<float>& data) {
+    return sum_of(comm, data, 101);
+  };
+  const Call long_sum = [](World&, Communicator& comm, Array<float>& data) {
+    return sum_of(comm, data, 1'000'000);
+  };
+  // Only the last rank and rank 0 exchange; rank 0 expects less than is sent.
+  const Call sends_more = [](World&, Communicator& comm, Array<float>& data) {
+    return comm.exchange({{0, static_cast<std::byte*>(data.all().data), 4000}}, {});
+  };
+  const Call expects_less = [](World&, Communicator& comm, Array<float>& data) {
+    if (comm.rank() != 0) return comm.exchange({}, {});
+    return comm.exchange({}, {{comm.size() - 1, static_cast<std::byte*>(data.all().data), 400}});
+  };
+  const Call expects_nothing = [](World&, Communicator& comm, Array<float>&) {
+    return comm.exchange({}, {});
+  };
+  const std::string sum_text = "called all_reduce(f32, 100, sum)";
+  return {{barrier, short_sum, "called barrier", sum_text},
+          {short_sum, barrier, sum_text, "called barrier"},
+          {other_sum, short_sum, "called all_reduce(f32, 101, sum)", sum_text},
+          {short_sum, other_sum, sum_text, "called all_reduce(f32, 101, sum)"},
+          {long_sum, short_sum, "called all_reduce(f32, 1000000, sum)", sum_text},
+          {short_sum, long_sum, sum_text, "called all_reduce(f32, 1000000, sum)"},
+          {sends_more, expects_less, "called exchange", "called exchange"},
+          {expects_nothing, expects_less, "called exchange", "called exchange"},
+          {short_sum, expects_less, sum_text, "called exchange"}};
+}
+
+// Within seconds, not at the deadline; in the words of one sentence; also where a long message would meet a short
+// receive.
+TEST_P(Breakage, CallsThatDoNotMatchAreNamedOnEveryRank) {
+  for (const Mismatch& mismatch : mismatches()) {
+    const auto world = GetParam().make(std::chrono::seconds(30));
+    if (!world->names_mismatches()) GTEST_SKIP() << "this backend cannot";
+    const auto begin = std::chrono::steady_clock::now();
+    std::vector<std::string> told(static_cast<size_t>(world->size()));
+    world->run([&](Communicator& comm) {
+      Array<float> data(*world, 1'000'000, 1.0f);
+      for (int i = 0; i < 3; ++i) comm.barrier().wait();
+      const bool is_last = comm.rank() == comm.size() - 1;
+      try {
+        (is_last ? mismatch.of_last_rank : mismatch.of_others)(*world, comm, data).wait();
+        comm.barrier().wait();  // an exchange without messages ends at once
+      } catch (const ConfigError& error) {
+        told[static_cast<size_t>(comm.rank())] = error.what();
+      }
+    });
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(15));
+    for (const std::string& sentence : told) {
+      const std::string last = "rank " + std::to_string(world->size() - 1) + " ";
+      EXPECT_THAT(sentence, ::testing::HasSubstr(last + mismatch.of_last_rank_text));
+      EXPECT_THAT(sentence, ::testing::HasSubstr(mismatch.of_others_text));
+      EXPECT_THAT(sentence, ::testing::HasSubstr("(operation "));
+    }
+  }
 }
 
 }  // namespace

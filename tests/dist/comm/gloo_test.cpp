@@ -11,15 +11,26 @@ namespace {
 
 using ::testing::HasSubstr;
 
+// Its store is served as long as it lives: groups are made through it.
+class GlooWorld final : public ThreadWorld {
+ public:
+  GlooWorld(int size, std::shared_ptr<StoreServer> store, std::chrono::milliseconds timeout)
+      : ThreadWorld(size,
+                    [&](int rank) {
+                      return connect_gloo({.rank = rank,
+                                           .size = size,
+                                           .master_port = store->port(),
+                                           .serve_store = false,
+                                           .timeout = timeout});
+                    }),
+        store_(store) {}
+
+ private:
+  std::shared_ptr<StoreServer> store_;
+};
+
 std::unique_ptr<World> make_gloo_world(int size, std::chrono::milliseconds timeout) {
-  const auto store = serve_store("127.0.0.1", 0);
-  return std::make_unique<ThreadWorld>(size, [&](int rank) {
-    return connect_gloo({.rank = rank,
-                         .size = size,
-                         .master_port = store->port(),
-                         .serve_store = false,
-                         .timeout = timeout});
-  });
+  return std::make_unique<GlooWorld>(size, serve_store("127.0.0.1", 0), timeout);
 }
 
 std::vector<WorldFactory> gloo_worlds(const std::vector<int>& sizes) {
@@ -98,7 +109,8 @@ TEST(Gloo, RanksThatDisagreeAboutTheSizeAreRefused) {
               HasSubstr("which has 2 ranks"));
 }
 
-// Whoever comes first sets the size, so rank 0, with which the store goes, is the one refused in about half of the rounds.
+// Whoever comes first sets the size, so rank 0, with which the store goes, is the one refused in about half of the
+// rounds.
 TEST(Gloo, RanksThatDisagreeAllLeaveWithOneSentence) {
   for (int round = 0; round < 6; ++round) {
     const uint16_t port = serve_store("127.0.0.1", 0)->port();
@@ -129,6 +141,34 @@ TEST(Gloo, RunsOnOneStoreDoNotMix) {
     comm->all_reduce({&sum, 1, DataType::i64}, ReduceOp::sum).wait();
     EXPECT_EQ(sum, index < 2 ? 1 : 5);
     comm->barrier().wait();
+  });
+}
+
+TEST(Gloo, ALongMessageOnAGroupDoesNotDelayAShortOneOnItsParent) {
+  const auto world = make_gloo_world(2, std::chrono::seconds(30));
+  world->run([&](Communicator& comm) {
+    const auto group = comm.group({0, 1});
+    constexpr int64_t kBytes = 256 << 20;
+    std::vector<std::byte> sent(kBytes);
+    std::vector<std::byte> received(kBytes);
+    const int peer = 1 - comm.rank();
+    group->barrier().wait();
+    Work bulk = group->exchange({{peer, sent.data(), kBytes}}, {{peer, received.data(), kBytes}});
+    const auto small_ended = comm.barrier().wait();
+    EXPECT_LT(small_ended, bulk.wait());
+  });
+}
+
+TEST(Gloo, ARankThatLeftIsNamed) {
+  const auto store = serve_store("127.0.0.1", 0);
+  run_threads(2, [&](int rank) {
+    const auto comm =
+        connect_gloo({.rank = rank, .size = 2, .master_port = store->port(), .serve_store = false});
+    comm->barrier().wait();
+    if (rank == 1) return;
+    EXPECT_THAT(message_of<ConfigError>([&] { comm->barrier().wait(); }),
+                HasSubstr("rank 1 left after barrier (operation 1) where rank 0 called barrier "
+                          "(operation 2)"));
   });
 }
 

@@ -1,17 +1,20 @@
-// The host window: ranks as threads for what they read of each other, as processes for what happens when one dies.
+// The host window, with ranks as threads.
 #include "fusedbun/dist/comm/host_window.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <memory>
 #include <span>
 #include <thread>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/available_memory.h"
 #include "fusedbun/dist/comm/local.h"
 
 namespace fusedbun::comm {
@@ -128,6 +131,162 @@ TEST(HostWindow, LeavesNoNameBehind) {
     EXPECT_THAT(names(), ::testing::IsEmpty());
     communicator.barrier().wait();
   });
+}
+
+TEST(HostWindow, AnEventMayBePostedAgainAndRoundsLeftOut) {
+  on_ranks(2, [](Communicator& communicator) {
+    const auto opened = HostWindow::open(communicator, {.events = 1}, 20s);
+    ASSERT_NE(opened.window, nullptr) << opened.reason;
+    HostWindow& window = *opened.window;
+    for (const uint32_t round : {1u, 2u, 7u}) window.post(0, round);
+    window.when_all(0, 5).wait();
+    window.when_all(0, 7).wait();
+    communicator.barrier().wait();
+  });
+}
+
+TEST(HostWindow, ARankThatLeftIsNamedToThoseThatWaitForIt) {
+  on_ranks(2, [](Communicator& communicator) {
+    const auto opened = HostWindow::open(communicator, {.events = 2}, 20s);
+    ASSERT_NE(opened.window, nullptr) << opened.reason;
+    HostWindow& window = *opened.window;
+    window.post(0, 1);
+    if (communicator.rank() == 1) {
+      window.leave("finish() was called after step 9");
+    } else {
+      window.when_all(0, 1).wait();  // posted before it left
+      window.post(1, 1);
+      const auto begin = std::chrono::steady_clock::now();
+      try {
+        window.when_all(1, 1).wait();
+        ADD_FAILURE();
+      } catch (const ConfigError& error) {
+        EXPECT_THAT(error.what(), HasSubstr("rank 1 has left (finish() was called after step 9) "
+                                            "where rank 0 waits for it"));
+      }
+      EXPECT_LT(std::chrono::steady_clock::now() - begin, 10s);
+    }
+    communicator.barrier().wait();
+  });
+}
+
+TEST(HostWindow, AWaitKeepsTheWindowAlive) {
+  on_ranks(2, [](Communicator& communicator) {
+    auto opened = HostWindow::open(communicator, {.events = 1}, 20s);
+    ASSERT_NE(opened.window, nullptr) << opened.reason;
+    opened.window->post(0, 1);
+    Work wait = opened.window->when_all(0, 1);
+    const std::weak_ptr<HostWindow> window = opened.window;
+    opened.window.reset();
+    EXPECT_FALSE(window.expired());
+    wait.wait();
+    EXPECT_TRUE(window.expired());
+    communicator.barrier().wait();
+  });
+}
+
+// Passes calls on; what the first broadcast brings is changed on the way.
+class ChangedOffer final : public Communicator {
+ public:
+  ChangedOffer(Communicator& inner, int descriptor) : inner_(inner), descriptor_(descriptor) {}
+  int rank() const override { return inner_.rank(); }
+  int size() const override { return inner_.size(); }
+  std::string_view backend() const override { return inner_.backend(); }
+  DeviceKind device() const override { return inner_.device(); }
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) override {
+    return inner_.reduce_scatter(input, output, counts);
+  }
+  Work all_gather(Buffer input, Buffer output, const Counts& counts) override {
+    return inner_.all_gather(input, output, counts);
+  }
+  Work all_reduce(Buffer inout, ReduceOp op) override { return inner_.all_reduce(inout, op); }
+  Work exchange(std::vector<Message> sends, std::vector<Message> receives) override {
+    return inner_.exchange(std::move(sends), std::move(receives));
+  }
+  Work broadcast(Buffer inout, int root) override {
+    inner_.broadcast(inout, root).wait();
+    if (broadcasts_++ == 0) {  // rank 0's pid, 8 bytes, then its descriptor
+      std::memcpy(static_cast<std::byte*>(inout.data) + 8, &descriptor_, sizeof descriptor_);
+    }
+    return {};
+  }
+  Work barrier() override { return inner_.barrier(); }
+  std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
+    return inner_.group(ranks);
+  }
+  void abort(const std::string& reason) noexcept override { inner_.abort(reason); }
+  std::optional<Failure> failure() const override { return inner_.failure(); }
+
+ private:
+  Communicator& inner_;
+  const int32_t descriptor_;
+  int broadcasts_ = 0;
+};
+
+// As where the same pid and number are another process's: an empty file, whose mapped memory nobody may touch.
+TEST(HostWindow, AnotherFileWhereTheMemoryShouldBeIsRefusedUntouched) {
+  char name[] = "/tmp/fusedbun-host-window-XXXXXX";
+  const int other = ::mkstemp(name);
+  ASSERT_GE(other, 0);
+  ::unlink(name);
+  on_ranks(2, [&](Communicator& communicator) {
+    ChangedOffer changed(communicator, other);
+    Communicator& host = communicator.rank() == 1 ? changed : communicator;
+    const auto opened = HostWindow::open(host, {.region_bytes = 4096, .events = 1}, 1s);
+    EXPECT_EQ(opened.window, nullptr);
+    EXPECT_EQ(opened.reason, "rank 1 finds another file where rank 0's memory should be");
+  });
+  ::close(other);
+}
+
+class FakeSystem {
+ public:
+  explicit FakeSystem(const std::string& cgroup) {
+    char name[] = "/tmp/fusedbun-available-memory-XXXXXX";
+    root_ = ::mkdtemp(name);
+    write("proc/meminfo", "MemTotal:  9000 kB\nMemFree: 1 kB\nMemAvailable:  4000 kB\n");
+    write("proc/self/cgroup", cgroup);
+  }
+  ~FakeSystem() { std::filesystem::remove_all(root_); }
+  void write(const std::filesystem::path& path, const std::string& text) const {
+    std::filesystem::create_directories((root_ / path).parent_path());
+    std::ofstream(root_ / path) << text;
+  }
+  const std::filesystem::path& root() const { return root_; }
+
+ private:
+  std::filesystem::path root_;
+};
+
+TEST(AvailableMemory, IsTheHostsWithoutALimit) {
+  const FakeSystem system("0::/job\n");
+  EXPECT_EQ(available_memory(system.root()), 4000 * 1024);
+  system.write("sys/fs/cgroup/job/memory.max", "max\n");
+  system.write("sys/fs/cgroup/job/memory.current", "5\n");
+  EXPECT_EQ(available_memory(system.root()), 4000 * 1024);
+}
+
+TEST(AvailableMemory, IsWhatTheTightestGroupLeaves) {
+  const FakeSystem system("0::/job/step\n");
+  system.write("sys/fs/cgroup/job/step/memory.max", "3000000\n");
+  system.write("sys/fs/cgroup/job/step/memory.current", "1000000\n");
+  EXPECT_EQ(available_memory(system.root()), 2'000'000);
+  system.write("sys/fs/cgroup/job/memory.max", "2500000\n");
+  system.write("sys/fs/cgroup/job/memory.current", "1500000\n");
+  EXPECT_EQ(available_memory(system.root()), 1'000'000);
+  system.write("sys/fs/cgroup/job/memory.stat", "anon 7\ninactive_file 400000\nactive_file 9\n");
+  EXPECT_EQ(available_memory(system.root()), 1'400'000);
+}
+
+TEST(AvailableMemory, KnowsTheFirstVersionToo) {
+  const FakeSystem system("9:cpu,cpuacct:/x\n4:memory:/job\n0::/\n");
+  system.write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "9223372036854771712\n");
+  system.write("sys/fs/cgroup/memory/job/memory.usage_in_bytes", "100\n");
+  EXPECT_EQ(available_memory(system.root()), 4000 * 1024);
+  // A container sees its own group at the root.
+  system.write("sys/fs/cgroup/memory/memory.limit_in_bytes", "1000000\n");
+  system.write("sys/fs/cgroup/memory/memory.usage_in_bytes", "1100000\n");
+  EXPECT_EQ(available_memory(system.root()), 0);
 }
 
 }  // namespace

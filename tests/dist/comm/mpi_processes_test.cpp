@@ -38,6 +38,14 @@ INSTANTIATE_TEST_SUITE_P(
         Ending{
             "rank1_is_late", code(ExitCode::timeout),
             "mpi: rank 0 of 2 in barrier (operation 0): not done after 300 ms, waiting for rank 1"},
+        Ending{"rank1_calls_another", code(ExitCode::config),
+               "mpi: rank 1 called barrier where rank 0 called all_reduce(f32, 100, sum) "
+               "(operation 1)"},
+        Ending{"rank1_leaves", code(ExitCode::config),
+               "mpi: rank 1 left after all_reduce(i64, 1, sum) (operation 0) where rank 0 called "
+               "barrier (operation 1)"},
+        Ending{"rank1_connects_late", code(ExitCode::timeout),
+               "the ranks are not connected after 300 ms"},
         Ending{"rank0_throws", code(ExitCode::config), "rank 0 does not like its options"},
         Ending{"rank1_is_killed", 128 + SIGKILL, ""},
         Ending{"user_wants_no_threads", code(ExitCode::config), "MPI_THREAD_MULTIPLE"},

@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/mpi.h"
@@ -60,6 +61,29 @@ void rank1_is_killed() {
   comm->barrier().wait();
 }
 
+void rank1_calls_another() {
+  const auto comm = comm::connect_mpi();
+  sum_up(*comm);
+  std::vector<float> data(100, 1.0f);
+  if (comm->rank() == 1) return comm->barrier().wait(), void();
+  comm->all_reduce(comm::Buffer::of(std::span(data)), comm::ReduceOp::sum).wait();
+}
+
+void rank1_leaves() {
+  const auto comm = comm::connect_mpi();
+  sum_up(*comm);
+  if (comm->rank() == 0) comm->barrier().wait();
+}
+
+void rank1_connects_late() {
+  int level = 0;
+  MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &level);
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  if (rank == 1) std::this_thread::sleep_for(seconds(30));
+  comm::connect_mpi({.timeout = milliseconds(300)});
+}
+
 void user_owns_mpi() {
   int level = 0;
   MPI_Init_thread(nullptr, nullptr, MPI_THREAD_MULTIPLE, &level);
@@ -85,6 +109,9 @@ int run(const std::string& scenario) {
   if (scenario == "rank1_is_late") rank1_is_late();
   if (scenario == "rank0_throws") rank0_throws();
   if (scenario == "rank1_is_killed") rank1_is_killed();
+  if (scenario == "rank1_calls_another") rank1_calls_another();
+  if (scenario == "rank1_leaves") rank1_leaves();
+  if (scenario == "rank1_connects_late") rank1_connects_late();
   if (scenario == "user_owns_mpi") user_owns_mpi();
   if (scenario == "user_wants_no_threads") user_wants_no_threads();
   if (scenario == "connects_after_the_end") connects_after_the_end();

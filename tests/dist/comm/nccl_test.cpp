@@ -30,6 +30,7 @@ class NcclWorld final : public World {
   int size() const override { return ranks_.size(); }
   bool adds_in_rank_order() const override { return false; }
   bool abort_reaches_peers() const override { return false; }
+  bool names_mismatches() const override { return false; }
   void run(const std::function<void(Communicator&)>& body) override {
     ranks_.run([&](Communicator& comm) {
       must(cudaSetDevice(comm.rank() % device_count_));

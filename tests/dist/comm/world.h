@@ -26,6 +26,8 @@ class World {
   /// Sums are in rank order (all but NCCL).
   virtual bool adds_in_rank_order() const { return true; }
   virtual bool abort_reaches_peers() const { return true; }
+  /// Calls that do not match are a ConfigError that names them, on every rank (all but NCCL).
+  virtual bool names_mismatches() const { return true; }
 
   // Memory in which the backend's buffers live. No bytes may come with a null pointer, which memcpy must not see.
   virtual std::shared_ptr<void> allocate(size_t bytes) {

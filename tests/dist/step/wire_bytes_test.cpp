@@ -22,11 +22,22 @@ class CountingTransport final : public comm::Transport {
   std::string_view backend() const override { return inner_->backend(); }
   int rank() const override { return inner_->rank(); }
   int size() const override { return inner_->size(); }
-  std::unique_ptr<comm::Transfer> start(const std::vector<comm::Message>& sends,
-                                        const std::vector<comm::Message>& receives,
-                                        int tag) override {
-    for (const comm::Message& message : sends) bytes_ += message.bytes;
-    return inner_->start(sends, receives, tag);
+  comm::TagLayout tags() const override { return inner_->tags(); }
+  std::unique_ptr<comm::Transfer> start(std::span<const comm::Packet> sends,
+                                        std::span<const comm::Packet> receives) override {
+    for (const comm::Packet& packet : sends) bytes_ += packet.bytes;
+    return inner_->start(sends, receives);
+  }
+  void send_control(int peer, Slot slot, const comm::ControlFrame& frame) override {
+    bytes_ += static_cast<int64_t>(sizeof(frame));
+    inner_->send_control(peer, slot, frame);
+  }
+  std::optional<comm::ControlFrame> receive_control(int peer) override {
+    return inner_->receive_control(peer);
+  }
+  std::unique_ptr<comm::Transport> group(const std::vector<int>& ranks, int place,
+                                         int64_t number) override {
+    return std::make_unique<CountingTransport>(inner_->group(ranks, place, number), bytes_);
   }
   void close() noexcept override { inner_->close(); }
 

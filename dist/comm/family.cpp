@@ -1,0 +1,41 @@
+#include "fusedbun/dist/comm/family.h"
+
+namespace fusedbun::comm {
+
+void Family::add(Member& member) {
+  const std::lock_guard lock(members_mutex_);
+  members_.insert(&member);
+  if (const auto broken = failure()) member.break_with(*broken);
+}
+
+void Family::remove(Member& member) {
+  const std::lock_guard lock(members_mutex_);
+  members_.erase(&member);
+}
+
+void Family::fail(const Failure& failure) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_) return;
+    failure_ = failure;
+  }
+  const std::lock_guard lock(members_mutex_);
+  for (Member* member : members_) member->break_with(failure);
+}
+
+std::optional<Failure> Family::failure() const {
+  const std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+int64_t Family::next_group() const {
+  const std::lock_guard lock(mutex_);
+  return next_group_;
+}
+
+void Family::set_next_group(int64_t number) {
+  const std::lock_guard lock(mutex_);
+  next_group_ = number;
+}
+
+}  // namespace fusedbun::comm

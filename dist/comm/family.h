@@ -1,0 +1,44 @@
+#pragma once
+// Family: a communicator, its groups and theirs. The first failure of one breaks them all.
+//
+// Thread safety: all of it, from any thread.
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <set>
+
+#include "fusedbun/dist/comm/failure.h"
+
+namespace fusedbun::comm {
+
+class Family {
+ public:
+  class Member {
+   public:
+    virtual ~Member() = default;
+    /// Tells the peers and closes the connections. By any thread, perhaps more than once.
+    virtual void break_with(const Failure& failure) noexcept = 0;
+  };
+
+  /// A member that joins a broken family is broken at once.
+  void add(Member& member);
+  /// Returns when break_with() is not running and will not be called any more.
+  void remove(Member& member);
+
+  /// The first failure is kept and breaks every member.
+  void fail(const Failure& failure);
+  std::optional<Failure> failure() const;
+
+  /// The lowest group number that this process has not used.
+  int64_t next_group() const;
+  void set_next_group(int64_t number);
+
+ private:
+  mutable std::mutex mutex_;  // of failure_ and next_group_
+  std::optional<Failure> failure_;
+  int64_t next_group_ = 1;
+  std::mutex members_mutex_;
+  std::set<Member*> members_;
+};
+
+}  // namespace fusedbun::comm
