@@ -13,6 +13,7 @@
 #include "fusedbun/dist/checkpoint/atomic_file.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
+#include "fusedbun/dist/job/gpu.h"
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/train/across_ranks.h"
@@ -116,6 +117,13 @@ LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t co
   return loop;
 }
 
+// Before anything is connected or written.
+void require_gpu(int rank) {
+  FUSEDBUN_REQUIRE(load_gpu_support() > 0, DeviceError,
+                   "--device cuda: rank " + std::to_string(rank) +
+                       " sees no GPU (nvidia-smi would list it); without the flag CPUs train");
+}
+
 /// From a connected job to a saved model.
 class Run {
  public:
@@ -217,6 +225,7 @@ class Run {
 void train(const TrainOptions& options) {
   validate(options);
   const plan::Identity identity = plan::identify(read_environment(), options.identity);
+  if (options.use_gpu) require_gpu(identity.rank);
   Gpt2 model = make_model(options);
   const TextData text(options.data, options.model.context.value_or(model->config().n_ctx));
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);

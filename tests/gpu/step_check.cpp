@@ -5,6 +5,7 @@
 //
 // With `--rehearse` behind it the CPU stands in for the GPU.
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <cmath>
 #include <cstdint>
@@ -185,6 +186,7 @@ std::vector<Tensor> random_gradients(const Shape& shape, std::mt19937_64& random
 }
 
 Json random_segments() {
+  at::set_num_threads(1);  // most tensors are small
   const char* given = std::getenv("FUSEDBUN_SEED");
   const uint64_t seed =
       given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();

@@ -159,6 +159,13 @@ class Files(TrainTestCase):
         self.assertEqual(run(*words).code, 0)
         self.assertAlmostEqual(validation_losses(run_dir)[0], validation_losses(self.folder / "first")[-1], places=5)
 
+    def test_without_a_gpu_training_on_one_is_refused_before_anything_is_written(self):
+        result = run(*self.train(1, "--device", "cuda"))
+        if result.code == 0:
+            self.skipTest("this machine has a GPU: tests/gpu/run.sh trains on it")
+        self.assert_fails(result, 71, "--device cuda: rank 0 sees no GPU")
+        self.assertFalse(self.run_dir.exists())
+
     def test_a_model_that_does_not_fit_is_refused(self):
         model = self.folder / "model.safetensors"
         self.losses("first", 1, "--save", model)
