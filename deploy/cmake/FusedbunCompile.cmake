@@ -29,7 +29,7 @@ endif()
 # Assertions name files relative to the project, not where it was built. ccache's base_dir has the same effect, and a path in
 # the command line would keep two checkouts from sharing results; nvcc runs without ccache.
 set(source_prefix_maps -ffile-prefix-map=${FUSEDBUN_INCLUDE_ROOT}/fusedbun/= -ffile-prefix-map=${PROJECT_SOURCE_DIR}/=)
-if(NOT FUSEDBUN_CCACHE)
+if(NOT FUSEDBUN_CCACHE OR CMAKE_UNITY_BUILD OR FUSEDBUN_JOIN_SOURCES)  # joined sources include one another by whole paths
   target_compile_options(fusedbun_compile INTERFACE "$<$<COMPILE_LANGUAGE:C,CXX>:${source_prefix_maps}>")
 endif()
 string(REPLACE ";" "," source_prefix_maps "${source_prefix_maps}")

@@ -77,6 +77,6 @@ int main(int count, char** values) {
     return 64;
   }
   fault->second();
-  std::cout << fault->first << " went unnoticed\n";
+  std::cout << "made " << fault->first << "\n";
   return EXIT_SUCCESS;
 }
