@@ -78,6 +78,7 @@ void StepEngine::on_bucket_full(int bucket) {
 void StepEngine::update_previous_bucket(int started) {
   collector_.require_all_gradients(started);
   if (started == 0) {
+    collector_.forget_zeroed();
     return begin_update(std::vector<bool>(model_.registered.size(), true),
                         {.divisor = gradient_divisor()});
   }

@@ -50,6 +50,11 @@ plan::Agreement StepEngine::agree(const StepOptions& options) {
   if (problem.empty()) problem = collector_.problem();
   if (!(options.loss_scale > 0) || !std::isfinite(options.loss_scale)) {
     problem = "loss_scale = " + std::to_string(options.loss_scale) + ": it is a number above 0";
+  } else if (options.loss_scale != 1 && sharded_.step_in_backward) {
+    problem =
+        "loss_scale = " + std::to_string(options.loss_scale) +
+        ": step_in_backward has written the parameters before step() tells the scale; turn it "
+        "off, or set gradient_divisor";
   }
   ProgramChanges::Events events = sharded_.step_in_backward ? std::exchange(writes_in_backward_, {})
                                                             : changes_.find_writes(problem);

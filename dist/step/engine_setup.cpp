@@ -57,7 +57,7 @@ void StepEngine::begin_add_group() {
 
 // All checks come before the first change, and ranks that fail tell the others, so a refused group leaves no trace.
 void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
-                                std::vector<RegisteredParameter> frozen) {
+                                std::vector<RegisteredParameter> frozen, bool were_unfrozen) {
   const size_t first_parameter = model_.registered.size();
   const size_t first_bucket = model_.plan.buckets.size();
   std::vector<RegisteredParameter> all = model_.registered;
@@ -88,7 +88,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   update_.extend();
   changes_.accept_groups(std::move(frozen));
   say_what_is_slow();
-  collector_.extend();
+  were_unfrozen ? collector_.extend_with_unfrozen() : collector_.extend();
 }
 
 void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t first) const {
@@ -215,7 +215,7 @@ void StepEngine::adopt_unfrozen() {
                       "' was frozen when the optimizer was made; it is trained from this step on");
     }
   }
-  add_parameters(std::move(unfrozen), {});
+  add_parameters(std::move(unfrozen), {}, /*were_unfrozen=*/true);
 }
 
 void StepEngine::say_what_is_slow() const {

@@ -52,6 +52,7 @@ void GradientCollector::extend() {
   finite_.resize(count, true);
   stale_.resize(count);
   set_by_hand_.resize(count);
+  was_unfrozen_.resize(count);
   dirty_.resize(model_.plan.buckets.size());
   syncs_.resize(model_.plan.buckets.size());
   order_.extend(model_.plan);
@@ -65,6 +66,12 @@ void GradientCollector::extend() {
   }
 }
 
+void GradientCollector::extend_with_unfrozen() {
+  const size_t first = was_unfrozen_.size();
+  extend();
+  std::fill(was_unfrozen_.begin() + static_cast<int64_t>(first), was_unfrozen_.end(), true);
+}
+
 // ---- during backward ---------------------------------------------------------------------------
 
 // What stood in p.grad before this pass adds to it? Optimizer::zero_grad is not virtual, so its work is recognised by
@@ -72,11 +79,21 @@ void GradientCollector::extend() {
 void GradientCollector::before_accumulation(int parameter) {
   const std::lock_guard lock(mutex_);
   if (options_.release == GradientRelease::in_hook && order_.is_ready(parameter)) return;
+  forget_zeroed(parameter);
+}
+
+void GradientCollector::forget_zeroed(int parameter) {
   const at::Tensor& gradient = model_.registered[parameter].tensor.grad();
   if (!gradient.defined()) return forget_passes(parameter);
   const auto& [tensor, version] = seen_[parameter];
   const bool untouched = tensor == gradient.unsafeGetTensorImpl() && version == gradient._version();
   if (!untouched && is_all_zero(gradient)) forget_passes(parameter);
+}
+
+void GradientCollector::forget_zeroed() {
+  for (int p = 0; p < model_.parameter_count(); ++p) {
+    if (!order_.is_ready(p)) forget_zeroed(p);
+  }
 }
 
 void GradientCollector::forget_passes(int parameter) {
@@ -189,8 +206,10 @@ void GradientCollector::collect_parameter(int parameter) {
   if (model_.plan.bucket_of[parameter] < 0) return;
   const at::Tensor& gradient = model_.registered[parameter].tensor.grad();
   if (order_.is_ready(parameter)) return compare_with_taken(parameter, gradient);
-  if (!gradient.defined()) return forget_passes(parameter);
-  set_by_hand_[parameter] = standing_[parameter].empty() && !stands_unguarded_[parameter];
+  forget_zeroed(parameter);
+  if (!gradient.defined()) return;
+  const bool is_explained = !standing_[parameter].empty() || stands_unguarded_[parameter];
+  set_by_hand_[parameter] = !is_explained && !was_unfrozen_[parameter];
   take(parameter, gradient);
 }
 
@@ -198,7 +217,9 @@ void GradientCollector::compare_with_taken(int parameter, const at::Tensor& grad
   const int bucket = model_.plan.bucket_of[parameter];
   const bool has_started = order_.has_left(bucket);
   if (options_.release == GradientRelease::in_hook) {
-    if (gradient.defined() && problem_.empty()) {
+    // What step() itself took still stands there; it may look twice.
+    const bool is_new = taken_[parameter].difference(gradient) != TensorSnapshot::Difference::none;
+    if (gradient.defined() && is_new && problem_.empty()) {
       note_problem("p.grad of parameter '" + model_.name(parameter) +
                    "' was set after its hook had used up its gradient: with "
                    "GradientRelease::in_hook the hook's gradient counts");
@@ -297,6 +318,7 @@ void GradientCollector::begin_step() {
   finite_.assign(count, true);
   stale_.assign(count, false);
   set_by_hand_.assign(count, false);
+  was_unfrozen_.assign(count, false);
   dirty_.assign(model_.plan.buckets.size(), false);
   problem_.clear();
   device_nonfinite_.zero_();

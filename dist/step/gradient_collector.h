@@ -44,6 +44,9 @@ class GradientCollector {
 
   /// Takes in the parameters and buckets that were added to the model, also in the middle of a step.
   void extend();
+  /// The same for parameters that were unfrozen since the last step: the passes in their p.grad ran before they had hooks, and
+  /// are those that the other parameters' hooks have counted.
+  void extend_with_unfrozen();
 
   void enter_no_sync() { ++no_sync_depth_; }
   void leave_no_sync() { --no_sync_depth_; }
@@ -57,6 +60,9 @@ class GradientCollector {
   const std::vector<bool>& dirty() const { return dirty_; }        ///< [bucket]
   /// Backward passes whose gradients stand in p.grad: those under no_sync(), and one for all outside of it; at least 1.
   int64_t passes() const;
+  /// Asked in the middle of a backward pass, passes() would still count what was zeroed in parameters that the pass has not
+  /// reached yet; after this it does not.
+  void forget_zeroed();
   /// The first thing that all ranks must stop for, in one sentence; empty: none.
   const std::string& problem() const { return problem_; }
 
@@ -98,6 +104,7 @@ class GradientCollector {
   void take_again(int bucket);
   void note_problem(const std::string& sentence);
   void forget_passes(int parameter);
+  void forget_zeroed(int parameter);
   void begin_step();
 
   const ShardedOptions& options_;
@@ -121,6 +128,7 @@ class GradientCollector {
   std::vector<std::vector<bool>> standing_;
   std::vector<bool> stands_unguarded_;  ///< [parameter] a pass outside no_sync stands in p.grad
   std::vector<bool> set_by_hand_;       ///< [parameter] no pass that was seen explains p.grad
+  std::vector<bool> was_unfrozen_;      ///< [parameter] since the last step
   std::vector<Sync> syncs_;             ///< [bucket]
   std::string problem_;
 };

@@ -39,7 +39,8 @@ std::optional<std::string> ParameterMatrix::why_unusable() const {
 
 void ParameterMatrix::refresh() {
   const void* const memory = parameter_.const_data_ptr();
-  if (memory != bound_ || parameter_.is_contiguous() == staged_) {
+  // A tensor without elements has no memory, and a matrix all the same.
+  if (!matrix_.defined() || memory != bound_ || parameter_.is_contiguous() == staged_) {
     bound_ = memory;
     staged_ = !parameter_.is_contiguous();
     matrix_ = parameter_.detach().reshape({rows_, columns_});

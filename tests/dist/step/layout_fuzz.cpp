@@ -30,6 +30,7 @@ constexpr const char* kHelp =
   --seed S          of the first case; case k has seed S + k (1)
   --transport T     auto, collective, point_to_point or shared_memory (auto: all are drawn)
   --gloo P          percent of the cases that run over Gloo, the others over local ranks (5)
+  --minutes M       starts no case after so long (no limit)
   --jobs N          cases at the same time (2)
   --at-least N      how often everything that can be drawn must have been (50 per 2000 cases)
   --json FILE       writes cases, seed, seconds and counts
@@ -47,11 +48,10 @@ struct Arguments {
   plan::GradientTransport transport = plan::GradientTransport::automatic;
   int64_t gloo_percent = 5;
   int64_t jobs = 2;
+  std::optional<int64_t> minutes;
   std::optional<int64_t> at_least;
   std::string json;
   bool show = false, help = false;
-
-  int64_t wanted() const { return at_least.value_or(cases / 40); }
 };
 
 int64_t number(const std::string& name, const std::string& text) {
@@ -86,6 +86,8 @@ Arguments parse(int count, char** words) {
       arguments.gloo_percent = number(name, value);
     } else if (name == "--jobs") {
       arguments.jobs = std::clamp<int64_t>(number(name, value), 1, kMaxJobs);
+    } else if (name == "--minutes") {
+      arguments.minutes = number(name, value);
     } else if (name == "--at-least") {
       arguments.at_least = number(name, value);
     } else if (name == "--json") {
@@ -147,16 +149,25 @@ class Fuzz {
   }
 
   const std::map<std::string, int64_t>& counts() const { return counts_; }
+  int64_t cases() const { return cases_; }
+  double seconds() const {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin_).count();
+  }
 
  private:
+  bool is_late() const {
+    return arguments_.minutes && seconds() > 60 * static_cast<double>(*arguments_.minutes);
+  }
+
   void work(size_t job) {
-    for (int64_t k = next_++; k < arguments_.cases; k = next_++) {
+    for (int64_t k = next_++; k < arguments_.cases && !is_late(); k = next_++) {
       const FuzzCase drawn = case_of(arguments_, arguments_.seed + static_cast<uint64_t>(k));
       running_seeds[job] = drawn.seed;
       const Failure failure = run_case(drawn);
       running_seeds[job] = 0;
       const std::lock_guard lock(mutex_);
       count_features(drawn, counts_);
+      ++cases_;
       if (!failure) continue;
       next_ = arguments_.cases;
       if (failure_) return;
@@ -166,9 +177,11 @@ class Fuzz {
   }
 
   const Arguments& arguments_;
+  const std::chrono::steady_clock::time_point begin_ = std::chrono::steady_clock::now();
   std::atomic<int64_t> next_{0};
   std::mutex mutex_;  ///< guards what follows
   std::map<std::string, int64_t> counts_;
+  int64_t cases_ = 0;
   FuzzCase failing_;
   Failure failure_;
 };
@@ -188,13 +201,12 @@ bool print_counts(const std::map<std::string, int64_t>& counts, int64_t wanted) 
   return enough;
 }
 
-void write_json(const Arguments& arguments, const std::map<std::string, int64_t>& counts,
-                double seconds) {
+void write_json(const Arguments& arguments, const Fuzz& fuzz) {
   std::ofstream file(arguments.json);
-  file << "{\n  \"cases\": " << arguments.cases << ",\n  \"seed\": " << arguments.seed
-       << ",\n  \"seconds\": " << static_cast<int64_t>(seconds) << ",\n  \"counts\": {";
+  file << "{\n  \"cases\": " << fuzz.cases() << ",\n  \"seed\": " << arguments.seed
+       << ",\n  \"seconds\": " << static_cast<int64_t>(fuzz.seconds()) << ",\n  \"counts\": {";
   const char* between = "\n";
-  for (const auto& [name, count] : counts) {
+  for (const auto& [name, count] : fuzz.counts()) {
     file << between << "    \"" << name << "\": " << count;
     between = ",\n";
   }
@@ -218,18 +230,15 @@ int run(const Arguments& arguments) {
     std::cout << (failure ? failure.kind + ": " + failure.sentence : "right") << "\n";
     return failure ? 1 : 0;
   }
-  const auto begin = std::chrono::steady_clock::now();
   std::cout << "seeds " << arguments.seed << " to "
             << arguments.seed + static_cast<uint64_t>(arguments.cases) - 1 << "\n"
             << std::flush;
   Fuzz fuzz(arguments);
   if (!fuzz.run()) return 1;
-  const double seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  const bool enough = print_counts(fuzz.counts(), arguments.wanted());
-  std::cout << arguments.cases << " cases came out right in " << static_cast<int64_t>(seconds)
+  const bool enough = print_counts(fuzz.counts(), arguments.at_least.value_or(fuzz.cases() / 40));
+  std::cout << fuzz.cases() << " cases came out right in " << static_cast<int64_t>(fuzz.seconds())
             << " s\n";
-  if (!arguments.json.empty()) write_json(arguments, fuzz.counts(), seconds);
+  if (!arguments.json.empty()) write_json(arguments, fuzz);
   return enough ? 0 : 1;
 }
 

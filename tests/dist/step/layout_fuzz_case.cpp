@@ -179,6 +179,15 @@ class Drawing {
     if (in_one) list.push_back(act(Act::end_guard));
   }
 
+  // Guarded passes of an earlier step, still there or refused, that zero_grad takes away: no pass comes between that and a
+  // gradient set by hand, so nobody can tell it from what the passes left, scaled out of place. It counts as theirs.
+  bool may_have_zeroed_passes() const {
+    if (case_.steps.empty()) return false;
+    const Idiom last = case_.steps.back().idiom;
+    return case_.release == GradientRelease::never || last == Idiom::uneven_passes ||
+           last == Idiom::written_after_sent;
+  }
+
   bool is_allowed(Idiom idiom) const {
     switch (idiom) {
       case Idiom::two_losses:
@@ -192,8 +201,10 @@ class Drawing {
         return case_.ranks > 1 && !case_.step_in_backward;
       case Idiom::kept_from_last_step:
         return case_.release == GradientRelease::never && !case_.step_in_backward;
+      case Idiom::set_by_hand:
+        return !may_have_zeroed_passes();
       case Idiom::set_by_hand_beside_passes:
-        return !case_.step_in_backward;
+        return !case_.step_in_backward && !may_have_zeroed_passes();
       default:
         return true;
     }
@@ -208,17 +219,30 @@ class Drawing {
     if (case_.release == GradientRelease::never && drawn.idiom != Idiom::kept_from_last_step) {
       list.push_back(act(Act::zero_grad, chance(0.5) && !case_.step_in_backward ? 0 : 1));
     }
-    draw_events(step, list);
+    draw_events(step, drawn.idiom, list);
     draw_idiom(drawn.idiom, list);
     if (!case_.step_in_backward && chance(0.25)) drawn.loss_scale = one_of({2.0, 0.5, 1024.0});
+    if (std::ranges::any_of(list, [](const auto& a) { return a.act == Act::unfreeze; })) {
+      use_all_parameters(list);
+    }
     draw_poison(list);
     if (chance(0.3)) list.push_back(act(Act::collective));
     if (chance(0.1)) list.insert(list.end() - 1, act(Act::collective));
     case_.steps.push_back(drawn);
   }
 
+  // Passes that reach only what had no hooks yet cannot be told from gradients set by hand.
+  static void use_all_parameters(std::vector<FuzzAction>& list) {
+    for (FuzzAction& action : list) {
+      if (action.act != Act::pass && action.act != Act::set_grad) continue;
+      action.parameters = ~0u;
+      action.odd_rank = -1;
+      action.unused = 0;
+    }
+  }
+
   // What happens between two steps.
-  void draw_events(int step, std::vector<FuzzAction>& list) {
+  void draw_events(int step, Idiom idiom, std::vector<FuzzAction>& list) {
     const bool may_share = case_.transport == GradientTransport::shared_memory ||
                            (case_.transport == GradientTransport::automatic && case_.host_window);
     if (chance(0.12)) list.push_back(act(Act::set_lr, one_of({0.5, 2.0})));
@@ -231,7 +255,8 @@ class Drawing {
       list.back().parameters = some();
     }
     const bool has_frozen = std::ranges::any_of(case_.parameters, &FuzzParameter::frozen);
-    if (has_frozen && !case_.step_in_backward && chance(0.4)) {
+    if (has_frozen && !case_.step_in_backward && idiom != Idiom::set_by_hand_beside_passes &&
+        chance(0.4)) {
       list.push_back(act(Act::unfreeze));
       list.back().parameters = some();
       unfreezes_ = true;

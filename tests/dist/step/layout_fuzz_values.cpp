@@ -85,7 +85,7 @@ std::vector<double> values(const FuzzCase& fuzz_case, const FuzzParameter& param
 at::Tensor tensor_of(const FuzzParameter& parameter, const std::vector<double>& elements) {
   return at::tensor(elements, at::kDouble)
       .reshape(parameter.shape)
-      .to(scalar_type_of(parameter.type));
+      .to(scalar_type_of(parameter.type), /*non_blocking=*/false, /*copy=*/true);
 }
 
 at::Tensor parameter_of(const FuzzCase& fuzz_case, const FuzzParameter& parameter, int rank) {
