@@ -38,9 +38,9 @@ TEST(LayoutFuzz, AFailingCaseShrinksToWhatItsFaultNeeds) {
     SCOPED_TRACE("seed " + std::to_string(seed) + "\n" + to_cpp(c));
     EXPECT_TRUE(run(c));
     EXPECT_EQ(c.ranks, 2);
-    ASSERT_EQ(c.steps.size(), 1);
-    EXPECT_EQ(c.steps[0].actions.size(), 2);
-    EXPECT_LE(c.parameters.size(), 2);  // one that is trained from the beginning must stay
+    ASSERT_EQ(c.steps.size(), 1u);
+    EXPECT_EQ(c.steps[0].actions.size(), 2u);
+    EXPECT_LE(c.parameters.size(), 2u);  // one that is trained from the beginning must stay
     EXPECT_TRUE(c.changes.empty());
     EXPECT_EQ(c.bucket_bytes, FuzzCase().bucket_bytes);
     EXPECT_EQ(c.release, FuzzCase().release);
@@ -105,7 +105,7 @@ TEST(LayoutFuzzFound, AModelWithoutElementsStepsInBackward) {
 }
 
 TEST(LayoutFuzzFound, AnEmptyParameterIsSteppedRelativeToItsRms) {
-  FuzzCase c{.seed = 52, .ranks = 1};
+  FuzzCase c{.seed = 52, .ranks = 2};
   c.groups = {{.preset = "compact"}};
   c.parameters = {{.shape = {3}}, {.id = 1, .shape = {0, 2}}};
   c.steps = {{.actions = {{}}}, {.actions = {{.act = Act::save_and_load}, {}}}};
