@@ -21,7 +21,10 @@ void StepEngine::perform_step(const StepOptions& options) {
   // First what the last step left: changed hyperparameters hold from here on, and rows need the columns. With
   // step_in_backward this step is under way already, and bucket 0 has done it; a model without elements has none.
   const bool is_under_way = sharded_.step_in_backward && model_.bucket_count() > 0;
-  if (!is_under_way) finish_previous();
+  if (!is_under_way) {
+    finish_previous();
+    follow_loaded();
+  }
   // All buckets leave before anybody waits for one: a rank that waits earlier may wait for a rank that waits for it.
   collector_.collect();
   // The agreement comes before the first write, so a step is done or refused on all ranks together.
@@ -61,6 +64,7 @@ void StepEngine::on_bucket_full(int bucket) {
   try {
     if (sharded_.step_in_backward && bucket == 0) {
       finish_previous();
+      follow_loaded();
       std::string problem;
       writes_in_backward_ = changes_.find_writes(problem);
       FUSEDBUN_REQUIRE(problem.empty(), ConfigError, problem);

@@ -83,6 +83,7 @@ class StepEngine {
 
   // What the program does to parameters (engine_parameters.cpp).
   void follow_parameters();
+  void follow_loaded();
   void take_values_of_rank_zero();
   void broadcast_parameters(size_t first);
 
@@ -116,6 +117,7 @@ class StepEngine {
   std::vector<InFlight> param_syncs_;  ///< [bucket]
   int updated_buckets_ = 0;            ///< of the current step
   double gradient_norm_ = 0;           ///< of the current step; 0 without clipping
+  bool is_loaded_ = false;             ///< a saved state was read since the last step
   bool shares_memory_ = false;         ///< some bucket lies in a host window
   bool is_broken_ = false;             ///< only destruction is left
   bool refused_ = false;               ///< the last call was refused on all ranks together

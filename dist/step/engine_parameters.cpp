@@ -19,6 +19,15 @@ void StepEngine::follow_parameters() {
   }
 }
 
+// What was written between the last step and the save is in the saved parameters, and not in the saved masters and norms. Not
+// before the next step: the program may load the model after the optimizer. Before the agreement: after it, other ranks
+// may write a replica.
+void StepEngine::follow_loaded() {
+  if (!is_loaded_) return;
+  for (int p = 0; p < model_.parameter_count(); ++p) update_.follow(p);
+  is_loaded_ = false;
+}
+
 void StepEngine::write_parameters(const std::function<void()>& write) {
   at::NoGradGuard no_grad;
   guarded([&] {

@@ -71,6 +71,7 @@ void StepEngine::load(torch::serialize::InputArchive& archive) {
   }
   consensus_.load(archive);
   update_.load(archive);
+  is_loaded_ = true;
   for (size_t g = 0; g < saved.size(); ++g) model_.group_options(g) = saved[g];
 }
 

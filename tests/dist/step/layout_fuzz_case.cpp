@@ -184,7 +184,9 @@ class Drawing {
   bool may_have_zeroed_passes() const {
     if (case_.steps.empty()) return false;
     const Idiom last = case_.steps.back().idiom;
-    return case_.release == GradientRelease::never || last == Idiom::uneven_passes ||
+    const bool had_guards = std::ranges::any_of(
+        case_.steps.back().actions, [](const FuzzAction& a) { return a.act == Act::begin_guard; });
+    return case_.release == GradientRelease::never || had_guards ||
            last == Idiom::written_after_sent;
   }
 

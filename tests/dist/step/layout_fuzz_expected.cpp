@@ -377,8 +377,9 @@ class Alone {
     const bool sums_rows =
         parameter.shape.size() > 1 &&
         (options.accumulator == Accumulator::mean || options.accumulator == Accumulator::mean_col);
-    if (case_.ranks == 1 && !clipped_) return 0;
-    if (!sums_rows && !options.scale_by_parameter_rms && !clipped_) return 0;
+    // Norms of parameters and gradients are sums as well, on one rank too.
+    const bool has_norm = options.scale_by_parameter_rms || clipped_;
+    if (!has_norm && (case_.ranks == 1 || !sums_rows)) return 0;
     if (parameter.type == ElementType::f64 && !group.bf16_momentum) return 1e-12;
     // A momentum that is stored in bfloat16 rounds to 2^-9 of itself, and a step is a tenth of the parameters or less.
     if (parameter.type == ElementType::f64) return 1e-3;

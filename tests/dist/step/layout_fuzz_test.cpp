@@ -126,6 +126,17 @@ TEST(LayoutFuzzFound, PassesZeroedInPlaceDoNotCountWhereTheNextPassDoesNotReach)
   EXPECT_EQ(run_case(c).sentence, "");
 }
 
+TEST(LayoutFuzzFound, WhatIsWrittenBeforeASaveIsFollowedAfterTheLoad) {
+  for (const ElementType type : {ElementType::f32, ElementType::bf16}) {
+    FuzzCase c{.seed = 1127, .ranks = 2};
+    c.groups = {{.preset = "compact"}};
+    c.parameters = {{.shape = {9}, .type = type}};
+    c.steps = {{.actions = {{}}},
+               {.actions = {{.act = Act::write_directly}, {.act = Act::save_and_load}, {}}}};
+    EXPECT_EQ(run_case(c).sentence, "");
+  }
+}
+
 TEST(LayoutFuzzFound, AnUnfrozenParameterWasReachedByTheSamePasses) {
   FuzzCase c{.seed = 96, .ranks = 2};
   c.groups = {{.preset = "elementwise"}};
