@@ -45,7 +45,9 @@ TEST(LayoutFuzz, AFailingCaseShrinksToWhatItsFaultNeeds) {
     EXPECT_EQ(c.bucket_bytes, FuzzCase().bucket_bytes);
     EXPECT_EQ(c.release, FuzzCase().release);
     for (const FuzzParameter& p : c.parameters) {
-      if (p.shape.size() == 2) EXPECT_EQ(p.shape, (std::vector<int64_t>{3, 1}));
+      if (p.shape.size() == 2) {
+        EXPECT_EQ(p.shape, (std::vector<int64_t>{3, 1}));
+      }
       EXPECT_EQ(p.type, ElementType::f32);
     }
   }
