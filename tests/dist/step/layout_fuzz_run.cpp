@@ -349,9 +349,10 @@ std::vector<std::exception_ptr> on_threads(Communicators& communicators,
   return errors;
 }
 
-Communicators connect(const FuzzCase& c) {
+/// `store` outlives the communicators: groups are made through it.
+Communicators connect(const FuzzCase& c, std::unique_ptr<comm::StoreServer>& store) {
   if (c.world == FuzzWorld::local) return comm::make_local_communicators(c.ranks, kTimeout);
-  const auto store = comm::serve_store("127.0.0.1", 0);
+  store = comm::serve_store("127.0.0.1", 0);
   Communicators communicators(static_cast<size_t>(c.ranks));
   for (const std::exception_ptr& error : on_threads(communicators, [&](int rank) {
          communicators[static_cast<size_t>(rank)] =
@@ -411,10 +412,11 @@ Failure difference_between_ranks(const std::vector<std::vector<std::vector<at::T
 
 Failure run_case(const FuzzCase& fuzz_case) {
   std::vector<ExpectedStep> expected;
+  std::unique_ptr<comm::StoreServer> store;
   Communicators communicators;
   try {
     expected = run_alone(fuzz_case);
-    communicators = connect(fuzz_case);
+    communicators = connect(fuzz_case, store);
   } catch (const std::exception& error) {
     return {"alone", error.what()};
   }
