@@ -41,6 +41,10 @@ class ParameterMatrix {
   /// The tensor's present memory is a replica that other processes map as well.
   void share() { replica_ = parameter_.detach(); }
   bool is_shared() const { return replica_.defined(); }
+  /// The program gave the parameter other memory than the replica's.
+  bool has_left_replica() const {
+    return is_shared() && parameter_.const_data_ptr() != replica_.const_data_ptr();
+  }
   /// Rows of the tensor's own memory go into the replica, which the matrix then shows.
   void copy_into_replica(const RowRange& range);
   void copy_into_replica() { replica_.copy_(parameter_.detach()); }

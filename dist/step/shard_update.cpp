@@ -232,7 +232,7 @@ void ShardUpdate::follow(int parameter) {
       const at::Tensor kept = master.to(rows.scalar_type()).eq(rows);
       master.copy_(at::where(kept, master, rows.to(master.scalar_type())));
     }
-    if (matrix.is_shared()) matrix.copy_into_replica(range);
+    if (matrix.has_left_replica()) matrix.copy_into_replica(range);
   }
 }
 
