@@ -61,12 +61,15 @@ void PeerWatch::run() {
 }
 
 std::optional<Failure> PeerWatch::look() {
+  // A frame is read once, by this thread or by one whose operation has just failed: both must come to its failure.
+  if (told_) return told_;
   for (int peer = 0; peer < transport_.size(); ++peer) {
     Peer& state = peers_[static_cast<size_t>(peer)];
     if (peer == transport_.rank() || state.is_gone) continue;
     try {
       while (const auto frame = transport_.receive_control(peer)) {
-        if (auto failure = handle(peer, *frame)) return failure;
+        told_ = handle(peer, *frame);
+        if (told_) return told_;
       }
     } catch (const std::exception& error) {
       state.is_gone = true;

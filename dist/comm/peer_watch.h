@@ -90,6 +90,7 @@ class PeerWatch {
   const std::chrono::milliseconds pause_;
   mutable std::mutex mutex_;
   std::vector<Peer> peers_;
+  std::optional<Failure> told_;  ///< what a frame of a peer came to
   std::atomic<bool> has_asks_{false};
   std::mutex stop_mutex_;
   std::condition_variable stopped_;

@@ -69,9 +69,9 @@ std::string error_on(int rank, MemoryFaults faults) {
 TEST(MessageCommunicator, AFailureNamesRankOperationPeerAndWhatToDo) {
   const std::string text = error_on(1, {.lose_messages_to = 1});
   EXPECT_THAT(text,
-              ContainsRegex("memory: rank [01] of 3 in all_reduce.f32, 100, sum. .operation 0.: "
+              ContainsRegex("memory: rank [012] of 3 in all_reduce.f32, 100, sum. .operation 0.: "
                             "receiving from rank [01] failed .lost on purpose."))
-      << "its own finding, or what rank 0 told it";
+      << "its own finding, or what another rank told it";
   EXPECT_THAT(text, HasSubstr("start the job again"));
 }
 
