@@ -14,12 +14,13 @@ void Family::remove(Member& member) {
 }
 
 void Family::fail(const Failure& failure) {
+  // Held from before the failure can be seen: who sees it may destroy its communicator at once, and the peers are to hear first.
+  const std::lock_guard members_lock(members_mutex_);
   {
     const std::lock_guard lock(mutex_);
     if (failure_) return;
     failure_ = failure;
   }
-  const std::lock_guard lock(members_mutex_);
   for (Member* member : members_) member->break_with(failure);
 }
 
