@@ -85,7 +85,11 @@ std::optional<Failure> PeerWatch::handle(int peer, const ControlFrame& frame) {
     case ControlFrame::Kind::asks: {
       ControlFrame answer{.kind = ControlFrame::Kind::answers};
       answer.number = operations_.next_number();
-      transport_.send_control(peer, Transport::Slot::answers, answer);
+      try {
+        transport_.send_control(peer, Transport::Slot::answers, answer);
+      } catch (const std::exception&) {
+        // It has closed since it asked; why is in a frame behind this one.
+      }
       // Set before the search: a call of this number that the search misses sees it.
       state.ask = frame;
       has_asks_ = true;
