@@ -247,7 +247,10 @@ std::vector<std::string> wanted_features() {
                                     "NaN on one rank",
                                     "changes"};
   for (const std::string& name : idiom_names()) names.push_back("idiom " + name);
-  for (const std::string& name : preset_names()) names.push_back("preset " + name);
+  for (const std::string& name : preset_names()) {
+    // The structures of lean and elementwise under other names.
+    if (name != "fusedbun" && name != "fusion") names.push_back("preset " + name);
+  }
   for (const char* name : kLayouts) names.push_back("layout " + std::string(name));
   for (const char* name : kReleases) names.push_back("release " + std::string(name));
   for (size_t act = static_cast<size_t>(Act::collective); act < kActs.size(); ++act) {
