@@ -24,27 +24,35 @@ COMPILERS = 2
 CCACHE = [path] if (path := shutil.which("ccache")) else []  # compile_commands.json leaves launchers out
 
 
+def joined_sources(source):
+    """The sources that CMake has joined in `source` (UNITY_BUILD), or `source` itself."""
+    if not source.name.startswith("unity_"):
+        return [source]
+    return [Path(name).resolve() for name in re.findall(r'^#include "(.+)"', source.read_text(), re.MULTILINE)]
+
+
 def flags_by_source(build, root):
-    """{source relative to root: its compile command without the source, output and dependency files}."""
+    """{source relative to root: (its compile command without the source, output and dependency files, the folder, whether it is
+    compiled by itself)}."""
     flags = {}
     for entry in json.loads((build / "compile_commands.json").read_text()):
-        source = Path(entry["directory"], entry["file"]).resolve()
-        if source.suffix != ".cpp" or not source.is_relative_to(root):
-            continue
+        compiled = Path(entry["directory"], entry["file"]).resolve()
+        named = [source for source in joined_sources(compiled) if source.suffix == ".cpp" and source.is_relative_to(root)]
         words, kept = iter(shlex.split(entry["command"])), []
         for word in words:
             if word in ("-o", "-c", "-MF", "-MT", "-MQ"):
                 next(words)
             elif word not in ("-MD", "-MMD"):
                 kept.append(word)
-        flags[source.relative_to(root)] = (kept, entry["directory"])
+        for source in named:
+            flags[source.relative_to(root)] = (kept, entry["directory"], len(named) == 1)
     return flags
 
 
 def built_first(header, flags, root):
     """True if the build has compiled `header` with nothing before it."""
     source = header.with_suffix(".cpp")
-    if source not in flags:
+    if source not in flags or not flags[source][2]:
         return False
     first = re.search(r"^\s*#\s*include\s*(\S+)", (root / source).read_text(), re.MULTILINE)
     return first is not None and first[1] == f'"fusedbun/{header.as_posix()}"'
@@ -69,7 +77,7 @@ def compile_alone(header, build, flags, root):
         stub.write_text(text)
     words, tried = "no source tells how to compile it: configure a build with its part", set()
     for source in candidates(header, flags, root):
-        command, directory = flags[source]
+        command, directory, _ = flags[source]
         if tuple(command) in tried:
             continue
         tried.add(tuple(command))
