@@ -317,6 +317,20 @@ ElementType element_type(torch::ScalarType type) {
   FUSEDBUN_ASSERT(false, std::string("no ElementType is ") + c10::toString(type));
 }
 
+torch::ScalarType scalar_type_of(ElementType type) {
+  switch (type) {
+    case ElementType::f32:
+      return at::kFloat;
+    case ElementType::f64:
+      return at::kDouble;
+    case ElementType::bf16:
+      return at::kBFloat16;
+    case ElementType::f16:
+      return at::kHalf;
+  }
+  FUSEDBUN_ASSERT(false, "every ElementType has a ScalarType");
+}
+
 void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task) {
   at::parallel_for(0, count, 1, [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) task(i);

@@ -63,6 +63,8 @@ void visit_tensors(Segment& segment, Visit&& visit) {
 torch::ScalarType arithmetic_type(torch::ScalarType parameter);
 /// The same type by another name: float32, float64, bfloat16 or float16.
 ElementType element_type(torch::ScalarType type);
+/// And back.
+torch::ScalarType scalar_type_of(ElementType type);
 
 /// A ParallelFor (cpu_execution.h) on LibTorch's threads, as many as the program set (at::set_num_threads). Each takes the same share of
 /// a count in every step, so its pages stay where it runs.

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <exception>
-#include <mutex>
 #include <string>
 #include <utility>
 
@@ -38,8 +37,9 @@ class LocalOperation final : public PendingOperation {
 
 class LocalCommunicator final : public Communicator {
  public:
-  LocalCommunicator(std::shared_ptr<LocalWorld> world, int rank)
-      : world_(std::move(world)), rank_(rank) {}
+  LocalCommunicator(std::shared_ptr<LocalWorld> world, int rank,
+                    DeviceKind device = DeviceKind::cpu)
+      : world_(std::move(world)), rank_(rank), device_(device) {}
   ~LocalCommunicator() override {
     if (std::uncaught_exceptions() > 0) {
       world_->abort("local: rank " + std::to_string(rank_) + " left with an exception");
@@ -51,7 +51,7 @@ class LocalCommunicator final : public Communicator {
   int rank() const override { return rank_; }
   int size() const override { return world_->size(); }
   std::string_view backend() const override { return "local"; }
-  DeviceKind device() const override { return DeviceKind::cpu; }
+  DeviceKind device() const override { return device_; }
 
   Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) override {
     return post(Call::reduce_scatter(caller(), input, output, counts));
@@ -76,7 +76,7 @@ class LocalCommunicator final : public Communicator {
     const auto mine = std::find(ranks.begin(), ranks.end(), rank_);
     if (mine == ranks.end()) return nullptr;
     return std::make_unique<LocalCommunicator>(std::move(world),
-                                               static_cast<int>(mine - ranks.begin()));
+                                               static_cast<int>(mine - ranks.begin()), device_);
   }
 
   void abort(const std::string& reason) noexcept override { world_->abort(reason); }
@@ -86,56 +86,13 @@ class LocalCommunicator final : public Communicator {
   Caller caller() const { return {"local", rank_, world_->size()}; }
 
   Work post(Call call) {
+    if (device_ == DeviceKind::cuda) return in_place(call);
     auto meeting = world_->arrive(rank_, next_operation_++, std::move(call));
     return Work(std::make_unique<LocalOperation>(world_, rank_, std::move(meeting)),
                 world_->timeout());
   }
 
-  std::shared_ptr<LocalWorld> world_;
-  int rank_;
-  uint64_t next_operation_ = 0;
-  uint64_t next_group_ = 0;
-};
-
-class SingleGpuCommunicator final : public Communicator {
- public:
-  int rank() const override { return 0; }
-  int size() const override { return 1; }
-  std::string_view backend() const override { return "local"; }
-  DeviceKind device() const override { return DeviceKind::cuda; }
-
-  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) override {
-    return in_place(Call::reduce_scatter(caller(), input, output, counts));
-  }
-  Work all_gather(Buffer input, Buffer output, const Counts& counts) override {
-    return in_place(Call::all_gather(caller(), input, output, counts));
-  }
-  Work all_reduce(Buffer inout, ReduceOp op) override {
-    return in_place(Call::all_reduce(caller(), inout, op));
-  }
-  Work exchange(std::vector<Message> sends, std::vector<Message> receives) override {
-    return in_place(Call::exchange(caller(), std::move(sends), std::move(receives)));
-  }
-  Work broadcast(Buffer inout, int root) override {
-    return in_place(Call::broadcast(caller(), inout, root));
-  }
-  Work barrier() override { return {}; }
-  std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
-    check_group(caller(), ranks);
-    return std::make_unique<SingleGpuCommunicator>();
-  }
-  void abort(const std::string& reason) noexcept override {
-    const std::lock_guard lock(mutex_);
-    if (!failure_) failure_ = Failure{ExitCode::peer_lost, reason};
-  }
-  std::optional<Failure> failure() const override {
-    const std::lock_guard lock(mutex_);
-    return failure_;
-  }
-
- private:
-  Caller caller() const { return {"local", 0, 1}; }
-
+  // The one rank on a GPU: nothing moves, and host code may not touch the memory.
   Work in_place(const Call& call) const {
     if (const auto broken = failure()) broken->raise();
     FUSEDBUN_REQUIRE(call.input.data == call.output.data || call.input.count == 0, ConfigError,
@@ -144,14 +101,18 @@ class SingleGpuCommunicator final : public Communicator {
     return {};
   }
 
-  mutable std::mutex mutex_;
-  std::optional<Failure> failure_;
+  std::shared_ptr<LocalWorld> world_;
+  int rank_;
+  DeviceKind device_;
+  uint64_t next_operation_ = 0;
+  uint64_t next_group_ = 0;
 };
 
 }  // namespace
 
 std::unique_ptr<Communicator> make_single_gpu_communicator() {
-  return std::make_unique<SingleGpuCommunicator>();
+  return std::make_unique<LocalCommunicator>(
+      std::make_shared<LocalWorld>(1, std::chrono::seconds(60)), 0, DeviceKind::cuda);
 }
 
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(

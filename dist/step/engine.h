@@ -32,7 +32,7 @@ class StepEngine {
 
   /// Takes in the parameters of new groups, and those that may be unfrozen later. Collective.
   void add_parameters(std::vector<RegisteredParameter> added,
-                      std::vector<RegisteredParameter> frozen, bool were_unfrozen = false);
+                      std::vector<RegisteredParameter> frozen);
   /// Before a late group is added: all ranks are here.
   void begin_add_group();
 

@@ -14,8 +14,10 @@ void StepEngine::follow_parameters() {
   for (const int p : changes_.written()) {
     ParameterMatrix& matrix = model_.matrices[p];
     update_.follow(p);
-    // The owners of its rows have put them into the replica, or do so before this step's rows are complete.
-    if (matrix.is_shared()) matrix.return_to_replica();
+    if (!matrix.has_left_replica()) continue;
+    // The other owners of its rows have copied theirs too when this step's rows are complete.
+    update_.copy_into_replica(p);
+    matrix.return_to_replica();
   }
 }
 
@@ -24,7 +26,10 @@ void StepEngine::follow_parameters() {
 // may write a replica.
 void StepEngine::follow_loaded() {
   if (!is_loaded_) return;
-  for (int p = 0; p < model_.parameter_count(); ++p) update_.follow(p);
+  for (int p = 0; p < model_.parameter_count(); ++p) {
+    // One of another type or shape is refused by the agreement.
+    if (!model_.matrices[p].why_unusable()) update_.follow(p);
+  }
   is_loaded_ = false;
 }
 

@@ -12,7 +12,6 @@
 #include "fusedbun/dist/step/collective_bucket.h"
 #include "fusedbun/dist/step/engine.h"
 #include "fusedbun/dist/step/point_to_point_bucket.h"
-#include "fusedbun/dist/step/same_start.h"
 #include "fusedbun/dist/step/sharded_option_fields.h"
 #include "fusedbun/dist/step/shared_memory_bucket.h"
 
@@ -57,7 +56,7 @@ void StepEngine::begin_add_group() {
 
 // All checks come before the first change, and ranks that fail tell the others, so a refused group leaves no trace.
 void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
-                                std::vector<RegisteredParameter> frozen, bool were_unfrozen) {
+                                std::vector<RegisteredParameter> frozen) {
   const size_t first_parameter = model_.registered.size();
   const size_t first_bucket = model_.plan.buckets.size();
   std::vector<RegisteredParameter> all = model_.registered;
@@ -75,7 +74,9 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
     plan.append(specs);
     transport = choose_transport(all, first_parameter);
   });
-  require_same_on_all_ranks(*control_stream_, start_lines(plan, all));
+  comm::verify_equal_across_ranks(
+      *control_stream_, start_lines(plan, all),
+      "all ranks must build the same model with the same options in the same order");
 
   model_.registered = std::move(all);
   model_.plan = std::move(plan);
@@ -88,7 +89,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   update_.extend();
   changes_.accept_groups(std::move(frozen));
   say_what_is_slow();
-  were_unfrozen ? collector_.extend_with_unfrozen() : collector_.extend();
+  collector_.extend();
 }
 
 void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t first) const {
@@ -215,7 +216,9 @@ void StepEngine::adopt_unfrozen() {
                       "' was frozen when the optimizer was made; it is trained from this step on");
     }
   }
-  add_parameters(std::move(unfrozen), {}, /*were_unfrozen=*/true);
+  const int first = model_.parameter_count();
+  add_parameters(std::move(unfrozen), {});
+  collector_.note_unfrozen(first);
 }
 
 void StepEngine::say_what_is_slow() const {

@@ -1,6 +1,5 @@
 #include "fusedbun/dist/step/gradient_bucket.h"
 
-#include "fusedbun/core/error.h"
 #include "fusedbun/core/segment_step.h"
 
 namespace fusedbun {
@@ -16,17 +15,7 @@ GradientBucket::GradientBucket(const plan::Bucket& bucket, int rank)
 }
 
 at::ScalarType parameter_type(const plan::Bucket& bucket) {
-  switch (bucket.type) {
-    case plan::ElementType::f32:
-      return at::kFloat;
-    case plan::ElementType::f64:
-      return at::kDouble;
-    case plan::ElementType::bf16:
-      return at::kBFloat16;
-    case plan::ElementType::f16:
-      return at::kHalf;
-  }
-  FUSEDBUN_ASSERT(false, "unknown element type");
+  return scalar_type_of(bucket.type);
 }
 
 at::ScalarType sum_type(const plan::Bucket& bucket) {

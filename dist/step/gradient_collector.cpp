@@ -66,10 +66,8 @@ void GradientCollector::extend() {
   }
 }
 
-void GradientCollector::extend_with_unfrozen() {
-  const size_t first = was_unfrozen_.size();
-  extend();
-  std::fill(was_unfrozen_.begin() + static_cast<int64_t>(first), was_unfrozen_.end(), true);
+void GradientCollector::note_unfrozen(int first) {
+  std::fill(was_unfrozen_.begin() + first, was_unfrozen_.end(), true);
 }
 
 // ---- during backward ---------------------------------------------------------------------------
@@ -155,9 +153,17 @@ void GradientCollector::take(int parameter, const at::Tensor& gradient) {
          << " on " << model_.device << " when the optimizer was made: make a new optimizer";
     return note_problem(text.str());
   }
+  add_to_bucket(parameter, gradient);
+  has_gradient_[parameter] = true;
+  taken_[parameter] = TensorSnapshot(gradient, TensorSnapshot::Sampling::nonzero);
+  start(order_.ready(parameter));
+}
+
+void GradientCollector::add_to_bucket(int parameter, const at::Tensor& gradient) {
   const int bucket = model_.plan.bucket_of[parameter];
   const auto begin = comm::Clock::now();
   finite_[parameter] = model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
+  stale_[parameter] = false;
   if (options_.trace != nullptr) {
     options_.trace->add({.name = "take gradient",
                          .bucket = bucket,
@@ -165,9 +171,6 @@ void GradientCollector::take(int parameter, const at::Tensor& gradient) {
                          .begin = begin,
                          .end = comm::Clock::now()});
   }
-  has_gradient_[parameter] = true;
-  taken_[parameter] = TensorSnapshot(gradient, TensorSnapshot::Sampling::nonzero);
-  start(order_.ready(parameter));
 }
 
 void GradientCollector::start(const std::vector<int>& buckets) {
@@ -176,10 +179,7 @@ void GradientCollector::start(const std::vector<int>& buckets) {
       if (!has_gradient_[parameter]) {
         model_.buckets[bucket]->add_zero_gradient(parameter);
       } else if (stale_[parameter]) {  // a later pass came before the bucket was full
-        const at::Tensor& gradient = model_.registered[parameter].tensor.grad();
-        finite_[parameter] =
-            model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
-        stale_[parameter] = false;
+        add_to_bucket(parameter, model_.registered[parameter].tensor.grad());
       }
     }
     start_(bucket);
@@ -311,7 +311,7 @@ void GradientCollector::note_problem(const std::string& sentence) {
   if (problem_.empty()) problem_ = sentence;
 }
 
-void GradientCollector::begin_step() {
+void GradientCollector::forget_step() {
   const size_t count = model_.registered.size();
   order_.begin_step(model_.plan);
   has_gradient_.assign(count, false);
@@ -332,11 +332,7 @@ void GradientCollector::end_step() {
     stands_unguarded_.assign(stands_unguarded_.size(), false);
     guarded_passes_.clear();
   }
-  begin_step();
-}
-
-void GradientCollector::forget_step() {
-  begin_step();
+  forget_step();
 }
 
 }  // namespace fusedbun

@@ -44,9 +44,9 @@ class GradientCollector {
 
   /// Takes in the parameters and buckets that were added to the model, also in the middle of a step.
   void extend();
-  /// The same for parameters that were unfrozen since the last step: the passes in their p.grad ran before they had hooks, and
+  /// The parameters from `first` on were unfrozen since the last step: the passes in their p.grad ran before they had hooks, and
   /// are those that the other parameters' hooks have counted.
-  void extend_with_unfrozen();
+  void note_unfrozen(int first);
 
   void enter_no_sync() { ++no_sync_depth_; }
   void leave_no_sync() { --no_sync_depth_; }
@@ -98,6 +98,7 @@ class GradientCollector {
   void after_accumulation(int parameter, const at::Tensor& tensor);
   void count_pass(int parameter);
   void take(int parameter, const at::Tensor& gradient);
+  void add_to_bucket(int parameter, const at::Tensor& gradient);
   void start(const std::vector<int>& buckets);
   void collect_parameter(int parameter);
   void compare_with_taken(int parameter, const at::Tensor& gradient);
@@ -105,7 +106,6 @@ class GradientCollector {
   void note_problem(const std::string& sentence);
   void forget_passes(int parameter);
   void forget_zeroed(int parameter);
-  void begin_step();
 
   const ShardedOptions& options_;
   ShardedModel& model_;

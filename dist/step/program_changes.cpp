@@ -27,11 +27,11 @@ ProgramChanges::Events ProgramChanges::find_writes(std::string& problem) {
   written_.clear();
   for (int p = 0; p < model_.parameter_count(); ++p) {
     const ParameterMatrix& matrix = model_.matrices[p];
-    const std::string parameter = "parameter '" + model_.name(p) + "'";
+    const auto parameter = [&] { return "parameter '" + model_.name(p) + "'"; };
     if (const auto why = matrix.why_unusable()) {
       if (problem.empty()) {
         problem =
-            parameter + " " + *why +
+            parameter() + " " + *why +
             ": convert and move the model before the optimizer is made, or make a new optimizer";
       }
       continue;
@@ -41,7 +41,7 @@ ProgramChanges::Events ProgramChanges::find_writes(std::string& problem) {
     written_.push_back(p);
     if (difference == Difference::values && matrix.is_shared() && problem.empty()) {
       problem =
-          parameter +
+          parameter() +
           " was written since the last step, but the ranks of this host share one replica of the "
           "parameters, so every rank's write hit all of them: write inside write_parameters(), "
           "which applies a write once, or set ShardedOptions::host_window = false";

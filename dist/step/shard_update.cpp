@@ -225,14 +225,16 @@ void ShardUpdate::follow(int parameter) {
   for (OwnedSegment& owned : owned_[bucket]) {
     if (owned.where.parameter != parameter) continue;
     const RowRange& range = owned.where.range;
-    if (owned.state.master.defined()) {
-      const at::Tensor rows = values.narrow(0, range.row_begin, range.rows());
-      at::Tensor& master = owned.state.master;
-      // A master that rounds to the parameter knows it better; only what was written takes the parameter's value.
-      const at::Tensor kept = master.to(rows.scalar_type()).eq(rows);
-      master.copy_(at::where(kept, master, rows.to(master.scalar_type())));
-    }
-    if (matrix.has_left_replica()) matrix.copy_into_replica(range);
+    follow_parameter(values.narrow(0, range.row_begin, range.rows()), owned.state);
+  }
+}
+
+void ShardUpdate::copy_into_replica(int parameter) {
+  const int bucket = model_.plan.bucket_of[parameter];
+  if (bucket < 0) return;
+  for (const OwnedSegment& owned : owned_[bucket]) {
+    if (owned.where.parameter != parameter) continue;
+    model_.matrices[parameter].copy_into_replica(owned.where.range);
   }
 }
 

@@ -52,6 +52,8 @@ class ShardUpdate {
   /// Takes what the program wrote into a parameter since the last step as its values: float32 masters follow where they do not
   /// round to the parameter any more, and the sum of squares is measured anew.
   void follow(int parameter);
+  /// The parameter has left its replica: this rank's rows of it go there.
+  void copy_into_replica(int parameter);
 
   void set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal);
 

@@ -39,7 +39,7 @@ void visit_sharded_options(const ShardedOptions& options, Visit&& visit) {
 }
 
 /// "name = value" for each field on which the ranks must agree, in the order of the list: what they compare before the first
-/// step (same_start.h).
+/// step.
 std::vector<std::string> describe_for_start(const ShardedOptions& options);
 
 }  // namespace fusedbun

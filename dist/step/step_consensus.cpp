@@ -12,6 +12,7 @@
 #include <sstream>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/option_fields.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/step/change_feed.h"
 
@@ -169,15 +170,12 @@ uint64_t StepConsensus::state_digest(std::span<const uint64_t> scaled_by,
   add(scaled_by.data(), scaled_by.size_bytes());
   const std::vector<double> lr = effective_lr();
   for (size_t g = 0; g < model_.groups.size(); ++g) {
-    const Options& options = model_.group_options(g);
-    const double used[] = {lr[g],
-                           options.eps,
-                           options.beta_decay,
-                           options.Lambda,
-                           options.momentum_beta,
-                           static_cast<double>(options.centralize),
-                           static_cast<double>(options.use_rms)};
-    add(used, sizeof(used));
+    Options options = model_.group_options(g);
+    options.lr = lr[g];
+    visit_options(options, [&](const char*, const auto& field) {
+      const auto value = static_cast<double>(field);
+      add(&value, sizeof(value));
+    });
   }
   return XXH3_64bits_digest(&hash);
 }

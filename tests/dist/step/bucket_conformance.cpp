@@ -23,17 +23,7 @@ using plan::Random;
 // --- what is run ---------------------------------------------------------------------------------
 
 at::ScalarType type_of(const plan::ParameterSpec& spec) {
-  switch (spec.type) {
-    case ElementType::f32:
-      return at::kFloat;
-    case ElementType::f64:
-      return at::kDouble;
-    case ElementType::bf16:
-      return at::kBFloat16;
-    case ElementType::f16:
-      return at::kHalf;
-  }
-  return at::kFloat;
+  return scalar_type_of(spec.type);
 }
 
 // A model and its plan, the same on all ranks.

@@ -28,20 +28,6 @@ double unit(uint64_t bits) {
 
 }  // namespace
 
-at::ScalarType scalar_type_of(ElementType type) {
-  switch (type) {
-    case ElementType::f64:
-      return at::kDouble;
-    case ElementType::bf16:
-      return at::kBFloat16;
-    case ElementType::f16:
-      return at::kHalf;
-    case ElementType::f32:
-      break;
-  }
-  return at::kFloat;
-}
-
 double rounded_to(ElementType type, double value) {
   switch (type) {
     case ElementType::f64:

@@ -6,11 +6,11 @@
 
 #include <vector>
 
+#include "fusedbun/core/segment_step.h"
 #include "fusedbun/tests/dist/step/layout_fuzz_case.h"
 
 namespace fusedbun::testing {
 
-at::ScalarType scalar_type_of(ElementType type);
 /// The nearest number of the type.
 double rounded_to(ElementType type, double value);
 int64_t element_count(const FuzzParameter& parameter);

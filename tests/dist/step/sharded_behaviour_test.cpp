@@ -645,6 +645,58 @@ TEST(ShardedFusedbun, EndsWhenLearningRatesDivergeBetweenRanks) {
                DivergedError);
 }
 
+// Every option scales or decides something, so a rank that changes one alone is found in the next step.
+TEST(ShardedFusedbun, EndsWhenAnyOptionDivergesBetweenRanks) {
+  const std::vector<std::function<void(Options&)>> changes = {
+      [](Options& o) { o.eps = 1e-6; }, [](Options& o) { o.beta_cap = 0.9; },
+      [](Options& o) { o.nonfinite = Nonfinite::propagate; },
+      [](Options& o) { o.mask = Mask::off; }};
+  for (size_t i = 0; i < changes.size(); ++i) {
+    EXPECT_THROW(run_ranks(2,
+                           [&](comm::Communicator& communicator) {
+                             TinyModel model;
+                             ShardedFusedbun optimizer(both(communicator), model.parameters,
+                                                       FusedbunOptions::recommended(kLr));
+                             for (int step = 0; step < 3; ++step) {
+                               model.loss(batch(step, 4)).backward();
+                               if (step == 1 && communicator.rank() == 1) {
+                                 changes[i](static_cast<FusedbunOptions&>(
+                                                optimizer.param_groups()[0].options())
+                                                .values());
+                               }
+                               optimizer.step();
+                             }
+                           }),
+                 DivergedError)
+        << i;
+  }
+}
+
+// One rank's new memory is refused, and has by then gone nowhere: neither at the load nor before the agreement.
+TEST(ShardedFusedbun, ARefusedParameterHasNotReachedTheReplica) {
+  run_ranks(2, [](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr), {.min_rows_per_rank = 1});
+    ASSERT_TRUE(optimizer.shares_memory());
+    model.loss(batch(0, 4)).backward();
+    optimizer.step();
+    std::stringstream saved;
+    torch::save(optimizer, saved);
+    torch::load(optimizer, saved);
+    const at::Tensor before = model.parameters["in.weight"].detach().clone();
+    communicator.barrier().wait();
+    if (communicator.rank() == 0) {
+      model.parameters["in.weight"].set_data(at::full({16, 8}, 7.0f));
+    }
+    model.loss(batch(1, 4)).backward();
+    EXPECT_THROW(optimizer.step(), ConfigError);
+    if (communicator.rank() == 1) {
+      EXPECT_TRUE(at::equal(model.parameters["in.weight"].detach(), before));
+    }
+  });
+}
+
 TEST(ShardedFusedbun, LeavesOnAllRanksAtTheSameStep) {
   std::vector<int64_t> left_at(3);
   run_ranks(3, [&](comm::Communicator& communicator) {

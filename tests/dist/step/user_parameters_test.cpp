@@ -17,31 +17,13 @@ using ::testing::HasSubstr;
 using testing::Model;
 using testing::names_a_parameter;
 using testing::plain_sgd;
+using testing::Program;
 using testing::Rank;
 
 class UserParameters : public testing::UserProgram {};
 class UserParametersOfSeveralRanks : public testing::UserProgram {};
 /// For writes that a host window refuses.
 class UserParametersOverMessages : public testing::UserProgram {};
-
-/// A model whose elements are 8 and its optimizer on one rank.
-struct Program {
-  explicit Program(Rank& on, const FusedbunOptions& options = plain_sgd())
-      : rank(on),
-        model(std::make_shared<Model>(on.type(), 8)),
-        optimizer(on.channels(), model->named_parameters(), options, on.options()) {}
-
-  /// A pass and a step: every element moves by -rank.mean_gradient().
-  void train() {
-    optimizer.zero_grad();
-    model->backward(rank.gradient());
-    optimizer.step();
-  }
-
-  Rank& rank;
-  std::shared_ptr<Model> model;
-  ShardedFusedbun optimizer;
-};
 
 void load_values(const std::shared_ptr<Model>& model, double value) {
   std::stringstream file;

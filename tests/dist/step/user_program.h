@@ -76,6 +76,25 @@ class Rank {
 /// SGD: a parameter moves by -lr times the mean gradient.
 FusedbunOptions plain_sgd(double lr = 1);
 
+/// A model whose elements are 8 and its optimizer on one rank.
+struct Program {
+  explicit Program(Rank& on, const FusedbunOptions& options = plain_sgd())
+      : rank(on),
+        model(std::make_shared<Model>(on.type(), 8)),
+        optimizer(on.channels(), model->named_parameters(), options, on.options()) {}
+
+  /// A pass and a step: every element moves by -rank.mean_gradient().
+  void train() {
+    optimizer.zero_grad();
+    model->backward(rank.gradient());
+    optimizer.step();
+  }
+
+  Rank& rank;
+  std::shared_ptr<Model> model;
+  ShardedFusedbun optimizer;
+};
+
 /// Throws unless `action` throws a ConfigError on this rank whose text matches. It throws and does not only report,
 /// because ranks that are out of step have nothing more to show.
 void expect_refused(const std::function<void()>& action,

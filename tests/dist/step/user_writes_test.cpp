@@ -13,28 +13,10 @@ using testing::expect_refused;
 using testing::expect_values;
 using ::testing::HasSubstr;
 using testing::Model;
-using testing::plain_sgd;
+using testing::Program;
 using testing::Rank;
 
 class UserWrites : public testing::UserProgram {};
-
-/// A model whose elements are 8 and its optimizer on one rank.
-struct Program {
-  explicit Program(Rank& on)
-      : rank(on),
-        model(std::make_shared<Model>(on.type(), 8)),
-        optimizer(on.channels(), model->named_parameters(), plain_sgd(), on.options()) {}
-
-  void train() {
-    optimizer.zero_grad();
-    model->backward(rank.gradient());
-    optimizer.step();
-  }
-
-  Rank& rank;
-  std::shared_ptr<Model> model;
-  ShardedFusedbun optimizer;
-};
 
 TEST_P(UserWrites, AreDoneOnceAndReachEveryRank) {
   on_ranks([](Rank& rank) {
