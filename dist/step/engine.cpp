@@ -11,8 +11,6 @@
 namespace fusedbun {
 
 void StepEngine::step(const StepOptions& options) {
-  FUSEDBUN_REQUIRE(!collector_.in_no_sync(), ConfigError,
-                   "step() was called under no_sync(): leave the guard's scope before");
   guarded([&] { perform_step(options); });
 }
 
@@ -50,6 +48,7 @@ void StepEngine::perform_step(const StepOptions& options) {
   progress_.set_state_digest(
       consensus_.close_step(gradient_norm_, scaled_by, update_.step_counts(), skip));
   collector_.end_step();
+  update_.drop_hessian_diagonals();
   progress_.enter(plan::Phase::forward_backward);
 }
 

@@ -7,6 +7,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/object_collectives.h"
+#include "fusedbun/dist/plan/hexadecimal.h"
 #include "fusedbun/dist/step/engine.h"
 
 namespace fusedbun {
@@ -48,6 +49,9 @@ plan::RankFacts StepEngine::facts_of(plan::OptimizerCall call) const {
 plan::Agreement StepEngine::agree(const StepOptions& options) {
   std::string problem = changes_.problem_of_groups();
   if (problem.empty()) problem = collector_.problem();
+  if (collector_.in_no_sync()) {
+    problem = "step() was called under no_sync(): leave the guard's scope before";
+  }
   if (!(options.loss_scale > 0) || !std::isfinite(options.loss_scale)) {
     problem = "loss_scale = " + std::to_string(options.loss_scale) + ": it is a number above 0";
   } else if (options.loss_scale != 1 && sharded_.step_in_backward) {
@@ -58,6 +62,13 @@ plan::Agreement StepEngine::agree(const StepOptions& options) {
   }
   ProgramChanges::Events events = sharded_.step_in_backward ? std::exchange(writes_in_backward_, {})
                                                             : changes_.find_writes(problem);
+  for (int p = 0; p < model_.parameter_count(); ++p) {
+    const at::Tensor& diagonal = update_.hessian_diagonal(p);
+    if (!diagonal.defined()) continue;
+    std::string& event = events[model_.name(p)];
+    event += (event.empty() ? "got" : " and got") + std::string(" a Hessian diagonal (values ") +
+             plan::hexadecimal(sampled_hash(diagonal)) + ")";
+  }
   plan::RankFacts facts = facts_of(plan::OptimizerCall::step);
   facts.equal.writes = ProgramChanges::hash(events);
   const ProgramChanges::Events unfrozen = changes_.unfrozen();
@@ -99,6 +110,7 @@ void StepEngine::refuse(const StepConsensus::Outcome& outcome) {
   if (!outcome.out_of_step && !sharded_.step_in_backward) {
     drop_gradients();
     collector_.forget_step();
+    update_.drop_hessian_diagonals();
     progress_.enter(plan::Phase::forward_backward);
     refused_ = true;
   }

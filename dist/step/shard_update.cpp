@@ -177,6 +177,9 @@ void ShardUpdate::end() {
     matrix.write_back();
     matrix.remember();
   }
+}
+
+void ShardUpdate::drop_hessian_diagonals() {
   for (at::Tensor& diagonal : hessian_diagonals_) diagonal.reset();
 }
 

@@ -56,6 +56,10 @@ class ShardUpdate {
   void copy_into_replica(int parameter);
 
   void set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal);
+  /// The step is over, done or skipped or refused: what was set for it does not hold for the next.
+  void drop_hessian_diagonals();
+  /// What was set for the current step; undefined: nothing.
+  const at::Tensor& hessian_diagonal(int parameter) const { return hessian_diagonals_[parameter]; }
 
   const std::vector<bool>& used() const { return used_; }
   const std::vector<int64_t>& step_counts() const { return t_; }
