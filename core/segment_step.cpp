@@ -389,8 +389,16 @@ void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state) 
   if (!state.master.defined()) return;
   at::NoGradGuard no_grad;
   torch::Tensor& master = state.master;
-  const torch::Tensor rounded = master.to(parameter_rows.scalar_type());
-  master.copy_(at::where(rounded == parameter_rows, master, parameter_rows.to(at::kFloat)));
+  const torch::Tensor written = parameter_rows.to(at::kFloat);
+  torch::Tensor is_rounding;
+  if (parameter_rows.scalar_type() == at::kBFloat16) {
+    // The rule of the fused passes, ties included: within half a unit of the parameter's last place, as the bits order.
+    const torch::Tensor apart = master.view(at::kInt).sub(written.view(at::kInt));
+    is_rounding = apart.ge(-0x8000).logical_and_(apart.le(0x8000));
+  } else {
+    is_rounding = master.to(parameter_rows.scalar_type()) == parameter_rows;
+  }
+  master.copy_(at::where(is_rounding, master, written));
 }
 
 int64_t state_bytes(const SegmentState& state) {

@@ -149,10 +149,11 @@ __device__ void update(const PassArguments<T>& a, int64_t element, T u) {
   T p = a.parameter[element];
   auto* rounded = reinterpret_cast<__nv_bfloat16*>(a.low_precision_parameter);
   if (rounded != nullptr) {
-    // The master follows a parameter that is no longer its rounding: somebody else has written it.
+    // The master follows a parameter that is no longer its rounding, because the program has written it. The rule is the CPU
+    // pass's (step_cpu_vector.inc): within half a unit of the parameter's last place, as the bits order.
     const float written = __bfloat162float(rounded[element]);
-    const float own = __bfloat162float(__float2bfloat16_rn(static_cast<float>(p)));
-    if (!(own == written)) p = static_cast<T>(written);
+    const unsigned apart = __float_as_uint(static_cast<float>(p)) - __float_as_uint(written);
+    if (apart + 0x8000u > 0x10000u) p = static_cast<T>(written);
   }
   p = add(mul(p, a.keep), -mul(u, a.step));
   a.parameter[element] = p;

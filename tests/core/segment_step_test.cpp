@@ -368,6 +368,32 @@ TEST(SegmentStep, AMasterFollowsWhatOthersWriteElementByElement) {
   }
 }
 
+// A master half way between two bfloat16 numbers rounds to the even one; both are within half a unit of it, so it stays whichever
+// of them the parameter is, and one that is a bit further away does not: the same rule in the pass and in the reference.
+TEST(SegmentStep, AMasterThatIsHalfWayIsKeptByThePassAndTheReference) {
+  const RowRange range{0, 8, 8, 4, false};
+  const Options options = preset("recommended", 0);
+  const torch::Tensor low =
+      at::arange(32).view({8, 4}).add_(0x3f80).to(at::kShort).view(at::kBFloat16);
+  const torch::Tensor high =
+      at::arange(32).view({8, 4}).add_(0x3f81).to(at::kShort).view(at::kBFloat16);
+  const torch::Tensor half_way = low.to(at::kFloat).view(at::kInt).add(0x8000).view(at::kFloat);
+  const torch::Tensor further = low.to(at::kFloat).view(at::kInt).add(0x8001).view(at::kFloat);
+  for (const bool reference : {false, true}) {
+    std::unique_ptr<ForceReference> forced;
+    if (reference) forced = std::make_unique<ForceReference>();
+    const auto master_after = [&](const torch::Tensor& parameter, const torch::Tensor& master) {
+      Stepped run{parameter.clone(), make_segment_state(parameter, range, options)};
+      run.state.master.copy_(master);
+      step(run, {at::zeros({8, 4})}, {8, 4}, options, 1);
+      return run.state.master;
+    };
+    EXPECT_TRUE(master_after(low, half_way).equal(half_way)) << reference;
+    EXPECT_TRUE(master_after(high, half_way).equal(half_way)) << reference;
+    EXPECT_TRUE(master_after(low, further).equal(low.to(at::kFloat))) << reference;
+  }
+}
+
 // A row of an embedding that had no gradient for t - 1 steps, beside rows that had one in each: how far it goes from there
 // when nothing follows but silence, which momentum fills with what it still has to pay out.
 double way_of_a_row_that_wakes_up(const Options& options, int64_t t, torch::ScalarType type) {
