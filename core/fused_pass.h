@@ -53,7 +53,7 @@ template <class T>
 struct PassArguments {
   T* parameter = nullptr;  ///< [rows, m]
   /// The bfloat16 parameter [rows, m] of which `parameter` is the master. Read first: an element that is not its master's
-  /// rounding was written by somebody else, and the master takes its value. Then gets the new one, rounded to nearest even.
+  /// rounding was written by the program, and the master takes its value. Then gets the new one, rounded to nearest even.
   uint16_t* low_precision_parameter = nullptr;
   /// The gradient's summands in the order in which they are added, [rows, m] each; only read. On a GPU there is one.
   const void* const* gradients = nullptr;

@@ -88,7 +88,7 @@ CachedSumOfSquares cache(double sum, const Tensor& parameter, const Tensor& rows
   return {sum, parameter.const_data_ptr(), version_of(parameter), sample_of(rows).clone()};
 }
 
-// Known from the last step, so that the values need not be read once more; added up if somebody has written them since.
+// Known from the last step, so that the values need not be read once more; added up anew if the program has written them since.
 double root_mean_square(const Tensor& parameter, const Tensor& rows, FusedbunParamState& state) {
   const CachedSumOfSquares& known = state.squares;
   const bool is_known =

@@ -378,7 +378,7 @@ def _second_moment_estimate(g, raw, held, diagonal, state, options):
     name = "exp_avg_sq"
     V = _remember(name, g.square(), held, beta, state, options)
     if options["prepare_hessian"]:
-        # A second memory of its own, which normalises in the first one's place. (Fusedbun)
+        # A second, separate memory, which normalises instead of the first. (Fusedbun)
         name = "exp_hessian"
         V = _remember(name, _hessian_squares(g, raw, diagonal, options), held, beta, state, options)
     # local: what step t-1 knew of all rows, blended with the element's own news (this implementation's). global: the new
@@ -420,7 +420,7 @@ def _step_parameter(parameter, diagonal, state, options):
         u = _with_momentum(u, state, options)
     p = parameter.detach()
     if "master" in state:
-        # A parameter is what the user's tensor is now: where somebody else has written it, the master follows.
+        # A parameter is what the user's tensor is now: where the program has written it, the master follows.
         p = torch.where(p == state["master"].to(p.dtype), state["master"], p.to(g.dtype))
     p = _matrices_of(p, options)
     if options["scale_by_parameter_rms"]:

@@ -36,7 +36,7 @@ enum class HessianSource { same, raw, external };
 enum class MomentumDtype { master, bf16 };
 /// How a parameter of three or more dimensions is seen: as one matrix whose rows are its first dimension (leading: linear
 /// and convolution weights), or as a stack of matrices of its last two (last_two: [experts, D, F], [layers, D, D]), each
-/// with row and column statistics of its own. Parameters of fewer dimensions are the same under both.
+/// with separate row and column statistics. Parameters of fewer dimensions are the same under both.
 enum class MatrixView { leading, last_two };
 /// A NaN or inf gradient anywhere: skip the whole step on all ranks, or let it through.
 enum class Nonfinite { skip, propagate };

@@ -39,8 +39,8 @@ int64_t bytes_of(const SecondMoment& moment) {
   return bytes_of(moment.full) + bytes_of(moment.row) + bytes_of(moment.col);
 }
 
-// A bfloat16 or float16 parameter is stepped through its float32 master and is its rounding; where it is not, somebody else
-// wrote it, and the master follows. The fused passes do both for bfloat16 while they have the values at hand.
+// A bfloat16 or float16 parameter is stepped through its float32 master and is its rounding; where it is not, the
+// program wrote it, and the master follows. For bfloat16 the fused passes do both while they hold the values.
 class MasterStep {
  public:
   MasterStep(SegmentStep& step, SegmentState& state, StepPath path)

@@ -5,7 +5,7 @@
 #
 # ARGUMENTS go to ctest: -R bucket_local_test. Only the target sanitized_tests is built, and of it only what -R names is run;
 # CMAKE_BUILD_PARALLEL_LEVEL is the number of jobs. LibTorch itself is built without sanitizers: tests/README.md says what is
-# seen all the same. Leaves with 0 only if some test ran and none had a finding.
+# still seen. Leaves with 0 only if some test ran and none had a finding.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/../deploy/steps.sh"
 case "${1:-}" in

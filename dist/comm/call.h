@@ -60,7 +60,7 @@ struct Call {
   /// Whether a rank may call this where another calls `other`. The messages of an exchange are compared pair by pair
   /// elsewhere.
   bool agrees_with(const Call& other) const;
-  /// Equal where agrees_with() is true; else different, but for a hash.
+  /// Equal where agrees_with() is true; else different, unless two hashes collide.
   uint64_t digest() const;
   /// What all ranks must agree on, as a person reads it: "all_gather(f32, counts 3 0 4)".
   std::string describe() const;

@@ -109,7 +109,7 @@ class Communicator {
   /// In place. Sum of f32, f64, i32, i64; max and bitwise or of i32, i64, u8. NCCL has no bitwise or.
   virtual Work all_reduce(Buffer inout, ReduceOp op) = 0;
   /// Messages between any memory of the ranks, so that nothing has to be laid end to end first. What one rank sends to
-  /// another, the other receives in the same order, in messages of the same sizes. Nobody sends to itself.
+  /// another, the other receives in the same order, in messages of the same sizes. No rank sends to itself.
   virtual Work exchange(std::vector<Message> sends, std::vector<Message> receives) = 0;
   virtual Work broadcast(Buffer inout, int root) = 0;
   virtual Work barrier() = 0;

@@ -58,7 +58,7 @@ std::shared_ptr<OperationQueue::Entry> OperationQueue::post(Call call) {
   entry->digest = call.digest();
   entry->call = std::make_shared<const Call>(std::move(call));
   entry->posted_at = Clock::now();
-  if (size() == 1) {  // nobody to wait for
+  if (size() == 1) {  // no peer to wait for
     entry->number = next_number_++;
     entry->failure = finish(*entry);
     entry->ended_at = Clock::now();

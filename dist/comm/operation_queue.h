@@ -50,7 +50,7 @@ class OperationQueue final : private WatchedOperations, private Family::Member {
   std::shared_ptr<Entry> post(Call call);
   /// Throws the failure; when nothing has moved for `timeout` there is one.
   void wait(const Entry& entry, std::chrono::milliseconds timeout);
-  /// Ends an operation that nobody will wait for, breaking the family.
+  /// Ends an operation that will not be waited for, breaking the family.
   void drop(const Entry& entry);
 
   Family& family() const { return *family_; }

@@ -32,7 +32,7 @@ class WatchedOperations {
   struct Waiting {
     uint64_t number = 0;
     std::shared_ptr<const Call> call;
-    int peer = -1;                                 ///< waited for; -1: nobody yet
+    int peer = -1;                                 ///< waited for; -1: none yet
     Clock::duration stalled = Clock::duration(0);  ///< since something of it moved
   };
   virtual ~WatchedOperations() = default;

@@ -147,7 +147,7 @@ std::vector<Round> all_gather(Buffer input, Buffer output, const Counts& counts,
   return {direct_all_gather(input, output, counts, rank, size)};
 }
 
-// For operations that may take a part in twice: after step k everybody has those of the 2^k ranks below.
+// For operations that may take a part in twice: after step k every rank has those of the 2^k ranks below.
 std::vector<Round> doubling_all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
   const int64_t bytes = inout.count * static_cast<int64_t>(bytes_of(inout.type));
   std::vector<Round> rounds;
@@ -175,7 +175,7 @@ int reach_of(int place, int size) {
 
 std::vector<Round> broadcast(Buffer inout, int root, int rank, int size);
 
-// Everybody's part goes up a binomial tree to rank 0, which adds them in rank order; the sum comes down.
+// Every rank's part goes up a binomial tree to rank 0, which adds them in rank order; the sum comes down.
 std::vector<Round> tree_all_reduce(ReduceOp op, Buffer inout, int rank, int size) {
   const int64_t bytes = inout.count * static_cast<int64_t>(bytes_of(inout.type));
   const int below = reach_of(rank, size);
@@ -272,7 +272,7 @@ Round direct_barrier(int rank, int size) {
   return round;
 }
 
-// After step k everybody knows that the 2^k ranks below have entered.
+// After step k every rank knows that the 2^k ranks below have entered.
 std::vector<Round> barrier(int rank, int size) {
   if (size <= kDirectRanks) return {direct_barrier(rank, size)};
   const Scratch bytes = make_scratch(2);

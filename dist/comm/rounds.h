@@ -4,14 +4,14 @@
 //
 //   reduce_scatter   everybody sends each peer its portion; each adds what it got, in rank order; piece by piece, so
 //                    that one piece is added up, in the cache, while the next one travels
-//   all_gather       up to kDirectRanks, or long: everybody sends its portion to all; else portions double (Bruck):
+//   all_gather       up to kDirectRanks, or long: every rank sends its portion to all; else portions double (Bruck):
 //                    log2 W steps
-//   all_reduce       short: up to kDirectRanks everybody sends all of it to all; else sums go up a binomial tree to
+//   all_reduce       short: up to kDirectRanks every rank sends all of it to all; else sums go up a binomial tree to
 //                    rank 0 and come down (rank order holds), max and bit_or double (log2 W steps). Long:
 //                    reduce_scatter, then all_gather, of equal portions
 //   exchange         its messages
 //   broadcast        a binomial tree
-//   barrier          one byte from everybody to everybody; above kDirectRanks in log2 W steps (dissemination)
+//   barrier          one byte from every rank to every other; above kDirectRanks in log2 W steps (dissemination)
 //
 // Invariants: 1. The messages between two ranks match in number, order and size if the two calls match. 2. Empty
 // portions send nothing. 3. A round's memory is touched by its messages only until all of them have moved, then by

@@ -31,7 +31,7 @@ struct Packet {
   int tag = 0;
 };
 
-/// What a wait has come to, for whoever watches it from another thread.
+/// How far a wait has come, readable from another thread.
 class Progress {
  public:
   void waits_for(int peer) { peer_ = peer; }

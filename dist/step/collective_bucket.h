@@ -1,5 +1,5 @@
 #pragma once
-// CollectiveBucket: one reduce-scatter brings this rank's portion of all gradients as one sum, one all-gather everybody's new rows. What
+// CollectiveBucket: one reduce-scatter brings this rank's portion of all gradients as one sum, one all-gather all ranks' new rows. What
 // GPUs use; runs on CPUs over any communicator.
 //
 // Thread safety: as GradientBucket.

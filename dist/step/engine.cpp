@@ -16,14 +16,14 @@ void StepEngine::step(const StepOptions& options) {
 
 void StepEngine::perform_step(const StepOptions& options) {
   at::NoGradGuard no_grad;
-  // First what the last step left: changed hyperparameters hold from here on, and rows need the columns. With
-  // step_in_backward this step is under way already, and bucket 0 has done it; a model without elements has none.
+  // First complete the last step: changed hyperparameters hold from here on, and rows need the columns. With
+  // step_in_backward this step has begun in the hooks, and bucket 0 has done it; a model without elements has none.
   const bool is_under_way = sharded_.step_in_backward && model_.bucket_count() > 0;
   if (!is_under_way) {
     finish_previous();
     follow_loaded();
   }
-  // All buckets leave before anybody waits for one: a rank that waits earlier may wait for a rank that waits for it.
+  // All buckets start before this rank waits for one. Otherwise two ranks may wait for each other.
   collector_.collect();
   // The agreement comes before the first write, so a step is done or refused on all ranks together.
   const plan::Agreement agreement = agree(options);
@@ -37,12 +37,12 @@ void StepEngine::perform_step(const StepOptions& options) {
     drop_gradients();
   } else {
     if (!is_under_way) begin_update(agreement.used, scaling);
-    // In the plan's order: a bucket's new rows travel while the next one is stepped.
+    // In the plan's order: a bucket's new rows are sent while the next one is stepped.
     while (updated_buckets_ < model_.bucket_count()) update_bucket(updated_buckets_);
     finish_update();
   }
   updated_buckets_ = 0;
-  // Header and columns leave last and are read in the next step, so nobody waits for them.
+  // Header and columns are sent last and read in the next step, off the critical path.
   const uint64_t scaled_by[] = {std::bit_cast<uint64_t>(scaling.divisor),
                                 std::bit_cast<uint64_t>(consensus_.max_grad_norm())};
   progress_.set_state_digest(
@@ -72,7 +72,7 @@ void StepEngine::on_bucket_full(int bucket) {
     if (sharded_.step_in_backward) update_previous_bucket(bucket);
   } catch (const std::exception& error) {
     break_off(
-        error.what());  // it may leave through backward(), where nobody else tells the other ranks
+        error.what());  // it may leave through backward(), where nothing else tells the other ranks
     throw;
   }
 }

@@ -185,7 +185,7 @@ StepEngine::~StepEngine() {
       break_off("an error ended it");
     }
   } catch (const std::exception&) {
-    // A peer is gone; the caller of step() has been told, and a destructor has nobody to tell.
+    // A peer is gone; the caller of step() has been told, and a destructor cannot throw.
   }
 }
 

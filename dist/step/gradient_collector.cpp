@@ -73,7 +73,7 @@ void GradientCollector::note_unfrozen(int first) {
 // ---- during backward ---------------------------------------------------------------------------
 
 // What stood in p.grad before this pass adds to it? Optimizer::zero_grad is not virtual, so its work is recognised by
-// what it leaves: nothing, or zeros in a tensor that somebody wrote.
+// what it leaves: nothing, or zeros in a tensor that the program wrote.
 void GradientCollector::before_accumulation(int parameter) {
   const std::lock_guard lock(mutex_);
   if (options_.release == GradientRelease::in_hook && order_.is_ready(parameter)) return;

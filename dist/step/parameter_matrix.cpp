@@ -39,7 +39,7 @@ std::optional<std::string> ParameterMatrix::why_unusable() const {
 
 void ParameterMatrix::refresh() {
   const void* const memory = parameter_.const_data_ptr();
-  // A tensor without elements has no memory, and a matrix all the same.
+  // A tensor without elements has no memory but still a matrix.
   if (!matrix_.defined() || memory != bound_ || parameter_.is_contiguous() == staged_) {
     bound_ = memory;
     staged_ = !parameter_.is_contiguous();

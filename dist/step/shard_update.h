@@ -1,11 +1,11 @@
 #pragma once
 // ShardUpdate: steps the rows that this rank owns. It holds their state (momentum, second moments, masters), evaluates the
 // hyperparameters at each parameter's own step count t, runs core's fused step bucket by bucket, and completes the column
-// statistics of matrices whose rows lie on several ranks.
+// statistics of matrices whose rows are on several ranks.
 //
 // One step: begin (parameters followed, t and scalars) -> update_bucket for each bucket, in order -> send_columns ->
 // finish_bucket for those that need the columns first (denominator global) -> end. With denominator local the columns
-// travel while the next backward pass runs; absorb_columns() takes them in before the next begin.
+// are reduced while the next backward pass runs; absorb_columns() adds them to the state before the next begin.
 //
 // Thread safety: one thread at a time.
 #include <ATen/core/Tensor.h>

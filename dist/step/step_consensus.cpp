@@ -19,7 +19,7 @@
 namespace fusedbun {
 namespace {
 
-/// Stands for a setting that nobody changed; no setting is NaN.
+/// Stands for a setting that was not changed; no setting is NaN.
 constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
 
 /// "name\nwhat\n" for each event, and back.

@@ -7,7 +7,7 @@
 //   in the next step                   finish_previous(): headers are compared (79 if ranks differ), changes that rank 0 accepted
 //                                      are broadcast, requests to leave take effect on all ranks at the same step
 //
-// It has a communicator of its own, so that a small message never waits behind gradients, and its operations come in one
+// It has a separate communicator, so that a small message never waits behind gradients, and its operations come in one
 // order on every rank.
 //
 // Thread safety: one thread at a time, except request_leave(), which is async-signal-safe.

@@ -1,5 +1,5 @@
 #pragma once
-// StepProgress: where this rank stands, told to whoever watches: the position board (heartbeats read it) and, if asked for,
+// StepProgress: where this rank stands, published for monitoring: the position board (heartbeats read it) and, if asked for,
 // the trace. Waiting for a collective is a phase, so it happens here.
 //
 // Thread safety: one thread at a time; the board may be read by any.

@@ -12,7 +12,7 @@ namespace fusedbun {
 bool copy_and_test(const at::Tensor& from, const at::Tensor& to);
 bool squares_are_finite(const at::Tensor& gradient);
 
-/// sum = parts[0] + parts[1] + ... in that order and in the type of `sum`, float32 or float64; it may lie where one of them does. All
+/// sum = parts[0] + parts[1] + ... in that order and in the type of `sum`, float32 or float64; it may share memory with one of them. All
 /// parts are of one type. Runs on LibTorch's threads. Returns the sum of squares of the sum.
 double add_up(const std::vector<at::Tensor>& parts, const at::Tensor& sum);
 

@@ -2,7 +2,7 @@
 // TensorSnapshot: what a tensor was when the optimizer last looked at it, to find out what the program has done to it
 // since. Three kinds of evidence, because each alone has a hole:
 //   memory and type   p.set_data(), p.mutable_grad() = ..., torch::load, Module::to
-//   version           in-place operations; but those through .data() (LibTorch's clip_grad_norm_) have a counter of their own
+//   version           in-place operations; but those through .data() (LibTorch's clip_grad_norm_) have a separate counter
 //   sampled values    writes through .data(); elements that are not zero, since scaling leaves zeros alone
 // A write through .data() that misses every sampled element stays unseen.
 //
@@ -28,7 +28,7 @@ class TensorSnapshot {
 
   /// How `now` differs from the tensor of the snapshot: other memory or type, other values, or not at all.
   Difference difference(const at::Tensor& now) const;
-  /// Whether `now` is the same tensor object and nobody has written it, by the version alone.
+  /// Whether `now` is the same tensor object and has not been written, judged by the version alone.
   bool has_same_version(const at::Tensor& now) const;
 
  private:

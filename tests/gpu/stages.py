@@ -1,6 +1,6 @@
 """The stages of run.sh: builds, checks and measures the GPU path, and leaves one JSON file per stage.
 
-A stage that fails is recorded and the next one runs all the same. The build runs in the background, and a stage begins
+A stage that fails is recorded and the next one still runs. The build runs in the background, and a stage begins
 as soon as its own program is linked; what is worth most per second comes first. Python's own library alone.
 """
 
@@ -28,7 +28,7 @@ STARTED = time.monotonic()
 
 
 class Failed(Exception):
-    """A stage did not hold; the text says why. `result` is what it found all the same."""
+    """A stage did not hold; the text says why. `result` is what it found anyway."""
 
     def __init__(self, text, result=None):
         super().__init__(text)
