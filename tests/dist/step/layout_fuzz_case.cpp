@@ -94,7 +94,7 @@ class Drawing {
     for (int64_t g = 0; g < count; ++g) {
       FuzzGroup group;
       group.preset = one_of<const char*>(
-          {"recommended", "sm3", "sm3", "compact", "lean", "elementwise", "elementwise"});
+          {"recommended", "sm3", "sm3", "compact", "lean", "elementwise", "fusedbun", "fusion"});
       group.lr = 0.002 * static_cast<double>(between(1, 10));
       if (chance(0.3)) group.matrix_view = MatrixView::last_two;
       if (case_.step_in_backward || chance(0.15)) group.nonfinite = Nonfinite::propagate;

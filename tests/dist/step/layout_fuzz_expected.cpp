@@ -1,7 +1,9 @@
 #include "fusedbun/tests/dist/step/layout_fuzz_expected.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdlib>
 #include <optional>
 #include <set>
 
@@ -119,6 +121,7 @@ class Alone {
         change_parameter(action, p, key_of(step, index));
       }
     }
+    if (action.act == Act::write) follow_masters();
     if (action.act == Act::set_lr) {
       for (double& lr : scheduled_lr_) lr *= action.value;
     }
@@ -208,6 +211,27 @@ class Alone {
     const at::Tensor written = tensor_of(
         case_.parameters[p], values(case_, case_.parameters[p], 0, Purpose::written, key));
     writes ? (void)tensors_[p].copy_(written) : tensors_[p].set_data(written);
+  }
+
+  // write_parameters() and every step that is not skipped take what was written for the truth, also of parameters that the
+  // step does not use: a master is kept where the parameter is its rounding (the bits lie half a bfloat16 unit apart at
+  // most), and written over elsewhere. Fusedbun itself does so only at the parameter's own next step, and would keep the
+  // lower bits if a second write brought the old value back.
+  void follow_masters() {
+    for (const at::Tensor& tensor : tensors_) {
+      const auto entry = optimizer_->state().find(tensor.unsafeGetTensorImpl());
+      if (entry == optimizer_->state().end()) continue;
+      at::Tensor& master = static_cast<FusedbunParamState&>(*entry->second).segment.master;
+      if (!master.defined()) continue;
+      const at::Tensor written = tensor.detach().to(at::kFloat).contiguous();
+      float* kept = master.data_ptr<float>();
+      const float* value = written.const_data_ptr<float>();
+      for (int64_t i = 0; i < written.numel(); ++i) {
+        const auto apart =
+            int64_t{std::bit_cast<int32_t>(kept[i])} - int64_t{std::bit_cast<int32_t>(value[i])};
+        if (std::abs(apart) > 0x8000) kept[i] = value[i];
+      }
+    }
   }
 
   // ---- the step ----------------------------------------------------------------------------------
@@ -335,6 +359,7 @@ class Alone {
       }
       tensors_[p].mutable_grad() = tensor_of(wide, *averages[p]);
     }
+    follow_masters();
     for (size_t g = 0; g < group_count_; ++g) {
       options_of(g).lr = lr_pins_[g].value_or(scheduled_lr_[g] * lr_scale_);
     }
