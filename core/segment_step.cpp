@@ -243,13 +243,19 @@ void finish_matrix(SegmentStep& step, SegmentState& state, const Options& option
 
 // --- a stack of matrices: views of one after the other ------------------------------------------
 
-// Matrix i of a segment that holds whole matrices; the segment itself where it is no stack.
-RowRange matrix_of(const RowRange& range, int64_t i) {
+// The rows of matrix i of a segment that holds whole matrices; all of them where it is no stack.
+RowRange rows_of_matrix(const RowRange& range, int64_t i) {
   if (range.matrix_rows == 0) return range;
-  RowRange matrix = range;
-  matrix.row_begin = range.row_begin + i * range.matrix_rows;
-  matrix.row_end = matrix.row_begin + range.matrix_rows;
-  matrix.rows_total = range.matrix_rows;
+  RowRange rows = range;
+  rows.row_begin = range.row_begin + i * range.matrix_rows;
+  rows.row_end = rows.row_begin + range.matrix_rows;
+  return rows;
+}
+
+// The same, as a matrix of its own.
+RowRange matrix_of(const RowRange& range, int64_t i) {
+  RowRange matrix = rows_of_matrix(range, i);
+  matrix.rows_total = range.rows_per_matrix();
   matrix.matrix_rows = 0;
   return matrix;
 }
@@ -259,14 +265,6 @@ torch::Tensor part_of(const torch::Tensor& tensor, int64_t parts, int64_t i) {
   if (!tensor.defined() || parts == 1) return tensor;
   const int64_t size = tensor.size(0) / parts;
   return tensor.narrow(0, i * size, size);
-}
-
-SegmentState state_of_matrix(const SegmentState& state, const RowRange& range, int64_t i) {
-  SegmentState matrix = state;
-  visit_tensors(matrix, [&](const char*, torch::Tensor& tensor) {
-    tensor = part_of(tensor, range.matrices(), i);
-  });
-  return matrix;
 }
 
 SegmentStep step_of_matrix(const SegmentStep& step, int64_t i) {
@@ -291,7 +289,7 @@ void for_each_matrix(SegmentStep& step, SegmentState& state, const Options& opti
     SegmentStep matrix = step_of_matrix(step, i);
     double squares = 0;
     if (step.parameter_sum_of_squares != nullptr) matrix.parameter_sum_of_squares = &squares;
-    SegmentState its_state = state_of_matrix(state, step.range, i);
+    SegmentState its_state = state_of_rows(state, step.range, rows_of_matrix(step.range, i));
     part(matrix, its_state, options);
     if (step.parameter_sum_of_squares != nullptr) *step.parameter_sum_of_squares += squares;
     if (matrix.kept_update_input.defined()) kept.push_back(matrix.kept_update_input);
@@ -401,6 +399,30 @@ void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state) 
   master.copy_(at::where(is_rounding, master, written));
 }
 
+torch::Tensor column_entries_of_rows(const torch::Tensor& entries, const RowRange& range,
+                                     const RowRange& part) {
+  if (!entries.defined() || range.matrix_rows == 0) return entries;
+  const int64_t of_matrix = entries.numel() / range.matrices();
+  return entries.narrow(0, (part.row_begin - range.row_begin) / range.matrix_rows * of_matrix,
+                        part.matrices() * of_matrix);
+}
+
+SegmentState state_of_rows(const SegmentState& state, const RowRange& range, const RowRange& part) {
+  if (part.rows() == range.rows()) return state;
+  const auto rows = [&](const torch::Tensor& tensor) {
+    if (!tensor.defined()) return tensor;
+    return tensor.narrow(0, part.row_begin - range.row_begin, part.rows());
+  };
+  const auto moment = [&](const SecondMoment& all) {
+    return SecondMoment{rows(all.full), rows(all.row),
+                        column_entries_of_rows(all.col, range, part)};
+  };
+  return {.momentum_buffer = rows(state.momentum_buffer),
+          .exp_avg_sq = moment(state.exp_avg_sq),
+          .exp_hessian = moment(state.exp_hessian),
+          .master = rows(state.master)};
+}
+
 int64_t state_bytes(const SegmentState& state) {
   return bytes_of(state.momentum_buffer) + bytes_of(state.exp_avg_sq) +
          bytes_of(state.exp_hessian) + bytes_of(state.master);
@@ -443,9 +465,10 @@ void absorb_columns(const torch::Tensor& column_totals, const RowRange& range,
   if (column_entries(range, options) == 0) return;
   at::NoGradGuard no_grad;
   for (int64_t i = 0; i < range.matrices(); ++i) {
-    SegmentState matrix = state_of_matrix(state, range, i);
-    absorb_matrix(part_of(column_totals, range.matrices(), i), matrix_of(range, i), scalars, matrix,
-                  options);
+    const RowRange rows = rows_of_matrix(range, i);
+    SegmentState matrix = state_of_rows(state, range, rows);
+    absorb_matrix(column_entries_of_rows(column_totals, range, rows), matrix_of(range, i), scalars,
+                  matrix, options);
   }
 }
 

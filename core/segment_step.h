@@ -82,6 +82,13 @@ void fit_segment_state(const torch::Tensor& parameter_rows, SegmentState& state)
 /// else has written it. Every step does that by itself; to be called by who reads `master` between two steps.
 void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state);
 
+/// Views of what belongs to the rows `part` of a segment [rows of `range`]: to step a long segment in parts. The columns of a matrix
+/// belong to all of them; a stack is parted between its matrices.
+SegmentState state_of_rows(const SegmentState& state, const RowRange& range, const RowRange& part);
+/// The same of column entries.
+torch::Tensor column_entries_of_rows(const torch::Tensor& entries, const RowRange& range,
+                                     const RowRange& part);
+
 /// Bytes of all tensors of the state (t is not counted).
 int64_t state_bytes(const SegmentState& state);
 

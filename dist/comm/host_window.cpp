@@ -123,7 +123,7 @@ long futex(std::atomic<uint32_t>& word, int operation, uint32_t value, const tim
 struct HostWindow::RankCell {
   static constexpr size_t kReasonBytes = 400;
   std::atomic<int32_t> pid;
-  std::atomic<uint32_t> has_left;  // after it `reason` does not change
+  std::atomic<uint32_t> is_aside;  // while it is, `reason` does not change
   char reason[kReasonBytes];
 };
 
@@ -241,6 +241,7 @@ std::atomic<uint32_t>& HostWindow::counter(int event, int rank) const {
 void HostWindow::post(int event, uint32_t round) {
   std::atomic<uint32_t>& word = counter(event, rank_);
   FUSEDBUN_ASSERT(round > word.load(std::memory_order_relaxed), "the rounds of an event grow");
+  cell(rank_).is_aside.store(0, std::memory_order_relaxed);
   word.store(round, std::memory_order_release);
   futex(word, FUTEX_WAKE, INT_MAX, nullptr);
 }
@@ -264,22 +265,24 @@ void HostWindow::require_alive(int rank) const {
                        " waited for it in the host window");
 }
 
-// What it posted before it left still counts.
-void HostWindow::require_not_left(int rank, std::atomic<uint32_t>& word, uint32_t round) const {
+// What it posted before still counts.
+void HostWindow::require_not_aside(int rank, std::atomic<uint32_t>& word, uint32_t round) const {
   const RankCell& other = cell(rank);
-  if (other.has_left.load(std::memory_order_acquire) == 0) return;
-  FUSEDBUN_REQUIRE(word.load(std::memory_order_acquire) >= round, ConfigError,
-                   "rank " + std::to_string(rank) + " has left (" + other.reason + ") where rank " +
-                       std::to_string(rank_) +
+  if (other.is_aside.load(std::memory_order_acquire) == 0) return;
+  FUSEDBUN_REQUIRE(word.load(std::memory_order_acquire) >= round, RankAsideError,
+                   "rank " + std::to_string(rank) + " is elsewhere (" + other.reason +
+                       ") where rank " + std::to_string(rank_) +
                        " waits for it in the host window: all ranks must "
                        "do the same steps");
 }
 
-void HostWindow::leave(const std::string& reason) noexcept {
+void HostWindow::step_aside(const std::string& reason) noexcept {
   RankCell& mine = cell(rank_);
-  if (mine.has_left.load() != 0) return;
-  std::memcpy(mine.reason, reason.data(), std::min(reason.size(), RankCell::kReasonBytes - 1));
-  mine.has_left.store(1, std::memory_order_release);
+  if (mine.is_aside.load() != 0) return;
+  const size_t length = std::min(reason.size(), RankCell::kReasonBytes - 1);
+  std::memcpy(mine.reason, reason.data(), length);
+  mine.reason[length] = 0;
+  mine.is_aside.store(1, std::memory_order_release);
   for (int event = 0; event < size_.events; ++event)
     futex(counter(event, rank_), FUTEX_WAKE, INT_MAX, nullptr);
 }
@@ -295,7 +298,7 @@ void HostWindow::wait(int event, uint32_t round, std::chrono::milliseconds timeo
       const timespec at_most{0, nap.count()};
       futex(word, FUTEX_WAIT, seen, &at_most);
       require_unbroken();
-      require_not_left(rank, word, round);
+      require_not_aside(rank, word, round);
       require_alive(rank);
       FUSEDBUN_REQUIRE(Clock::now() < deadline, TimeoutError,
                        "rank " + std::to_string(rank_) + " waited " +

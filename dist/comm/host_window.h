@@ -13,8 +13,8 @@
 //
 // Invariants: 1. The rounds that a rank posts of an event strictly grow; it may leave some out, and a wait for a round
 // ends with that round or a later one. 2. What a rank wrote before post() is seen by whoever waited for it. 3. A wait
-// ends with the event, with PeerLostError when a rank's process is gone or a rank called abort(), with ConfigError
-// when a rank left before the event, with the failure of the communicator it was opened over, or with TimeoutError. 4.
+// ends with the event, with PeerLostError when a rank's process is gone or a rank called abort(), with RankAsideError
+// when a rank stepped aside before the event, with the failure of the communicator it was opened over, or with TimeoutError. 4.
 // That communicator outlives it. 5. No memory is mapped before all ranks know that it is the same, and that it cannot
 // shrink.
 //
@@ -29,6 +29,7 @@
 #include <string>
 #include <vector>
 
+#include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/communicator.h"
 
 namespace fusedbun::comm {
@@ -37,6 +38,12 @@ struct WindowSize {
   int64_t region_bytes = 0;  ///< of each rank's region
   int64_t shared_bytes = 0;  ///< of the part shared by all
   int events = 0;            ///< how many different events there are
+};
+
+/// Another rank stepped aside where this one waits for it.
+class RankAsideError : public ConfigError {
+ public:
+  using ConfigError::ConfigError;
 };
 
 class HostWindow : public std::enable_shared_from_this<HostWindow> {
@@ -53,17 +60,17 @@ class HostWindow : public std::enable_shared_from_this<HostWindow> {
   std::byte* region(int rank) const;
   std::byte* shared() const;
 
-  /// This rank has got to `event` of `round` (from 1 on, growing).
+  /// This rank has got to `event` of `round` (from 1 on, growing), and is not aside any more.
   void post(int event, uint32_t round);
   /// Until every rank has got there.
   Work when_all(int event, uint32_t round);
 
   /// Every wait on every rank fails soon with PeerLostError.
   void abort() noexcept;
-  /// This rank posts nothing more. Waits of others for what it has not posted fail soon with a ConfigError that names
-  /// it and `reason`, of which at most 400 bytes are kept: "rank 1 has left (finish() was called after step 9) where
-  /// rank 0 ...".
-  void leave(const std::string& reason) noexcept;
+  /// This rank does something else before it posts again, for which it may need the others. Waits of others for what it has not
+  /// posted fail soon with a RankAsideError that names it and `reason`, of which at most 400 bytes are kept: "rank 1 is elsewhere
+  /// (finish() was called after step 9) where rank 0 ...".
+  void step_aside(const std::string& reason) noexcept;
 
  private:
   struct Header;
@@ -74,7 +81,7 @@ class HostWindow : public std::enable_shared_from_this<HostWindow> {
   void wait(int event, uint32_t round, std::chrono::milliseconds timeout) const;
   void require_unbroken() const;
   void require_alive(int rank) const;
-  void require_not_left(int rank, std::atomic<uint32_t>& word, uint32_t round) const;
+  void require_not_aside(int rank, std::atomic<uint32_t>& word, uint32_t round) const;
   RankCell& cell(int rank) const;
   void watch_processes();
   friend class WindowWait;

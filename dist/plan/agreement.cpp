@@ -62,17 +62,7 @@ std::string steps(int64_t count) {
 }
 
 std::string call_text(const EqualFacts& facts) {
-  switch (facts.call) {
-    case OptimizerCall::step:
-      return "called step() after " + steps(facts.job_step);
-    case OptimizerCall::finish:
-      return "called finish() after " + steps(facts.job_step);
-    case OptimizerCall::add_group:
-      return "called add_param_group() after " + steps(facts.job_step);
-    case OptimizerCall::write_parameters:
-      return "called write_parameters() after " + steps(facts.job_step);
-  }
-  FUSEDBUN_ASSERT(false, "a call that does not exist");
+  return "called " + std::string(name_of(facts.call)) + " after " + steps(facts.job_step);
 }
 
 std::string passes_text(const EqualFacts& facts) {
@@ -122,6 +112,22 @@ std::optional<std::string> difference(const FactText& fact, std::span<const Equa
 }
 
 }  // namespace
+
+std::string_view name_of(OptimizerCall call) {
+  switch (call) {
+    case OptimizerCall::step:
+      return "step()";
+    case OptimizerCall::finish:
+      return "finish()";
+    case OptimizerCall::add_group:
+      return "add_param_group()";
+    case OptimizerCall::write_parameters:
+      return "write_parameters()";
+    case OptimizerCall::backward:
+      return "backward()";
+  }
+  FUSEDBUN_ASSERT(false, "a call that does not exist");
+}
 
 std::vector<int64_t> agreement_message(const RankFacts& facts) {
   // Half words, so that neither a value nor its complement needs the sign bit.

@@ -16,7 +16,16 @@
 namespace fusedbun::plan {
 
 /// The collective calls of the optimizer. All ranks must make the same one.
-enum class OptimizerCall : uint64_t { step = 1, finish = 2, add_group = 3, write_parameters = 4 };
+enum class OptimizerCall : uint64_t {
+  step = 1,
+  finish = 2,
+  add_group = 3,
+  write_parameters = 4,
+  backward = 5  ///< with step_in_backward, where it waits for the others' gradients
+};
+
+/// "finish()"
+std::string_view name_of(OptimizerCall call);
 
 /// What must be the same on every rank, because it decides which collectives follow or scales the update.
 struct EqualFacts {

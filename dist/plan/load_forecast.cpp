@@ -51,15 +51,15 @@ void give(LeastLoaded& ranks, int64_t count, int64_t size) {
 
 LoadForecast::LoadForecast(std::span<const ParameterSpec> parameters, int64_t bucket_bytes)
     : parameters_(parameters) {
-  // Buckets do not depend on the number of ranks.
+  // Which parameters share a bucket does not depend on the number of ranks, only over how many more a large one is spread.
   const ShardPlan one = make_plan(parameters, {.bucket_bytes = bucket_bytes});
-  for (const Bucket& bucket : one.buckets) {
+  for (int b = 0; b < static_cast<int>(one.buckets.size()); ++b) {
     std::map<int, int64_t> packs;  // by group
-    for (const int parameter : bucket.parameters) {
+    for (const int parameter : one.buckets[b].parameters) {
       const ParameterSpec& spec = parameters[parameter];
       if (spec.is_vector()) {
         packs[spec.group] += spec.elements();
-      } else {
+      } else if (one.buckets_of[parameter].begin == b) {
         matrices_.push_back(parameter);
       }
     }

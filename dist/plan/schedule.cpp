@@ -11,20 +11,20 @@ Schedule::Schedule(const ShardPlan& plan) {
 void Schedule::begin_step(const ShardPlan& plan) {
   extend(plan);
   waiting_ = size_;
-  ready_.assign(bucket_of_.size(), false);
+  ready_.assign(buckets_of_.size(), false);
   next_ = 0;
 }
 
 void Schedule::extend(const ShardPlan& plan) {
   // What was there never changes; only what was appended is new.
-  bucket_of_.insert(bucket_of_.end(),
-                    plan.bucket_of.begin() + static_cast<std::ptrdiff_t>(bucket_of_.size()),
-                    plan.bucket_of.end());
+  buckets_of_.insert(buckets_of_.end(),
+                     plan.buckets_of.begin() + static_cast<std::ptrdiff_t>(buckets_of_.size()),
+                     plan.buckets_of.end());
   for (size_t bucket = size_.size(); bucket < plan.buckets.size(); ++bucket) {
     size_.push_back(static_cast<int>(plan.buckets[bucket].parameters.size()));
     waiting_.push_back(size_.back());
   }
-  ready_.resize(bucket_of_.size());
+  ready_.resize(buckets_of_.size());
 }
 
 std::vector<int> Schedule::ready(int parameter) {
@@ -32,9 +32,8 @@ std::vector<int> Schedule::ready(int parameter) {
                   "parameter " + std::to_string(parameter) + " is not in the schedule");
   if (ready_[parameter]) return {};
   ready_[parameter] = true;
-  const int bucket = bucket_of_[parameter];
-  if (bucket < 0) return {};
-  --waiting_[bucket];
+  const BucketRange& buckets = buckets_of_[parameter];
+  for (int bucket = buckets.begin; bucket < buckets.end; ++bucket) --waiting_[bucket];
   return take_ready();
 }
 

@@ -4,7 +4,7 @@
 // itself.
 //
 // Invariants: 1. Each bucket leaves exactly once per step. 2. Bucket b leaves only after buckets
-// 0..b-1. 3. A bucket leaves when all its parameters are ready, or at `flush`.
+// 0..b-1. 3. A bucket leaves when all its parameters are ready, or at `flush`. 4. A spread parameter is ready in all its buckets.
 //
 // Thread safety: none; the engine holds its lock.
 #include <cstdint>
@@ -35,11 +35,11 @@ class Schedule {
   bool has_left(int bucket) const { return bucket < next_; }
 
  private:
-  std::vector<int> bucket_of_;
-  std::vector<int> size_;     ///< [bucket] parameters
-  std::vector<int> waiting_;  ///< [bucket] parameters not yet ready
-  std::vector<bool> ready_;   ///< [parameter]
-  int next_ = 0;              ///< first bucket that has not left
+  std::vector<BucketRange> buckets_of_;  ///< [parameter]
+  std::vector<int> size_;                ///< [bucket] parameters
+  std::vector<int> waiting_;             ///< [bucket] parameters not yet ready
+  std::vector<bool> ready_;              ///< [parameter]
+  int next_ = 0;                         ///< first bucket that has not left
   std::vector<int> take_ready();
 };
 

@@ -40,15 +40,17 @@ class Assignment {
   explicit Assignment(ShardPlan& plan) : plan_(plan), world_size_(plan.options.world_size) {}
 
   void assign(int bucket_begin) {
-    for (size_t b = bucket_begin; b < plan_.buckets.size(); ++b) {
+    const int bucket_end = static_cast<int>(plan_.buckets.size());
+    for (int b = bucket_begin; b < bucket_end; ++b) {
       assign_packs(plan_.buckets[b]);
       for (int parameter : plan_.buckets[b].parameters) {
+        if (plan_.buckets_of[parameter].begin != b) continue;  // a later part of a spread one
         if (plan_.slices[parameter] == SliceKind::split) assign_split(parameter);
         if (is_even_stack(parameter)) assign_stack(parameter);
       }
     }
     assign_wholes(bucket_begin);
-    for (size_t b = bucket_begin; b < plan_.buckets.size(); ++b) lay_out(plan_.buckets[b]);
+    for (int b = bucket_begin; b < bucket_end; ++b) lay_out(b);
   }
 
  private:
@@ -143,11 +145,25 @@ class Assignment {
     }
   }
 
-  void lay_out(Bucket& bucket) {
+  /// The rows of `owned` that travel in a bucket: all, or the bucket's part of them; a matrix of a stack is in one part.
+  RowRange part_of(const RowRange& owned, int parameter, int bucket) const {
+    const BucketRange& buckets = plan_.buckets_of[parameter];
+    const int64_t unit = std::max<int64_t>(owned.matrix_rows, 1);
+    const auto [begin, end] =
+        even_range(owned.rows() / unit, buckets.size(), bucket - buckets.begin);
+    RowRange part = owned;
+    part.row_begin = owned.row_begin + begin * unit;
+    part.row_end = owned.row_begin + end * unit;
+    return part;
+  }
+
+  void lay_out(int index) {
+    Bucket& bucket = plan_.buckets[index];
     bucket.segments.resize(world_size_);
     bucket.counts.assign(world_size_, 0);
     for (int parameter : bucket.parameters) {
-      for (const auto& [rank, range] : owned_[parameter]) {
+      for (const auto& [rank, owned] : owned_[parameter]) {
+        const RowRange range = part_of(owned, parameter, index);
         bucket.segments[rank].push_back(
             {.parameter = parameter, .range = range, .offset = bucket.counts[rank]});
         bucket.counts[rank] += range.elements();
@@ -164,6 +180,16 @@ class Assignment {
   std::map<int, std::vector<std::pair<int, RowRange>>> owned_;  // [parameter] (rank, rows)
 };
 
+/// Over how many buckets a parameter is spread: as many as it fills, if every rank has a row (a matrix of a stack) for each.
+int64_t parts_of(const ParameterSpec& parameter, const PlanOptions& options) {
+  int64_t units = 0;  // that the rank with the fewest owns
+  const SliceKind slice = slice_of(parameter, options);
+  if (slice == SliceKind::split) units = parameter.rows() / options.world_size;
+  if (slice == SliceKind::stack) units = parameter.stacked_matrices() / options.world_size;
+  const int64_t bytes = parameter.elements() * arithmetic_bytes_of(parameter.type);
+  return std::max<int64_t>(std::min(units, bytes / options.bucket_bytes), 1);
+}
+
 /// Buckets over the parameters from `first` on, last registered first, one open bucket per element
 /// type. Gradients are expected in that order, so a bucket is complete when its last parameter is:
 /// that orders the buckets.
@@ -179,15 +205,19 @@ std::vector<Bucket> fill_buckets(const ShardPlan& plan, int first) {
        --parameter) {
     const ParameterSpec& spec = plan.parameters[parameter];
     if (spec.elements() == 0) continue;
-    Bucket& bucket = open[spec.type];
-    bucket.type = spec.type;
-    bucket.parameters.push_back(parameter);
-    open_bytes[spec.type] += spec.elements() * arithmetic_bytes_of(spec.type);
-    if (open_bytes[spec.type] >= plan.options.bucket_bytes) close(spec.type);
+    const int64_t parts = parts_of(spec, plan.options);
+    for (int64_t part = 0; part < parts; ++part) {
+      Bucket& bucket = open[spec.type];
+      bucket.type = spec.type;
+      bucket.parameters.push_back(parameter);
+      // One of several parts is large enough to close its bucket.
+      open_bytes[spec.type] += spec.elements() * arithmetic_bytes_of(spec.type) / parts;
+      if (open_bytes[spec.type] >= plan.options.bucket_bytes) close(spec.type);
+    }
   }
   while (!open.empty()) close(open.begin()->first);
-  std::ranges::sort(closed, std::ranges::greater{},
-                    [](const Bucket& bucket) { return bucket.parameters.back(); });
+  std::ranges::stable_sort(closed, std::ranges::greater{},
+                           [](const Bucket& bucket) { return bucket.parameters.back(); });
   return closed;
 }
 
@@ -211,12 +241,34 @@ void ShardPlan::append(std::span<const ParameterSpec> added) {
   const int first_bucket = static_cast<int>(buckets.size());
   parameters.insert(parameters.end(), added.begin(), added.end());
   for (const ParameterSpec& parameter : added) slices.push_back(slice_of(parameter, options));
-  bucket_of.resize(parameters.size(), -1);
+  buckets_of.resize(parameters.size());
   std::ranges::move(fill_buckets(*this, first_parameter), std::back_inserter(buckets));
-  for (size_t b = first_bucket; b < buckets.size(); ++b) {
-    for (int parameter : buckets[b].parameters) bucket_of[parameter] = static_cast<int>(b);
+  for (int b = first_bucket; b < static_cast<int>(buckets.size()); ++b) {
+    for (int parameter : buckets[b].parameters) {
+      BucketRange& range = buckets_of[parameter];
+      if (range.empty()) range.begin = b;
+      range.end = b + 1;
+    }
   }
   Assignment(*this).assign(first_bucket);
+}
+
+std::vector<OwnedRange> owned_ranges(const ShardPlan& plan, int rank, int first_bucket) {
+  std::vector<OwnedRange> owned;
+  for (int b = first_bucket; b < static_cast<int>(plan.buckets.size()); ++b) {
+    for (const Segment& segment : plan.buckets[b].segments[rank]) {
+      // A spread one ends its bucket, and its next part begins the next.
+      if (b > plan.buckets_of[segment.parameter].begin) {
+        FUSEDBUN_ASSERT(owned.back().parameter == segment.parameter &&
+                            owned.back().range.row_end == segment.range.row_begin,
+                        "the parts of a rank's rows follow one another");
+        owned.back().range.row_end = segment.range.row_end;
+      } else {
+        owned.push_back({segment.parameter, segment.range});
+      }
+    }
+  }
+  return owned;
 }
 
 ShardPlan make_plan(std::span<const ParameterSpec> parameters, const PlanOptions& options) {

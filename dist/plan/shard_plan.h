@@ -2,9 +2,9 @@
 // ShardPlan: who owns which rows, and what travels together. A pure function of the parameters and
 // the world size, so every rank computes the same plan alone.
 //
-// Words: a *segment* is the rows of one parameter that one rank owns. A *slice* says how a parameter
+// Words: a *segment* is rows of one parameter that one rank owns and that travel together. A *slice* says how a parameter
 // is divided:
-//   split  a matrix with at least min_rows_per_rank·W rows: W segments of n/W rows, the first n mod W
+//   split  a matrix with at least min_rows_per_rank·W rows: W ranges of n/W rows, the first n mod W
 //          one row longer
 //   stack  the matrices of a parameter of three or more dimensions with matrix_view = last_two, never cut themselves: W even
 //          ranges of them, or, where there are fewer than ranks, one on each of as many least loaded ranks, placed as the
@@ -17,11 +17,13 @@
 // registration, closed when its gradients reach bucket_bytes. Its memory is rank-major: [rank 0's
 // segments | rank 1's | ...], so one reduce-scatter and one all-gather serve it. Buckets leave in
 // the order in which their last gradients are expected.
+// A split matrix or stack of twice bucket_bytes or more is *spread* over consecutive buckets: the k-th of them carries the k-th
+// part of every rank's rows, so a rank's rows stay one range while they are reduced, stepped and gathered part by part.
 //
 // Invariants: 1. Every row of every parameter belongs to exactly one segment. 2. Nothing is padded:
 // portions of a bucket differ between ranks by what does not divide. 3. Zero-size parameters are in
 // no slice. 4. A bucket holds one element type. 5. Appending parameters never moves existing
-// segments.
+// segments. 6. The rows of a parameter that a rank owns are one range.
 //
 // Thread safety: values.
 #include <cstdint>
@@ -40,13 +42,13 @@ struct PlanOptions {
   int world_size = 1;
   /// A matrix with fewer rows per rank than this stays whole.
   int64_t min_rows_per_rank = 4;
-  /// A bucket is closed when its gradients reach this size.
+  /// A bucket is closed when its gradients reach this size; larger matrices are spread in parts of at least this size.
   int64_t bucket_bytes = 25 << 20;
 };
 
 enum class SliceKind : uint8_t { split, whole, pack, stack };
 
-/// Rows of one parameter on one rank, and where they lie in that rank's portion of the bucket.
+/// Rows of one parameter on one rank that travel in one bucket, and where they lie in the rank's portion of it.
 struct Segment {
   int parameter = 0;  ///< index into ShardPlan::parameters
   RowRange range;
@@ -63,13 +65,29 @@ struct Bucket {
   int64_t elements() const;
 };
 
+/// Buckets [begin, end).
+struct BucketRange {
+  int begin = 0;
+  int end = 0;
+
+  int size() const { return end - begin; }
+  bool empty() const { return begin == end; }
+};
+
+/// All rows of one parameter that one rank owns.
+struct OwnedRange {
+  int parameter = 0;
+  RowRange range;
+};
+
 struct ShardPlan {
   PlanOptions options;
   std::vector<ParameterSpec> parameters;  ///< in order of registration
   std::vector<SliceKind> slices;          ///< [parameter]
-  std::vector<int> bucket_of;             ///< [parameter], -1 for zero-size ones
-  std::vector<Bucket> buckets;            ///< in launch order
-  std::vector<int64_t> load;              ///< [rank] elements owned
+  std::vector<BucketRange>
+      buckets_of;  ///< [parameter] one, or those that it is spread over; none for zero-size ones
+  std::vector<Bucket> buckets;  ///< in launch order
+  std::vector<int64_t> load;    ///< [rank] elements owned
 
   /// Adds parameters (a late param group) in new buckets; existing ones stay as they are.
   void append(std::span<const ParameterSpec> added);
@@ -85,6 +103,9 @@ struct ShardPlan {
 /// Throws ConfigError for a world size or option below 1, a negative dimension or group, or a name
 /// used twice.
 ShardPlan make_plan(std::span<const ParameterSpec> parameters, const PlanOptions& options);
+
+/// What `rank` owns in the buckets from `first_bucket` on, in the order of buckets.
+std::vector<OwnedRange> owned_ranges(const ShardPlan& plan, int rank, int first_bucket = 0);
 
 /// How a parameter is divided.
 SliceKind slice_of(const ParameterSpec& parameter, const PlanOptions& options);

@@ -63,7 +63,7 @@ std::string proposal(const ShardPlan& plan) {
   return text.empty() ? "; no smaller world or min_rows_per_rank is within 2 %" : text;
 }
 
-/// First and last rank that own a part of `parameter`, and the first's range.
+/// First and last rank that own rows of `parameter`, and the first's range.
 struct Owners {
   int first = -1, last = -1;
   RowRange range;
@@ -71,13 +71,19 @@ struct Owners {
 
 Owners owners_of(const ShardPlan& plan, int parameter) {
   Owners owners;
-  const Bucket& bucket = plan.buckets[plan.bucket_of[parameter]];
+  const BucketRange& buckets = plan.buckets_of[parameter];
+  const auto segment_in = [&](int bucket, int rank) {
+    const std::vector<Segment>& segments = plan.buckets[bucket].segments[rank];
+    const auto found = std::ranges::find(segments, parameter, &Segment::parameter);
+    return found == segments.end() ? nullptr : &*found;
+  };
   for (int rank = 0; rank < plan.options.world_size; ++rank) {
-    const auto found = std::ranges::find(bucket.segments[rank], parameter, &Segment::parameter);
-    if (found == bucket.segments[rank].end()) continue;
+    const Segment* first = segment_in(buckets.begin, rank);
+    if (first == nullptr) continue;
     if (owners.first < 0) {
       owners.first = rank;
-      owners.range = found->range;
+      owners.range = first->range;
+      owners.range.row_end = segment_in(buckets.end - 1, rank)->range.row_end;
     }
     owners.last = rank;
   }
@@ -137,6 +143,16 @@ std::string slice_text(const ShardPlan& plan, int parameter) {
   return {};
 }
 
+/// What of a parameter travels in a bucket: "split  192 rows on ranks 0-3 (768 rows >= 4 x 4)", and of a spread one which part.
+std::string bucket_text(const ShardPlan& plan, int parameter, int bucket) {
+  const BucketRange& buckets = plan.buckets_of[parameter];
+  if (buckets.size() == 1) return slice_text(plan, parameter);
+  const std::string part = "part " + std::to_string(bucket - buckets.begin + 1) + " of " +
+                           std::to_string(buckets.size());
+  if (bucket > buckets.begin) return part;
+  return slice_text(plan, parameter) + ", " + part + " of every rank's rows";
+}
+
 void describe_bucket(std::ostream& out, const ShardPlan& plan, int index, size_t name_width,
                      size_t shape_width) {
   const Bucket& bucket = plan.buckets[index];
@@ -150,7 +166,7 @@ void describe_bucket(std::ostream& out, const ShardPlan& plan, int index, size_t
     const ParameterSpec& spec = plan.parameters[parameter];
     out << "  " << std::left << std::setw(static_cast<int>(name_width)) << spec.name << "  "
         << std::setw(static_cast<int>(shape_width)) << shape_text(spec.shape) << "  group "
-        << spec.group << "  " << slice_text(plan, parameter) << '\n';
+        << spec.group << "  " << bucket_text(plan, parameter, index) << '\n';
   }
 }
 
@@ -225,7 +241,8 @@ std::string ShardPlan::describe() const {
     describe_bucket(out, *this, static_cast<int>(b), name_width, shape_width);
   }
   for (size_t p = 0; p < parameters.size(); ++p) {
-    if (bucket_of[p] < 0) out << "\nin no slice (no elements): " << line_of(parameters[p]) << '\n';
+    if (buckets_of[p].empty())
+      out << "\nin no slice (no elements): " << line_of(parameters[p]) << '\n';
   }
   describe_loads(out, *this);
   if (const auto uneven = warning()) out << "warning: " << *uneven << '\n';

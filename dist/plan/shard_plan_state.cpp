@@ -12,7 +12,7 @@ const Options& options_of(const ParameterSpec& parameter, std::span<const Option
   return group_options[parameter.group];
 }
 
-/// Entries of one second moment kept for a segment: row means, column means, or everything.
+/// Entries of one second moment kept for some rows: row means, column means, or everything.
 int64_t second_moment_entries(const RowRange& range, Accumulator accumulator) {
   if (range.is_vector) return range.elements();
   switch (accumulator) {
@@ -28,7 +28,7 @@ int64_t second_moment_entries(const RowRange& range, Accumulator accumulator) {
   return 0;
 }
 
-int64_t segment_state_bytes(const RowRange& range, ElementType type, const Options& options) {
+int64_t state_bytes_of(const RowRange& range, ElementType type, const Options& options) {
   const int64_t arithmetic_bytes = arithmetic_bytes_of(type);
   int64_t momentum_bytes = arithmetic_bytes;
   if (options.momentum_beta == 0) {
@@ -46,11 +46,9 @@ int64_t segment_state_bytes(const RowRange& range, ElementType type, const Optio
 
 int64_t state_bytes(const ShardPlan& plan, int rank, std::span<const Options> group_options) {
   int64_t bytes = 0;
-  for (const Bucket& bucket : plan.buckets) {
-    for (const Segment& segment : bucket.segments[rank]) {
-      bytes += segment_state_bytes(segment.range, bucket.type,
-                                   options_of(plan.parameters[segment.parameter], group_options));
-    }
+  for (const auto& [parameter, range] : owned_ranges(plan, rank)) {
+    const ParameterSpec& spec = plan.parameters[parameter];
+    bytes += state_bytes_of(range, spec.type, options_of(spec, group_options));
   }
   return bytes;
 }
@@ -63,7 +61,7 @@ ColumnLayout column_layout(const ShardPlan& plan, std::span<const Options> group
   for (size_t p = 0; p < count; ++p) {
     const ParameterSpec& parameter = plan.parameters[p];
     const Options& options = options_of(parameter, group_options);
-    const bool has_columns = plan.slices[p] == SliceKind::split && plan.bucket_of[p] >= 0;
+    const bool has_columns = plan.slices[p] == SliceKind::split && !plan.buckets_of[p].empty();
     if (!has_columns || options.accumulator == Accumulator::full) continue;
     const bool maxima = options.accumulator == Accumulator::sm3;
     int64_t& entries = maxima ? layout.max_entries : layout.sum_entries;
@@ -72,7 +70,7 @@ ColumnLayout column_layout(const ShardPlan& plan, std::span<const Options> group
   }
   for (size_t p = 0; p < count; ++p) {
     const bool scaled = options_of(plan.parameters[p], group_options).scale_by_parameter_rms;
-    if (scaled && plan.bucket_of[p] >= 0) layout.square_offset[p] = layout.sum_entries++;
+    if (scaled && !plan.buckets_of[p].empty()) layout.square_offset[p] = layout.sum_entries++;
   }
   return layout;
 }

@@ -34,6 +34,9 @@ class CpuApi final : public DeviceApi {
     for (const DeviceCopy& piece : pieces) finite &= copy_and_test(piece.from, piece.to);
     return finite;
   }
+  bool squares_are_finite(const at::Tensor& gradient, at::Tensor&) override {
+    return fusedbun::squares_are_finite(gradient.contiguous());
+  }
   double norm(const at::Tensor& memory) override {
     return at::linalg_vector_norm(memory, 2, {}, false, at::kDouble).item<double>();
   }
@@ -68,6 +71,13 @@ class GpuApi final : public DeviceApi {
   bool intake(const at::Tensor& gradient, std::span<const DeviceCopy> pieces,
               at::Tensor& device_nonfinite) override {
     copy(pieces);
+    int64_t elements = 0;
+    for (const DeviceCopy& piece : pieces) elements += piece.from.numel();
+    if (elements == gradient.numel()) return squares_are_finite(gradient, device_nonfinite);
+    for (const DeviceCopy& piece : pieces) squares_are_finite(piece.from, device_nonfinite);
+    return true;
+  }
+  bool squares_are_finite(const at::Tensor& gradient, at::Tensor& device_nonfinite) override {
     const at::Tensor wide = gradient.to(arithmetic_type(gradient.scalar_type()));
     device_nonfinite.add_(at::isfinite(wide.square()).logical_not().any());
     return true;

@@ -32,10 +32,12 @@ class DeviceApi {
   virtual at::Tensor allocate(int64_t elements, at::ScalarType type) = 0;
   virtual void zero(std::span<const at::Tensor> memory) = 0;
   virtual void copy(std::span<const DeviceCopy> copies) = 0;
-  /// Copies the pieces of `gradient`, which together are all of it. Returns on CPUs whether every g·g is finite, in the arithmetic's
-  /// type; on a GPU true, and 1 is added to `device_nonfinite` (float32 scalar) if one is not.
+  /// Copies some pieces of `gradient`. Returns on CPUs whether every g·g of them is finite, in the arithmetic's type; on a GPU true,
+  /// and 1 is added to `device_nonfinite` (float32 scalar) if one is not.
   virtual bool intake(const at::Tensor& gradient, std::span<const DeviceCopy> pieces,
                       at::Tensor& device_nonfinite) = 0;
+  /// The same test of a whole gradient, of any type and strides, without a copy.
+  virtual bool squares_are_finite(const at::Tensor& gradient, at::Tensor& device_nonfinite) = 0;
   /// The 2-norm, in float64. The host waits for it.
   virtual double norm(const at::Tensor& memory) = 0;
 

@@ -7,6 +7,7 @@
 #include <bit>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/host_window.h"
 
 namespace fusedbun {
 
@@ -23,9 +24,9 @@ void StepEngine::perform_step(const StepOptions& options) {
     finish_previous();
     follow_loaded();
   }
-  // All buckets start before this rank waits for one. Otherwise two ranks may wait for each other.
   collector_.collect();
-  // The agreement comes before the first write, so a step is done or refused on all ranks together.
+  // The agreement comes before the first wait, so a rank that does not step is named and not waited for, and before the first
+  // write, so a step is done or refused on all ranks together.
   const plan::Agreement agreement = agree(options);
   send_dirty_again(agreement.dirty);
   const ShardUpdate::GradientScaling scaling = scale_gradients(options);
@@ -71,8 +72,8 @@ void StepEngine::on_bucket_full(int bucket) {
     collector_.start_sync(bucket);
     if (sharded_.step_in_backward) update_previous_bucket(bucket);
   } catch (const std::exception& error) {
-    break_off(
-        error.what());  // it may leave through backward(), where nothing else tells the other ranks
+    // It may leave through backward(), where nothing else tells the other ranks.
+    break_off(error.what());
     throw;
   }
 }
@@ -92,7 +93,13 @@ void StepEngine::update_previous_bucket(int started) {
 // ---- gradients -----------------------------------------------------------------------------------
 
 void StepEngine::wait_for_gradients(int bucket) {
-  progress_.wait(collector_.sync(bucket), plan::Phase::reduce_scatter, bucket);
+  try {
+    progress_.wait(collector_.sync(bucket), plan::Phase::reduce_scatter, bucket);
+  } catch (const comm::RankAsideError& aside) {
+    // With step_in_backward: it waits in an agreement about another call, and there both hear who called what.
+    const auto outcome = consensus_.agree(facts_of(plan::OptimizerCall::backward), {}, {});
+    throw ConfigError(outcome.refusal.empty() ? aside.what() : outcome.refusal);
+  }
 }
 
 void StepEngine::drop_gradients() {

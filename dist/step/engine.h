@@ -72,6 +72,7 @@ class StepEngine {
   // What ranks must do together or not at all (engine_agreement.cpp).
   plan::Agreement agree(const StepOptions& options);
   void agree_on_call(plan::OptimizerCall call);
+  void say_where_backward_waits(plan::OptimizerCall call);
   plan::RankFacts facts_of(plan::OptimizerCall call) const;
   [[noreturn]] void refuse(const StepConsensus::Outcome& outcome);
   /// Divides the sum over ranks, without the loss scale.

@@ -101,8 +101,19 @@ plan::Agreement StepEngine::agree(const StepOptions& options) {
 
 void StepEngine::agree_on_call(plan::OptimizerCall call) {
   finish_previous();
+  if (sharded_.step_in_backward) say_where_backward_waits(call);
   const StepConsensus::Outcome outcome = consensus_.agree(facts_of(call), {}, {});
   if (!outcome.refusal.empty()) refuse(outcome);
+}
+
+// Another rank may wait for this one's gradients in the middle of a backward pass, where no agreement is heard.
+void StepEngine::say_where_backward_waits(plan::OptimizerCall call) {
+  for (const auto& bucket : model_.buckets) {
+    bucket->step_aside(std::string(plan::name_of(call)) + " was called after step " +
+                       std::to_string(model_.job_step));
+  }
+  // In the host window it comes to the agreement then; over messages this barrier stands where it has an exchange.
+  if (!shares_memory_) gradient_stream_->barrier().wait();
 }
 
 void StepEngine::refuse(const StepConsensus::Outcome& outcome) {
@@ -128,7 +139,9 @@ double StepEngine::gradient_divisor() const {
 void StepEngine::send_dirty_again(const std::vector<bool>& dirty) {
   for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
     if (!dirty[bucket]) continue;
-    wait_for_gradients(bucket);
+    wait_for_gradients(
+        bucket);  // its memory is free for new gradients once every rank has what was sent first
+    collector_.take_again(bucket);
     collector_.start_sync(bucket);
     say_once(
         said_cost_of_dirty_,

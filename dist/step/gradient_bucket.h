@@ -35,9 +35,10 @@ class GradientBucket {
   virtual ~GradientBucket() = default;
   GradientBucket(const GradientBucket&) = delete;  // peers write to and read from its memory
 
-  /// Takes a gradient (any floating point type and strides, the parameter's shape), in place of what the parameter had in this step.
+  /// Takes a gradient (any floating point type and strides, the parameter's shape), in place of what the parameter had in this step;
+  /// of a parameter that is spread over several buckets the rows that travel in this one.
   /// Called before start_grad_sync or after its Work was waited for. The bucket keeps a reference or a copy: the gradient must not be
-  /// written before release_gradients(), except to be added again. Returns on CPUs whether every g·g is finite; on a GPU true, and
+  /// written before release_gradients(), except to be added again. Returns on CPUs whether every g·g of them is finite; on a GPU true, and
   /// the check is added to `device_nonfinite` (float32 scalar, > 0: not finite).
   virtual bool add_gradient(int parameter, const at::Tensor& gradient,
                             at::Tensor& device_nonfinite) = 0;
@@ -61,6 +62,9 @@ class GradientBucket {
   virtual void finish_param_sync(std::span<ParameterMatrix> matrices,
                                  const std::vector<bool>& used) = 0;
 
+  /// Until its next start_grad_sync this rank does something else (`call`), for which it may need the others: peers that wait for its
+  /// gradients through the bucket's memory fail with comm::RankAsideError.
+  virtual void step_aside(const std::string&) noexcept {}
   /// This rank cannot go on: peers that wait for it through the bucket's memory fail.
   virtual void abandon() noexcept {}
 
@@ -72,7 +76,7 @@ class GradientBucket {
     int rank;
     size_t index;
   };
-  /// All segments of a parameter of this bucket, in rank order.
+  /// All segments of a parameter in this bucket, in rank order.
   const std::vector<SegmentPlace>& segments_of(int parameter) const {
     return segments_of_.at(parameter);
   }

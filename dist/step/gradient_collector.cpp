@@ -7,9 +7,11 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
+#include <functional>
 #include <sstream>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/step/device_api.h"
 #include "fusedbun/dist/step/step_trace.h"
 
 namespace fusedbun {
@@ -49,7 +51,9 @@ void GradientCollector::extend() {
   stands_unguarded_.resize(count);
   taken_.resize(count);
   has_gradient_.resize(count);
-  finite_.resize(count, true);
+  for (size_t p = finite_.size(); p < count; ++p) {
+    finite_.emplace_back(model_.plan.buckets_of[p].size(), true);
+  }
   stale_.resize(count);
   set_by_hand_.resize(count);
   was_unfrozen_.resize(count);
@@ -115,8 +119,7 @@ void GradientCollector::count_pass(int parameter) {
 
 void GradientCollector::after_accumulation(int parameter, const at::Tensor& tensor) {
   const std::lock_guard lock(mutex_);
-  const int bucket = model_.plan.bucket_of[parameter];
-  if (bucket < 0) return;
+  if (model_.plan.buckets_of[parameter].empty()) return;
   const at::Tensor& gradient = tensor.grad();
   count_pass(parameter);
   seen_[parameter] = {gradient.unsafeGetTensorImpl(), gradient._version()};
@@ -140,10 +143,24 @@ void GradientCollector::after_accumulation(int parameter, const at::Tensor& tens
 }
 
 void GradientCollector::take(int parameter, const at::Tensor& gradient) {
-  at::NoGradGuard no_grad;
+  if (!is_takeable(parameter, gradient)) return;
+  const plan::BucketRange& buckets = model_.plan.buckets_of[parameter];
+  // Converted once, and not by each bucket.
+  const at::Tensor taken = as_taken(model_.plan.buckets[buckets.begin], gradient);
+  for (int bucket = buckets.begin; bucket < buckets.end; ++bucket) {
+    add_to_bucket(parameter, bucket, taken);
+  }
+  stale_[parameter] = false;
+  has_gradient_[parameter] = true;
+  taken_[parameter] = TensorSnapshot(gradient, TensorSnapshot::Sampling::nonzero);
+  start(order_.ready(parameter));
+}
+
+bool GradientCollector::is_takeable(int parameter, const at::Tensor& gradient) {
   if (gradient.layout() != at::kStrided) {
-    return note_problem("parameter '" + model_.name(parameter) +
-                        "' has a sparse gradient: Fusedbun takes dense ones");
+    note_problem("parameter '" + model_.name(parameter) +
+                 "' has a sparse gradient: Fusedbun takes dense ones");
+    return false;
   }
   const at::IntArrayRef shape = model_.plan.parameters[parameter].shape;
   if (gradient.sizes() != shape || gradient.device().type() != model_.device.type()) {
@@ -151,19 +168,17 @@ void GradientCollector::take(int parameter, const at::Tensor& gradient) {
     text << "the gradient of parameter '" << model_.name(parameter) << "' has the shape "
          << gradient.sizes() << " on " << gradient.device() << ", but the parameter had " << shape
          << " on " << model_.device << " when the optimizer was made: make a new optimizer";
-    return note_problem(text.str());
+    note_problem(text.str());
+    return false;
   }
-  add_to_bucket(parameter, gradient);
-  has_gradient_[parameter] = true;
-  taken_[parameter] = TensorSnapshot(gradient, TensorSnapshot::Sampling::nonzero);
-  start(order_.ready(parameter));
+  return true;
 }
 
-void GradientCollector::add_to_bucket(int parameter, const at::Tensor& gradient) {
-  const int bucket = model_.plan.bucket_of[parameter];
+void GradientCollector::add_to_bucket(int parameter, int bucket, const at::Tensor& gradient) {
+  at::NoGradGuard no_grad;
   const auto begin = comm::Clock::now();
-  finite_[parameter] = model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
-  stale_[parameter] = false;
+  finite_[parameter][bucket - model_.plan.buckets_of[parameter].begin] =
+      model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
   if (options_.trace != nullptr) {
     options_.trace->add({.name = "take gradient",
                          .bucket = bucket,
@@ -179,11 +194,17 @@ void GradientCollector::start(const std::vector<int>& buckets) {
       if (!has_gradient_[parameter]) {
         model_.buckets[bucket]->add_zero_gradient(parameter);
       } else if (stale_[parameter]) {  // a later pass came before the bucket was full
-        add_to_bucket(parameter, model_.registered[parameter].tensor.grad());
+        add_to_bucket(parameter, bucket, model_.registered[parameter].tensor.grad());
+        stale_[parameter] = !is_last_of(parameter, bucket);
       }
     }
     start_(bucket);
   }
+}
+
+// The buckets of a spread parameter follow one another and are full at the same moment, so they start together.
+bool GradientCollector::is_last_of(int parameter, int bucket) const {
+  return bucket + 1 == model_.plan.buckets_of[parameter].end;
 }
 
 void GradientCollector::start_sync(int bucket) {
@@ -197,13 +218,10 @@ void GradientCollector::start_sync(int bucket) {
 void GradientCollector::collect() {
   for (int p = 0; p < model_.parameter_count(); ++p) collect_parameter(p);
   start(order_.flush());
-  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
-    if (dirty_[bucket]) take_again(bucket);
-  }
 }
 
 void GradientCollector::collect_parameter(int parameter) {
-  if (model_.plan.bucket_of[parameter] < 0) return;
+  if (model_.plan.buckets_of[parameter].empty()) return;
   const at::Tensor& gradient = model_.registered[parameter].tensor.grad();
   if (order_.is_ready(parameter)) return compare_with_taken(parameter, gradient);
   forget_zeroed(parameter);
@@ -214,8 +232,8 @@ void GradientCollector::collect_parameter(int parameter) {
 }
 
 void GradientCollector::compare_with_taken(int parameter, const at::Tensor& gradient) {
-  const int bucket = model_.plan.bucket_of[parameter];
-  const bool has_started = order_.has_left(bucket);
+  const plan::BucketRange& buckets = model_.plan.buckets_of[parameter];
+  const bool has_started = order_.has_left(buckets.begin);
   if (options_.release == GradientRelease::in_hook) {
     // What step() itself took still stands there; it may look twice.
     const bool is_new = taken_[parameter].difference(gradient) != TensorSnapshot::Difference::none;
@@ -250,18 +268,21 @@ void GradientCollector::compare_with_taken(int parameter, const at::Tensor& grad
                         "' was dropped after step_in_backward had used it");
   }
   stale_[parameter] = true;
-  if (has_started) dirty_[bucket] = true;
+  if (!has_started) return;
+  for (int bucket = buckets.begin; bucket < buckets.end; ++bucket) dirty_[bucket] = true;
+  // It is taken after the agreement, which must know this before.
+  if (has_gradient_[parameter] && is_takeable(parameter, gradient)) {
+    finite_[parameter].assign(
+        buckets.size(), device_api(model_.device).squares_are_finite(gradient, device_nonfinite_));
+  }
 }
 
-// The bucket's memory is free for new gradients once every rank has what was sent first. All ranks have started all their
-// buckets before any of them waits here.
 void GradientCollector::take_again(int bucket) {
-  wait_for(syncs_[bucket].exchange.work, model_.device);
   for (const int parameter : model_.plan.buckets[bucket].parameters) {
     if (!stale_[parameter]) continue;
-    stale_[parameter] = false;
+    stale_[parameter] = !is_last_of(parameter, bucket);
     if (has_gradient_[parameter]) {
-      take(parameter, model_.registered[parameter].tensor.grad());
+      add_to_bucket(parameter, bucket, model_.registered[parameter].tensor.grad());
     } else {
       model_.buckets[bucket]->add_zero_gradient(parameter);
     }
@@ -284,7 +305,7 @@ void GradientCollector::start_through(int last) {
 
 bool GradientCollector::nonfinite() const {
   for (size_t p = 0; p < finite_.size(); ++p) {
-    if (has_gradient_[p] && !finite_[p]) return true;
+    if (has_gradient_[p] && !std::ranges::all_of(finite_[p], std::identity{})) return true;
   }
   return !model_.device.is_cpu() && device_nonfinite_.item<float>() > 0;
 }
@@ -315,7 +336,7 @@ void GradientCollector::forget_step() {
   const size_t count = model_.registered.size();
   order_.begin_step(model_.plan);
   has_gradient_.assign(count, false);
-  finite_.assign(count, true);
+  for (std::vector<bool>& finite : finite_) finite.assign(finite.size(), true);
   stale_.assign(count, false);
   set_by_hand_.assign(count, false);
   was_unfrozen_.assign(count, false);

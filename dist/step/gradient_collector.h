@@ -52,8 +52,8 @@ class GradientCollector {
   void leave_no_sync() { --no_sync_depth_; }
   bool in_no_sync() const { return no_sync_depth_ > 0; }
 
-  /// Looks at every p.grad, takes what no hook brought, starts the buckets that have not started, and takes in again what
-  /// changed after its bucket had started. After it the next functions answer.
+  /// Looks at every p.grad, takes what no hook brought, starts the buckets that have not started, and notes which hold another
+  /// gradient than p.grad. Waits for nobody. After it the next functions answer.
   void collect();
   bool nonfinite() const;  ///< a gradient of this rank has a NaN or inf in g·g
   const std::vector<bool>& used() const { return has_gradient_; }  ///< [parameter]
@@ -73,6 +73,8 @@ class GradientCollector {
   void start_through(int last);
   /// Starts the exchange of a bucket's gradients, or starts it again after the first was waited for.
   void start_sync(int bucket);
+  /// What changed after the bucket had started; its exchange was waited for, and start_sync() follows.
+  void take_again(int bucket);
   InFlight& sync(int bucket) { return syncs_[bucket].exchange; }
   /// Counts a bucket's exchanges of gradients from 1.
   uint32_t round(int bucket) const { return syncs_[bucket].round; }
@@ -98,11 +100,12 @@ class GradientCollector {
   void after_accumulation(int parameter, const at::Tensor& tensor);
   void count_pass(int parameter);
   void take(int parameter, const at::Tensor& gradient);
-  void add_to_bucket(int parameter, const at::Tensor& gradient);
+  bool is_takeable(int parameter, const at::Tensor& gradient);
+  void add_to_bucket(int parameter, int bucket, const at::Tensor& gradient);
   void start(const std::vector<int>& buckets);
+  bool is_last_of(int parameter, int bucket) const;
   void collect_parameter(int parameter);
   void compare_with_taken(int parameter, const at::Tensor& gradient);
-  void take_again(int bucket);
   void note_problem(const std::string& sentence);
   void forget_passes(int parameter);
   void forget_zeroed(int parameter);
@@ -115,10 +118,10 @@ class GradientCollector {
 
   mutable std::mutex mutex_;  ///< guards what hooks touch
   int no_sync_depth_ = 0;
-  std::vector<unsigned> hook_positions_;  ///< [parameter] of the hook before accumulation
-  std::vector<bool> has_gradient_;        ///< [parameter] its bucket holds one, or will
-  std::vector<bool> finite_;              ///< [parameter]
-  std::vector<bool> stale_;  ///< [parameter] its bucket holds another gradient than p.grad
+  std::vector<unsigned> hook_positions_;   ///< [parameter] of the hook before accumulation
+  std::vector<bool> has_gradient_;         ///< [parameter] its buckets hold one, or will
+  std::vector<std::vector<bool>> finite_;  ///< [parameter][its bucket]
+  std::vector<bool> stale_;  ///< [parameter] its buckets hold another gradient than p.grad
   std::vector<bool> dirty_;  ///< [bucket] started with a gradient that is stale
   std::vector<TensorSnapshot> taken_;  ///< [parameter] p.grad when it was taken
   /// [parameter] p.grad after its last accumulation: the tensor (compared, never used) and its version.

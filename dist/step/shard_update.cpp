@@ -33,15 +33,23 @@ void ShardUpdate::extend() {
   scalars_.resize(t_.size());
   used_.resize(t_.size());
   hessian_diagonals_.resize(t_.size());
-  for (size_t b = owned_.size(); b < model_.plan.buckets.size(); ++b) {
-    std::vector<OwnedSegment>& owned = owned_.emplace_back();
+  const size_t first_bucket = segments_.size();
+  for (const auto& [parameter, range] :
+       plan::owned_ranges(model_.plan, model_.rank, static_cast<int>(first_bucket))) {
+    const at::Tensor rows = model_.matrices[parameter].rows(range);
+    owned_.push_back({.parameter = parameter,
+                      .range = range,
+                      .state = make_segment_state(rows, range, model_.options_of(parameter)),
+                      .column_partials = {}});
+  }
+  for (size_t b = first_bucket; b < model_.plan.buckets.size(); ++b) {
+    std::vector<OwnedSegment>& segments = segments_.emplace_back();
     for (const plan::Segment& segment : model_.plan.buckets[b].segments[model_.rank]) {
-      const at::Tensor rows = model_.matrices[segment.parameter].rows(segment.range);
-      owned.push_back(
-          {.where = segment,
-           .state = make_segment_state(rows, segment.range, model_.options_of(segment.parameter)),
-           .column_partials = {},
-           .step = {}});
+      const auto it = std::ranges::find(owned_, segment.parameter, &OwnedState::parameter);
+      segments.push_back({.where = segment,
+                          .rows = static_cast<size_t>(it - owned_.begin()),
+                          .state = state_of_rows(it->state, it->range, segment.range),
+                          .step = {}});
     }
   }
 }
@@ -51,9 +59,36 @@ void ShardUpdate::extend() {
 void ShardUpdate::begin(const std::vector<bool>& used, const GradientScaling& scaling,
                         const std::vector<double>& lr) {
   for (ParameterMatrix& matrix : model_.matrices) matrix.refresh();
-  message_.clear_columns();
   used_ = used;
+  clear_partials();
   prepare_scalars(scaling, lr);
+}
+
+void ShardUpdate::clear_partials() {
+  message_.clear_columns();
+  for (OwnedState& owned : owned_) {
+    if (used_[owned.parameter]) owned.column_partials = make_partials(owned);
+  }
+}
+
+// All zero. Where other ranks hold rows of the same matrix, sums lie in the message to them.
+at::Tensor ShardUpdate::make_partials(const OwnedState& owned) const {
+  const int parameter = owned.parameter;
+  const Options& options = model_.options_of(parameter);
+  const int64_t entries = column_entries(owned.range, options);
+  if (entries == 0) return {};
+  if (const int64_t offset = columns_.sum_offset[parameter]; offset >= 0) {
+    return message_.sums(offset, entries);
+  }
+  if (owned.column_partials.defined()) {
+    at::Tensor reused = owned.column_partials;
+    return reused.zero_();
+  }
+  const at::ScalarType type =
+      columns_are_maxima(options)
+          ? arithmetic_type(model_.registered[parameter].tensor.scalar_type())
+          : at::kDouble;
+  return at::zeros({entries}, at::TensorOptions(model_.device).dtype(type));
 }
 
 void ShardUpdate::prepare_scalars(const GradientScaling& scaling, const std::vector<double>& lr) {
@@ -78,21 +113,17 @@ void ShardUpdate::update_bucket(int bucket) {
   for (const int parameter : model_.plan.buckets[bucket].parameters) {
     if (used_[parameter]) model_.matrices[parameter].bump_version();
   }
-  for (OwnedSegment& owned : owned_[bucket]) {
-    const int parameter = owned.where.parameter;
+  for (OwnedSegment& segment : segments_[bucket]) {
+    const int parameter = segment.where.parameter;
     if (!used_[parameter]) continue;
-    const Options& options = model_.options_of(parameter);
-    begin_segment(owned, bucket);
+    begin_segment(segment, bucket);
     if (awaits_others(parameter)) {
-      owned.awaits_columns = true;
-      note_squares(owned);
+      owned_[segment.rows].awaits_columns = true;
       continue;
     }
-    if (owned.column_partials.defined()) {
-      absorb_columns_of(owned, owned.column_partials);
-    }
-    finish_step(owned.step, owned.state, options);
-    note_squares(owned);
+    fusedbun::absorb_columns(segment.step.column_partials, segment.where.range,
+                             segment.step.scalars, segment.state, model_.options_of(parameter));
+    finish_segment(segment);
   }
 }
 
@@ -106,69 +137,53 @@ bool ShardUpdate::needs_columns_first(int bucket) const {
   });
 }
 
-void ShardUpdate::note_squares(const OwnedSegment& owned) {
-  const int64_t offset = columns_.square_offset[owned.where.parameter];
-  if (offset >= 0) message_.square(offset).fill_(owned.sum_of_squares);
-}
-
-void ShardUpdate::begin_segment(OwnedSegment& owned, int bucket) {
-  const int parameter = owned.where.parameter;
-  const RowRange& range = owned.where.range;
-  const Options& options = model_.options_of(parameter);
-  const int64_t entries = column_entries(range, options);
-  if (entries > 0) owned.column_partials = partials_of(owned, entries);
-
-  owned.step = {};
-  owned.step.parameter = model_.matrices[parameter].rows(range);
-  owned.step.gradients = model_.buckets[bucket]->reduced_gradients(owned.where);
+void ShardUpdate::begin_segment(OwnedSegment& segment, int bucket) {
+  const int parameter = segment.where.parameter;
+  const RowRange& range = segment.where.range;
+  const OwnedState& owned = owned_[segment.rows];
+  segment.step = {};
+  segment.step.parameter = model_.matrices[parameter].rows(range);
+  segment.step.gradients = model_.buckets[bucket]->reduced_gradients(segment.where);
   if (const at::Tensor& diagonal = hessian_diagonals_[parameter]; diagonal.defined()) {
-    owned.step.hessian_diagonal = diagonal.narrow(0, range.row_begin, range.rows());
+    segment.step.hessian_diagonal = diagonal.narrow(0, range.row_begin, range.rows());
   }
-  owned.step.range = range;
-  owned.step.scalars = scalars_[parameter];
-  owned.step.column_partials = owned.column_partials;
-  if (is_scaled_by_rms(parameter)) owned.step.parameter_sum_of_squares = &owned.sum_of_squares;
-  begin_step(owned.step, owned.state, options);
+  segment.step.range = range;
+  segment.step.scalars = scalars_[parameter];
+  segment.step.column_partials = column_entries_of_rows(owned.column_partials, owned.range, range);
+  if (is_scaled_by_rms(parameter)) segment.step.parameter_sum_of_squares = &segment.sum_of_squares;
+  begin_step(segment.step, segment.state, model_.options_of(parameter));
+  // The partials hold the maxima of all parts so far, so the last part's are those of all rows.
   if (const int64_t offset = columns_.max_offset[parameter]; offset >= 0) {
     message_.put_maxima(offset, owned.column_partials);
   }
 }
 
-at::Tensor ShardUpdate::partials_of(const OwnedSegment& owned, int64_t entries) {
-  const int parameter = owned.where.parameter;
-  if (const int64_t offset = columns_.sum_offset[parameter]; offset >= 0) {
-    return message_.sums(offset, entries);
-  }
-  if (owned.column_partials.defined()) {
-    at::Tensor reused = owned.column_partials;
-    return reused.zero_();
-  }
-  const at::ScalarType type =
-      columns_are_maxima(model_.options_of(parameter))
-          ? arithmetic_type(model_.registered[parameter].tensor.scalar_type())
-          : at::kDouble;
-  return at::zeros({entries}, at::TensorOptions(model_.device).dtype(type));
+void ShardUpdate::finish_segment(OwnedSegment& segment) {
+  const int parameter = segment.where.parameter;
+  finish_step(segment.step, segment.state, model_.options_of(parameter));
 }
 
 void ShardUpdate::finish_bucket(int bucket) {
-  for (OwnedSegment& owned : owned_[bucket]) {
-    const int parameter = owned.where.parameter;
-    if (used_[parameter] && awaits_others(parameter)) {
-      finish_step(owned.step, owned.state, model_.options_of(parameter));
-      note_squares(owned);
-    }
+  for (OwnedSegment& segment : segments_[bucket]) {
+    const int parameter = segment.where.parameter;
+    if (used_[parameter] && awaits_others(parameter)) finish_segment(segment);
   }
 }
 
 void ShardUpdate::send_squares() {
+  for (const auto& segments : segments_) {
+    for (const OwnedSegment& segment : segments) {
+      const int parameter = segment.where.parameter;
+      if (!used_[parameter] || !is_scaled_by_rms(parameter)) continue;
+      message_.square(columns_.square_offset[parameter]).add_(segment.sum_of_squares);
+    }
+  }
   message_.send_squares();
   squares_in_flight_ = true;
 }
 
 void ShardUpdate::release_gradients(int bucket) {
-  for (OwnedSegment& owned : owned_[bucket]) {
-    owned.step.gradients.clear();
-  }
+  for (OwnedSegment& segment : segments_[bucket]) segment.step.gradients.clear();
   model_.buckets[bucket]->release_gradients();
 }
 
@@ -183,23 +198,16 @@ void ShardUpdate::drop_hessian_diagonals() {
   for (at::Tensor& diagonal : hessian_diagonals_) diagonal.reset();
 }
 
-void ShardUpdate::absorb_columns_of(OwnedSegment& owned, const at::Tensor& totals) {
-  fusedbun::absorb_columns(totals, owned.where.range, owned.step.scalars, owned.state,
-                           model_.options_of(owned.where.parameter));
-}
-
 void ShardUpdate::absorb_columns() {
   message_.settle_columns();
-  for (auto& bucket : owned_) {
-    for (OwnedSegment& owned : bucket) {
-      if (!owned.awaits_columns) continue;
-      const int64_t maxima = columns_.max_offset[owned.where.parameter];
-      const at::Tensor& partials = owned.column_partials;
-      absorb_columns_of(
-          owned, maxima >= 0 ? message_.maxima(maxima, partials.numel(), partials.scalar_type())
-                             : partials);
-      owned.awaits_columns = false;
-    }
+  for (OwnedState& owned : owned_) {
+    if (!owned.awaits_columns) continue;
+    const int64_t maxima = columns_.max_offset[owned.parameter];
+    const at::Tensor& partials = owned.column_partials;
+    fusedbun::absorb_columns(
+        maxima >= 0 ? message_.maxima(maxima, partials.numel(), partials.scalar_type()) : partials,
+        owned.range, scalars_[owned.parameter], owned.state, model_.options_of(owned.parameter));
+    owned.awaits_columns = false;
   }
   if (!squares_in_flight_) return;
   message_.settle_squares();
@@ -223,22 +231,14 @@ void ShardUpdate::follow(int parameter) {
       sum_of_squares_[parameter] = sum;
     }
   }
-  const int bucket = model_.plan.bucket_of[parameter];
-  if (bucket < 0) return;
-  for (OwnedSegment& owned : owned_[bucket]) {
-    if (owned.where.parameter != parameter) continue;
-    const RowRange& range = owned.where.range;
-    follow_parameter(values.narrow(0, range.row_begin, range.rows()), owned.state);
-  }
+  const auto owned = std::ranges::find(owned_, parameter, &OwnedState::parameter);
+  if (owned == owned_.end()) return;
+  follow_parameter(values.narrow(0, owned->range.row_begin, owned->range.rows()), owned->state);
 }
 
 void ShardUpdate::copy_into_replica(int parameter) {
-  const int bucket = model_.plan.bucket_of[parameter];
-  if (bucket < 0) return;
-  for (const OwnedSegment& owned : owned_[bucket]) {
-    if (owned.where.parameter != parameter) continue;
-    model_.matrices[parameter].copy_into_replica(owned.where.range);
-  }
+  const auto owned = std::ranges::find(owned_, parameter, &OwnedState::parameter);
+  if (owned != owned_.end()) model_.matrices[parameter].copy_into_replica(owned->range);
 }
 
 void ShardUpdate::set_hessian_diagonal(const at::Tensor& parameter, at::Tensor diagonal) {
@@ -259,9 +259,7 @@ void ShardUpdate::set_hessian_diagonal(const at::Tensor& parameter, at::Tensor d
 
 int64_t ShardUpdate::state_bytes() const {
   int64_t bytes = 0;
-  for (const auto& bucket : owned_) {
-    for (const OwnedSegment& owned : bucket) bytes += fusedbun::state_bytes(owned.state);
-  }
+  for (const OwnedState& owned : owned_) bytes += fusedbun::state_bytes(owned.state);
   return bytes;
 }
 
@@ -269,11 +267,8 @@ std::vector<ShardedFusedbun::OwnedRows> ShardUpdate::owned_rows() {
   at::NoGradGuard no_grad;
   absorb_columns();
   std::vector<ShardedFusedbun::OwnedRows> rows;
-  for (const auto& bucket : owned_) {
-    for (const OwnedSegment& owned : bucket) {
-      const int p = owned.where.parameter;
-      rows.push_back({model_.name(p), owned.where.range, &owned.state, t_[p]});
-    }
+  for (const OwnedState& owned : owned_) {
+    rows.push_back({model_.name(owned.parameter), owned.range, &owned.state, t_[owned.parameter]});
   }
   return rows;
 }
@@ -282,14 +277,12 @@ void ShardUpdate::save(torch::serialize::OutputArchive& archive) {
   absorb_columns();
   archive.write("t", at::tensor(t_, at::kLong), /*is_buffer=*/true);
   archive.write("sum_of_squares", at::tensor(sum_of_squares_, at::kDouble), /*is_buffer=*/true);
-  for (auto& bucket : owned_) {
-    for (OwnedSegment& owned : bucket) {
-      torch::serialize::OutputArchive segment;
-      visit_tensors(owned.state, [&](const char* name, at::Tensor& tensor) {
-        if (tensor.defined()) segment.write(name, tensor, /*is_buffer=*/true);
-      });
-      archive.write("segment." + std::to_string(owned.where.parameter), segment);
-    }
+  for (OwnedState& owned : owned_) {
+    torch::serialize::OutputArchive segment;
+    visit_tensors(owned.state, [&](const char* name, at::Tensor& tensor) {
+      if (tensor.defined()) segment.write(name, tensor, /*is_buffer=*/true);
+    });
+    archive.write("segment." + std::to_string(owned.parameter), segment);
   }
 }
 
@@ -300,21 +293,18 @@ void ShardUpdate::load(torch::serialize::InputArchive& archive) {
   t_.assign(t.const_data_ptr<int64_t>(), t.const_data_ptr<int64_t>() + t.numel());
   sum_of_squares_.assign(sum_of_squares.const_data_ptr<double>(),
                          sum_of_squares.const_data_ptr<double>() + sum_of_squares.numel());
-  for (auto& bucket : owned_) {
-    for (OwnedSegment& owned : bucket) {
-      torch::serialize::InputArchive segment;
-      archive.read("segment." + std::to_string(owned.where.parameter), segment);
-      visit_tensors(owned.state, [&](const char* name, at::Tensor& tensor) {
-        at::Tensor saved;
-        const bool is_saved = segment.try_read(name, saved, /*is_buffer=*/true);
-        FUSEDBUN_REQUIRE(is_saved == tensor.defined(), DataError,
-                         "rank " + std::to_string(model_.rank) + ": the saved state of '" +
-                             model_.name(owned.where.parameter) + "' " +
-                             (is_saved ? "has" : "lacks") + " a " + name +
-                             ": it was saved under other structural options");
-        if (is_saved) tensor.copy_(saved);
-      });
-    }
+  for (OwnedState& owned : owned_) {
+    torch::serialize::InputArchive segment;
+    archive.read("segment." + std::to_string(owned.parameter), segment);
+    visit_tensors(owned.state, [&](const char* name, at::Tensor& tensor) {
+      at::Tensor saved;
+      const bool is_saved = segment.try_read(name, saved, /*is_buffer=*/true);
+      FUSEDBUN_REQUIRE(is_saved == tensor.defined(), DataError,
+                       "rank " + std::to_string(model_.rank) + ": the saved state of '" +
+                           model_.name(owned.parameter) + "' " + (is_saved ? "has" : "lacks") +
+                           " a " + name + ": it was saved under other structural options");
+      if (is_saved) tensor.copy_(saved);
+    });
   }
 }
 

@@ -71,20 +71,28 @@ class ShardUpdate {
   void load(torch::serialize::InputArchive& archive);
 
  private:
-  struct OwnedSegment {
-    plan::Segment where;
+  /// All rows of one parameter that this rank owns.
+  struct OwnedState {
+    int parameter = 0;
+    RowRange range;
     SegmentState state;
     at::Tensor column_partials;   ///< of the current step; undefined: none
     bool awaits_columns = false;  ///< stepped, its columns on their way
-    SegmentStep step;             ///< the current step, between begin and finish
-    double sum_of_squares = 0;    ///< of its new values; scale_by_parameter_rms alone
+  };
+  /// Those of them that travel in one bucket: what is stepped at once.
+  struct OwnedSegment {
+    plan::Segment where;
+    size_t rows = 0;            ///< owned_[rows] holds them
+    SegmentState state;         ///< views of its state
+    SegmentStep step;           ///< the current step, between begin and finish
+    double sum_of_squares = 0;  ///< of its new values; scale_by_parameter_rms alone
   };
 
   void prepare_scalars(const GradientScaling& scaling, const std::vector<double>& lr);
-  void begin_segment(OwnedSegment& owned, int bucket);
-  void note_squares(const OwnedSegment& owned);
-  void absorb_columns_of(OwnedSegment& owned, const at::Tensor& totals);
-  at::Tensor partials_of(const OwnedSegment& owned, int64_t entries);
+  void clear_partials();
+  void begin_segment(OwnedSegment& segment, int bucket);
+  void finish_segment(OwnedSegment& segment);
+  at::Tensor make_partials(const OwnedState& owned) const;
   /// Other ranks hold rows of the same matrix, so its column partials must be reduced.
   bool awaits_others(int parameter) const;
   bool is_scaled_by_rms(int parameter) const { return columns_.square_offset[parameter] >= 0; }
@@ -92,8 +100,9 @@ class ShardUpdate {
   ShardedModel& model_;
   StepMessage& message_;
   plan::ColumnLayout columns_;
-  std::vector<std::vector<OwnedSegment>> owned_;  ///< [bucket]
-  std::vector<int64_t> t_;                        ///< [parameter]
+  std::vector<OwnedState> owned_;                    ///< in the order of buckets
+  std::vector<std::vector<OwnedSegment>> segments_;  ///< [bucket]
+  std::vector<int64_t> t_;                           ///< [parameter]
   std::vector<double> sum_of_squares_;  ///< [parameter] of its values; scale_by_parameter_rms alone
   std::vector<StepScalars> scalars_;    ///< [parameter] of the current step
   std::vector<bool> used_;              ///< [parameter] in the current or last step

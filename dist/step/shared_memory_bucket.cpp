@@ -84,6 +84,7 @@ class SharedMemoryBucket final : public FlatGradientBucket {
     // The owners wrote them where this rank reads them.
   }
 
+  void step_aside(const std::string& call) noexcept override { window_->step_aside(call); }
   void abandon() noexcept override { window_->abort(); }
 
  private:

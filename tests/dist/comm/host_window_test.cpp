@@ -145,28 +145,32 @@ TEST(HostWindow, AnEventMayBePostedAgainAndRoundsLeftOut) {
   });
 }
 
-TEST(HostWindow, ARankThatLeftIsNamedToThoseThatWaitForIt) {
+TEST(HostWindow, ARankThatSteppedAsideIsNamedToThoseThatWaitForIt) {
   on_ranks(2, [](Communicator& communicator) {
     const auto opened = HostWindow::open(communicator, {.events = 2}, 20s);
     ASSERT_NE(opened.window, nullptr) << opened.reason;
     HostWindow& window = *opened.window;
     window.post(0, 1);
     if (communicator.rank() == 1) {
-      window.leave("finish() was called after step 9");
+      window.step_aside("finish() was called after step 9");
     } else {
-      window.when_all(0, 1).wait();  // posted before it left
+      window.when_all(0, 1).wait();  // posted before
       window.post(1, 1);
       const auto begin = std::chrono::steady_clock::now();
       try {
         window.when_all(1, 1).wait();
         ADD_FAILURE();
-      } catch (const ConfigError& error) {
-        EXPECT_THAT(error.what(), HasSubstr("rank 1 has left (finish() was called after step 9) "
-                                            "where rank 0 waits for it"));
+      } catch (const RankAsideError& error) {
+        EXPECT_THAT(error.what(),
+                    HasSubstr("rank 1 is elsewhere (finish() was called after step 9) "
+                              "where rank 0 waits for it"));
       }
       EXPECT_LT(std::chrono::steady_clock::now() - begin, 10s);
     }
     communicator.barrier().wait();
+    // It goes on.
+    window.post(1, 2);
+    window.when_all(1, 2).wait();
   });
 }
 

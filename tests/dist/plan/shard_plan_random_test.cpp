@@ -1,4 +1,6 @@
 // ShardPlan against a second implementation that deals rows out one by one, over random models.
+#include <set>
+
 #include "fusedbun/dist/plan/load_forecast.h"
 #include "fusedbun/tests/dist/plan/random_model.h"
 
@@ -20,6 +22,29 @@ std::vector<int> deal(size_t total, int parts) {
   return owners;
 }
 
+bool is_stack(const ParameterSpec& spec) {
+  return spec.shape.size() > 2 && spec.matrix_view == MatrixView::last_two;
+}
+int64_t matrices_of(const ParameterSpec& spec) {
+  return spec.elements() / (*(spec.shape.end() - 1) * *(spec.shape.end() - 2));
+}
+
+/// The most parts of which each fills a bucket and each rank has a row, or a whole matrix of a stack. Vectors, and matrices that are
+/// not cut, have one.
+int dumb_parts(const ParameterSpec& spec, const PlanOptions& options) {
+  if (spec.shape.size() < 2) return 1;
+  const bool is_whole =
+      !is_stack(spec) && spec.rows() < options.min_rows_per_rank * options.world_size;
+  if (is_whole) return 1;
+  const int64_t units = is_stack(spec) ? matrices_of(spec) : spec.rows();
+  const int64_t bytes = spec.elements() * (spec.type == ElementType::f64 ? 8 : 4);
+  int parts = 1;
+  while ((parts + 1) * options.bucket_bytes <= bytes && (parts + 1) * options.world_size <= units) {
+    ++parts;
+  }
+  return parts;
+}
+
 /// Buckets, one type after the other, then sorted by their last parameter.
 std::vector<std::vector<int>> dumb_buckets(const std::vector<ParameterSpec>& parameters, int first,
                                            const PlanOptions& options) {
@@ -34,13 +59,15 @@ std::vector<std::vector<int>> dumb_buckets(const std::vector<ParameterSpec>& par
       bytes += parameters[p].elements() * (type == ElementType::f64 ? 8 : 4);
       if (bytes < options.bucket_bytes) continue;
       buckets.push_back(bucket);
+      // The other parts of a spread one travel alone.
+      buckets.insert(buckets.end(), dumb_parts(parameters[p], options) - 1, {p});
       bucket.clear();
       bytes = 0;
     }
     if (!bucket.empty()) buckets.push_back(bucket);
   }
-  std::sort(buckets.begin(), buckets.end(),
-            [](const auto& a, const auto& b) { return a.back() > b.back(); });
+  std::stable_sort(buckets.begin(), buckets.end(),
+                   [](const auto& a, const auto& b) { return a.back() > b.back(); });
   return buckets;
 }
 
@@ -57,10 +84,11 @@ class DumbPlan {
     }
     const auto fresh = dumb_buckets(parameters_, first, options_);
     std::vector<int> wholes;
+    std::set<int> seen;
     for (const auto& bucket : fresh) {
       for (int group = 0; group <= 2; ++group) deal_pack(bucket, group);
       for (int p : bucket) {
-        if (parameters_[p].shape.size() < 2) continue;
+        if (parameters_[p].shape.size() < 2 || !seen.insert(p).second) continue;
         if (is_stack(parameters_[p])) {
           const int64_t matrices = matrices_of(parameters_[p]);
           if (matrices < options_.world_size) {
@@ -111,13 +139,6 @@ class DumbPlan {
     const int parameter = wholes[largest];
     wholes.erase(wholes.begin() + static_cast<std::ptrdiff_t>(largest));
     return parameter;
-  }
-
-  static bool is_stack(const ParameterSpec& spec) {
-    return spec.shape.size() > 2 && spec.matrix_view == MatrixView::last_two;
-  }
-  static int64_t matrices_of(const ParameterSpec& spec) {
-    return spec.elements() / (*(spec.shape.end() - 1) * *(spec.shape.end() - 2));
   }
 
   /// All rows of matrix i to matrix_owners[i].
@@ -194,7 +215,9 @@ void check_layout(const ShardPlan& plan, const Bucket& bucket) {
           parameter.shape.size() > 2 && parameter.matrix_view == MatrixView::last_two;
       EXPECT_EQ(segment.range.matrix_rows, is_stack ? *(parameter.shape.end() - 2) : 0);
       EXPECT_EQ(parameter.type, bucket.type);
-      EXPECT_EQ(&plan.buckets[plan.bucket_of[segment.parameter]], &bucket);
+      const BucketRange& buckets = plan.buckets_of[segment.parameter];
+      EXPECT_GE(&bucket, &plan.buckets[buckets.begin]);
+      EXPECT_LE(&bucket, &plan.buckets[buckets.end - 1]);
       end += segment.range.elements();
     }
     EXPECT_EQ(bucket.counts[rank], end);
@@ -202,6 +225,33 @@ void check_layout(const ShardPlan& plan, const Bucket& bucket) {
     before += end;
   }
   EXPECT_EQ(bucket.elements(), before);
+}
+
+/// Every rank's rows of a parameter, dealt out to its parts, travel in its buckets in this order, and are one range together.
+void check_parts(const ShardPlan& plan, int parameter, const std::vector<int>& owners) {
+  const ParameterSpec& spec = plan.parameters[parameter];
+  const int64_t unit = is_stack(spec) ? *(spec.shape.end() - 2) : 1;
+  const BucketRange& buckets = plan.buckets_of[parameter];
+  EXPECT_EQ(buckets.size(), dumb_parts(spec, plan.options));
+  for (int rank = 0; rank < plan.options.world_size; ++rank) {
+    const auto rows = std::count(owners.begin(), owners.end(), rank);
+    int64_t row = std::find(owners.begin(), owners.end(), rank) - owners.begin();
+    std::vector<OwnedRange> owned = owned_ranges(plan, rank);
+    std::erase_if(owned, [&](const OwnedRange& range) { return range.parameter != parameter; });
+    ASSERT_EQ(owned.size(), rows > 0 ? 1u : 0u);
+    if (rows == 0) continue;
+    EXPECT_EQ(owned[0].range.row_begin, row);
+    EXPECT_EQ(owned[0].range.rows(), rows);
+    const std::vector<int> parts = deal(static_cast<size_t>(rows / unit), buckets.size());
+    for (int part = 0; part < buckets.size(); ++part) {
+      for (const Segment& segment : plan.buckets[buckets.begin + part].segments[rank]) {
+        if (segment.parameter != parameter) continue;
+        EXPECT_EQ(segment.range.row_begin, row);
+        EXPECT_EQ(segment.range.rows(), unit * std::count(parts.begin(), parts.end(), part));
+        row = segment.range.row_end;
+      }
+    }
+  }
 }
 
 /// How far the ranks' shares of a pack, or of a split matrix, lie apart.
@@ -245,7 +295,8 @@ void check_plan(const ShardPlan& plan, const DumbPlan& dumb) {
   for (const Bucket& bucket : plan.buckets) check_layout(plan, bucket);
   check_balance(plan, owners);
   for (size_t p = 0; p < plan.parameters.size(); ++p) {
-    EXPECT_EQ(plan.bucket_of[p] < 0, plan.parameters[p].elements() == 0);
+    EXPECT_EQ(plan.buckets_of[p].empty(), plan.parameters[p].elements() == 0);
+    if (!plan.buckets_of[p].empty()) check_parts(plan, static_cast<int>(p), owners[p]);
     EXPECT_EQ(std::count(owners[p].begin(), owners[p].end(), -1), 0) << "a row without an owner";
   }
 }

@@ -15,8 +15,8 @@ using testing::HasSubstr;
 std::vector<int64_t> rows_per_rank(const ShardPlan& plan, int parameter) {
   std::vector<int64_t> rows(plan.options.world_size);
   for (int rank = 0; rank < plan.options.world_size; ++rank) {
-    for (const Segment& segment : plan.buckets[plan.bucket_of[parameter]].segments[rank]) {
-      if (segment.parameter == parameter) rows[rank] += segment.range.rows();
+    for (const OwnedRange& owned : owned_ranges(plan, rank)) {
+      if (owned.parameter == parameter) rows[rank] += owned.range.rows();
     }
   }
   return rows;
@@ -144,11 +144,40 @@ TEST(ShardPlan, KeepsTypesApartWithoutClosingAtEachChange) {
   EXPECT_THAT(plan.buckets[1].parameters, ElementsAre(2, 0));
 }
 
+TEST(ShardPlan, SpreadsALargeMatrixOverBuckets) {
+  // 1,600 bytes in buckets of 500: three parts, behind the vector that was registered after it.
+  const ShardPlan plan =
+      make_plan(std::vector<ParameterSpec>{{"first", {3}}, {"large", {50, 8}}, {"bias", {5}}},
+                {.world_size = 2, .bucket_bytes = 500});
+  ASSERT_EQ(plan.buckets.size(), 4u);
+  EXPECT_THAT(plan.buckets[0].parameters, ElementsAre(2, 1));
+  EXPECT_THAT(plan.buckets[1].parameters, ElementsAre(1));
+  EXPECT_THAT(plan.buckets[2].parameters, ElementsAre(1));
+  EXPECT_THAT(plan.buckets[3].parameters, ElementsAre(0));
+  EXPECT_THAT(rows_per_rank(plan, 1), ElementsAre(25, 25));
+  const RowRange second = plan.buckets[1].segments[1][0].range;
+  EXPECT_EQ(second.row_begin, 25 + 9);  // rank 1's rows 25 to 49 in parts of 9, 8 and 8
+  EXPECT_EQ(second.row_end, 25 + 17);
+}
+
+TEST(ShardPlan, SpreadsAStackBetweenItsMatrices) {
+  const ShardPlan plan = make_plan(
+      std::vector<ParameterSpec>{
+          {.name = "experts", .shape = {5, 6, 8}, .matrix_view = MatrixView::last_two}},
+      {.world_size = 2, .bucket_bytes = 100});
+  // Nine parts would fill a bucket, but the rank with the fewest owns two matrices.
+  ASSERT_EQ(plan.buckets.size(), 2u);
+  EXPECT_EQ(plan.buckets[0].segments[0][0].range.matrices(), 2);
+  EXPECT_EQ(plan.buckets[1].segments[0][0].range.matrices(), 1);
+  EXPECT_EQ(plan.buckets[1].segments[1][0].range.row_begin, 4 * 6);
+}
+
 TEST(ShardPlan, LeavesEmptyParametersOut) {
   const ShardPlan plan =
       make_plan(std::vector<ParameterSpec>{{"a", {0, 3}}, {"b", {0}}}, {.world_size = 3});
   EXPECT_TRUE(plan.buckets.empty());
-  EXPECT_THAT(plan.bucket_of, ElementsAre(-1, -1));
+  EXPECT_TRUE(plan.buckets_of[0].empty());
+  EXPECT_TRUE(plan.buckets_of[1].empty());
   EXPECT_EQ(plan.warning(), std::nullopt);
 }
 
@@ -156,7 +185,8 @@ TEST(ShardPlan, AppendsInBucketsOfTheirOwn) {
   ShardPlan plan = make_plan(std::vector<ParameterSpec>{{"a", {4}}}, {.world_size = 2});
   plan.append(std::vector<ParameterSpec>{{"b", {4}}});
   ASSERT_EQ(plan.buckets.size(), 2u);
-  EXPECT_THAT(plan.bucket_of, ElementsAre(0, 1));
+  EXPECT_EQ(plan.buckets_of[0].begin, 0);
+  EXPECT_EQ(plan.buckets_of[1].begin, 1);
   EXPECT_THAT(plan.load, ElementsAre(4, 4));
 }
 

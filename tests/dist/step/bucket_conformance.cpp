@@ -169,20 +169,19 @@ class Rank {
 
   // One bad element, wherever it is, is found when it is added; the gradient that replaces it is finite again.
   void expect_nonfinite_found(Random& random) {
-    for (size_t b = 0; b < buckets_.size(); ++b) {
-      for (const int p : plan().buckets[b].parameters) {
-        const plan::ParameterSpec& spec = plan().parameters[p];
-        const at::Tensor good = random_values(random, spec);
-        const double bad_ones[] = {std::nan(""), -HUGE_VAL,
-                                   spec.type == ElementType::f64 ? 1e200 : 1e30};
-        const at::Tensor bad = good.clone();
-        bad.view({-1})[between(random, 0, bad.numel() - 1)] = bad_ones[between(random, 0, 2)];
-        EXPECT_TRUE(buckets_[b]->add_gradient(p, good, nonfinite_)) << spec.name;
-        EXPECT_FALSE(buckets_[b]->add_gradient(p, bad, nonfinite_)) << spec.name;
-        EXPECT_TRUE(buckets_[b]->add_gradient(p, strided_copy(good), nonfinite_)) << spec.name;
-      }
-      buckets_[b]->release_gradients();
+    for (size_t p = 0; p < parameters_.size(); ++p) {
+      const plan::ParameterSpec& spec = plan().parameters[p];
+      if (spec.elements() == 0) continue;
+      const at::Tensor good = random_values(random, spec);
+      const double bad_ones[] = {std::nan(""), -HUGE_VAL,
+                                 spec.type == ElementType::f64 ? 1e200 : 1e30};
+      const at::Tensor bad = good.clone();
+      bad.view({-1})[between(random, 0, bad.numel() - 1)] = bad_ones[between(random, 0, 2)];
+      EXPECT_TRUE(add_to_its_buckets(p, good)) << spec.name;
+      EXPECT_FALSE(add_to_its_buckets(p, bad)) << spec.name;
+      EXPECT_TRUE(add_to_its_buckets(p, strided_copy(good))) << spec.name;
     }
+    for (auto& bucket : buckets_) bucket->release_gradients();
   }
 
  private:
@@ -217,28 +216,42 @@ class Rank {
   // Every rank draws what every rank adds, and adds its own. Some are added twice before they are sent; `again` adds some of the
   // parameters once more.
   void add(Random& random, const std::vector<bool>& used, bool again) {
-    for (size_t b = 0; b < buckets_.size(); ++b) {
-      for (const int p : plan().buckets[b].parameters) {
-        for (int rank = 0; rank < communicator_.size(); ++rank) {
-          if (again && chance(random, 0.6)) continue;
-          for (int64_t times = between(random, 0, 3) / 3; times >= 0; --times) {
-            Addition addition = random_addition(random, plan().parameters[p]);
-            if (!used[p]) {
-              addition.gradient.reset();
-              addition.values.zero_();
-            }
-            final_[p][rank] = addition.values;
-            if (rank == communicator_.rank()) give(*buckets_[b], p, addition.gradient);
+    for (size_t p = 0; p < parameters_.size(); ++p) {
+      for (int rank = 0; rank < communicator_.size(); ++rank) {
+        if (again && chance(random, 0.6)) continue;
+        for (int64_t times = between(random, 0, 3) / 3; times >= 0; --times) {
+          Addition addition = random_addition(random, plan().parameters[p]);
+          if (!used[p]) {
+            addition.gradient.reset();
+            addition.values.zero_();
           }
+          final_[p][rank] = addition.values;
+          if (rank == communicator_.rank()) give(p, addition.gradient);
         }
       }
     }
   }
 
-  void give(GradientBucket& bucket, int parameter, const at::Tensor& gradient) {
-    if (!gradient.defined()) return bucket.add_zero_gradient(parameter);
-    given_.push_back({gradient, gradient.storage().use_count()});
-    EXPECT_TRUE(bucket.add_gradient(parameter, gradient, nonfinite_));
+  void give(size_t parameter, const at::Tensor& gradient) {
+    if (gradient.defined()) {
+      given_.push_back({gradient, gradient.storage().use_count()});
+      EXPECT_TRUE(add_to_its_buckets(parameter, gradient));
+      return;
+    }
+    const plan::BucketRange& buckets = plan().buckets_of[parameter];
+    for (int b = buckets.begin; b < buckets.end; ++b) {
+      buckets_[b]->add_zero_gradient(static_cast<int>(parameter));
+    }
+  }
+
+  /// Whether every bucket found its part of the gradient finite.
+  bool add_to_its_buckets(size_t parameter, const at::Tensor& gradient) {
+    const plan::BucketRange& buckets = plan().buckets_of[parameter];
+    bool finite = true;
+    for (int b = buckets.begin; b < buckets.end; ++b) {
+      finite &= buckets_[b]->add_gradient(static_cast<int>(parameter), gradient, nonfinite_);
+    }
+    return finite;
   }
 
   void sync() {

@@ -4,6 +4,7 @@
 #include <set>
 #include <sstream>
 
+#include "fusedbun/dist/plan/shard_plan.h"
 #include "fusedbun/tests/dist/step/layout_fuzz_case.h"
 
 namespace fusedbun::testing {
@@ -161,6 +162,17 @@ std::string to_cpp(const FuzzCase& c) {
 
 namespace {
 
+bool is_spread(const FuzzCase& c, const FuzzParameter& p) {
+  const FuzzGroup& group = c.groups[static_cast<size_t>(p.group)];
+  const plan::ShardPlan plan = plan::make_plan(
+      std::vector<plan::ParameterSpec>{
+          {.name = "p", .shape = p.shape, .type = p.type, .matrix_view = group.matrix_view}},
+      {.world_size = c.ranks,
+       .min_rows_per_rank = c.min_rows_per_rank,
+       .bucket_bytes = c.bucket_bytes});
+  return plan.buckets_of[0].size() > 1;
+}
+
 void name_features_of_model(const FuzzCase& c, std::set<std::string>& names) {
   for (const FuzzParameter& p : c.parameters) {
     names.insert("type " + name_in(kTypes, p.type));
@@ -174,6 +186,7 @@ void name_features_of_model(const FuzzCase& c, std::set<std::string>& names) {
     if (p.shape.size() == 2 && p.shape[1] == 1) names.insert("Nx1");
     const FuzzGroup& group = c.groups[static_cast<size_t>(p.group)];
     if (p.shape.size() > 2 && group.matrix_view == MatrixView::last_two) names.insert("stacked");
+    if (is_spread(c, p)) names.insert("spread over buckets");
     if (group.joins_at > 0) names.insert("late group");
     names.insert("preset " + group.preset);
     if (group.prepare_hessian) names.insert("prepare_hessian");
@@ -237,6 +250,7 @@ std::vector<std::string> wanted_features() {
                                     "prepare_hessian",
                                     "several groups",
                                     "host window",
+                                    "spread over buckets",
                                     "wire bf16",
                                     "clip",
                                     "user's divisor",
@@ -247,10 +261,7 @@ std::vector<std::string> wanted_features() {
                                     "NaN on one rank",
                                     "changes"};
   for (const std::string& name : idiom_names()) names.push_back("idiom " + name);
-  for (const std::string& name : preset_names()) {
-    // The structures of lean and elementwise under other names.
-    if (name != "fusedbun" && name != "fusion") names.push_back("preset " + name);
-  }
+  for (const std::string& name : preset_names()) names.push_back("preset " + name);
   for (const char* name : kLayouts) names.push_back("layout " + std::string(name));
   for (const char* name : kReleases) names.push_back("release " + std::string(name));
   for (size_t act = static_cast<size_t>(Act::collective); act < kActs.size(); ++act) {

@@ -109,6 +109,41 @@ TEST_P(UserCalls, AClosureRunsBeforeEachStepWithAScale) {
 
 class UserCallsOfSeveralRanks : public testing::UserProgram {};
 
+// The ranks' numbers of batches differ, and one of them already waits in its backward pass for what the other does not send.
+TEST_P(UserCallsOfSeveralRanks, AnotherCallThanBackwardIsNamedWithStepInBackward) {
+  for (const bool finishes : {true, false}) {
+    on_ranks([&](Rank& rank) {
+      ShardedOptions sharded = rank.options();
+      sharded.step_in_backward = true;
+      Program program(rank, plain_sgd().nonfinite(Nonfinite::propagate), sharded);
+      program.train();
+      const auto next = [&] {
+        if (!rank.is_last()) return program.train();
+        finishes ? program.optimizer.finish()
+                 : program.optimizer.write_parameters([&] { halve(program); });
+      };
+      // Local ranks meet in the order of their operations; over a window in an agreement.
+      expect_refused(next, ::testing::AnyOf(HasSubstr("called backward() after 1 step"),
+                                            HasSubstr("barrier")));
+    });
+  }
+}
+
+// A second pass makes buckets dirty, which are sent again: nobody waits for that before all have agreed to step.
+TEST_P(UserCallsOfSeveralRanks, AnotherCallThanAStepWithDirtyBucketsIsNamed) {
+  on_ranks([](Rank& rank) {
+    Program program(rank);
+    program.train();
+    const auto next = [&] {
+      if (rank.is_last()) return program.optimizer.finish();
+      program.model->backward(rank.gradient());
+      program.model->backward(rank.gradient());
+      program.optimizer.step();
+    };
+    expect_refused(next, HasSubstr("called finish() after 1 step"));
+  });
+}
+
 TEST_P(UserCallsOfSeveralRanks, AHessianDiagonalOnOneRankIsRefused) {
   on_ranks([](Rank& rank) {
     Program program(rank, FusedbunOptions::recommended(0.1).prepare_hessian(true).hessian_source(

@@ -79,9 +79,11 @@ FusedbunOptions plain_sgd(double lr = 1);
 /// A model whose elements are 8 and its optimizer on one rank.
 struct Program {
   explicit Program(Rank& on, const FusedbunOptions& options = plain_sgd())
+      : Program(on, options, on.options()) {}
+  Program(Rank& on, const FusedbunOptions& options, const ShardedOptions& sharded)
       : rank(on),
         model(std::make_shared<Model>(on.type(), 8)),
-        optimizer(on.channels(), model->named_parameters(), options, on.options()) {}
+        optimizer(on.channels(), model->named_parameters(), options, sharded) {}
 
   /// A pass and a step: every element moves by -rank.mean_gradient().
   void train() {
