@@ -7,7 +7,6 @@
 #include <bit>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/comm/host_window.h"
 
 namespace fusedbun {
 
@@ -91,16 +90,6 @@ void StepEngine::update_previous_bucket(int started) {
 }
 
 // ---- gradients -----------------------------------------------------------------------------------
-
-void StepEngine::wait_for_gradients(int bucket) {
-  try {
-    progress_.wait(collector_.sync(bucket), plan::Phase::reduce_scatter, bucket);
-  } catch (const comm::RankAsideError& aside) {
-    // With step_in_backward: it waits in an agreement about another call, and there both hear who called what.
-    const auto outcome = consensus_.agree(facts_of(plan::OptimizerCall::backward), {}, {});
-    throw ConfigError(outcome.refusal.empty() ? aside.what() : outcome.refusal);
-  }
-}
 
 void StepEngine::drop_gradients() {
   for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/host_window.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/plan/hexadecimal.h"
 #include "fusedbun/dist/step/engine.h"
@@ -114,6 +115,16 @@ void StepEngine::say_where_backward_waits(plan::OptimizerCall call) {
   }
   // In the host window it comes to the agreement then; over messages this barrier stands where it has an exchange.
   if (!shares_memory_) gradient_stream_->barrier().wait();
+}
+
+void StepEngine::wait_for_gradients(int bucket) {
+  try {
+    progress_.wait(collector_.sync(bucket), plan::Phase::reduce_scatter, bucket);
+  } catch (const comm::RankAsideError& aside) {
+    // With step_in_backward: it waits in an agreement about another call, and there both hear who called what.
+    const auto outcome = consensus_.agree(facts_of(plan::OptimizerCall::backward), {}, {});
+    throw ConfigError(outcome.refusal.empty() ? aside.what() : outcome.refusal);
+  }
 }
 
 void StepEngine::refuse(const StepConsensus::Outcome& outcome) {

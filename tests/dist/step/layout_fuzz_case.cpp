@@ -4,6 +4,8 @@
 #include <array>
 #include <random>
 
+#include "fusedbun/tests/dist/step/layout_fuzz_values.h"
+
 namespace fusedbun::testing {
 namespace {
 
@@ -138,10 +140,12 @@ class Drawing {
     for (int id = 0; id < count; ++id) {
       FuzzParameter parameter;
       parameter.id = id;
-      // The first is always there and can be trained.
+      // The first is always there, can be trained and has elements: passes are counted where it is reached.
       parameter.group = id == 0 ? 0 : static_cast<int>(between(0, std::ssize(case_.groups) - 1));
       const FuzzGroup& group = case_.groups[static_cast<size_t>(parameter.group)];
-      parameter.shape = draw_shape(group.matrix_view == MatrixView::last_two);
+      do {
+        parameter.shape = draw_shape(group.matrix_view == MatrixView::last_two);
+      } while (id == 0 && element_count(parameter) == 0);
       parameter.type =
           is_mixed ? one_of({ElementType::f32, ElementType::f64, ElementType::bf16}) : only;
       if (is_strided && chance(0.5)) {
