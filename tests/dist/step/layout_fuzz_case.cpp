@@ -228,9 +228,12 @@ class Drawing {
     draw_events(step, drawn.idiom, list);
     draw_idiom(drawn.idiom, list);
     if (!case_.step_in_backward && chance(0.25)) drawn.loss_scale = one_of({2.0, 0.5, 1024.0});
-    if (std::ranges::any_of(list, [](const auto& a) { return a.act == Act::unfreeze; })) {
-      use_all_parameters(list);
-    }
+    // A step that is refused adopts nothing, so what was unfrozen has no hooks in the next one either.
+    hookless_ = hookless_ ||
+                std::ranges::any_of(list, [](const auto& a) { return a.act == Act::unfreeze; });
+    if (hookless_) use_all_parameters(list);
+    hookless_ = hookless_ &&
+                (drawn.idiom == Idiom::uneven_passes || drawn.idiom == Idiom::written_after_sent);
     draw_poison(list);
     if (chance(0.3)) list.push_back(act(Act::collective));
     if (chance(0.1)) list.insert(list.end() - 1, act(Act::collective));
@@ -439,6 +442,7 @@ class Drawing {
   FuzzCase case_;
   std::mt19937_64 random_;
   bool unfreezes_ = false, saves_ = false;
+  bool hookless_ = false;  ///< some parameter was unfrozen and not adopted
 };
 
 }  // namespace
