@@ -123,7 +123,8 @@ long futex(std::atomic<uint32_t>& word, int operation, uint32_t value, const tim
 struct HostWindow::RankCell {
   static constexpr size_t kReasonBytes = 400;
   std::atomic<int32_t> pid;
-  std::atomic<uint32_t> is_aside;  // while it is, `reason` does not change
+  std::atomic<uint32_t> times_aside;
+  // Written before times_aside grows; who reads it is needed for the call that it names, so it does not change meanwhile.
   char reason[kReasonBytes];
 };
 
@@ -241,7 +242,6 @@ std::atomic<uint32_t>& HostWindow::counter(int event, int rank) const {
 void HostWindow::post(int event, uint32_t round) {
   std::atomic<uint32_t>& word = counter(event, rank_);
   FUSEDBUN_ASSERT(round > word.load(std::memory_order_relaxed), "the rounds of an event grow");
-  cell(rank_).is_aside.store(0, std::memory_order_relaxed);
   word.store(round, std::memory_order_release);
   futex(word, FUTEX_WAKE, INT_MAX, nullptr);
 }
@@ -265,10 +265,10 @@ void HostWindow::require_alive(int rank) const {
                        " waited for it in the host window");
 }
 
-// What it posted before still counts.
+// What it posted before still counts. A count and not a flag: after the call both are back, but not at the same moment.
 void HostWindow::require_not_aside(int rank, std::atomic<uint32_t>& word, uint32_t round) const {
   const RankCell& other = cell(rank);
-  if (other.is_aside.load(std::memory_order_acquire) == 0) return;
+  if (other.times_aside.load(std::memory_order_acquire) <= cell(rank_).times_aside.load()) return;
   FUSEDBUN_REQUIRE(word.load(std::memory_order_acquire) >= round, RankAsideError,
                    "rank " + std::to_string(rank) + " is elsewhere (" + other.reason +
                        ") where rank " + std::to_string(rank_) +
@@ -278,11 +278,10 @@ void HostWindow::require_not_aside(int rank, std::atomic<uint32_t>& word, uint32
 
 void HostWindow::step_aside(const std::string& reason) noexcept {
   RankCell& mine = cell(rank_);
-  if (mine.is_aside.load() != 0) return;
   const size_t length = std::min(reason.size(), RankCell::kReasonBytes - 1);
   std::memcpy(mine.reason, reason.data(), length);
   mine.reason[length] = 0;
-  mine.is_aside.store(1, std::memory_order_release);
+  mine.times_aside.fetch_add(1, std::memory_order_release);
   for (int event = 0; event < size_.events; ++event)
     futex(counter(event, rank_), FUTEX_WAKE, INT_MAX, nullptr);
 }

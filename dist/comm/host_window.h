@@ -40,7 +40,7 @@ struct WindowSize {
   int events = 0;            ///< how many different events there are
 };
 
-/// Another rank stepped aside where this one waits for it.
+/// Another rank stepped aside, and this one did not, but waits for it.
 class RankAsideError : public ConfigError {
  public:
   using ConfigError::ConfigError;
@@ -60,16 +60,16 @@ class HostWindow : public std::enable_shared_from_this<HostWindow> {
   std::byte* region(int rank) const;
   std::byte* shared() const;
 
-  /// This rank has got to `event` of `round` (from 1 on, growing), and is not aside any more.
+  /// This rank has got to `event` of `round` (from 1 on, growing).
   void post(int event, uint32_t round);
   /// Until every rank has got there.
   Work when_all(int event, uint32_t round);
 
   /// Every wait on every rank fails soon with PeerLostError.
   void abort() noexcept;
-  /// This rank does something else before it posts again, for which it may need the others. Waits of others for what it has not
-  /// posted fail soon with a RankAsideError that names it and `reason`, of which at most 400 bytes are kept: "rank 1 is elsewhere
-  /// (finish() was called after step 9) where rank 0 ...".
+  /// This rank does something that all ranks must do, and for which it may need the others: "finish() was called after step 9". Ranks
+  /// that have not been aside as often, and wait for what this one has not posted, fail soon with a RankAsideError that names it and
+  /// the reason, of which at most 400 bytes are kept.
   void step_aside(const std::string& reason) noexcept;
 
  private:
