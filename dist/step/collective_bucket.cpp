@@ -76,9 +76,10 @@ class CollectiveBucket final : public FlatGradientBucket {
     if (communicator_.size() == 1) return {};
     std::vector<DeviceCopy> copies;
     for (const plan::Segment& own : bucket_.segments[rank_]) {
-      copies.push_back({matrices[own.parameter].rows(own.range), segment_of(rows_, rank_, own)});
+      copies.push_back({matrices[own.parameter].rows(own.range).const_data_ptr(),
+                        place_of(rows_, rank_, own), own.range.elements()});
     }
-    device_.copy(copies);
+    device_.copy(copies, rows_.scalar_type());
     const at::Tensor own_portion = rows_.narrow(0, begins_[rank_], counts_[rank_]);
     return communicator_.all_gather(buffer_of(own_portion), buffer_of(rows_),
                                     counts_of(rows_, counts_));
@@ -91,11 +92,12 @@ class CollectiveBucket final : public FlatGradientBucket {
       if (rank == rank_) continue;
       for (const plan::Segment& segment : bucket_.segments[rank]) {
         if (!used[segment.parameter]) continue;
-        copies.push_back(
-            {segment_of(rows_, rank, segment), matrices[segment.parameter].rows(segment.range)});
+        copies.push_back({place_of(rows_, rank, segment),
+                          matrices[segment.parameter].rows(segment.range).data_ptr(),
+                          segment.range.elements()});
       }
     }
-    device_.copy(copies);
+    device_.copy(copies, rows_.scalar_type());
   }
 
  private:

@@ -2,16 +2,19 @@
 
 #include <ATen/ops/_foreach_copy.h>
 #include <ATen/ops/_foreach_zero.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/isfinite.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/Event.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <string>
 
+#include "fusedbun/core/gradient_kernels.h"
 #include "fusedbun/core/segment_step.h"
 #include "fusedbun/dist/step/tensor_kernels.h"
 
@@ -23,15 +26,23 @@ class CpuApi final : public DeviceApi {
   at::Tensor allocate(int64_t elements, at::ScalarType type) override {
     return at::zeros({elements}, at::TensorOptions().dtype(type));
   }
-  void zero(std::span<const at::Tensor> memory) override {
-    for (const at::Tensor& each : memory) each.zero_();
+  void zero(std::span<const DeviceMemory> memory) override {
+    for (const auto& [start, bytes] : memory) std::memset(start, 0, static_cast<size_t>(bytes));
   }
-  void copy(std::span<const DeviceCopy> copies) override {
-    for (const DeviceCopy& each : copies) each.to.copy_(each.from);
+  void copy(std::span<const DeviceCopy> copies, at::ScalarType type) override {
+    const size_t size = c10::elementSize(type);
+    for (const auto& [from, to, elements] : copies) {
+      std::memcpy(to, from, static_cast<size_t>(elements) * size);
+    }
   }
-  bool intake(const at::Tensor&, std::span<const DeviceCopy> pieces, at::Tensor&) override {
+  bool intake(const at::Tensor& gradient, std::span<const DeviceCopy> pieces, at::ScalarType to,
+              at::Tensor&) override {
+    const ElementType from_type = fusedbun::element_type(gradient.scalar_type());
+    const ElementType to_type = fusedbun::element_type(to);
     bool finite = true;
-    for (const DeviceCopy& piece : pieces) finite &= copy_and_test(piece.from, piece.to);
+    for (const DeviceCopy& piece : pieces) {
+      finite &= copy_and_test(from_type, piece.from, to_type, piece.to, piece.elements);
+    }
     return finite;
   }
   bool squares_are_finite(const at::Tensor& gradient, at::Tensor&) override {
@@ -57,24 +68,24 @@ class GpuApi final : public DeviceApi {
   at::Tensor allocate(int64_t elements, at::ScalarType type) override {
     return at::zeros({elements}, at::TensorOptions(device_).dtype(type));
   }
-  void zero(std::span<const at::Tensor> memory) override {
-    if (!memory.empty()) at::_foreach_zero_(at::TensorList(memory.data(), memory.size()));
+  void zero(std::span<const DeviceMemory> memory) override {
+    std::vector<at::Tensor> tensors;
+    for (const auto& [start, bytes] : memory) tensors.push_back(at_place(start, bytes, at::kByte));
+    if (!tensors.empty()) at::_foreach_zero_(tensors);
   }
-  void copy(std::span<const DeviceCopy> copies) override {
-    std::vector<at::Tensor> to, from;
-    for (const DeviceCopy& each : copies) {
-      to.push_back(each.to);
-      from.push_back(each.from);
-    }
-    if (!to.empty()) at::_foreach_copy_(to, from);
+  void copy(std::span<const DeviceCopy> copies, at::ScalarType type) override {
+    copy_converted(copies, type, type);
   }
-  bool intake(const at::Tensor& gradient, std::span<const DeviceCopy> pieces,
+  bool intake(const at::Tensor& gradient, std::span<const DeviceCopy> pieces, at::ScalarType to,
               at::Tensor& device_nonfinite) override {
-    copy(pieces);
+    copy_converted(pieces, gradient.scalar_type(), to);
     int64_t elements = 0;
-    for (const DeviceCopy& piece : pieces) elements += piece.from.numel();
+    for (const DeviceCopy& piece : pieces) elements += piece.elements;
     if (elements == gradient.numel()) return squares_are_finite(gradient, device_nonfinite);
-    for (const DeviceCopy& piece : pieces) squares_are_finite(piece.from, device_nonfinite);
+    for (const DeviceCopy& piece : pieces) {
+      squares_are_finite(at_place(piece.from, piece.elements, gradient.scalar_type()),
+                         device_nonfinite);
+    }
     return true;
   }
   bool squares_are_finite(const at::Tensor& gradient, at::Tensor& device_nonfinite) override {
@@ -95,6 +106,20 @@ class GpuApi final : public DeviceApi {
   }
 
  private:
+  at::Tensor at_place(const void* start, int64_t elements, at::ScalarType type) const {
+    return at::from_blob(const_cast<void*>(start), {elements},
+                         at::TensorOptions(device_).dtype(type));
+  }
+  void copy_converted(std::span<const DeviceCopy> copies, at::ScalarType from_type,
+                      at::ScalarType to_type) const {
+    std::vector<at::Tensor> to, from;
+    for (const DeviceCopy& each : copies) {
+      to.push_back(at_place(each.to, each.elements, to_type));
+      from.push_back(at_place(each.from, each.elements, from_type));
+    }
+    if (!to.empty()) at::_foreach_copy_(to, from);
+  }
+
   at::Device device() const { return device_.has_index() ? device_ : streams_.getDevice(); }
 
   at::Device device_;

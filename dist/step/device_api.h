@@ -12,10 +12,17 @@
 
 namespace fusedbun {
 
-/// Elements that are copied, converted where the types differ: two tensors of one size.
+/// Elements that are copied from one place in a device's memory to another: addresses, because a tensor for each piece costs more than
+/// copying a short one.
 struct DeviceCopy {
-  at::Tensor from;
-  at::Tensor to;
+  const void* from;
+  void* to;
+  int64_t elements;
+};
+
+struct DeviceMemory {
+  void* start;
+  int64_t bytes;
 };
 
 /// A point in the work of one stream.
@@ -30,12 +37,13 @@ class DeviceApi {
 
   /// One-dimensional, zeroed.
   virtual at::Tensor allocate(int64_t elements, at::ScalarType type) = 0;
-  virtual void zero(std::span<const at::Tensor> memory) = 0;
-  virtual void copy(std::span<const DeviceCopy> copies) = 0;
-  /// Copies some pieces of `gradient`. Returns on CPUs whether every g·g of them is finite, in the arithmetic's type; on a GPU true,
+  virtual void zero(std::span<const DeviceMemory> memory) = 0;
+  /// All of one type.
+  virtual void copy(std::span<const DeviceCopy> copies, at::ScalarType type) = 0;
+  /// Copies some pieces of `gradient`, contiguous, to where elements are of type `to`. Returns on CPUs whether every g·g of them is finite, in the arithmetic's type; on a GPU true,
   /// and 1 is added to `device_nonfinite` (float32 scalar) if one is not.
   virtual bool intake(const at::Tensor& gradient, std::span<const DeviceCopy> pieces,
-                      at::Tensor& device_nonfinite) = 0;
+                      at::ScalarType to, at::Tensor& device_nonfinite) = 0;
   /// The same test of a whole gradient, of any type and strides, without a copy.
   virtual bool squares_are_finite(const at::Tensor& gradient, at::Tensor& device_nonfinite) = 0;
   /// The 2-norm, in float64. The host waits for it.

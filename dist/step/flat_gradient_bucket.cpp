@@ -9,6 +9,12 @@ FlatGradientBucket::FlatGradientBucket(const plan::Bucket& bucket, int rank, Dev
       begins_(std::move(begins)),
       gradients_(std::move(gradients)) {}
 
+void* FlatGradientBucket::place_of(const at::Tensor& memory, int rank,
+                                   const plan::Segment& segment) const {
+  return static_cast<std::byte*>(memory.data_ptr()) +
+         (begins_[rank] + segment.offset) * static_cast<int64_t>(memory.element_size());
+}
+
 at::Tensor FlatGradientBucket::segment_of(const at::Tensor& memory, int rank,
                                           const plan::Segment& segment) const {
   return memory.narrow(0, begins_[rank] + segment.offset, segment.range.elements())
@@ -22,19 +28,24 @@ at::Tensor FlatGradientBucket::portion_of(const at::Tensor& memory, int rank) co
 bool FlatGradientBucket::add_gradient(int parameter, const at::Tensor& gradient,
                                       at::Tensor& device_nonfinite) {
   const at::Tensor taken = as_taken(bucket_, gradient);
+  const auto* const start = static_cast<const std::byte*>(taken.const_data_ptr());
+  const auto size = static_cast<int64_t>(taken.element_size());
   std::vector<DeviceCopy> pieces;
   for (const auto& [rank, index] : segments_of(parameter)) {
     const plan::Segment& segment = bucket_.segments[rank][index];
+    const int64_t first = segment.range.row_begin * segment.range.columns;
     pieces.push_back(
-        {elements_of(taken, segment.range), segment_of(gradients_, rank, segment).view({-1})});
+        {start + first * size, place_of(gradients_, rank, segment), segment.range.elements()});
   }
-  return device_.intake(taken, pieces, device_nonfinite);
+  return device_.intake(taken, pieces, gradients_.scalar_type(), device_nonfinite);
 }
 
 void FlatGradientBucket::add_zero_gradient(int parameter) {
-  std::vector<at::Tensor> pieces;
+  const auto size = static_cast<int64_t>(gradients_.element_size());
+  std::vector<DeviceMemory> pieces;
   for (const auto& [rank, index] : segments_of(parameter)) {
-    pieces.push_back(segment_of(gradients_, rank, bucket_.segments[rank][index]));
+    const plan::Segment& segment = bucket_.segments[rank][index];
+    pieces.push_back({place_of(gradients_, rank, segment), segment.range.elements() * size});
   }
   device_.zero(pieces);
 }

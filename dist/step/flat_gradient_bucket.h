@@ -25,6 +25,8 @@ class FlatGradientBucket : public GradientBucket {
 
   /// The elements of a segment of `rank`, [rows, m], and those of its portion, in `memory` that is laid out as the gradients are.
   at::Tensor segment_of(const at::Tensor& memory, int rank, const plan::Segment& segment) const;
+  /// Where the segment begins.
+  void* place_of(const at::Tensor& memory, int rank, const plan::Segment& segment) const;
   at::Tensor portion_of(const at::Tensor& memory, int rank) const;
 
   DeviceApi& device_;

@@ -1,5 +1,8 @@
 #include "fusedbun/dist/step/gradient_bucket.h"
 
+#include <algorithm>
+
+#include "fusedbun/core/error.h"
 #include "fusedbun/core/segment_step.h"
 
 namespace fusedbun {
@@ -14,6 +17,15 @@ GradientBucket::GradientBucket(const plan::Bucket& bucket, int rank)
   }
 }
 
+size_t GradientBucket::index_of(const plan::Segment& own) const {
+  const auto& segments = bucket_.segments[rank_];
+  const auto it = std::ranges::find_if(segments, [&](const plan::Segment& segment) {
+    return segment.parameter == own.parameter && segment.offset == own.offset;
+  });
+  FUSEDBUN_ASSERT(it != segments.end(), "the segment is this rank's");
+  return static_cast<size_t>(it - segments.begin());
+}
+
 at::ScalarType parameter_type(const plan::Bucket& bucket) {
   return scalar_type_of(bucket.type);
 }
@@ -26,8 +38,8 @@ at::Tensor as_taken(const plan::Bucket& bucket, const at::Tensor& gradient) {
   return gradient.detach().to(parameter_type(bucket)).contiguous();
 }
 
-at::Tensor elements_of(const at::Tensor& whole, const RowRange& range) {
-  return whole.view({-1}).narrow(0, range.row_begin * range.columns, range.elements());
+at::Tensor elements_of(const at::Tensor& flat, const RowRange& range) {
+  return flat.narrow(0, range.row_begin * range.columns, range.elements());
 }
 
 }  // namespace fusedbun

@@ -81,6 +81,9 @@ class GradientBucket {
     return segments_of_.at(parameter);
   }
 
+  /// Where a segment of this rank stands in bucket_.segments[rank_].
+  size_t index_of(const plan::Segment& own) const;
+
   const plan::Bucket bucket_;
   const int rank_;
 
@@ -95,7 +98,7 @@ at::ScalarType sum_type(const plan::Bucket& bucket);
 /// A gradient as buckets take it: contiguous, of the parameters' type; itself if it is that already.
 at::Tensor as_taken(const plan::Bucket& bucket, const at::Tensor& gradient);
 
-/// The elements of a segment in the parameter's whole, contiguous matrix or gradient, one-dimensional.
-at::Tensor elements_of(const at::Tensor& whole, const RowRange& range);
+/// The elements of a segment in the parameter's whole gradient; both one-dimensional.
+at::Tensor elements_of(const at::Tensor& flat, const RowRange& range);
 
 }  // namespace fusedbun

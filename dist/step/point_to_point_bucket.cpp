@@ -63,15 +63,15 @@ class PointToPointBucket final : public GradientBucket {
   }
 
   bool add_gradient(int parameter, const at::Tensor& gradient, at::Tensor&) override {
-    const at::Tensor taken = as_taken(bucket_, gradient);
+    const at::Tensor flat = as_taken(bucket_, gradient).view({-1});
     bool finite = true;
     for (const auto& [rank, i] : segments_of(parameter)) {
-      const at::Tensor elements = elements_of(taken, bucket_.segments[rank][i].range);
+      const at::Tensor elements = elements_of(flat, bucket_.segments[rank][i].range);
       if (gradients_.holds(rank, i)) {
         finite &= copy_and_test(elements, gradients_.segment(rank, i));
       } else {
         finite &= squares_are_finite(elements);
-        kept_[parameter] = taken;
+        kept_[parameter] = flat;
       }
     }
     return finite;
@@ -208,15 +208,6 @@ class PointToPointBucket final : public GradientBucket {
     return peers_.empty() ? summands(i).front() : placed(arrivals_[0], i);
   }
 
-  size_t index_of(const plan::Segment& own) const {
-    const auto& segments = bucket_.segments[rank_];
-    const auto it = std::ranges::find_if(segments, [&](const plan::Segment& segment) {
-      return segment.parameter == own.parameter && segment.offset == own.offset;
-    });
-    FUSEDBUN_ASSERT(it != segments.end(), "the segment is this rank's");
-    return static_cast<size_t>(it - segments.begin());
-  }
-
   /// The rows of `owner`, to or from `peer`.
   void add_rows(std::vector<comm::Message>& messages, int peer, int owner,
                 std::span<const ParameterMatrix> matrices, const std::vector<bool>& used) const {
@@ -232,7 +223,7 @@ class PointToPointBucket final : public GradientBucket {
   std::vector<int> peers_;    ///< the other ranks, in order
   PackedSegments gradients_;  ///< in the wire's type
   PackedSegments rows_;       ///< in the parameters' type
-  /// By parameter: gradients of this rank that are not packed whole. One that is missing is zero.
+  /// By parameter: gradients of this rank that are not packed whole, one-dimensional. One that is missing is zero.
   std::map<int, at::Tensor> kept_;
   at::Tensor zeros_;  ///< as long as any segment that is not packed; undefined until it is needed
   at::Tensor arrivals_;  ///< [peer][elements of this rank's portion], by gradients_.layout()

@@ -39,6 +39,12 @@ class SharedMemoryBucket final : public FlatGradientBucket {
     for (int r = 0; r < std::ssize(bucket_.segments); ++r) {
       everyones_gradients_.push_back(gradients_in(*window_, r, place, bucket_));
     }
+    for (const plan::Segment& own : bucket_.segments[rank_]) {
+      std::vector<at::Tensor>& summands = summands_.emplace_back();
+      for (const at::Tensor& of_rank : everyones_gradients_) {
+        summands.push_back(segment_of(of_rank, rank_, own));
+      }
+    }
   }
 
   comm::Work start_grad_sync(uint32_t round) override {
@@ -52,11 +58,7 @@ class SharedMemoryBucket final : public FlatGradientBucket {
       return {sum_.narrow(0, own.offset, own.range.elements())
                   .view({own.range.rows(), own.range.columns})};
     }
-    std::vector<at::Tensor> gradients;
-    for (const at::Tensor& of_rank : everyones_gradients_) {
-      gradients.push_back(segment_of(of_rank, rank_, own));
-    }
-    return gradients;
+    return summands_[index_of(own)];
   }
 
   double reduce_and_norm() override {
@@ -90,7 +92,8 @@ class SharedMemoryBucket final : public FlatGradientBucket {
  private:
   std::shared_ptr<comm::HostWindow> window_;
   WindowPlace place_;
-  std::vector<at::Tensor> everyones_gradients_;  ///< [rank][elements]
+  std::vector<at::Tensor> everyones_gradients_;    ///< [rank][elements]
+  std::vector<std::vector<at::Tensor>> summands_;  ///< [this rank's segment][rank] [rows, m]
   at::Tensor sum_;  ///< [elements of this rank's portion] after reduce_and_norm()
   bool is_summed_ = false;
 };
