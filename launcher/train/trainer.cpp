@@ -187,7 +187,6 @@ class Run {
         .bf16_on_wire = options_.bf16_on_wire,
         .step_in_backward = options_.step_in_backward,
         .trace = options_.trace.empty() ? nullptr : &trace_,
-        .timeout = options_.timeout,
         .notice = [this](std::string_view sentence) { progress_.say(sentence); }};
     return options_.optimizer.kind == OptimizerKind::adamw
                ? make_adamw_stepper(job_, model_, stepper)
