@@ -52,7 +52,8 @@ struct JobOptions {
   /// read by rank 0. Used with and without a control plane.
   std::filesystem::path changes = {};
   bool use_gpu = false;  ///< the job's parameters live on a GPU
-  /// Of connecting; where the ranks cannot have heartbeats (a notice says so) also of every wait.
+  /// Of connecting; where the ranks cannot have heartbeats (a notice says so) also of every wait but
+  /// finish(), which lasts as long as health.hang_us.
   std::chrono::milliseconds timeout{60'000};
   plan::HealthLimits health = {};  ///< heartbeats, and how long is too long
   int64_t total_steps = 0;         ///< for progress; 0: unknown

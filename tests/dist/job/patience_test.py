@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock as mock
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
@@ -38,6 +39,12 @@ class Patience(TestCase):
         for ranks in self.results_of("save", "load"):
             for result in ranks:
                 self.assertEqual((result.code, result.err), (0, ""), result)
+
+    def test_without_heartbeats_finish_waits_for_what_is_saved_all_the_same(self):
+        with mock.patch.dict(os.environ, {"LD_PRELOAD": os.environ["FUSEDBUN_SLOW_WORLD"], "FUSEDBUN_TEST_DROP_HEARTBEATS": "1"}):
+            ranks, = self.results_of("short_save")
+        self.assertIn("no heartbeats: ", ranks[0].err)
+        self.assertEqual([result.code for result in ranks], [0, 0], ranks)
 
     def test_a_job_that_does_not_move_and_a_rank_that_is_slow_to_leave(self):
         hung, failed = self.results_of("deadlock", "slow_failure")

@@ -3,8 +3,8 @@
 //   patient_rank RUN_DIR SCENARIO
 //
 // Waits end after 3 s where there are no heartbeats, and a job hangs after 6 s. SCENARIO: save (rank 0 saves for 9 s before
-// finish()), load (rank 1 loads for 9 s between two steps), deadlock (rank 1 never steps again), slow_failure (rank 1 fails and
-// takes long to leave).
+// finish()), short_save (for 4.5 s), load (rank 1 loads for 9 s between two steps), deadlock (rank 1 never steps again),
+// slow_failure (rank 1 fails and takes long to leave).
 //
 // The exit code is the error's; its sentence goes to stderr, as `fusedbun train` writes it.
 #include <ATen/ATen.h>
@@ -42,15 +42,12 @@ void run(Job& job, const std::string& scenario) {
     optimizer.step();
   };
   step();
-  if (scenario == "load" && job.rank() == 1) {
-    busy(job, plan::Phase::validate);
-  }
+  if (scenario == "load" && job.rank() == 1) busy(job, plan::Phase::validate);
   if (scenario == "deadlock" && job.rank() == 1) std::this_thread::sleep_for(1min);
   step();
   optimizer.finish();
-  if (scenario == "save" && job.rank() == 0) {
-    busy(job, plan::Phase::save);
-  }
+  if (scenario == "save" && job.rank() == 0) busy(job, plan::Phase::save);
+  if (scenario == "short_save" && job.rank() == 0) std::this_thread::sleep_for(4500ms);
   job.finish();
 }
 
