@@ -38,6 +38,7 @@ if(FUSEDBUN_WITH_TORCH)
 endif()
 find_path(FUSEDBUN_XXHASH_INCLUDE xxhash.h REQUIRED)
 find_package(nlohmann_json REQUIRED)
+find_package(OpenSSL REQUIRED COMPONENTS Crypto)  # ranks prove to one another that they belong to one job
 
 # --- CUDA's compiler: the wheel's nvcc, or the one on the PATH if it is of the same CUDA ---------------
 set(_cuda_wheels ${_site_packages}/nvidia/cu13)

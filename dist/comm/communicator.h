@@ -10,9 +10,9 @@
 // 2. Buffers stay valid and untouched until the returned Work has been waited for.
 // 3. Reductions add float32 and float64 in rank order (0 + 1 + 2 ...), whatever the backend, except NCCL, which uses
 //    its own order. MAX is used on integers only, where it is exact (floats travel as the integers of their bits).
-// 4. Every wait has a deadline, which counts from the last progress. A lost peer is a PeerLostError on the others, a
-//    deadline missed is a TimeoutError; after either the communicator is broken: only abort() and destruction are
-//    allowed.
+// 4. Every wait has a deadline, timeout(), which counts from the last progress; kNoDeadline where somebody else notices
+//    dead ranks and calls abort(). A lost peer is a PeerLostError on the others, a deadline missed is a TimeoutError;
+//    after either the communicator is broken: only abort() and destruction are allowed.
 //
 // Thread safety: one thread at a time per communicator, except abort() and failure(), which any thread may call.
 #include <chrono>
@@ -87,10 +87,14 @@ struct Message {
 
 enum class DeviceKind : uint8_t { cpu, cuda };
 
+/// Longer than any job.
+inline constexpr std::chrono::milliseconds kNoDeadline = std::chrono::hours(24 * 365);
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
   Communicator() = default;
+  explicit Communicator(std::chrono::milliseconds timeout) : timeout_(timeout) {}
   Communicator(const Communicator&) = delete;  // owns connections
   Communicator& operator=(const Communicator&) = delete;
 
@@ -100,6 +104,10 @@ class Communicator {
   virtual std::string_view backend() const = 0;
   /// Where buffers live.
   virtual DeviceKind device() const = 0;
+
+  /// Deadline of the waits for operations that are started from now on, here and in groups that are made from now on.
+  std::chrono::milliseconds timeout() const { return timeout_; }
+  void set_timeout(std::chrono::milliseconds timeout) { timeout_ = timeout; }
 
   /// `input` holds counts[r] elements for every rank r, in rank order; `output` (counts[rank()] elements) receives this
   /// rank's portion reduced over all ranks. f32 and f64, sum. `output` may be this rank's own portion of `input`.
@@ -125,6 +133,9 @@ class Communicator {
   virtual void abort(const std::string& reason) noexcept = 0;
   /// Why it is broken; nothing while it is not. Any thread may ask.
   virtual std::optional<Failure> failure() const = 0;
+
+ private:
+  std::chrono::milliseconds timeout_ = std::chrono::seconds(60);
 };
 
 }  // namespace fusedbun::comm

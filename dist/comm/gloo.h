@@ -28,7 +28,7 @@ struct GlooOptions {
   /// Tells jobs, and attempts of one job, apart on one store.
   std::string run_id = "fusedbun";
   std::chrono::milliseconds timeout =
-      std::chrono::seconds(60);  ///< of connecting and of every wait
+      std::chrono::seconds(60);  ///< of connecting; its first Communicator::timeout()
 };
 
 /// Connects all ranks; collective. Over the loopback interface when master_addr is loopback, so that it needs neither

@@ -37,9 +37,9 @@ class LocalOperation final : public PendingOperation {
 
 class LocalCommunicator final : public Communicator {
  public:
-  LocalCommunicator(std::shared_ptr<LocalWorld> world, int rank,
+  LocalCommunicator(std::shared_ptr<LocalWorld> world, int rank, std::chrono::milliseconds timeout,
                     DeviceKind device = DeviceKind::cpu)
-      : world_(std::move(world)), rank_(rank), device_(device) {}
+      : Communicator(timeout), world_(std::move(world)), rank_(rank), device_(device) {}
   ~LocalCommunicator() override {
     if (std::uncaught_exceptions() > 0) {
       world_->abort("local: rank " + std::to_string(rank_) + " left with an exception");
@@ -75,8 +75,8 @@ class LocalCommunicator final : public Communicator {
     auto world = world_->group(rank_, next_group_++, ranks);
     const auto mine = std::find(ranks.begin(), ranks.end(), rank_);
     if (mine == ranks.end()) return nullptr;
-    return std::make_unique<LocalCommunicator>(std::move(world),
-                                               static_cast<int>(mine - ranks.begin()), device_);
+    return std::make_unique<LocalCommunicator>(
+        std::move(world), static_cast<int>(mine - ranks.begin()), timeout(), device_);
   }
 
   void abort(const std::string& reason) noexcept override { world_->abort(reason); }
@@ -88,8 +88,7 @@ class LocalCommunicator final : public Communicator {
   Work post(Call call) {
     if (device_ == DeviceKind::cuda) return in_place(call);
     auto meeting = world_->arrive(rank_, next_operation_++, std::move(call));
-    return Work(std::make_unique<LocalOperation>(world_, rank_, std::move(meeting)),
-                world_->timeout());
+    return Work(std::make_unique<LocalOperation>(world_, rank_, std::move(meeting)), timeout());
   }
 
   // The one rank on a GPU: nothing moves, and host code may not touch the memory.
@@ -111,8 +110,8 @@ class LocalCommunicator final : public Communicator {
 }  // namespace
 
 std::unique_ptr<Communicator> make_single_gpu_communicator() {
-  return std::make_unique<LocalCommunicator>(
-      std::make_shared<LocalWorld>(1, std::chrono::seconds(60)), 0, DeviceKind::cuda);
+  return std::make_unique<LocalCommunicator>(std::make_shared<LocalWorld>(1), 0, kNoDeadline,
+                                             DeviceKind::cuda);
 }
 
 std::vector<std::unique_ptr<Communicator>> make_local_communicators(
@@ -120,10 +119,10 @@ std::vector<std::unique_ptr<Communicator>> make_local_communicators(
   FUSEDBUN_REQUIRE(
       size >= 1, ConfigError,
       "local: a world of " + std::to_string(size) + " ranks was asked for: at least 1 is needed");
-  const auto world = std::make_shared<LocalWorld>(size, timeout);
+  const auto world = std::make_shared<LocalWorld>(size);
   std::vector<std::unique_ptr<Communicator>> communicators;
   for (int rank = 0; rank < size; ++rank) {
-    communicators.push_back(std::make_unique<LocalCommunicator>(world, rank));
+    communicators.push_back(std::make_unique<LocalCommunicator>(world, rank, timeout));
   }
   return communicators;
 }

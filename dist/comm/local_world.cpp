@@ -183,7 +183,7 @@ std::shared_ptr<LocalWorld> LocalWorld::group(int rank, uint64_t number,
   const std::lock_guard lock(mutex_);
   const auto [place, is_first] = groups_.try_emplace(number);
   if (is_first)
-    place->second = {ranks, std::make_shared<LocalWorld>(static_cast<int>(ranks.size()), timeout_)};
+    place->second = {ranks, std::make_shared<LocalWorld>(static_cast<int>(ranks.size()))};
   FUSEDBUN_REQUIRE(place->second.ranks == ranks, ConfigError,
                    "local: rank " + std::to_string(rank) + " asked for another group (number " +
                        std::to_string(number) +

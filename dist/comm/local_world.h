@@ -31,10 +31,9 @@ class LocalWorld {
     size_t arrived = 0;
   };
 
-  LocalWorld(int size, std::chrono::milliseconds timeout) : size_(size), timeout_(timeout) {}
+  explicit LocalWorld(int size) : size_(size) {}
 
   int size() const { return size_; }
-  std::chrono::milliseconds timeout() const { return timeout_; }
 
   /// Rank `rank` arrives with its call number `number`. Throws ConfigError if it does not match the others'. In a
   /// broken world nothing meets; the wait tells why.
@@ -65,7 +64,6 @@ class LocalWorld {
   void give_up(int rank, const Meeting& meeting, std::chrono::milliseconds timeout);
 
   const int size_;
-  const std::chrono::milliseconds timeout_;
   mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::optional<Failure> failure_;

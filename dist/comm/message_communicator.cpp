@@ -67,7 +67,7 @@ class MessageCommunicator final : public Communicator {
  public:
   MessageCommunicator(std::shared_ptr<Family> family, std::unique_ptr<Transport> transport,
                       std::chrono::milliseconds timeout)
-      : timeout_(timeout),
+      : Communicator(timeout),
         queue_(std::make_shared<OperationQueue>(std::move(family), std::move(transport))) {}
 
   int rank() const override { return queue_->rank(); }
@@ -100,7 +100,7 @@ class MessageCommunicator final : public Communicator {
     if (mine == ranks.end()) return nullptr;
     const int place = static_cast<int>(mine - ranks.begin());
     auto group = std::make_unique<MessageCommunicator>(
-        queue_->shared_family(), make_transport(ranks, place, number), timeout_);
+        queue_->shared_family(), make_transport(ranks, place, number), timeout());
     group->barrier().wait();  // what the connections were made with may leave after it
     return group;
   }
@@ -115,7 +115,7 @@ class MessageCommunicator final : public Communicator {
 
   Work post(Call call) {
     return Work(std::make_unique<MessageOperation>(queue_, queue_->post(std::move(call))),
-                timeout_);
+                timeout());
   }
 
   int64_t agree_on_group(const std::vector<int>& ranks) {
@@ -137,7 +137,6 @@ class MessageCommunicator final : public Communicator {
     return queue_->transport().group(ranks, place, number);
   }
 
-  const std::chrono::milliseconds timeout_;
   const std::shared_ptr<OperationQueue> queue_;
 };
 

@@ -19,7 +19,7 @@
 
 namespace fusedbun::comm {
 
-/// `timeout` is the deadline of every wait.
+/// `timeout`: its first Communicator::timeout().
 std::unique_ptr<Communicator> make_message_communicator(std::unique_ptr<Transport> transport,
                                                         std::chrono::milliseconds timeout);
 

@@ -19,7 +19,7 @@ namespace fusedbun::comm {
 
 struct MpiOptions {
   std::chrono::milliseconds timeout =
-      std::chrono::seconds(60);  ///< of connecting and of every wait
+      std::chrono::seconds(60);  ///< of connecting; its first Communicator::timeout()
 };
 
 /// A communicator of all ranks of MPI_COMM_WORLD, on a duplicate of it; collective. Throws ConfigError when the program

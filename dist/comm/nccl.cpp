@@ -76,7 +76,8 @@ class BrokenOperation final : public PendingOperation {
 
 class NcclCommunicator final : public Communicator {
  public:
-  explicit NcclCommunicator(std::shared_ptr<NcclSession> session) : session_(std::move(session)) {}
+  NcclCommunicator(std::shared_ptr<NcclSession> session, std::chrono::milliseconds timeout)
+      : Communicator(timeout), session_(std::move(session)) {}
 
   int rank() const override { return session_->options().rank; }
   int size() const override { return session_->options().size; }
@@ -174,10 +175,12 @@ class NcclCommunicator final : public Communicator {
     options.rank = place;
     options.size = static_cast<int>(ranks.size());
     return std::make_unique<NcclCommunicator>(
-        std::make_shared<NcclSession>(api(), options, [part](ncclComm_t* comm) {
-          *comm = part;
-          return ncclSuccess;
-        }));
+        std::make_shared<NcclSession>(api(), options,
+                                      [part](ncclComm_t* comm) {
+                                        *comm = part;
+                                        return ncclSuccess;
+                                      }),
+        timeout());
   }
 
   void abort(const std::string& reason) noexcept override {
@@ -200,13 +203,12 @@ class NcclCommunicator final : public Communicator {
   }
 
   Work launch(const Call& call, const std::function<void(ncclComm_t, cudaStream_t)>& enqueue) {
-    const auto timeout = session_->options().timeout;
     if (auto failure = session_->failure()) {
-      return Work(std::make_unique<BrokenOperation>(std::move(*failure)), timeout);
+      return Work(std::make_unique<BrokenOperation>(std::move(*failure)), timeout());
     }
     std::string what = call.describe();
-    const cudaEvent_t done = session_->launch(what, enqueue);
-    return Work(std::make_unique<NcclOperation>(session_, done, std::move(what)), timeout);
+    const cudaEvent_t done = session_->launch(what, timeout(), enqueue);
+    return Work(std::make_unique<NcclOperation>(session_, done, std::move(what)), timeout());
   }
 
   const std::shared_ptr<NcclSession> session_;
@@ -241,11 +243,14 @@ std::unique_ptr<Communicator> connect_nccl(const NcclOptions& options, Communica
                        std::to_string(host.rank()) + " of " + std::to_string(host.size()));
   const ncclUniqueId id = share_id(options, host, api);
   return std::make_unique<NcclCommunicator>(
-      std::make_shared<NcclSession>(api, options, [&](ncclComm_t* comm) {
-        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-        config.blocking = 0;
-        return api.comm_init_rank_config(comm, options.size, id, options.rank, &config);
-      }));
+      std::make_shared<NcclSession>(api, options,
+                                    [&](ncclComm_t* comm) {
+                                      ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+                                      config.blocking = 0;
+                                      return api.comm_init_rank_config(comm, options.size, id,
+                                                                       options.rank, &config);
+                                    }),
+      options.timeout);
 }
 
 std::unique_ptr<Communicator> connect_nccl(const NcclOptions& options, Communicator& host) {

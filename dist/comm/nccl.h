@@ -26,7 +26,7 @@ struct NcclOptions {
   int size = 1;
   int device = 0;  ///< CUDA index of this rank's GPU
   std::chrono::milliseconds timeout =
-      std::chrono::seconds(300);  ///< of connecting, launching and every host wait
+      std::chrono::seconds(300);  ///< of connecting; its first Communicator::timeout()
   /// The stream on which buffers are made ready, asked at every operation. With torch: the current CUDA stream's
   /// handle, or default_stream() where that handle is null.
   std::function<Stream()> producer_stream = default_stream;

@@ -53,7 +53,7 @@ NcclSession::NcclSession(const NcclApi& api, const NcclOptions& options,
     FUSEDBUN_NCCL(*this, api_.cuda_malloc(&scratch_, 1));
     std::unique_lock lock(mutex_);
     FUSEDBUN_NCCL(*this, open(&comm_));
-    settle(lock, comm_, "connecting");
+    settle(lock, comm_, "connecting", options_.timeout);
   } catch (const Error& error) {
     fail({error.code(), error.what()});
     release();
@@ -67,7 +67,7 @@ NcclSession::~NcclSession() {
     std::unique_lock lock(mutex_);
     if (comm_ != nullptr) {
       FUSEDBUN_NCCL(*this, api_.comm_finalize(comm_));
-      settle(lock, comm_, "disconnecting");
+      settle(lock, comm_, "disconnecting", options_.timeout);
       FUSEDBUN_NCCL(*this, api_.comm_destroy(std::exchange(comm_, nullptr)));
     }
   } catch (const Error& error) {
@@ -83,7 +83,7 @@ void NcclSession::release() noexcept {
   if (stream_ != nullptr) (void)api_.cuda_stream_destroy(stream_);
 }
 
-cudaEvent_t NcclSession::launch(const std::string& what,
+cudaEvent_t NcclSession::launch(const std::string& what, std::chrono::milliseconds timeout,
                                 const std::function<void(ncclComm_t, cudaStream_t)>& enqueue) {
   cudaEvent_t done = nullptr;
   try {
@@ -91,12 +91,12 @@ cudaEvent_t NcclSession::launch(const std::string& what,
     std::unique_lock lock(mutex_);
     if (failure_) failure_->raise();
     done = take_event();
-    settle(lock, comm_, what);
+    settle(lock, comm_, what, timeout);
     const auto producer = static_cast<cudaStream_t>(options_.producer_stream().handle());
     FUSEDBUN_NCCL(*this, api_.cuda_event_record(produced_, producer));
     FUSEDBUN_NCCL(*this, api_.cuda_stream_wait_event(stream_, produced_, 0));
     run_group(enqueue);
-    settle(lock, comm_, what);  // enqueued, not done: only then does an event mark its end
+    settle(lock, comm_, what, timeout);  // enqueued, not done: only then does an event mark its end
     FUSEDBUN_NCCL(*this, api_.cuda_event_record(done, stream_));
     return done;
   } catch (const Error& error) {
@@ -126,7 +126,7 @@ ncclComm_t NcclSession::split(int color, int key) {
     config.blocking = 0;
     ncclComm_t part = nullptr;
     FUSEDBUN_NCCL(*this, api_.comm_split(comm_, color, key, &part, &config));
-    settle(lock, comm_, "making a group");
+    settle(lock, comm_, "making a group", options_.timeout);
     return part;
   } catch (const Error& error) {
     fail({error.code(), error.what()});
@@ -137,8 +137,8 @@ ncclComm_t NcclSession::split(int color, int key) {
 // NCCL runs non-blocking: a call may be under way after it returned. Waits until it is not, with the lock released
 // between looks, so that abort() can come in.
 void NcclSession::settle(std::unique_lock<std::mutex>& lock, ncclComm_t comm,
-                         const std::string& what) {
-  const auto deadline = std::chrono::steady_clock::now() + options_.timeout;
+                         const std::string& what, std::chrono::milliseconds timeout) {
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
   for (;;) {
     if (failure_) failure_->raise();
     ncclResult_t state = ncclSuccess;
@@ -146,7 +146,7 @@ void NcclSession::settle(std::unique_lock<std::mutex>& lock, ncclComm_t comm,
     if (state != ncclInProgress) return check(state, what.c_str());
     FUSEDBUN_REQUIRE(std::chrono::steady_clock::now() < deadline, TimeoutError,
                      prefix() + what + " was not under way after " +
-                         std::to_string(options_.timeout.count()) +
+                         std::to_string(timeout.count()) +
                          " ms: a rank is missing, stopped or unreachable");
     lock.unlock();
     std::this_thread::sleep_for(kPollPause);

@@ -32,7 +32,7 @@ class NcclSession {
   NcclSession(const NcclSession&) = delete;  // owns device resources
 
   /// Enqueues one group after the producer stream's work so far, and returns the event that marks its end.
-  cudaEvent_t launch(const std::string& what,
+  cudaEvent_t launch(const std::string& what, std::chrono::milliseconds timeout,
                      const std::function<void(ncclComm_t, cudaStream_t)>& enqueue);
   /// Opens a communicator of some ranks; collective over this one. Null when color is NCCL_SPLIT_NOCOLOR.
   ncclComm_t split(int color, int key);
@@ -56,7 +56,8 @@ class NcclSession {
   class OnDevice;
   std::string prefix() const;
   cudaEvent_t take_event();
-  void settle(std::unique_lock<std::mutex>& lock, ncclComm_t comm, const std::string& what);
+  void settle(std::unique_lock<std::mutex>& lock, ncclComm_t comm, const std::string& what,
+              std::chrono::milliseconds timeout);
   void run_group(const std::function<void(ncclComm_t, cudaStream_t)>& enqueue);
   void release() noexcept;
 

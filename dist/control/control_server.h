@@ -41,8 +41,8 @@ struct ControlOptions {
   /// How many changes one actor may make per second, after a burst of as many; 0: any number.
   double changes_per_second = 50;
   std::string run_id = "run";
-  /// Health name fusedbun.progress is SERVING only while steps end within max(stall_timeout, 10
-  /// median steps).
+  /// Health name fusedbun.progress: where the ranks are known (set_ranks), SERVING unless rank 0 is
+  /// stalled; else only while steps end within max(stall_timeout, 10 median steps).
   std::chrono::milliseconds stall_timeout{5'000};
   /// Changes of the job's file, used at exactly their steps.
   std::vector<plan::ScheduledChange> changes = {};
@@ -101,7 +101,7 @@ class ControlServer {
   /// `reason` is one sentence for people ("left at step 120: SIGTERM").
   void set_state(JobState state, std::string_view reason = {});
 
-  /// Who knows the ranks, for ListRanks and the state DEGRADED; null (as at the start): nobody, and
+  /// Who knows the ranks, for ListRanks, progress and the state DEGRADED; null (as at the start): nobody, and
   /// ListRanks is empty. It lives until shutdown() or until another is set.
   void set_ranks(const plan::RankDirectory* ranks);
   /// Tells whoever watches the job.

@@ -155,6 +155,9 @@ bool TrainingControlService::accepts_changes() const {
 }
 
 bool TrainingControlService::is_progressing() const {
+  // Who hears the ranks also knows their phases: while they start, validate or save, no step is expected.
+  const std::vector<plan::RankStatus> ranks = rank_statuses();
+  if (!ranks.empty()) return ranks.front().liveness != plan::Liveness::stalled;
   const std::lock_guard lock(progress_mutex_);
   return clock_.is_progressing(steady_us());
 }
@@ -198,7 +201,7 @@ void TrainingControlService::forget_settled_changes() {
 
 bool TrainingControlService::is_degraded() const {
   return std::ranges::any_of(rank_statuses(), [](const plan::RankStatus& rank) {
-    return rank.liveness != plan::Liveness::alive;
+    return rank.liveness == plan::Liveness::late || rank.liveness == plan::Liveness::lost;
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 
@@ -38,24 +39,33 @@ void Connection::flush() {
   }
 }
 
-std::vector<Frame> Connection::receive() {
+std::vector<Frame> Connection::receive(size_t bytes_max) {
   std::vector<Frame> frames;
-  std::array<char, 4096> block;
-  while (is_open()) {
-    const ssize_t got = ::recv(descriptor(), block.data(), block.size(), 0);
-    if (got < 0 && is_full_or_empty(errno)) break;
-    if (got <= 0) {
-      close();
-      break;
-    }
-    received_.append(block.data(), static_cast<size_t>(got));
-    try {
-      while (auto frame = take_frame(received_)) frames.push_back(std::move(*frame));
-    } catch (const DataError&) {
-      close();
-    }
+  if (!is_open()) return frames;
+  std::array<char, kReceiveBytesMax> block;
+  const size_t room = std::min(bytes_max - received_.size(), block.size());
+  const ssize_t got = ::recv(descriptor(), block.data(), room, 0);
+  if (got < 0 && is_full_or_empty(errno)) return frames;
+  if (got <= 0) {
+    close();
+    return frames;
   }
+  received_.append(block.data(), static_cast<size_t>(got));
+  try {
+    while (auto frame = take_frame(received_)) frames.push_back(std::move(*frame));
+  } catch (const DataError&) {
+    close();
+  }
+  if (received_.size() >= bytes_max) close();
   return frames;
+}
+
+void Connection::drain() {
+  constexpr int kReadsMax = 16;
+  std::array<char, kReceiveBytesMax> block;
+  for (int reads = 0; reads < kReadsMax && is_open(); ++reads) {
+    if (::recv(descriptor(), block.data(), block.size(), 0) <= 0) return;
+  }
 }
 
 }  // namespace fusedbun::health

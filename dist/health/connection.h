@@ -1,6 +1,7 @@
 #pragma once
 // Connection: frames over one socket that does not block. Sending queues what the kernel does not take; a peer that
-// takes nothing for long loses beats, never a word about a loss or a farewell.
+// takes nothing for long loses beats, never a word about a loss or a farewell. Receiving reads once, so a peer that
+// sends without end holds nobody up.
 //
 // Thread safety: none; the heartbeat's thread.
 #include <string>
@@ -13,6 +14,8 @@ namespace fusedbun::health {
 
 class Connection {
  public:
+  static constexpr size_t kReceiveBytesMax = 4096;
+
   explicit Connection(Descriptor descriptor) : descriptor_(std::move(descriptor)) {}
 
   int descriptor() const { return descriptor_.value(); }
@@ -23,8 +26,11 @@ class Connection {
   void send(const Frame& frame);
   /// Sends what the kernel takes.
   void flush();
-  /// All frames that have come; those before an end are delivered with it.
-  std::vector<Frame> receive();
+  /// The frames that one read completes. At most `bytes_max` bytes are ever held; more than that without a whole frame
+  /// closes the connection.
+  std::vector<Frame> receive(size_t bytes_max = kReceiveBytesMax);
+  /// Reads what has come and drops it: to close a socket with unread bytes would break it under what was sent last.
+  void drain();
   void close() { descriptor_.close(); }
 
  private:

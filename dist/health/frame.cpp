@@ -8,14 +8,14 @@
 namespace fusedbun::health {
 namespace {
 
-constexpr uint16_t kVersion = 1;
+constexpr uint16_t kVersion = 2;
 
 struct Header {
   uint32_t body_bytes = 0;
   uint16_t kind = 0;  ///< index in Frame
   uint16_t version = kVersion;
 };
-static_assert(sizeof(Header) == 8);
+static_assert(sizeof(Header) == kHeaderBytes);
 
 template <size_t kBytes>
 struct Text {
@@ -30,13 +30,15 @@ struct Text {
 
 // Bodies. Every byte is a member's, so that none travels uninitialised.
 struct HelloBody {
-  Token token = {};
   int32_t rank = 0;
   int32_t local_rank = 0;
   int64_t pid = 0;
   Text<64> host = {};
   Text<16> device = {};
+  Nonce nonce = {};
+  Proof proof = {};
 };
+static_assert(kHeaderBytes + sizeof(HelloBody) == kHelloBytes);
 struct BeatBody {
   uint64_t position = 0;
   uint64_t state_digest = 0;
@@ -57,10 +59,17 @@ struct ByeBody {
 };
 static_assert(sizeof(LostBody) <= kBodyBytesMax);
 
+// These two are arrays of bytes, and travel as they are.
+Challenge body_of(const Challenge& challenge) {
+  return challenge;
+}
+Welcome body_of(const Welcome& welcome) {
+  return welcome;
+}
 HelloBody body_of(const Hello& hello) {
   const RankCard& card = hello.card;
-  return {hello.token, card.rank,           card.local_rank,
-          card.pid,    Text<64>(card.host), Text<16>(card.device)};
+  return {card.rank,   card.local_rank, card.pid, Text<64>(card.host), Text<16>(card.device),
+          hello.nonce, hello.proof};
 }
 BeatBody body_of(const Beat& beat) {
   return {plan::pack(beat.position), beat.state_digest, beat.shard_bytes};
@@ -90,19 +99,20 @@ Body read(const std::string& bytes, const Header& header) {
 }
 
 Frame frame_of(const HelloBody& body) {
-  return Hello{.token = body.token,
-               .card = {.rank = body.rank,
+  return Hello{.card = {.rank = body.rank,
                         .local_rank = body.local_rank,
                         .pid = body.pid,
                         .host = body.host.str(),
-                        .device = body.device.str()}};
+                        .device = body.device.str()},
+               .nonce = body.nonce,
+               .proof = body.proof};
 }
 Frame frame_of(const BeatBody& body) {
   return Beat{plan::unpack(body.position), body.state_digest, body.shard_bytes};
 }
 Frame frame_of(const LostBody& body) {
   using Cause = plan::LostRank::Cause;
-  FUSEDBUN_REQUIRE(body.cause <= static_cast<uint64_t>(Cause::failed), DataError,
+  FUSEDBUN_REQUIRE(body.cause <= static_cast<uint64_t>(Cause::hung), DataError,
                    "a heartbeat frame names no cause of loss: " + std::to_string(body.cause));
   return plan::LostRank{.rank = body.rank,
                         .host = body.host.str(),
@@ -117,12 +127,16 @@ Frame frame_of(const LostBody& body) {
 Frame read_frame(const std::string& bytes, const Header& header) {
   switch (header.kind) {
     case 0:
-      return frame_of(read<HelloBody>(bytes, header));
+      return read<Challenge>(bytes, header);
     case 1:
-      return frame_of(read<BeatBody>(bytes, header));
+      return frame_of(read<HelloBody>(bytes, header));
     case 2:
-      return frame_of(read<LostBody>(bytes, header));
+      return read<Welcome>(bytes, header);
     case 3:
+      return frame_of(read<BeatBody>(bytes, header));
+    case 4:
+      return frame_of(read<LostBody>(bytes, header));
+    case 5:
       read<ByeBody>(bytes, header);
       return Bye{};
     default:

@@ -1,9 +1,9 @@
 #pragma once
 // Frame: what ranks tell each other over the heartbeat connection. On the wire: 8 bytes of header (bytes of the body,
-// kind, version), then the body, numbers as they lie in memory (all ranks of a job are built alike), texts cut to
+// kind, version), then the body, numbers as they are in memory (all ranks of a job are built alike), texts cut to
 // fixed lengths.
 //
-// Invariants: 1. What comes in is not believed: a length, kind, version or phase that cannot be is a DataError. 2.
+// Invariants: 1. What comes in is not believed: a length, kind, version or cause that cannot be is a DataError. 2.
 // Nothing is allocated for a body longer than kBodyBytesMax.
 //
 // Thread safety: values and functions without state.
@@ -17,8 +17,10 @@
 
 namespace fusedbun::health {
 
-/// Known to the ranks of one attempt of one job alone: the others' connections are closed.
-using Token = std::array<uint8_t, 16>;
+/// Used once, so that no proof can be repeated.
+using Nonce = std::array<uint8_t, 16>;
+/// HMAC-SHA-256 (proof.h).
+using Proof = std::array<uint8_t, 32>;
 
 /// Who a rank is; does not change.
 struct RankCard {
@@ -31,12 +33,27 @@ struct RankCard {
   bool operator==(const RankCard&) const = default;
 };
 
-/// The first frame of a connection.
+/// Rank 0's first frame to whoever connects.
+struct Challenge {
+  Nonce nonce = {};
+
+  bool operator==(const Challenge&) const = default;
+};
+
+/// The answer, and all that is read of a connection before its proof was checked.
 struct Hello {
-  Token token = {};
   RankCard card = {};
+  Nonce nonce = {};
+  Proof proof = {};  ///< that the sender knows the token
 
   bool operator==(const Hello&) const = default;
+};
+
+/// Rank 0's answer to a Hello that proves itself. From here on the others.
+struct Welcome {
+  Proof proof = {};  ///< that rank 0 knows the token too
+
+  bool operator==(const Welcome&) const = default;
 };
 
 struct Beat {
@@ -53,9 +70,13 @@ struct Bye {
 };
 
 /// plan::LostRank: the job cannot go on. Of another rank, of the receiver, or, as `failed`, of the sender.
-using Frame = std::variant<Hello, Beat, plan::LostRank, Bye>;
+using Frame = std::variant<Challenge, Hello, Welcome, Beat, plan::LostRank, Bye>;
 
+inline constexpr size_t kHeaderBytes = 8;
 inline constexpr size_t kBodyBytesMax = 1024;
+// On the wire:
+inline constexpr size_t kHelloBytes = kHeaderBytes + 144;
+inline constexpr size_t kWelcomeBytes = kHeaderBytes + sizeof(Welcome);
 
 std::string encode(const Frame& frame);
 /// Takes the first whole frame off the front of `bytes`; nothing while it is not whole. Throws DataError.

@@ -1,29 +1,8 @@
 #include "fusedbun/dist/health/heartbeat.h"
 
-#include <random>
-
 #include "fusedbun/dist/health/heartbeat_loop.h"
 
 namespace fusedbun::health {
-namespace {
-
-std::map<int, Connection> connected(const RankCard& me, const Invitation& invitation,
-                                    std::chrono::milliseconds timeout) {
-  Connection connection(connect_to(invitation.host, invitation.port, timeout));
-  connection.send(Hello{.token = invitation.token, .card = me});
-  std::map<int, Connection> peers;
-  peers.emplace(0, std::move(connection));
-  return peers;
-}
-
-}  // namespace
-
-Token random_token() {
-  std::random_device source;  // the kernel's, not a seeded one
-  Token token;
-  for (uint8_t& byte : token) byte = static_cast<uint8_t>(source());
-  return token;
-}
 
 Heartbeat::Heartbeat(HeartbeatOptions options, ListeningSocket listener, const Token& token) {
   const RankCard me = options.me;
@@ -32,14 +11,19 @@ Heartbeat::Heartbeat(HeartbeatOptions options, ListeningSocket listener, const T
 }
 
 Heartbeat::Heartbeat(HeartbeatOptions options, const Invitation& invitation,
-                     std::chrono::milliseconds timeout) {
+                     std::chrono::milliseconds budget) {
   const RankCard me = options.me;
-  auto peers = connected(me, invitation, timeout);
+  std::map<int, Connection> peers;
+  peers.emplace(0, join(invitation, me, budget));
   loop_ = std::make_unique<Loop>(std::move(options), Descriptor(), invitation.token,
                                  std::move(peers), std::vector{invitation.rank_0, me});
 }
 
 Heartbeat::~Heartbeat() = default;
+
+void Heartbeat::watch() {
+  loop_->watch();
+}
 
 void Heartbeat::leave() noexcept {
   loop_->leave();

@@ -1,12 +1,14 @@
 #pragma once
 // Heartbeat: the ranks watch over one another on a connection of their own, so that a rank that died, stopped or
-// failed is named on all the others while the transport still waits. Rank 0 hears all ranks, the others hear rank 0;
-// what rank 0 finds lost, it tells to all. A thread of its own sends a sign of life per interval and decides with
-// plan::RankWatch.
+// failed is named on all the others while the transport still waits, and a job whose ranks all live but wait for one
+// another for ever is ended. Rank 0 hears all ranks, the others hear rank 0; what rank 0 finds lost, it tells to all. A
+// thread of its own sends a sign of life per interval and decides with plan::RankWatch.
 //
 // Invariants: 1. on_lost is called at most once, and never after leave(). 2. A rank that called leave() is never
-// called lost. 3. A process that ends without a word is noticed at once, by its closed connection. 4. Callbacks run
-// on the heartbeat's thread, without its lock.
+// called lost, nor is one before watch(). 3. A process that ends without a word is noticed at once, by its closed
+// connection. 4. Callbacks run on the heartbeat's thread, without its lock. 5. Of a connection that has not proven that
+// it knows the token, kHelloBytes are read; nothing that strangers send or leave unsent delays a beat. 6. Nobody can
+// connect any more once all ranks have.
 //
 // Thread safety: all members may be called from any thread.
 #include <chrono>
@@ -17,6 +19,7 @@
 #include <vector>
 
 #include "fusedbun/dist/health/frame.h"
+#include "fusedbun/dist/health/join.h"
 #include "fusedbun/dist/health/socket.h"
 #include "fusedbun/dist/plan/rank_status.h"
 #include "fusedbun/dist/plan/rank_watch.h"
@@ -29,32 +32,25 @@ struct HeartbeatOptions {
   plan::HealthLimits limits = {};
   /// What this rank's signs of life say; asked once per interval.
   std::function<Beat()> beat;
-  /// A rank is lost, perhaps this one: the others found it silent, and it wakes up. The job cannot go on.
+  /// A rank is lost, perhaps this one: the others found it silent, and it wakes up. Or all hang. The job cannot go on.
   std::function<void(const plan::LostRank&)> on_lost;
-  /// This process has not left `leave_us` after on_lost.
+  /// This process has not left `leave_us` after on_lost, or after fail().
   std::function<void()> on_overdue = [] {};
   int64_t leave_us = 10'000'000;
 };
 
-/// How the other ranks find rank 0.
-struct Invitation {
-  std::string host;
-  uint16_t port = 0;
-  Token token = {};
-  RankCard rank_0;
-};
-Token random_token();
-
 class Heartbeat final : public plan::RankDirectory {
  public:
-  /// Rank 0: watches over all others from now on. `listener` may be closed when there are none.
+  /// Rank 0: the others may join from now on. `listener` may be closed when there are none.
   Heartbeat(HeartbeatOptions options, ListeningSocket listener, const Token& token);
-  /// Another rank: connects. Throws UnavailableError.
+  /// Another rank: joins rank 0. Throws UnavailableError when it cannot within `budget`.
   Heartbeat(HeartbeatOptions options, const Invitation& invitation,
-            std::chrono::milliseconds timeout);
+            std::chrono::milliseconds budget);
   ~Heartbeat() override;                 ///< leave()
   Heartbeat(const Heartbeat&) = delete;  // owns a thread
 
+  /// Every rank has joined: from now on silence and broken connections are losses.
+  void watch();
   /// This rank needs the others no more: says so to them, and ends the thread. After fail() the others hear of that
   /// instead.
   void leave() noexcept;

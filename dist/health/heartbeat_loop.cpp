@@ -12,8 +12,15 @@
 namespace fusedbun::health {
 namespace {
 
-/// A stranger says who it is within this time, or is closed.
+/// Whoever connects proves within this time that he knows the token, or is closed.
 constexpr int64_t kIntroductionUs = 5'000'000;
+/// So many connections, beside one per rank, may be about to prove it; the oldest makes room for the next, so nobody
+/// keeps a rank out by saying nothing.
+constexpr size_t kUnauthenticatedMax = 128;
+/// So that a flood of connections does not hold up a beat.
+constexpr int kAcceptsPerWakeup = 16;
+/// After the last descriptor was taken: the listener stays readable, so it is not looked at for as long.
+constexpr int64_t kAcceptPauseUs = 100'000;
 /// What is left unsaid by then stays unsaid.
 constexpr int64_t kFarewellUs = 200'000;
 
@@ -23,14 +30,18 @@ int64_t now_in_us() {
       .count();
 }
 
+int milliseconds_until(int64_t until_us) {
+  return static_cast<int>(std::clamp<int64_t>((until_us - now_in_us() + 999) / 1000, 0, 60'000));
+}
+
 }  // namespace
 
 Heartbeat::Loop::Loop(HeartbeatOptions options, Descriptor listener, const Token& token,
                       std::map<int, Connection> peers, const std::vector<RankCard>& cards)
     : options_(std::move(options)),
-      listener_(std::move(listener)),
       token_(token),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      listener_(std::move(listener)),
       peers_(std::move(peers)),
       watch_(options_.world_size, options_.limits, now_in_us()),
       cards_(static_cast<size_t>(options_.world_size)),
@@ -38,15 +49,21 @@ Heartbeat::Loop::Loop(HeartbeatOptions options, Descriptor listener, const Token
   FUSEDBUN_REQUIRE(wake_.is_open(), IoError, "no eventfd for the heartbeat");
   for (int rank = 0; rank < options_.world_size; ++rank) cards_[rank].rank = rank;
   for (const RankCard& card : cards) cards_[card.rank] = card;
-  for (int rank = 0; rank < options_.world_size; ++rank) {
-    const bool watched = rank != options_.me.rank && (listener_.is_open() || peers_.contains(rank));
-    if (watched) watch_.expect(rank, now_in_us());
-  }
   thread_ = std::thread([this] { run(); });
 }
 
 Heartbeat::Loop::~Loop() {
   leave();
+}
+
+void Heartbeat::Loop::watch() {
+  const std::lock_guard lock(mutex_);
+  watching_ = true;
+  for (int rank = 0; rank < options_.world_size; ++rank) {
+    const bool is_heard = options_.me.rank == 0 ? rank != 0 : rank == 0;
+    if (is_heard) watch_.expect(rank, now_in_us());
+  }
+  for (const int rank : disconnected_) watch_.gone(rank);
 }
 
 void Heartbeat::Loop::leave() noexcept {
@@ -64,11 +81,11 @@ void Heartbeat::Loop::fail(int code, const std::string& reason) noexcept {
     const std::lock_guard lock(mutex_);
     if (lost_ || leaving_) return;
     failed_ = true;
-    adopt({.rank = options_.me.rank,
-           .last = options_.beat().position,
-           .cause = plan::LostRank::Cause::failed,
-           .code = code,
-           .reason = reason});
+    record_loss({.rank = options_.me.rank,
+                 .last = options_.beat().position,
+                 .cause = plan::LostRank::Cause::failed,
+                 .code = code,
+                 .reason = reason});
   }
   ::eventfd_write(wake_.value(), 1);
 }
@@ -117,17 +134,17 @@ void Heartbeat::Loop::run() {
   ::pthread_sigmask(SIG_BLOCK, &all, nullptr);  // signals are for the program's own threads
   for (int64_t next_beat_us = 0;;) {
     const int64_t now_us = now_in_us();
+    if (now_us >= next_beat_us) {
+      send_beat(now_us);
+      next_beat_us = now_us + options_.limits.heartbeat_us;
+    }
     bool leaving = false;
     {
       const std::lock_guard lock(mutex_);
-      if (now_us >= next_beat_us) {
-        send_beats(now_us);
-        next_beat_us = now_us + options_.limits.heartbeat_us;
-      }
-      accept_strangers(now_us);
-      receive(now_us);
       watch_.look(now_us);
-      if (const auto lost = watch_.lost()) adopt(*lost);
+      if (const auto lost = watch_.lost()) record_loss(*lost);
+      const bool hears_all = options_.me.rank == 0 && options_.world_size > 1;
+      if (const auto hung = watch_.hung(); hung && hears_all) record_loss(*hung);
       leaving = leaving_;
     }
     // A loss is told even by one who leaves: the others may know of it from nobody else.
@@ -140,64 +157,104 @@ void Heartbeat::Loop::run() {
 }
 
 void Heartbeat::Loop::wait(int64_t until_us) {
-  std::vector<pollfd> waits = {{wake_.value(), POLLIN, 0}};
-  if (has_room_for_strangers()) waits.push_back({listener_.value(), POLLIN, 0});
-  const auto add = [&](const Connection& connection) {
-    const short events = connection.has_unsent() ? POLLIN | POLLOUT : POLLIN;
-    if (connection.is_open()) waits.push_back({connection.descriptor(), events, 0});
-  };
-  for (const auto& [rank, peer] : peers_) add(peer);
-  for (const Stranger& stranger : strangers_) add(stranger.connection);
-  const int64_t wait_ms = std::clamp<int64_t>((until_us - now_in_us() + 999) / 1000, 0, 60'000);
-  ::poll(waits.data(), waits.size(), static_cast<int>(wait_ms));
+  const bool accepts = now_in_us() >= accept_again_us_;
+  if (listener_.is_open() && !accepts) until_us = std::min(until_us, accept_again_us_);
+  // A closed connection has a negative descriptor, which poll leaves out.
+  waits_ = {{wake_.value(), POLLIN, 0}, {accepts ? listener_.value() : -1, POLLIN, 0}};
+  for (const auto& [rank, peer] : peers_) {
+    const short events = peer.has_unsent() ? POLLIN | POLLOUT : POLLIN;
+    waits_.push_back({peer.descriptor(), events, 0});
+  }
+  for (const UnauthenticatedPeer& peer : unauthenticated_) {
+    waits_.push_back({peer.connection.descriptor(), POLLIN, 0});
+  }
+  ::poll(waits_.data(), waits_.size(), milliseconds_until(until_us));
+
+  const int64_t now_us = now_in_us();
+  auto ready = waits_.begin() + 2;
+  std::vector<Received> received;
+  for (auto& [rank, peer] : peers_) {
+    const short events = (ready++)->revents;
+    if ((events & POLLOUT) != 0) peer.flush();
+    if ((events & ~POLLOUT) == 0) continue;
+    for (Frame& frame : peer.receive()) received.push_back({rank, std::move(frame)});
+  }
+  take_all(received, now_us);
+  std::erase_if(unauthenticated_, [&](UnauthenticatedPeer& peer) {
+    const bool is_ready = (ready++)->revents != 0;
+    return (is_ready && authenticate(peer)) || now_us - peer.since_us > kIntroductionUs;
+  });
+  if (waits_[1].revents != 0) accept_connections(now_us);
+  stop_listening_if_complete();
   eventfd_t ignored = 0;
-  ::eventfd_read(wake_.value(), &ignored);
-  for (auto& [rank, peer] : peers_) peer.flush();
+  if (waits_[0].revents != 0) ::eventfd_read(wake_.value(), &ignored);
 }
 
-void Heartbeat::Loop::send_beats(int64_t now_us) {
+void Heartbeat::Loop::send_beat(int64_t now_us) {
   const Beat beat = options_.beat();
-  beats_[options_.me.rank] = beat;
-  watch_.heard(options_.me.rank, beat.position, now_us);
+  {
+    const std::lock_guard lock(mutex_);
+    beats_[options_.me.rank] = beat;
+    watch_.heard(options_.me.rank, beat.position, now_us);
+  }
   for (auto& [rank, peer] : peers_) peer.send(beat);
 }
 
-bool Heartbeat::Loop::has_room_for_strangers() const {
-  return listener_.is_open() && strangers_.size() < 16 + static_cast<size_t>(options_.world_size);
-}
+// ---- connections ---------------------------------------------------------------------------------
 
-void Heartbeat::Loop::accept_strangers(int64_t now_us) {
-  while (has_room_for_strangers()) {
-    Descriptor accepted = accept_from(listener_);
-    if (!accepted.is_open()) break;
-    strangers_.push_back({Connection(std::move(accepted)), now_us});
+void Heartbeat::Loop::accept_connections(int64_t now_us) {
+  const size_t room = kUnauthenticatedMax + static_cast<size_t>(options_.world_size);
+  for (int accepts = 0; accepts < kAcceptsPerWakeup; ++accepts) {
+    Accepted accepted = accept_from(listener_);
+    if (accepted.is_out_of_descriptors) accept_again_us_ = now_us + kAcceptPauseUs;
+    if (!accepted.descriptor.is_open()) return;
+    if (unauthenticated_.size() >= room) unauthenticated_.erase(unauthenticated_.begin());
+    unauthenticated_.push_back(
+        {Connection(std::move(accepted.descriptor)), {random_nonce()}, now_us});
+    unauthenticated_.back().connection.send(unauthenticated_.back().challenge);
   }
-  meet_strangers(now_us);
 }
 
-void Heartbeat::Loop::meet_strangers(int64_t now_us) {
-  std::erase_if(strangers_, [&](Stranger& stranger) {
-    const std::vector<Frame> frames = stranger.connection.receive();
-    if (frames.empty()) {
-      return !stranger.connection.is_open() || now_us - stranger.since_us > kIntroductionUs;
-    }
-    const auto* hello = std::get_if<Hello>(&frames.front());
-    if (hello == nullptr || hello->token != token_) return true;
-    const int rank = hello->card.rank;
-    if (rank <= 0 || rank >= options_.world_size || peers_.contains(rank)) return true;
+bool Heartbeat::Loop::authenticate(UnauthenticatedPeer& peer) {
+  const std::vector<Frame> frames = peer.connection.receive(kHelloBytes);
+  if (frames.empty()) return !peer.connection.is_open();
+  const auto* hello = std::get_if<Hello>(&frames.front());
+  const bool knows_token =
+      hello != nullptr &&
+      is_same(hello->proof, proof_of(token_, Side::joining, peer.challenge, *hello));
+  if (!knows_token) return true;
+  const int rank = hello->card.rank;
+  if (rank <= 0 || rank >= options_.world_size || peers_.contains(rank)) return true;
+  peer.connection.send(Welcome{proof_of(token_, Side::listening, peer.challenge, *hello)});
+  {
+    const std::lock_guard lock(mutex_);
     cards_[rank] = hello->card;
-    peers_.emplace(rank, std::move(stranger.connection));
-    for (size_t i = 1; i < frames.size(); ++i) take(rank, frames[i], now_us);
+    disconnected_.erase(rank);
+  }
+  peers_.emplace(rank, std::move(peer.connection));
+  return true;
+}
+
+void Heartbeat::Loop::stop_listening_if_complete() {
+  if (!listener_.is_open() || peers_.size() + 1 < static_cast<size_t>(options_.world_size)) return;
+  listener_.close();
+  unauthenticated_.clear();
+}
+
+// ---- what the ranks say --------------------------------------------------------------------------
+
+void Heartbeat::Loop::take_all(const std::vector<Received>& received, int64_t now_us) {
+  const std::lock_guard lock(mutex_);
+  for (const Received& each : received) take(each.rank, each.frame, now_us);
+  std::erase_if(peers_, [&](const auto& peer) {
+    if (peer.second.is_open()) return false;
+    if (watching_) {
+      watch_.gone(peer.first);
+    } else {
+      disconnected_.insert(peer.first);
+    }
     return true;
   });
-}
-
-void Heartbeat::Loop::receive(int64_t now_us) {
-  for (auto& [rank, peer] : peers_) {
-    if (!peer.is_open()) continue;
-    for (const Frame& frame : peer.receive()) take(rank, frame, now_us);
-    if (!peer.is_open()) watch_.gone(rank);
-  }
 }
 
 void Heartbeat::Loop::take(int rank, const Frame& frame, int64_t now_us) {
@@ -205,21 +262,25 @@ void Heartbeat::Loop::take(int rank, const Frame& frame, int64_t now_us) {
     beats_[rank] = *beat;
     watch_.heard(rank, beat->position, now_us);
   } else if (const auto* lost = std::get_if<plan::LostRank>(&frame)) {
-    if (lost->rank >= 0 && lost->rank < options_.world_size) adopt(*lost);
+    const bool is_a_rank = lost->rank >= 0 && lost->rank < options_.world_size;
+    if (is_a_rank || lost->cause == plan::LostRank::Cause::hung) record_loss(*lost);
   } else if (std::holds_alternative<Bye>(frame)) {
     watch_.left(rank);
   }
 }
 
-void Heartbeat::Loop::adopt(plan::LostRank lost) {
+void Heartbeat::Loop::record_loss(plan::LostRank lost) {
   if (lost_) return;
-  if (lost.host.empty()) {
+  if (lost.cause == plan::LostRank::Cause::hung) lost.rank = plan::LostRank::kNone;
+  if (lost.host.empty() && lost.rank != plan::LostRank::kNone) {
     lost.host = cards_[lost.rank].host;
     lost.pid = cards_[lost.rank].pid;
   }
   lost_ = std::move(lost);
   changed_.notify_all();
 }
+
+// ---- the end -------------------------------------------------------------------------------------
 
 bool Heartbeat::Loop::act_on_loss(int64_t now_us) {
   if (told_at_us_ != 0) return true;
@@ -241,13 +302,16 @@ void Heartbeat::Loop::say_farewell() {
   if (told_at_us_ == 0) {
     for (auto& [rank, peer] : peers_) peer.send(Bye{});
   }
-  const int64_t end_us = now_in_us() + kFarewellUs;
-  const auto unsent = [&](const auto& peer) {
-    return peer.second.is_open() && peer.second.has_unsent();
-  };
-  while (now_in_us() < end_us && std::ranges::any_of(peers_, unsent)) wait(end_us);
-  // To close a socket with unread bytes would break the connection under what was just said.
-  for (auto& [rank, peer] : peers_) peer.receive();
+  for (const int64_t end_us = now_in_us() + kFarewellUs; now_in_us() < end_us;) {
+    waits_.clear();
+    for (auto& [rank, peer] : peers_) {
+      peer.flush();
+      if (peer.has_unsent()) waits_.push_back({peer.descriptor(), POLLOUT, 0});
+    }
+    if (waits_.empty()) break;
+    ::poll(waits_.data(), waits_.size(), milliseconds_until(end_us));
+  }
+  for (auto& [rank, peer] : peers_) peer.drain();
 }
 
 }  // namespace fusedbun::health

@@ -1,14 +1,19 @@
 #pragma once
-// Heartbeat::Loop: the thread behind a Heartbeat and what it shares with callers.
+// Heartbeat::Loop: the thread behind a Heartbeat and what it shares with callers. Sockets are the thread's own and are used
+// without the lock; every wakeup reads each of those that have something once, so that it ends.
 //
 // Thread safety: public members from any thread; private ones say who touches them.
+#include <poll.h>
+
 #include <condition_variable>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "fusedbun/dist/health/connection.h"
 #include "fusedbun/dist/health/heartbeat.h"
+#include "fusedbun/dist/health/proof.h"
 
 namespace fusedbun::health {
 
@@ -20,46 +25,59 @@ class Heartbeat::Loop {
   ~Loop();
   Loop(const Loop&) = delete;  // owns a thread
 
+  void watch();
   void leave() noexcept;
   void fail(int code, const std::string& reason) noexcept;
   std::optional<plan::LostRank> wait_lost(std::chrono::milliseconds timeout);
   std::vector<plan::RankStatus> ranks();
 
  private:
-  /// A connection that has not said who it is.
-  struct Stranger {
+  /// A connection that has not proven that it knows the token.
+  struct UnauthenticatedPeer {
     Connection connection;
+    Challenge challenge;
     int64_t since_us = 0;
+  };
+  struct Received {
+    int rank = 0;
+    Frame frame;
   };
 
   void run();
+  /// Until something comes, at most until then; takes in what has come.
   void wait(int64_t until_us);
-  bool has_room_for_strangers() const;
+  void send_beat(int64_t now_us);
   bool act_on_loss(int64_t now_us);
   void say_farewell();
+  void take_all(const std::vector<Received>& received, int64_t now_us);
+  void accept_connections(int64_t now_us);
+  /// True if the connection has had its chance: it is another rank's now, or goes.
+  bool authenticate(UnauthenticatedPeer& peer);
+  void stop_listening_if_complete();
+
   // With mutex_ held:
-  void send_beats(int64_t now_us);
-  void accept_strangers(int64_t now_us);
-  void meet_strangers(int64_t now_us);
-  void receive(int64_t now_us);
   void take(int rank, const Frame& frame, int64_t now_us);
-  void adopt(plan::LostRank lost);
+  void record_loss(plan::LostRank lost);
   plan::RankStatus status_of(int rank) const;
 
   const HeartbeatOptions options_;
-  const Descriptor listener_;
   const Token token_;
   const Descriptor wake_;
 
   // The thread's own.
-  std::vector<Stranger> strangers_;
+  Descriptor listener_;
+  int64_t accept_again_us_ = 0;  ///< no descriptor was left: nobody is accepted before
+  std::vector<UnauthenticatedPeer> unauthenticated_;  ///< the oldest first
   std::map<int, Connection> peers_;
+  std::vector<pollfd> waits_;
   int64_t told_at_us_ = 0;  ///< when on_lost was called; 0: not yet
   bool overdue_told_ = false;
 
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
   plan::RankWatch watch_;
+  bool watching_ = false;
+  std::set<int> disconnected_;   ///< ranks that had joined; only before watch()
   std::vector<RankCard> cards_;  ///< [rank]
   std::vector<Beat> beats_;      ///< [rank] the last
   std::optional<plan::LostRank> lost_;

@@ -1,10 +1,11 @@
 #include "fusedbun/dist/health/socket.h"
 
 #include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -18,9 +19,14 @@ namespace fusedbun::health {
 namespace {
 
 constexpr int kKind = SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC;
+/// Every rank tries all of them at the same time.
+constexpr size_t kAddressesMax = 32;
 
 struct FreeAddresses {
   void operator()(addrinfo* list) const { ::freeaddrinfo(list); }
+};
+struct FreeInterfaces {
+  void operator()(ifaddrs* list) const { ::freeifaddrs(list); }
 };
 
 /// Listens on a free port of `address`; closed, with errno, if the kernel refuses.
@@ -54,17 +60,17 @@ void send_at_once(const Descriptor& descriptor) {
   ::setsockopt(descriptor.value(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
 
-/// 0 or an errno.
-int try_connect(const Descriptor& descriptor, const addrinfo& target,
-                std::chrono::milliseconds timeout) {
-  if (::connect(descriptor.value(), target.ai_addr, target.ai_addrlen) == 0) return 0;
-  if (errno != EINPROGRESS) return errno;
-  pollfd writable{descriptor.value(), POLLOUT, 0};
-  if (::poll(&writable, 1, static_cast<int>(timeout.count())) <= 0) return ETIMEDOUT;
-  int error = 0;
-  socklen_t length = sizeof error;
-  ::getsockopt(descriptor.value(), SOL_SOCKET, SO_ERROR, &error, &length);
-  return error;
+/// From another host. An address on the loopback interface may be: routed data centres put a host's address there.
+bool is_reachable(const sockaddr* address) {
+  if (address == nullptr) return false;
+  if (address->sa_family == AF_INET) {
+    const auto number = ntohl(reinterpret_cast<const sockaddr_in*>(address)->sin_addr.s_addr);
+    return number >> 24 != IN_LOOPBACKNET;
+  }
+  if (address->sa_family != AF_INET6) return false;
+  // A link-local one means something only beside the name of the other host's interface.
+  const in6_addr& number = reinterpret_cast<const sockaddr_in6*>(address)->sin6_addr;
+  return !IN6_IS_ADDR_LOOPBACK(&number) && !IN6_IS_ADDR_LINKLOCAL(&number);
 }
 
 }  // namespace
@@ -90,31 +96,61 @@ ListeningSocket listen_on_free_port(bool loopback_only) {
   return socket;
 }
 
-Descriptor accept_from(const Descriptor& listener) {
-  Descriptor accepted(::accept4(listener.value(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
-  if (accepted.is_open()) send_at_once(accepted);
+Accepted accept_from(const Descriptor& listener) {
+  Accepted accepted{
+      Descriptor(::accept4(listener.value(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC))};
+  if (accepted.descriptor.is_open()) {
+    send_at_once(accepted.descriptor);
+  } else {
+    accepted.is_out_of_descriptors =
+        errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM;
+  }
   return accepted;
 }
 
-Descriptor connect_to(const std::string& host, uint16_t port, std::chrono::milliseconds timeout) {
+std::vector<std::string> addresses_of_this_host() {
+  std::vector<std::string> addresses;
+  ifaddrs* list = nullptr;
+  if (::getifaddrs(&list) != 0) return addresses;
+  const std::unique_ptr<ifaddrs, FreeInterfaces> interfaces(list);
+  for (const ifaddrs* each = list; each != nullptr; each = each->ifa_next) {
+    const bool is_usable = (each->ifa_flags & IFF_UP) != 0 && is_reachable(each->ifa_addr);
+    if (!is_usable || addresses.size() == kAddressesMax) continue;
+    const socklen_t length =
+        each->ifa_addr->sa_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+    char text[NI_MAXHOST] = {};
+    if (::getnameinfo(each->ifa_addr, length, text, sizeof text, nullptr, 0, NI_NUMERICHOST) == 0) {
+      addresses.emplace_back(text);
+    }
+  }
+  return addresses;
+}
+
+Descriptor start_connecting(const std::string& address, uint16_t port) {
   addrinfo hints{};
   hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
   addrinfo* list = nullptr;
-  const int status = ::getaddrinfo(host.c_str(), std::to_string(port).c_str(), &hints, &list);
-  FUSEDBUN_REQUIRE(status == 0, UnavailableError,
-                   "rank 0's address '" + host + "' does not resolve: " + ::gai_strerror(status));
-  const std::unique_ptr<addrinfo, FreeAddresses> addresses(list);
-  int error = 0;
-  for (const addrinfo* each = list; each != nullptr; each = each->ai_next) {
-    Descriptor descriptor(::socket(each->ai_family, kKind, 0));
-    if (!descriptor.is_open()) continue;
-    error = try_connect(descriptor, *each, timeout);
-    if (error != 0) continue;
-    send_at_once(descriptor);
-    return descriptor;
+  if (::getaddrinfo(address.c_str(), std::to_string(port).c_str(), &hints, &list) != 0) {
+    errno = EINVAL;
+    return {};
   }
-  throw UnavailableError("no heartbeat connection to rank 0 on " + host + ":" +
-                         std::to_string(port) + ": " + std::strerror(error));
+  const std::unique_ptr<addrinfo, FreeAddresses> target(list);
+  Descriptor descriptor(::socket(target->ai_family, kKind, 0));
+  if (!descriptor.is_open()) return {};
+  send_at_once(descriptor);
+  if (::connect(descriptor.value(), target->ai_addr, target->ai_addrlen) == 0) return descriptor;
+  const int error = errno;
+  if (error != EINPROGRESS) descriptor.close();
+  errno = error;
+  return descriptor;
+}
+
+int connect_error(int descriptor) {
+  int error = 0;
+  socklen_t length = sizeof error;
+  ::getsockopt(descriptor, SOL_SOCKET, SO_ERROR, &error, &length);
+  return error;
 }
 
 }  // namespace fusedbun::health

@@ -1,12 +1,12 @@
 #pragma once
 // Sockets of the heartbeat connection: one listens on rank 0, the others connect to it. Plain TCP; on one host over
-// loopback.
+// loopback. No name is ever resolved: that may take longer than a rank has.
 //
 // Thread safety: Descriptor is a value that moves; functions without state.
-#include <chrono>
 #include <cstdint>
 #include <string>
 #include <utility>
+#include <vector>
 
 namespace fusedbun::health {
 
@@ -37,10 +37,21 @@ struct ListeningSocket {
 /// On a free port, of the loopback interface alone or of all. Throws UnavailableError.
 ListeningSocket listen_on_free_port(bool loopback_only);
 
-/// The next connection that waits, not blocking; closed if none does.
-Descriptor accept_from(const Descriptor& listener);
+struct Accepted {
+  Descriptor descriptor;  ///< does not block; closed if nobody waits
+  bool is_out_of_descriptors =
+      false;  ///< this process or host has none left: whoever waits goes on waiting
+};
+/// The next connection that waits, not blocking.
+Accepted accept_from(const Descriptor& listener);
 
-/// A connection that does not block. Throws UnavailableError when there is none within `timeout`.
-Descriptor connect_to(const std::string& host, uint16_t port, std::chrono::milliseconds timeout);
+/// Addresses under which other hosts may reach this one, as numbers: of every interface that is up, but no loopback and no
+/// link-local ones; the first 32.
+std::vector<std::string> addresses_of_this_host();
+
+/// Begins to connect, without blocking, to an address that is a number. Closed, with errno, if the kernel refuses.
+Descriptor start_connecting(const std::string& address, uint16_t port);
+/// 0 or an errno, once the descriptor can be written to.
+int connect_error(int descriptor);
 
 }  // namespace fusedbun::health

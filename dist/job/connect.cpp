@@ -73,6 +73,12 @@ std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(
 
 }  // namespace
 
+void Connections::set_timeout(std::chrono::milliseconds timeout) {
+  for (const auto* each : {&rendezvous, &host, &device}) {
+    if (*each) (*each)->set_timeout(timeout);
+  }
+}
+
 Connections connect(const plan::Identity& identity, const ConnectOptions& options) {
   comm::ignore_broken_pipes();  // whatever the backend
   Connections connections;
@@ -90,6 +96,7 @@ Connections connect(const plan::Identity& identity, const ConnectOptions& option
   }
   connections.one_host = std::ranges::all_of(
       all, [&](const plan::Capability& rank) { return rank.host_hash == all[0].host_hash; });
+  connections.with_rank_0 = mine.host_hash == all[0].host_hash;
 #ifdef FUSEDBUN_HAS_MPI
   if (connections.choice.backend == plan::BackendRequest::gloo &&
       connections.host->backend() == "mpi") {

@@ -15,7 +15,8 @@ namespace fusedbun {
 struct ConnectOptions {
   plan::BackendRequest backend = plan::BackendRequest::automatic;
   bool use_gpu = false;
-  std::chrono::milliseconds timeout{60'000};
+  std::chrono::milliseconds timeout{
+      60'000};  ///< of connecting, and of every wait until set_timeout
 };
 
 /// Owned channels. Members are destroyed in reverse order: data before the host channel it was set up over.
@@ -25,9 +26,12 @@ struct Connections {
   std::unique_ptr<comm::Communicator> host;
   std::unique_ptr<comm::Communicator> device;  ///< NCCL; null: the host channel carries data too
   plan::BackendChoice choice;
-  bool one_host = true;  ///< all ranks are on it
+  bool one_host = true;     ///< all ranks are on it
+  bool with_rank_0 = true;  ///< this rank is on rank 0's host
 
   comm::Communicator& data() { return device ? *device : *host; }
+  /// Communicator::set_timeout of all of them.
+  void set_timeout(std::chrono::milliseconds timeout);
 };
 
 /// From here on SIGPIPE is ignored where the program had left it alone. Throws ConfigError (a backend that cannot

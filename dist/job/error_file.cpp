@@ -22,6 +22,8 @@ std::string name_of(plan::LostRank::Cause cause) {
       return "silent";
     case plan::LostRank::Cause::failed:
       return "failed";
+    case plan::LostRank::Cause::hung:
+      return "hung";
   }
   FUSEDBUN_ASSERT(false, "every cause has a name");
 }
@@ -37,18 +39,21 @@ std::string utc_now() {
 std::string text_of(const plan::LostRank& lost) {
   using nlohmann::ordered_json;
   const bool failed = lost.cause == plan::LostRank::Cause::failed;
-  const bool has_bucket = lost.last.bucket != plan::RankPosition::kNoBucket;
+  const auto known = [](bool is_known, auto value) {
+    return is_known ? ordered_json(std::move(value)) : ordered_json();
+  };
+  const bool is_a_rank = lost.rank != plan::LostRank::kNone;
   const ordered_json json = {
       {"format", "fusedbun.error"},
       {"version", 1},
-      {"rank", lost.rank},
-      {"host", lost.host},
-      {"pid", lost.pid},
-      {"phase", plan::name_of(lost.last.phase)},
-      {"bucket", has_bucket ? ordered_json(lost.last.bucket) : ordered_json()},
-      {"step", lost.last.job_step},
+      {"rank", known(is_a_rank, lost.rank)},
+      {"host", known(is_a_rank, lost.host)},
+      {"pid", known(is_a_rank, lost.pid)},
+      {"phase", known(is_a_rank, plan::name_of(lost.last.phase))},
+      {"bucket", known(lost.last.bucket != plan::RankPosition::kNoBucket, lost.last.bucket)},
+      {"step", known(is_a_rank, lost.last.job_step)},
       {"cause", name_of(lost.cause)},
-      {"exit_code", failed ? ordered_json(lost.code) : ordered_json()},
+      {"exit_code", known(failed, lost.code)},
       {"time", utc_now()},
       {"sentence", plan::sentence_of(lost)},
   };

@@ -3,7 +3,8 @@
 // the processes have gone:
 //   {"format":"fusedbun.error","version":1,"rank":2,"host":"node3","pid":4711,"phase":"update","bucket":1,"step":41,
 //    "cause":"gone","exit_code":null,"time":"2026-11-22T08:00:00Z","sentence":"rank 2 (pid 4711 on node3) ..."}
-// `cause` is gone, silent or failed (then exit_code is the rank's); bucket is null where the phase is about none.
+// `cause` is gone, silent, failed (then exit_code is the rank's) or hung (then rank, host, pid, phase and step are null: the
+// sentence says where each rank is); bucket is null where the phase is about none.
 //
 // Thread safety: functions without state; any number of ranks may write at the same time, and the first wins.
 #include <filesystem>

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -18,19 +19,9 @@ struct Offer {
   std::string run_dir;            ///< absolute; empty: none
 };
 
-/// Under which address the other ranks reach rank 0.
-std::string address_of_rank_0(const plan::Identity& identity, bool one_host) {
-  if (one_host) return "127.0.0.1";
-  return identity.master_addr.empty() ? host_name() : identity.master_addr;
-}
-
-Offer make_offer(const health::ListeningSocket& listener, const health::RankCard& me,
-                 const std::string& address, const std::filesystem::path& run_dir) {
-  return {.invitation = {.host = address,
-                         .port = listener.port,
-                         .token = health::random_token(),
-                         .rank_0 = me},
-          .run_dir = run_dir.empty() ? "" : std::filesystem::absolute(run_dir).string()};
+/// While a rank tries to join, the others wait in a collective: it must have given up well before they do.
+std::chrono::milliseconds joining_budget(std::chrono::milliseconds timeout) {
+  return std::min<std::chrono::milliseconds>(std::chrono::seconds(10), timeout / 4);
 }
 
 Offer broadcast_offer(comm::Communicator& host, const Offer& of_rank_0) {
@@ -44,23 +35,24 @@ Offer broadcast_offer(comm::Communicator& host, const Offer& of_rank_0) {
   const health::RankCard& card = offered.rank_0;
   const Numbers numbers = comm::broadcast_object(
       host, Numbers{offered.token, card.pid, card.local_rank, offered.port}, 0);
-  const std::vector<std::string> texts =
-      comm::broadcast_texts(host, {offered.host, card.host, card.device, of_rank_0.run_dir}, 0);
-  return {.invitation = {.host = texts[0],
+  std::vector<std::string> texts = {card.host, card.device, of_rank_0.run_dir};
+  texts.insert(texts.end(), offered.addresses.begin(), offered.addresses.end());
+  texts = comm::broadcast_texts(host, texts, 0);
+  return {.invitation = {.addresses = {texts.begin() + 3, texts.end()},
                          .port = numbers.port,
                          .token = numbers.token,
                          .rank_0 = {.rank = 0,
                                     .local_rank = numbers.local_rank,
                                     .pid = numbers.pid,
-                                    .host = texts[1],
-                                    .device = texts[2]}},
-          .run_dir = texts[3]};
+                                    .host = texts[0],
+                                    .device = texts[1]}},
+          .run_dir = texts[2]};
 }
 
 }  // namespace
 
-Heartbeats start_heartbeats(const plan::Identity& identity, Connections& connections,
-                            health::HeartbeatOptions options, const std::filesystem::path& run_dir,
+Heartbeats start_heartbeats(Connections& connections, health::HeartbeatOptions options,
+                            const std::filesystem::path& run_dir,
                             std::chrono::milliseconds timeout) {
   comm::Communicator& host = *connections.host;
   options.me.rank = host.rank();
@@ -69,7 +61,6 @@ Heartbeats start_heartbeats(const plan::Identity& identity, Connections& connect
   options.world_size = host.size();
 
   Heartbeats started;
-  health::ListeningSocket listener;
   Offer offer;
   std::string problem;  // of this rank
   const auto attempt = [&](const auto& action) {
@@ -80,26 +71,29 @@ Heartbeats start_heartbeats(const plan::Identity& identity, Connections& connect
     }
   };
   if (host.rank() == 0) {
+    offer.run_dir = run_dir.empty() ? "" : std::filesystem::absolute(run_dir).string();
     attempt([&] {
+      health::ListeningSocket listener;
       if (host.size() > 1) listener = health::listen_on_free_port(connections.one_host);
-      offer = make_offer(listener, options.me, address_of_rank_0(identity, connections.one_host),
-                         run_dir);
+      const health::Token token = health::random_token();
+      offer.invitation = {.port = listener.port, .token = token, .rank_0 = options.me};
+      if (!connections.one_host) offer.invitation.addresses = health::addresses_of_this_host();
+      started.heartbeat = std::make_unique<health::Heartbeat>(options, std::move(listener), token);
     });
   }
   offer = broadcast_offer(host, offer);
   if (host.rank() != 0 && offer.invitation.port != 0) {
+    if (connections.with_rank_0) offer.invitation.addresses.emplace_back("127.0.0.1");
     attempt([&] {
-      started.heartbeat = std::make_unique<health::Heartbeat>(options, offer.invitation, timeout);
+      started.heartbeat =
+          std::make_unique<health::Heartbeat>(options, offer.invitation, joining_budget(timeout));
     });
   }
   for (const std::string& each : comm::all_gather_text(host, problem)) {
     if (each.empty()) continue;
     return {.heartbeat = nullptr, .reason = each, .run_dir = {}};
   }
-  if (host.rank() == 0) {
-    started.heartbeat =
-        std::make_unique<health::Heartbeat>(options, std::move(listener), offer.invitation.token);
-  }
+  started.heartbeat->watch();
   started.run_dir = offer.run_dir;
   return started;
 }

@@ -1,6 +1,7 @@
 #include "fusedbun/dist/job/job.h"
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/failure.h"
 #include "fusedbun/dist/job/job_parts.h"
 
 namespace fusedbun {
@@ -19,8 +20,10 @@ Channels Job::channels() {
   return {&parts_->connections.data(), parts_->connections.host.get(), &parts_->board};
 }
 
-void Job::enter(plan::Phase phase) {
+plan::Phase Job::enter(plan::Phase phase) {
+  const plan::Phase before = parts_->board.position().phase;
   parts_->board.enter(phase);
+  return before;
 }
 
 void Job::serve(ShardedFusedbun& optimizer) {
@@ -49,9 +52,9 @@ void Job::finish(plan::LeaveRequest left) {
 
 void Job::fail(const std::exception& error) {
   if (const auto lost = parts_->lost_rank_behind(error)) {
-    const PeerLostError named(parts_->sentence_about(*lost));
-    parts_->fail(static_cast<int>(named.code()), named.what());
-    throw named;
+    const comm::Failure named{parts_->exit_code_after(*lost), parts_->sentence_about(*lost)};
+    parts_->fail(static_cast<int>(named.code), named.text);
+    named.raise();
   }
   const auto* ours = dynamic_cast<const Error*>(&error);
   parts_->fail(static_cast<int>(ours != nullptr ? ours->code() : ExitCode::unclassified),

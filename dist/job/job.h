@@ -13,7 +13,8 @@
 // collective. 3. An error on rank 0 alone (run folder in use, socket taken) is the same error on
 // every rank. 4. When a rank is lost, every wait of the others ends with a PeerLostError that names
 // it, error.json in the run folder says the same, and a process that has not left by itself within
-// max(lost limit, 5 s) is ended with exit code 76.
+// max(lost limit, 5 s) is ended with exit code 76 (after its own failure with that one's). 5. A rank
+// that lives is waited for: only heartbeats, or hang_us (then 124), end a job.
 //
 // Thread safety: one thread at a time.
 #include <chrono>
@@ -50,10 +51,12 @@ struct JobOptions {
   /// Changes of hyperparameters that are known before the first step (TOML, control/changes_file.h);
   /// read by rank 0. Used with and without a control plane.
   std::filesystem::path changes = {};
-  bool use_gpu = false;                       ///< the job's parameters live on a GPU
-  std::chrono::milliseconds timeout{60'000};  ///< deadline of every wait between ranks
-  plan::HealthLimits health = {};             ///< heartbeats, and how long is too long
-  int64_t total_steps = 0;                    ///< for progress; 0: unknown
+  bool use_gpu = false;  ///< the job's parameters live on a GPU
+  /// Of connecting; where the ranks cannot have heartbeats (a notice says so) also of every wait but
+  /// finish(), which lasts as long as health.hang_us.
+  std::chrono::milliseconds timeout{60'000};
+  plan::HealthLimits health = {};  ///< heartbeats, and how long is too long
+  int64_t total_steps = 0;         ///< for progress; 0: unknown
   /// Called with one sentence a person should know; default: stderr on rank 0.
   std::function<void(std::string_view)> notice = {};
 };
@@ -72,8 +75,10 @@ class Job {
   const plan::BackendChoice& backend() const;
   Channels channels();
 
-  /// What this rank does outside the optimizer, for whoever watches: save.
-  void enter(plan::Phase phase);
+  /// What this rank does outside the optimizer, for whoever watches: validate, save. Returns what it
+  /// did before, to go back to. Such a phase is no stall; a job in which no rank ends a step or changes
+  /// its phase for `health.hang_us` is ended.
+  plan::Phase enter(plan::Phase phase);
 
   /// Connects the control plane to the optimizer; collective. Without a run folder, or without gRPC
   /// built in, it says so once, and only the changes of the file reach the optimizer.
@@ -84,12 +89,13 @@ class Job {
   /// count; elsewhere, and without a control plane, nothing happens.
   void record_metrics(int64_t job_step, std::span<const plan::Metric> metrics);
 
-  /// The run ends, at its last step (none) or before it on request: waits for all ranks, sets the
-  /// job's final state, takes the control plane down. Collective; the optimizer is finished before.
+  /// The run ends, at its last step (none) or before it on request: waits for all ranks, however long
+  /// one of them still saves, sets the job's final state, takes the control plane down. Collective; the optimizer is finished before.
   void finish(plan::LeaveRequest left = plan::LeaveRequest::none);
   /// This rank fails with `error`, in whose handler this is called: tells the peers, the control
   /// plane and error.json, and throws. A PeerLostError that names the lost rank if that is why,
-  /// waiting for its name at most as long as the heartbeats allow; else `error` itself.
+  /// waiting for its name at most as long as the heartbeats allow; a TimeoutError that says where each
+  /// rank is if the job hung; else `error` itself.
   [[noreturn]] void fail(const std::exception& error);
 
  private:

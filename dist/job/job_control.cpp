@@ -1,4 +1,6 @@
 // The control plane of a job: rank 0's side of changes, and the job's final state.
+#include <algorithm>
+
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/control/changes_file.h"
 #include "fusedbun/dist/job/job_parts.h"
@@ -101,6 +103,12 @@ void Job::Parts::serve(ShardedFusedbun& optimizer) {
 }
 
 void Job::Parts::finish(plan::LeaveRequest left) {
+  if (!heartbeats.heartbeat) {
+    // A rank may still save, and nothing is left that waiting could cost: the transport tells of one whose process ends.
+    const std::chrono::milliseconds hang(options.health.hang_us / 1000);
+    connections.host->set_timeout(hang.count() == 0 ? comm::kNoDeadline
+                                                    : std::max(options.timeout, hang));
+  }
   connections.host->barrier().wait();
 #ifdef FUSEDBUN_HAS_CONTROL
   if (server) {

@@ -16,6 +16,8 @@ namespace {
 /// A process that a lost rank holds up gets at least this long to leave by itself.
 constexpr int64_t kLeaveUsMin = 5'000'000;
 
+using Cause = plan::LostRank::Cause;
+
 JobOptions checked(JobOptions options) {
   plan::validate(options.health);
   return options;
@@ -64,12 +66,16 @@ void Job::Parts::start_heartbeats_of_job() {
   };
   watch.on_lost = [this](const plan::LostRank& lost) { on_lost(lost); };
   watch.on_overdue = [this] { on_overdue(); };
-  heartbeats =
-      start_heartbeats(identity, connections, std::move(watch), options.run_dir, options.timeout);
+  heartbeats = start_heartbeats(connections, std::move(watch), options.run_dir, options.timeout);
   started = true;
-  if (!heartbeats.heartbeat) {
-    notice("no heartbeats, so a lost rank is noticed only when a wait of " +
-           std::to_string(options.timeout.count() / 1000) + " s ends: " + heartbeats.reason);
+  if (heartbeats.heartbeat) {
+    // From here on they alone decide that a rank is gone: a peer may load, validate or save for as long as it lives.
+    connections.set_timeout(comm::kNoDeadline);
+  } else {
+    notice("no heartbeats: a stopped rank is noticed only when a wait of " +
+           std::to_string(options.timeout.count() / 1000) +
+           " s (--timeout) ends, and a rank that is busy for longer ends the job: " +
+           heartbeats.reason);
   }
 }
 
@@ -85,8 +91,15 @@ void Job::Parts::notice(std::string_view sentence) const {
 // ---- a rank is lost ----------------------------------------------------------------------------
 
 std::string Job::Parts::sentence_about(const plan::LostRank& lost) const {
-  const std::string sentence = plan::sentence_of(lost);
-  return lost.rank == identity.rank ? "the other ranks gave this one up: " + sentence : sentence;
+  const bool is_me = lost.rank == identity.rank;
+  if (is_me && lost.cause == Cause::failed) return lost.reason;
+  return (is_me ? "the other ranks gave this one up: " : "") + plan::sentence_of(lost);
+}
+
+ExitCode Job::Parts::exit_code_after(const plan::LostRank& lost) const {
+  if (lost.cause == Cause::hung) return ExitCode::timeout;
+  const bool is_own_failure = lost.rank == identity.rank && lost.cause == Cause::failed;
+  return is_own_failure ? static_cast<ExitCode>(lost.code) : ExitCode::peer_lost;
 }
 
 void Job::Parts::abort(const std::string& reason) noexcept {
@@ -100,17 +113,20 @@ void Job::Parts::on_lost(const plan::LostRank& lost) {
   write_error_file(heartbeats.run_dir, lost);
 #ifdef FUSEDBUN_HAS_CONTROL
   if (auto* serving = live_server.load()) {
-    serving->report_lost_rank(heartbeats.heartbeat->ranks().at(static_cast<size_t>(lost.rank)));
+    if (lost.rank != plan::LostRank::kNone) {
+      serving->report_lost_rank(heartbeats.heartbeat->ranks().at(static_cast<size_t>(lost.rank)));
+    }
     serving->warn(plan::sentence_of(lost));
   }
 #endif
 }
 
 void Job::Parts::on_overdue() {
-  const std::string sentence = "fusedbun: " + sentence_about(*heartbeats.heartbeat->lost()) +
+  const plan::LostRank lost = *heartbeats.heartbeat->lost();
+  const std::string sentence = "fusedbun: " + sentence_about(lost) +
                                " (ended while it was busy in " + describe(board.position()) + ")\n";
   static_cast<void>(::write(STDERR_FILENO, sentence.data(), sentence.size()));
-  ::_exit(static_cast<int>(ExitCode::peer_lost));
+  ::_exit(static_cast<int>(exit_code_after(lost)));
 }
 
 std::optional<plan::LostRank> Job::Parts::lost_rank_behind(const std::exception& error) const {
@@ -129,7 +145,7 @@ void Job::Parts::fail(int code, const std::string& reason) noexcept {
   abort(reason);
   if (heartbeats.heartbeat) {
     const auto lost = heartbeats.heartbeat->lost();
-    if (lost && lost->rank == identity.rank && lost->cause == plan::LostRank::Cause::failed) {
+    if (lost && lost->rank == identity.rank && lost->cause == Cause::failed) {
       write_error_file(heartbeats.run_dir, *lost);
     }
   }

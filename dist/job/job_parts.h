@@ -32,8 +32,10 @@ class Job::Parts {
   std::optional<plan::LostRank> lost_rank_behind(const std::exception& error) const;
   /// Everybody learns that this rank ends with `code`.
   void fail(int code, const std::string& reason) noexcept;
-  /// sentence_of(lost); where this rank itself was given up, that comes first.
+  /// sentence_of(lost); where this rank itself was given up, that comes first; its own failure is told as it is.
   std::string sentence_about(const plan::LostRank& lost) const;
+  /// With which code this process leaves because of it.
+  ExitCode exit_code_after(const plan::LostRank& lost) const;
 
   JobOptions options;
   plan::Identity identity;

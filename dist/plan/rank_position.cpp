@@ -11,11 +11,16 @@ constexpr int kPhaseBits = 8;
 constexpr int kBucketBits = 16;
 constexpr uint64_t kStepMax = (uint64_t{1} << (64 - kBucketBits - kPhaseBits)) - 1;
 
-constexpr std::array<std::string_view, 9> kNames = {
+constexpr std::array<std::string_view, 10> kNames = {
     "starting",   "forward_backward", "reduce_scatter", "agreement", "update",
-    "all_gather", "step_message",     "idle",           "save"};
+    "all_gather", "step_message",     "idle",           "save",      "validate"};
 
 }  // namespace
+
+bool takes_no_steps(Phase phase) {
+  return phase == Phase::starting || phase == Phase::idle || phase == Phase::save ||
+         phase == Phase::validate;
+}
 
 std::string_view name_of(Phase phase) {
   return kNames.at(static_cast<size_t>(phase));

@@ -21,7 +21,11 @@ enum class Phase : uint8_t {
   step_message = 6,      ///< header and column statistics between two steps
   idle = 7,              ///< its last step is done
   save = 8,              ///< writes files
+  validate = 9,          ///< the loss on text or images held back
 };
+
+/// In these phases nobody expects a step to end: a rank is not stalled, however long they last.
+bool takes_no_steps(Phase phase);
 
 /// "forward_backward", as the contract spells it.
 std::string_view name_of(Phase phase);

@@ -12,11 +12,27 @@ std::string seconds(int64_t us) {
   return std::to_string(tenths / 10) + "." + std::to_string(tenths % 10) + " s";
 }
 
+/// "rank 4", or "ranks 0, 2-3".
+std::string list_of(const std::vector<int>& ranks) {
+  std::string text = ranks.size() == 1 ? "rank " : "ranks ";
+  for (size_t i = 0; i < ranks.size();) {
+    size_t last = i;
+    while (last + 1 < ranks.size() && ranks[last + 1] == ranks[last] + 1) ++last;
+    if (i > 0) text += ", ";
+    text += std::to_string(ranks[i]);
+    if (last > i) text += "-" + std::to_string(ranks[last]);
+    i = last + 1;
+  }
+  return text;
+}
+
 }  // namespace
 
 void validate(const HealthLimits& limits) {
   FUSEDBUN_REQUIRE(limits.heartbeat_us > 0, ConfigError, "--heartbeat: must be above 0 seconds");
   FUSEDBUN_REQUIRE(limits.stall_us > 0, ConfigError, "--stall-timeout: must be above 0 seconds");
+  FUSEDBUN_REQUIRE(limits.hang_us >= 0, ConfigError,
+                   "--hang-timeout: must be at least 0 seconds (0: never)");
   FUSEDBUN_REQUIRE(limits.lost_us > limits.late_us(), ConfigError,
                    "--lost-timeout = " + seconds(limits.lost_us) +
                        ": must be above 3 heartbeats, " + seconds(limits.late_us()));
@@ -41,12 +57,30 @@ std::string sentence_of(const LostRank& lost) {
     case LostRank::Cause::failed:
       return who + "failed with exit code " + std::to_string(lost.code) + " in " +
              describe(lost.last) + ": " + lost.reason;
+    case LostRank::Cause::hung:
+      return "all ranks live, but none has ended a step or changed its phase for " +
+             seconds(lost.silence_us) + " (--hang-timeout): " + lost.reason;
   }
   FUSEDBUN_ASSERT(false, "every cause has a sentence");
 }
 
+std::string describe_ranks(const std::vector<RankPosition>& positions) {
+  std::vector<std::pair<std::string, std::vector<int>>> places;  // in order of their lowest rank
+  for (size_t rank = 0; rank < positions.size(); ++rank) {
+    const std::string here = describe(positions[rank]);
+    auto place = std::ranges::find(places, here, [](const auto& each) { return each.first; });
+    if (place == places.end()) place = places.insert(place, {here, {}});
+    place->second.push_back(static_cast<int>(rank));
+  }
+  std::string text;
+  for (const auto& [place, ranks] : places) {
+    text += (text.empty() ? "" : "; ") + list_of(ranks) + " in " + place;
+  }
+  return text;
+}
+
 RankWatch::RankWatch(int ranks, const HealthLimits& limits, int64_t now_us)
-    : limits_(limits), now_us_(now_us) {
+    : limits_(limits), now_us_(now_us), moved_us_(now_us) {
   ranks_.resize(static_cast<size_t>(ranks), Watched(limits.stall_us));
 }
 
@@ -57,6 +91,10 @@ void RankWatch::expect(int rank, int64_t now_us) {
 
 void RankWatch::heard(int rank, const RankPosition& position, int64_t now_us) {
   Watched& watched = ranks_[rank];
+  if (!watched.heard || position != watched.position) moved_us_ = now_us;
+  if (takes_no_steps(watched.position.phase)) {
+    watched.steps.pause(now_us - watched.last_sign_us, now_us);
+  }
   if (watched.heard && position.job_step > watched.position.job_step) {
     watched.steps.steps_ended(position.job_step - watched.position.job_step, now_us);
   }
@@ -79,6 +117,7 @@ void RankWatch::look(int64_t now_us) {
       rank.last_sign_us = std::min(rank.last_sign_us + asleep_us, now_us);
       rank.steps.pause(asleep_us, now_us);
     }
+    moved_us_ = std::min(moved_us_ + asleep_us, now_us);
   }
   now_us_ = now_us;
   for (size_t r = 0; r < ranks_.size() && !lost_; ++r) {
@@ -89,6 +128,18 @@ void RankWatch::look(int64_t now_us) {
                      .cause = ranks_[r].gone ? LostRank::Cause::gone : LostRank::Cause::silent,
                      .silence_us = now_us - ranks_[r].last_sign_us};
   }
+}
+
+std::optional<LostRank> RankWatch::hung() const {
+  const int64_t still_us = now_us_ - moved_us_;
+  if (limits_.hang_us == 0 || still_us < limits_.hang_us) return {};
+  if (std::ranges::count(ranks_, false, &Watched::left) <= 1) return {};
+  std::vector<RankPosition> positions;
+  for (const Watched& rank : ranks_) positions.push_back(rank.position);
+  return LostRank{.rank = LostRank::kNone,
+                  .cause = LostRank::Cause::hung,
+                  .silence_us = still_us,
+                  .reason = describe_ranks(positions)};
 }
 
 RankSigns RankWatch::signs_of(const Watched& rank) const {

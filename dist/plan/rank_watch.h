@@ -3,7 +3,8 @@
 // microseconds of any steady clock of the caller's.
 //
 // Invariants: 1. Only time in which the watcher itself ran counts as silence: a watcher that was stopped does not
-// accuse the others when it goes on. 2. A rank that left in peace is never lost. 3. What is lost stays lost.
+// accuse the others when it goes on. 2. A rank that left in peace is never lost. 3. What is lost stays lost. 4. A rank in a
+// phase that takes no steps (starting, validate, save, idle) is not stalled.
 //
 // Thread safety: none.
 #include <cstdint>
@@ -22,11 +23,13 @@ struct HealthLimits {
   int64_t heartbeat_us = 1'000'000;  ///< a rank gives a sign of life this often
   int64_t lost_us = 10'000'000;      ///< of silence: the job goes no further
   int64_t stall_us = 5'000'000;      ///< without a step's end, unless 10 median steps are longer
+  /// All ranks live, and for so long none has ended a step or changed its phase: the job goes no further. 0: never.
+  int64_t hang_us = 1'800'000'000;
 
   /// Of silence: late, and the job degraded.
   int64_t late_us() const { return 3 * heartbeat_us; }
 };
-/// Throws ConfigError naming the flag: all are positive, and a rank is late before it is lost.
+/// Throws ConfigError naming the flag: all are positive (hang_us: or 0), and a rank is late before it is lost.
 void validate(const HealthLimits& limits);
 
 struct RankSigns {
@@ -37,12 +40,14 @@ struct RankSigns {
 };
 Liveness liveness_of(const RankSigns& signs, const HealthLimits& limits);
 
-/// A rank without which the job cannot go on.
+/// Why the job cannot go on: a rank is lost, or all of them hang.
 struct LostRank {
+  static constexpr int kNone = -1;
   enum class Cause : uint8_t {
     gone = 0,    ///< its connection broke: the process ended, or its host did
     silent = 1,  ///< no heartbeat for longer than the limit
     failed = 2,  ///< it said so itself: `code` and `reason`
+    hung = 3,    ///< no rank moves any more: `rank` is kNone, `reason` says where each one is
   };
   int rank = 0;
   std::string host = {};
@@ -51,12 +56,14 @@ struct LostRank {
   Cause cause = Cause::gone;
   int64_t silence_us = 0;
   int code = 0;             ///< ExitCode; `failed` only
-  std::string reason = {};  ///< `failed` only
+  std::string reason = {};  ///< `failed` and `hung` only
 
   bool operator==(const LostRank&) const = default;
 };
 /// "rank 2 (pid 4711 on node3) is lost: its process ended; last seen in update of bucket 1, job step 41"
 std::string sentence_of(const LostRank& lost);
+/// "ranks 0, 2-3 in all_gather of bucket 1, job step 41; rank 1 in forward_backward, job step 41"
+std::string describe_ranks(const std::vector<RankPosition>& positions);
 
 class RankWatch {
  public:
@@ -77,6 +84,9 @@ class RankWatch {
   RankPosition position(int rank) const { return ranks_[rank].position; }
   /// The first rank found lost, with cause, silence and position.
   std::optional<LostRank> lost() const { return lost_; }
+  /// Nothing while some rank moves. Of use to a watcher that hears all ranks. Nothing once
+  /// all but one have left: it waits for nobody.
+  std::optional<LostRank> hung() const;
 
  private:
   struct Watched {
@@ -93,6 +103,7 @@ class RankWatch {
 
   HealthLimits limits_;
   int64_t now_us_;
+  int64_t moved_us_;  ///< when some rank's position last changed
   std::vector<Watched> ranks_;
   std::optional<LostRank> lost_;
 };

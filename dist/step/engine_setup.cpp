@@ -185,7 +185,7 @@ plan::TransportChoice StepEngine::choose_transport(std::span<const RegisteredPar
 bool StepEngine::open_window(size_t first_parameter, size_t first_bucket) {
   const WindowLayout layout = lay_out_window(model_.plan, first_parameter, first_bucket);
   const auto opened =
-      comm::HostWindow::open(*control_stream_, layout.size, sharded_.window_timeout);
+      comm::HostWindow::open(*control_stream_, layout.size, control_stream_->timeout());
   if (opened.window == nullptr) {
     FUSEDBUN_REQUIRE(sharded_.transport != plan::GradientTransport::shared_memory, ConfigError,
                      "transport shared_memory cannot be used: " + opened.reason);

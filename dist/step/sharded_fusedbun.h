@@ -17,7 +17,6 @@
 // Thread safety: as torch::optim, one thread at a time; hooks may run on autograd's threads.
 #include <torch/optim/optimizer.h>
 
-#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -78,7 +77,6 @@ struct ShardedOptions {
   /// Ranks that share a host keep one replica of the parameters in shared memory and read one another's gradients there.
   /// The tensors' storage is replaced once, here; pointers into the old one do not see later steps.
   bool host_window = true;
-  std::chrono::milliseconds window_timeout{60'000};  ///< deadline of every wait in the host window
   /// When p.grad goes. `in_hook` saves the memory of all gradients, and p.grad cannot be read between backward and step().
   GradientRelease release = GradientRelease::after_step;
   bool broadcast_parameters = true;  ///< start from rank 0's parameters

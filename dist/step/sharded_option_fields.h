@@ -20,7 +20,7 @@ template <class Visit>
 void visit_sharded_options(const ShardedOptions& options, Visit&& visit) {
   // One name for each field: the compiler counts them.
   const auto& [min_rows_per_rank, bucket_bytes, in_place_bytes, max_grad_norm, gradient_divisor,
-               gradient_wire, transport, step_in_backward, host_window, window_timeout, release,
+               gradient_wire, transport, step_in_backward, host_window, release,
                broadcast_parameters, trace, notice] = options;
   visit("min_rows_per_rank", min_rows_per_rank, FieldScope::job);
   visit("bucket_bytes", bucket_bytes, FieldScope::job);
@@ -31,7 +31,6 @@ void visit_sharded_options(const ShardedOptions& options, Visit&& visit) {
   visit("transport", transport, FieldScope::job);
   visit("step_in_backward", step_in_backward, FieldScope::job);
   visit("host_window", host_window, FieldScope::job);
-  visit("window_timeout", window_timeout, FieldScope::rank);
   visit("release", release, FieldScope::job);
   visit("broadcast_parameters", broadcast_parameters, FieldScope::job);
   visit("trace", trace, FieldScope::rank);

@@ -59,7 +59,8 @@ CLI::App* add_health_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  fusedbun health --run-dir runs/first\n"
-      "  fusedbun health progress --run-dir runs/first    # as a liveness probe: do steps finish?");
+      "  fusedbun health server --run-dir runs/first      # as a liveness probe: does it answer?\n"
+      "  fusedbun health progress --run-dir runs/first    # for alerts: do steps finish?");
   auto name = std::make_shared<std::string>("all");
   command
       ->add_option(

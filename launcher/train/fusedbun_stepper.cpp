@@ -17,7 +17,6 @@ class FusedbunStepper : public Stepper {
              .gradient_wire = options.bf16_on_wire ? GradientWire::bf16 : GradientWire::exact,
              .step_in_backward = options.step_in_backward,
              .host_window = options.host_window,
-             .window_timeout = options.timeout,
              .release = GradientRelease::in_hook,
              .trace = options.trace,
              .notice = options.notice}),

@@ -6,7 +6,6 @@
 // All ranks call the same in the same order.
 //
 // Thread safety: one thread at a time, except request_leave, which is async-signal-safe.
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -65,7 +64,6 @@ struct StepperOptions {
   bool bf16_on_wire = false;
   bool step_in_backward = false;
   StepTrace* trace = nullptr;
-  std::chrono::milliseconds timeout{60'000};  ///< of waits in the host window
   std::function<void(std::string_view)> notice;
 };
 

@@ -48,7 +48,18 @@ std::string joined(const std::vector<fs::path>& paths) {
 
 }  // namespace
 
+void require_present(const std::vector<fs::path>& sources) {
+  for (const fs::path& source : sources) {
+    std::error_code error;
+    const bool is_there = fs::exists(source, error);
+    FUSEDBUN_REQUIRE(
+        is_there, DataError,
+        "no text at " + source.string() + ": " + (error ? error.message() : "it does not exist"));
+  }
+}
+
 TextData::TextData(const std::vector<fs::path>& sources, int64_t context) {
+  require_present(sources);
   for (const fs::path& source : sources) read(source);
   const size_t sequence = static_cast<size_t>(context) + 1;
   FUSEDBUN_REQUIRE(!text_.empty(), DataError, "no text in " + joined(sources));
@@ -62,12 +73,8 @@ TextData::TextData(const std::vector<fs::path>& sources, int64_t context) {
 }
 
 void TextData::read(const fs::path& source) {
-  std::error_code error;
-  const fs::file_status status = fs::status(source, error);
-  FUSEDBUN_REQUIRE(
-      fs::exists(status), DataError,
-      "no text at " + source.string() + ": " + (error ? error.message() : "it does not exist"));
-  if (!fs::is_directory(status)) {
+  std::error_code gone;  // then it cannot be opened either
+  if (!fs::is_directory(source, gone)) {
     append(source, false);
     return;
   }

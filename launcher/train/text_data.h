@@ -27,6 +27,9 @@ struct SampleId {
   int64_t index = 0;  ///< in the global batch
 };
 
+/// Throws DataError naming the first source that does not exist. Reads no text.
+void require_present(const std::vector<std::filesystem::path>& sources);
+
 class TextData {
  public:
   /// Throws DataError naming the path that is missing, unreadable or empty, or saying how much text is too little.

@@ -21,6 +21,7 @@ struct Flags {
   double heartbeat_seconds = 1;
   double stall_seconds = 5;
   double lost_seconds = 10;
+  double hang_seconds = 1800;
   bool no_control = false;
   bool no_host_window = false;
 };
@@ -147,7 +148,9 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
       .add_option("--threads", options.threads,
                   "Per rank, 0: processors divided by the ranks of this host")
       ->group("Ranks");
-  command.add_option("--timeout", flags.timeout_seconds, "Seconds a rank waits for the others")
+  command
+      .add_option("--timeout", flags.timeout_seconds,
+                  "Seconds to connect; where ranks have no heartbeats, of every wait for others")
       ->group("Ranks");
   command.add_option("--heartbeat", flags.heartbeat_seconds, "Seconds between signs of life")
       ->group("Ranks");
@@ -158,6 +161,11 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
   command
       .add_option("--stall-timeout", flags.stall_seconds,
                   "Seconds without a step's end until health says so, or 10 median steps if longer")
+      ->group("Ranks");
+  command
+      .add_option("--hang-timeout", flags.hang_seconds,
+                  "Seconds in which all ranks live, but none ends a step or changes its phase, "
+                  "until the job ends with 124; 0: never")
       ->group("Ranks");
   command
       .add_flag("--no-host-window", flags.no_host_window,
@@ -217,7 +225,8 @@ void run(Flags flags) {
   options.timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.timeout_seconds * 1000));
   options.health = {.heartbeat_us = microseconds(flags.heartbeat_seconds),
                     .lost_us = microseconds(flags.lost_seconds),
-                    .stall_us = microseconds(flags.stall_seconds)};
+                    .stall_us = microseconds(flags.stall_seconds),
+                    .hang_us = microseconds(flags.hang_seconds)};
   train::train(options);
 }
 

@@ -8,6 +8,7 @@
 #include <ctime>
 #include <iostream>
 #include <memory>
+#include <optional>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/atomic_file.h"
@@ -28,22 +29,26 @@ namespace {
 
 namespace fs = std::filesystem;
 
-Gpt2 make_model(const TrainOptions& options) {
-  const ModelChoice& asked = options.model;
-  if (options.init.empty()) {
-    const Gpt2Config base;
-    return Gpt2(Gpt2Config{.n_layer = asked.layers.value_or(base.n_layer),
-                           .n_head = asked.heads.value_or(base.n_head),
-                           .n_embd = asked.width.value_or(base.n_embd),
-                           .n_ctx = asked.context.value_or(base.n_ctx),
-                           .vocab = base.vocab},
-                options.seed);
-  }
+fs::path init_file(const TrainOptions& options) {
   std::error_code error;  // a path that a person gave may be a link, as in Hugging Face's cache
   const fs::path file_path = fs::canonical(options.init, error);
   FUSEDBUN_REQUIRE(!error, DataError,
                    "cannot read --init " + options.init.string() + ": " + error.message());
-  const checkpoint::SafetensorsFile file(file_path);
+  return file_path;
+}
+
+/// From the flags and the header of --init: no weight is read.
+Gpt2Config choose_config(const TrainOptions& options) {
+  const ModelChoice& asked = options.model;
+  if (options.init.empty()) {
+    const Gpt2Config base;
+    return {.n_layer = asked.layers.value_or(base.n_layer),
+            .n_head = asked.heads.value_or(base.n_head),
+            .n_embd = asked.width.value_or(base.n_embd),
+            .n_ctx = asked.context.value_or(base.n_ctx),
+            .vocab = base.vocab};
+  }
+  const checkpoint::SafetensorsFile file(init_file(options));
   const Gpt2Config config = config_of(file, asked.heads);
   const auto require_fits = [&](const char* flag, std::optional<int64_t> wish, int64_t found) {
     FUSEDBUN_REQUIRE(wish.value_or(found) == found, ConfigError,
@@ -59,8 +64,12 @@ Gpt2 make_model(const TrainOptions& options) {
   FUSEDBUN_REQUIRE(config.vocab == Gpt2Config{}.vocab, DataError,
                    options.init.string() + " has " + std::to_string(config.vocab) +
                        " token ids; text is read as bytes here, which needs 256");
+  return config;
+}
+
+Gpt2 make_model(const TrainOptions& options, const Gpt2Config& config) {
   Gpt2 model(config, options.seed);
-  load_hf(file, model);
+  if (!options.init.empty()) load_hf(checkpoint::SafetensorsFile(init_file(options)), model);
   return model;
 }
 
@@ -187,7 +196,6 @@ class Run {
         .bf16_on_wire = options_.bf16_on_wire,
         .step_in_backward = options_.step_in_backward,
         .trace = options_.trace.empty() ? nullptr : &trace_,
-        .timeout = options_.timeout,
         .notice = [this](std::string_view sentence) { progress_.say(sentence); }};
     return options_.optimizer.kind == OptimizerKind::adamw
                ? make_adamw_stepper(job_, model_, stepper)
@@ -226,8 +234,8 @@ void train(const TrainOptions& options) {
   validate(options);
   const plan::Identity identity = plan::identify(read_environment(), options.identity);
   if (options.use_gpu) require_gpu(identity.rank);
-  Gpt2 model = make_model(options);
-  const TextData text(options.data, options.model.context.value_or(model->config().n_ctx));
+  const Gpt2Config config = choose_config(options);
+  require_present(options.data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
   if (identity.rank == 0 && !options.save.empty()) checkpoint::require_writable(options.save);
   if (identity.rank == 0 && !options.trace.empty()) checkpoint::require_writable(options.trace);
@@ -250,7 +258,14 @@ void train(const TrainOptions& options) {
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
   plan::LeaveRequest leave = plan::LeaveRequest::none;
   try {
-    leave = Run(options, run_dir, job, model, text, progress).execute();
+    std::optional<Gpt2> model;
+    std::optional<TextData> text;
+    // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
+    comm::rethrow_on_all_ranks(*job.channels().host, [&] {
+      model.emplace(make_model(options, config));
+      text.emplace(options.data, options.model.context.value_or(config.n_ctx));
+    });
+    leave = Run(options, run_dir, job, *model, *text, progress).execute();
   } catch (const std::exception& error) {
     job.fail(error);
   }

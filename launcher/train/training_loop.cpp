@@ -48,7 +48,9 @@ LoopResult TrainingLoop::run() {
 }
 
 void TrainingLoop::validate(int64_t job_step) {
+  const plan::Phase before = parts_.job.enter(plan::Phase::validate);
   const double loss = validation_loss(parts_.model, parts_.text, options_.validation, host());
+  parts_.job.enter(before);
   result_.last_validation_loss = loss;
   if (parts_.metrics != nullptr) parts_.metrics->write_validation(job_step, loss);
   parts_.progress.say("validation loss " + number("%.4f", loss) + " after " +

@@ -1,4 +1,5 @@
 #include <chrono>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -70,6 +71,26 @@ TEST_P(Breakage, WaitThrowsAtItsDeadline) {
       std::this_thread::sleep_for(kTimeout * 2);
       comm.abort("this rank was late on purpose");
     }
+  });
+}
+
+TEST_P(Breakage, ADeadlineThatIsSetHoldsFromThenOnAndInGroups) {
+  constexpr std::chrono::milliseconds kTimeout(1000);
+  const auto world = GetParam().make(std::chrono::seconds(30));
+  world->run([&](Communicator& comm) {
+    comm.set_timeout(kTimeout);
+    std::vector<int> ranks(static_cast<size_t>(comm.size()));
+    std::iota(ranks.begin(), ranks.end(), 0);
+    const auto group = comm.group(ranks);
+    if (comm.rank() == 0) {
+      const auto begin = std::chrono::steady_clock::now();
+      EXPECT_THROW(group->barrier().wait(), TimeoutError);
+      EXPECT_LT(std::chrono::steady_clock::now() - begin, kTimeout + std::chrono::seconds(5));
+    } else {
+      std::this_thread::sleep_for(kTimeout * 2);
+      group->abort("this rank was late on purpose");
+    }
+    comm.abort("the test is over");
   });
 }
 

@@ -261,6 +261,45 @@ class ThreeRanks : public plan::RankDirectory {
   }
 };
 
+/// Two ranks whose heartbeats come, rank 0 as it is told to be.
+class Punctual : public plan::RankDirectory {
+ public:
+  std::vector<plan::RankStatus> ranks() const override {
+    return {{.rank = 0, .liveness = liveness}, {.rank = 1, .liveness = liveness}};
+  }
+  std::atomic<plan::Liveness> liveness = plan::Liveness::alive;
+};
+
+TEST_F(Streams, OnlyALateOrLostRankDegradesTheJob) {
+  server_.set_state(JobState::running);
+  Punctual ranks;
+  server_.set_ranks(&ranks);
+  EXPECT_EQ(client_.job().state(), v1::Job::RUNNING);
+  ranks.liveness = plan::Liveness::stalled;
+  EXPECT_EQ(client_.job().state(), v1::Job::RUNNING) << "its heartbeats come";
+  ranks.liveness = plan::Liveness::lost;
+  EXPECT_EQ(client_.job().state(), v1::Job::DEGRADED);
+  server_.set_ranks(nullptr);
+}
+
+TEST_F(Streams, ProgressIsWhatTheRanksSayOfRankZero) {
+  server_.set_state(JobState::running);
+  Punctual ranks;
+  const auto turns = [&](ControlClient::Health expected) {
+    for (const auto end = std::chrono::steady_clock::now() + milliseconds(10'000);
+         std::chrono::steady_clock::now() < end; std::this_thread::sleep_for(milliseconds(10))) {
+      if (client_.health("fusedbun.progress") == expected) return true;
+    }
+    return false;
+  };
+  EXPECT_TRUE(turns(ControlClient::Health::not_serving)) << "no step has ended yet";
+  server_.set_ranks(&ranks);
+  EXPECT_TRUE(turns(ControlClient::Health::serving)) << "they start, or validate, and are no stall";
+  ranks.liveness = plan::Liveness::stalled;
+  EXPECT_TRUE(turns(ControlClient::Health::not_serving));
+  server_.set_ranks(nullptr);
+}
+
 TEST_F(Streams, RanksComeInPagesAndALateOneDegradesTheJob) {
   server_.set_state(JobState::running);
   EXPECT_EQ(client_.ranks().ranks_size(), 0);

@@ -1,15 +1,14 @@
-// Ranks as threads of one process; a rank that dies or stops is a bare connection that the test closes or neglects.
 #include "fusedbun/dist/health/heartbeat.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <mutex>
+#include <optional>
 #include <thread>
 
-#include "fusedbun/core/error.h"
-#include "fusedbun/dist/health/connection.h"
+#include "fusedbun/dist/health/proof.h"
+#include "ranks.h"
 
 namespace fusedbun::health {
 namespace {
@@ -23,100 +22,6 @@ constexpr plan::HealthLimits kQuick{
 /// Nothing in a test is silent for so long.
 constexpr plan::HealthLimits kPatient{
     .heartbeat_us = 10'000, .lost_us = 60'000'000, .stall_us = 60'000'000};
-
-template <class Condition>
-bool soon(Condition condition) {
-  const auto deadline = std::chrono::steady_clock::now() + 20s;
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > deadline) return false;
-    std::this_thread::sleep_for(1ms);
-  }
-  return true;
-}
-
-/// The ranks of one job: those that were started, on one listener.
-class Ranks {
- public:
-  Ranks(int world_size, const plan::HealthLimits& limits)
-      : world_size_(world_size), limits_(limits), beats_(world_size), told_(world_size) {
-    ListeningSocket listener = listen_on_free_port(/*loopback_only=*/true);
-    invitation_ = {"127.0.0.1", listener.port, random_token(), card(0)};
-    ranks_.resize(world_size);
-    ranks_[0] = std::make_unique<Heartbeat>(options(0), std::move(listener), invitation_.token);
-  }
-
-  void start(int rank) {
-    ranks_[rank] = std::make_unique<Heartbeat>(options(rank), invitation_, 10s);
-  }
-  void start_all() {
-    for (int rank = 1; rank < world_size_; ++rank) start(rank);
-  }
-  /// Only says hello, with this token, and sends one beat.
-  Connection bare(int rank, const Token& token) {
-    Connection connection(connect_to("127.0.0.1", invitation_.port, 10s));
-    connection.send(Hello{.token = token, .card = card(rank)});
-    connection.send(Beat{{5, plan::Phase::reduce_scatter, 3}, 0, 0});
-    return connection;
-  }
-  Connection bare(int rank) { return bare(rank, invitation_.token); }
-
-  Heartbeat& operator[](int rank) { return *ranks_[rank]; }
-  void stop(int rank) { ranks_[rank].reset(); }
-  const Invitation& invitation() const { return invitation_; }
-
-  void stand(int rank, const plan::RankPosition& position) {
-    const std::lock_guard lock(mutex_);
-    beats_[rank].position = position;
-  }
-  /// What on_lost of this rank was called with.
-  std::vector<plan::LostRank> told(int rank) {
-    const std::lock_guard lock(mutex_);
-    return told_[rank];
-  }
-  plan::LostRank told_soon(int rank) {
-    EXPECT_TRUE(soon([&] { return !told(rank).empty(); })) << "rank " << rank << " hears nothing";
-    return told(rank).empty() ? plan::LostRank{.rank = -1} : told(rank).front();
-  }
-  bool all_met() {
-    return soon([&] {
-      for (const plan::RankStatus& rank : ranks_[0]->ranks()) {
-        if (!rank.heartbeat_age_ms) return false;
-      }
-      return true;
-    });
-  }
-  std::atomic<int> overdue = 0;
-
- private:
-  static RankCard card(int rank) {
-    return {.rank = rank, .local_rank = rank, .pid = 1000 + rank, .host = "here", .device = "cpu"};
-  }
-  HeartbeatOptions options(int rank) {
-    return {.me = card(rank),
-            .world_size = world_size_,
-            .limits = limits_,
-            .beat =
-                [this, rank] {
-                  const std::lock_guard lock(mutex_);
-                  return beats_[rank];
-                },
-            .on_lost =
-                [this, rank](const plan::LostRank& lost) {
-                  const std::lock_guard lock(mutex_);
-                  told_[rank].push_back(lost);
-                },
-            .on_overdue = [this] { ++overdue; },
-            .leave_us = 50'000};
-  }
-
-  int world_size_;
-  plan::HealthLimits limits_;
-  Invitation invitation_;
-  std::mutex mutex_;
-  std::vector<Beat> beats_;
-  std::vector<std::vector<plan::LostRank>> told_;
-  std::vector<std::unique_ptr<Heartbeat>> ranks_;  // the last member: their threads use the others
-};
 
 TEST(Heartbeat, RankZeroKnowsWhereAllRanksStand) {
   Ranks ranks(3, kPatient);
@@ -163,6 +68,7 @@ TEST(Heartbeat, ABrokenConnectionIsNamedOnAllRanksAtOnce) {
   ranks.start(1);
   {
     Connection victim = ranks.bare(2);
+    ranks.watch();
     ASSERT_TRUE(ranks.all_met());
   }
   for (const int rank : {0, 1}) {
@@ -181,6 +87,7 @@ TEST(Heartbeat, ASilentRankIsLateThenLostAndHearsOfItItself) {
   Ranks ranks(3, kQuick);
   ranks.start(1);
   Connection victim = ranks.bare(2);
+  ranks.watch();
   ASSERT_TRUE(ranks.all_met());
   EXPECT_TRUE(soon([&] { return ranks[0].ranks()[2].liveness == plan::Liveness::late; }));
   for (const int rank : {0, 1}) {
@@ -234,9 +141,28 @@ TEST(Heartbeat, ARankThatFailsSaysWhyBeforeItGoes) {
   }
 }
 
+// Rank 0 is a thread of the test, and dies without a word.
 TEST(Heartbeat, ALostRankZeroIsNamedByTheOthers) {
   ListeningSocket listener = listen_on_free_port(true);
+  const Token token = random_token();
   std::optional<Connection> rank_0;
+  std::thread welcoming([&] {
+    const Challenge challenge{random_nonce()};
+    EXPECT_TRUE(soon([&] {
+      if (!rank_0) {
+        Accepted accepted = accept_from(listener.descriptor);
+        if (!accepted.descriptor.is_open()) return false;
+        rank_0.emplace(std::move(accepted.descriptor));
+        rank_0->send(challenge);
+      }
+      for (const Frame& frame : rank_0->receive(kHelloBytes)) {
+        const Hello& hello = std::get<Hello>(frame);
+        rank_0->send(Welcome{proof_of(token, Side::listening, challenge, hello)});
+        return true;
+      }
+      return false;
+    }));
+  });
   plan::LostRank told{.rank = -1};
   std::atomic<bool> called = false;
   Heartbeat rank_1({.me = {.rank = 1},
@@ -248,53 +174,69 @@ TEST(Heartbeat, ALostRankZeroIsNamedByTheOthers) {
                           told = lost;
                           called = true;
                         }},
-                   {"127.0.0.1", listener.port, {}, {.pid = 77, .host = "there"}}, 10s);
-  ASSERT_TRUE(soon([&] {
-    if (!rank_0) rank_0.emplace(accept_from(listener.descriptor));
-    if (!rank_0->is_open()) rank_0.reset();
-    return rank_0 && !rank_0->receive().empty();
-  }));
+                   {{"127.0.0.1"}, listener.port, token, {.pid = 77, .host = "there"}}, 10s);
+  welcoming.join();
+  rank_1.watch();
   rank_0.reset();
   ASSERT_TRUE(soon([&] { return called.load(); }));
   EXPECT_THAT(sentence_of(told), HasSubstr("rank 0 (pid 77 on there) is lost: its process ended"));
 }
 
-TEST(Heartbeat, OnlyWhoKnowsTheTokenIsHeard) {
-  Ranks ranks(2, kPatient);
-  Token wrong = ranks.invitation().token;
-  wrong[15] ^= 1;
-  Connection stranger = ranks.bare(1, wrong);
-  EXPECT_TRUE(soon([&] {
-    stranger.receive();
-    return !stranger.is_open();
-  }));
-  Connection impostor = ranks.bare(0);  // rank 0 is the one that listens
-  EXPECT_TRUE(soon([&] {
-    impostor.receive();
-    return !impostor.is_open();
-  }));
-  EXPECT_FALSE(ranks[0].ranks()[1].heartbeat_age_ms);
+TEST(Heartbeat, BeforeWatchNobodyIsLost) {
+  Ranks ranks(3, kQuick);
+  { Connection comes_and_goes = ranks.bare(1); }
+  EXPECT_EQ(ranks[0].wait_lost(400ms), std::nullopt) << "it may come again, and rank 2 come late";
   ranks.start(1);
+  ranks.start(2);
+  ranks.watch();
   EXPECT_TRUE(ranks.all_met());
+  EXPECT_EQ(ranks[0].wait_lost(400ms), std::nullopt);
+}
+
+TEST(Heartbeat, OneThatWentBeforeWatchIsLostFromThenOn) {
+  Ranks ranks(3, kPatient);
+  ranks.start(1);
+  { Connection victim = ranks.bare(2); }
+  EXPECT_EQ(ranks[0].wait_lost(100ms), std::nullopt);
+  ranks.watch();
+  EXPECT_EQ(ranks.told_soon(1).rank, 2);
+  EXPECT_EQ(ranks.told_soon(1).cause, Cause::gone);
+}
+
+TEST(Heartbeat, AJobWhoseRanksLiveButDoNotMoveIsHung) {
+  constexpr plan::HealthLimits kHangs{
+      .heartbeat_us = 10'000, .lost_us = 60'000'000, .stall_us = 60'000'000, .hang_us = 300'000};
+  Ranks ranks(3, kHangs);
+  ranks.start_all();
+  for (int64_t step = 1; step <= 40; ++step) {  // one rank that moves is enough
+    ranks.stand(2, {step, plan::Phase::update, 0});
+    std::this_thread::sleep_for(20ms);
+  }
   EXPECT_EQ(ranks[0].lost(), std::nullopt);
+  ranks.stand(0, {7, plan::Phase::all_gather, 1});
+  ranks.stand(1, {7, plan::Phase::all_gather, 1});
+  ranks.stand(2, {7, plan::Phase::forward_backward});
+  for (int rank = 0; rank < 3; ++rank) {
+    const plan::LostRank lost = ranks.told_soon(rank);
+    EXPECT_EQ(lost.cause, Cause::hung);
+    EXPECT_EQ(lost.rank, plan::LostRank::kNone);
+    EXPECT_GE(lost.silence_us, kHangs.hang_us);
+    EXPECT_EQ(lost.reason,
+              "ranks 0-1 in all_gather of bucket 1, job step 7; rank 2 in forward_backward, "
+              "job step 7");
+  }
 }
 
 TEST(Heartbeat, AProcessThatDoesNotLeaveIsReminded) {
   Ranks ranks(2, kPatient);
   {
     Connection victim = ranks.bare(1);
+    ranks.watch();
     ASSERT_TRUE(ranks.all_met());
   }
   ranks.told_soon(0);
   EXPECT_TRUE(soon([&] { return ranks.overdue == 1; }));
   EXPECT_EQ(ranks.told(0).size(), 1U);
-}
-
-TEST(Heartbeat, WhereNobodyListensThereIsAnErrorInTime) {
-  ListeningSocket gone = listen_on_free_port(true);
-  gone.descriptor.close();
-  EXPECT_THROW(connect_to("127.0.0.1", gone.port, 1s), UnavailableError);
-  EXPECT_THROW(connect_to("no-such-host.invalid", 1, 1s), UnavailableError);
 }
 
 }  // namespace

@@ -57,10 +57,35 @@ TEST(ErrorFile, TheFirstOfManyWritersWinsAndNothingElseIsLeft) {
   EXPECT_FALSE(std::filesystem::exists(folder / "error.json"));
 }
 
-TEST(ErrorFile, WithoutAFolderNothingHappens) {
+TEST(ErrorFile, OfAJobThatHungNamesNoRankButItsSentenceAll) {
+  const support::ScratchFolder folder;
+  write_error_file(folder / "", {.rank = plan::LostRank::kNone,
+                                 .cause = plan::LostRank::Cause::hung,
+                                 .silence_us = 1'800'000'000,
+                                 .reason = "rank 0 in save, job step 9"});
+  const auto json = read(folder / "error.json");
+  EXPECT_EQ(json.at("cause"), "hung");
+  for (const char* name : {"rank", "host", "pid", "phase", "bucket", "step", "exit_code"}) {
+    EXPECT_TRUE(json.at(name).is_null()) << name;
+  }
+  EXPECT_EQ(json.at("sentence"),
+            "all ranks live, but none has ended a step or changed its phase for 1800.0 s "
+            "(--hang-timeout): rank 0 in save, job step 9");
+}
+
+// A run folder's absence is no second error, and no file appears anywhere else.
+TEST(ErrorFile, WithoutAFolderNothingIsWritten) {
+  const support::ScratchFolder folder;
+  const std::filesystem::path before = std::filesystem::current_path();
+  std::filesystem::current_path(folder / "");
   write_error_file("", kLost);
-  write_error_file("/no/such/folder", kLost);
-  remove_error_file("/no/such/folder");
+  write_error_file(folder / "missing", kLost);
+  remove_error_file(folder / "missing");
+  EXPECT_TRUE(std::filesystem::is_empty(folder / ""));
+  std::ofstream(folder / "file") << "no folder";
+  write_error_file(folder / "file", kLost);
+  EXPECT_EQ(std::filesystem::file_size(folder / "file"), 9U);
+  std::filesystem::current_path(before);
 }
 
 }  // namespace

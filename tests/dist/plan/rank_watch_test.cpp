@@ -51,6 +51,8 @@ TEST(HealthLimits, TheImpossibleIsRefusedByName) {
   };
   EXPECT_THAT(refusal({.heartbeat_us = 0}), HasSubstr("--heartbeat"));
   EXPECT_THAT(refusal({.stall_us = -1}), HasSubstr("--stall-timeout"));
+  EXPECT_THAT(refusal({.hang_us = -1}), HasSubstr("--hang-timeout"));
+  EXPECT_EQ(refusal({.hang_us = 0}), "accepted") << "never";
   EXPECT_THAT(refusal({.heartbeat_us = 10, .lost_us = 30}), HasSubstr("--lost-timeout"));
 }
 
@@ -156,6 +158,77 @@ TEST(RankWatch, HeartbeatsWithoutStepsAreAStall) {
   watch.heard(1, {12, Phase::update, 0}, now += 10);
   watch.look(now);
   EXPECT_EQ(watch.liveness(1), Liveness::alive);
+}
+
+// A rank that has stepped every 10 enters the phase for 1,000 and steps on.
+TEST(RankWatch, PhasesThatTakeNoStepsAreNoStall) {
+  for (const Phase phase : {Phase::starting, Phase::validate, Phase::save, Phase::idle}) {
+    RankWatch watch = watch_of_one();
+    int64_t now = 0;
+    const auto stands = [&](const RankPosition& position) {
+      watch.heard(1, position, now += 10);
+      watch.look(now);
+      return watch.liveness(1);
+    };
+    for (int64_t step = 8; step < 12; ++step) stands({step, Phase::update, 0});
+    for (int i = 0; i < 100; ++i) EXPECT_EQ(stands({11, phase}), Liveness::alive) << i;
+    // The clock goes on where it stood: ten medians of 10 are allowed.
+    for (int i = 0; i < 9; ++i) EXPECT_EQ(stands({11, Phase::forward_backward}), Liveness::alive);
+    stands({11, Phase::forward_backward});
+    EXPECT_EQ(stands({11, Phase::forward_backward}), Liveness::stalled) << name_of(phase);
+    EXPECT_EQ(stands({12, Phase::update}), Liveness::alive);
+  }
+}
+
+TEST(RankWatch, AJobHangsWhenNoRankMoves) {
+  constexpr HealthLimits kHangs{.heartbeat_us = 10, .lost_us = 100, .stall_us = 50, .hang_us = 500};
+  RankWatch watch(4, kHangs, 0);
+  int64_t now = 0;
+  RankPosition waits{41, Phase::all_gather, 1};
+  RankPosition works{41, Phase::forward_backward};
+  const auto beat = [&] {
+    now += 10;
+    for (const int rank : {0, 2, 3}) watch.heard(rank, waits, now);
+    watch.heard(1, works, now);
+    watch.look(now);
+  };
+  for (int i = 0; i < 50; ++i) beat();
+  works.bucket = 7;  // one rank that moves is enough
+  for (int i = 0; i < 50; ++i) {
+    beat();
+    EXPECT_FALSE(watch.hung());
+  }
+  beat();
+  const auto hung = watch.hung();
+  ASSERT_TRUE(hung);
+  EXPECT_EQ(hung->rank, LostRank::kNone);
+  EXPECT_EQ(hung->cause, Cause::hung);
+  EXPECT_EQ(sentence_of(*hung),
+            "all ranks live, but none has ended a step or changed its phase for 0.0 s "
+            "(--hang-timeout): ranks 0, 2-3 in all_gather of bucket 1, job step 41; "
+            "rank 1 in forward_backward of bucket 7, job step 41");
+  EXPECT_FALSE(watch.lost()) << "heartbeats came";
+  works.job_step = 42;
+  beat();
+  EXPECT_FALSE(watch.hung());
+}
+
+TEST(RankWatch, NothingHangsWhileTheWatcherSleepsNorWithoutALimitNorOnceAllOthersHaveLeft) {
+  constexpr HealthLimits kHangs{.heartbeat_us = 10, .lost_us = 100, .stall_us = 50, .hang_us = 500};
+  RankWatch slept(2, kHangs, 0);
+  slept.look(10);
+  slept.look(100'000);
+  EXPECT_FALSE(slept.hung());
+
+  RankWatch endless(2, {.heartbeat_us = 10, .lost_us = 100, .stall_us = 50, .hang_us = 0}, 0);
+  RankWatch left(2, kHangs, 0);
+  left.left(1);
+  for (int64_t now = 0; now <= 1000; now += 10) {
+    endless.look(now);
+    left.look(now);
+  }
+  EXPECT_FALSE(endless.hung());
+  EXPECT_FALSE(left.hung());
 }
 
 TEST(LostRank, IsTold) {

@@ -111,7 +111,6 @@ class Program {
                            .transport = case_.transport,
                            .step_in_backward = case_.step_in_backward,
                            .host_window = case_.host_window,
-                           .window_timeout = kTimeout,
                            .release = case_.release};
     if (case_.divisor > 0) options.gradient_divisor = case_.divisor;
     if (case_.wire_bf16) options.gradient_wire = GradientWire::bf16;

@@ -60,7 +60,6 @@ TEST(ShardedOptionFields, EachThatTheRanksShareHasALineOfItsOwn) {
 TEST(ShardedOptionFields, WhatIsARanksOwnAffairHasNone) {
   StepTrace trace;
   ShardedOptions own;
-  own.window_timeout = std::chrono::seconds(1);
   own.trace = &trace;
   own.notice = [](std::string_view) {};
   EXPECT_EQ(describe_for_start(own), describe_for_start({}));

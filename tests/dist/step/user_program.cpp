@@ -68,10 +68,7 @@ void expect_values(const at::Tensor& tensor, double value, const std::string& wh
 }
 
 ShardedOptions Rank::options() const {
-  return {.min_rows_per_rank = 1,
-          .bucket_bytes = 4096,
-          .host_window = setting_.host_window,
-          .window_timeout = kTimeout};
+  return {.min_rows_per_rank = 1, .bucket_bytes = 4096, .host_window = setting_.host_window};
 }
 
 FusedbunOptions plain_sgd(double lr) {
