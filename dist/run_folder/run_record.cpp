@@ -56,6 +56,7 @@ Json to_json(const Attempt& attempt) {
           {"started", attempt.started},
           {"ended", attempt.ended.empty() ? Json() : Json(attempt.ended)},
           {"model", attempt.model},
+          {"optimizer", attempt.optimizer},
           {"command", attempt.command},
           {"flags", json_of(attempt.flags)},
           {"versions", json_of(attempt.versions)}};
@@ -76,6 +77,7 @@ Attempt from_json(const Json& json) {
   attempt.started = json.at("started");
   if (!json.at("ended").is_null()) attempt.ended = json.at("ended");
   attempt.model = json.at("model");
+  attempt.optimizer = json.at("optimizer");
   attempt.command = json.at("command").get<std::vector<std::string>>();
   attempt.flags = texts_of(json.at("flags"));
   attempt.versions = texts_of(json.at("versions"));

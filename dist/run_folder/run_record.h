@@ -3,7 +3,7 @@
 //   {"format":"fusedbun.run","version":1,"attempts":[
 //     {"state":"DRAINED","exit_code":75,"reason":"...","steps":120,"total_steps":300,"seed":1,"world_size":2,
 //      "run_id":"...","host":"node3","pid":4711,"started":"2026-11-22T08:00:00Z","ended":"2026-11-22T08:09:00Z",
-//      "model":"runs/a/model.safetensors","command":["fusedbun","train",...],"flags":{"--lr":"0.003",...},
+//      "model":"runs/a/model.safetensors","optimizer":"fusedbun recommended, ...","command":["fusedbun",...],"flags":{"--batch":"16",...},
 //      "versions":{"fusedbun":"0.1.0",...}}, ...]}
 // The last attempt is the newest. While it runs its state is RUNNING and exit_code and ended are null; that they stay so
 // without its process means that it was killed.
@@ -42,8 +42,9 @@ struct Attempt {
   std::string host = {};
   int64_t pid = 0;  ///< of rank 0
   std::string started = {};
-  std::string ended = {};  ///< empty: it has not
-  std::string model = {};  ///< where it is or will be saved
+  std::string ended = {};      ///< empty: it has not
+  std::string model = {};      ///< where it is or will be saved
+  std::string optimizer = {};  ///< as the run describes it
   std::vector<std::string> command = {};
   NamedTexts flags = {};  ///< with their defaults
   NamedTexts versions = {};

@@ -218,9 +218,13 @@ run_folder::NamedTexts values_of(const CLI::App& command) {
   run_folder::NamedTexts values;
   for (const CLI::Option* option : command.get_options()) {
     if (option->get_lnames().empty() || option->get_lnames()[0] == "help") continue;
-    values.emplace_back("--" + option->get_lnames()[0],
-                        option->count() > 0 ? CLI::detail::join(option->results(), " ")
-                                            : option->get_default_str());
+    std::string value = option->get_default_str();
+    if (option->count() > 0) {
+      value = CLI::detail::join(option->results(), " ");
+    } else if (value.empty() && option->get_items_expected_max() == 0) {
+      value = "false";  // a switch
+    }
+    values.emplace_back("--" + option->get_lnames()[0], value);
   }
   return values;
 }

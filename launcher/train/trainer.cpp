@@ -242,6 +242,7 @@ class Run {
                             .world_size = job_.world_size(),
                             .run_id = job_.identity().run_id,
                             .model = model_path.string(),
+                            .optimizer = describe(options_.optimizer),
                             .command = options_.command,
                             .flags = options_.flags,
                             .versions = options_.versions},

@@ -183,6 +183,8 @@ class AfterTheEnd(TrainingTestCase):
         self.assertEqual(int(status["job"]["step"]), len(steps(self.run_dir)))
         self.assertEqual(status["run"]["flags"]["--layers"], "1")
         self.assertEqual(status["run"]["flags"]["--accumulate"], "1")
+        self.assertEqual(status["run"]["flags"]["--overwrite"], "false")
+        self.assertIn("lr=0.003 ", status["run"]["optimizer"])
         self.assertIn("--steps", status["run"]["command"])
         self.assertIn("torch", status["run"]["versions"])
         self.assertEqual((status["run"]["seed"], status["run"]["world_size"]), (1, 2))

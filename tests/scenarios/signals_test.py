@@ -90,7 +90,7 @@ class UnderLaunch(SignalTestCase):
 class Twice(SignalTestCase):
     def test_a_second_signal_later_than_a_second_leaves_at_once(self):
         # A step that takes longer than the test: the first signal cannot be answered yet.
-        words = self.train(1_000_000, "--layers", "8", "--width", "512", "--batch", "256", "--context", "512")
+        words = self.train(1_000_000, "--layers", "4", "--width", "256", "--context", "256", "--batch", "128")
         with start(*words) as job:
             wait_until(lambda: any("validation_loss" in line for line in metrics(self.run_dir)), 120, "training to begin")
             job.signal(signal.SIGTERM)
