@@ -1,7 +1,9 @@
 """Told to leave: every signal, under every launcher, saves the model; one request stays one however often it arrives."""
 
 import os
+import pty
 import re
+import select
 import signal
 import sys
 import time
@@ -102,6 +104,29 @@ class Twice(SignalTestCase):
         status = run("status", "--run-dir", self.run_dir)
         self.assertEqual(status.code, 0, status)
         self.assertRegex(status.out, r"state +FAILED: its process, pid \d+, is gone")
+
+
+class ClosedTerminal(SignalTestCase):
+    def test_the_run_is_saved(self):
+        words = [BINARY, "launch", "-n", "2", "--", *self.into("run")]
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.execv(words[0], words)
+        try:
+            self.read_until(terminal, lambda: len(steps(self.run_dir)) > 3)
+            pids = tree(pid)
+        finally:
+            os.close(terminal)  # the kernel sends SIGHUP to the launcher
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 75)
+        self.assert_saved(pids)
+
+    def read_until(self, terminal, condition):
+        """As a terminal does; what nobody reads would hold the ranks up."""
+        end = time.monotonic() + 120
+        while not condition():
+            self.assertLess(time.monotonic(), end)
+            if select.select([terminal], [], [], 0.05)[0]:
+                os.read(terminal, 4096)
 
 
 @unittest.skipIf(not MPIRUN[0], "this build has no Open MPI")
