@@ -15,6 +15,9 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
 
+# say_path: the line after which the shell finds the command.
+say_path() { printf '\n    export PATH=%q:$PATH\n' "$ROOT/build/release/launcher"; }
+
 install=yes train=yes
 for argument in "$@"; do
   case "$argument" in
@@ -34,7 +37,8 @@ step "build"
 deploy/build.sh release
 if [ $train = no ]; then
   steps_done
-  echo "the command is build/release/launcher/fusedbun"
+  echo "the command is build/release/launcher/fusedbun; to type only its name:"
+  say_path
   exit 0
 fi
 
@@ -49,4 +53,6 @@ step "fine-tune on $stdlib; from elsewhere, $fusedbun status --run-dir $python"
 $fusedbun launch -n 2 -- train --steps 200 --run-dir $python --data "$stdlib" --init $english/model.safetensors
 steps_done
 echo "
-The fine-tuned model is $python/model.safetensors (Hugging Face GPT-2 naming); metrics.jsonl lies beside it."
+The fine-tuned model is $python/model.safetensors (Hugging Face GPT-2 naming); metrics.jsonl lies beside it.
+To type fusedbun instead of $fusedbun, in this shell:"
+say_path

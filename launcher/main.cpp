@@ -9,6 +9,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/bench/bench_command.h"
+#include "fusedbun/launcher/cli/standard_streams.h"
 #include "fusedbun/launcher/cli/usage.h"
 #include "fusedbun/launcher/env/env_command.h"
 #include "fusedbun/launcher/env/version_command.h"
@@ -71,7 +72,7 @@ int run(int argc, const char* const* argv) {
   CLI::App app("Sharded data-parallel training with the Fusedbun optimizer");
   add_commands(app);
   try {
-    std::vector<std::string> words = words_of(argc, argv);
+    std::vector<std::string> words = with_program_marked(app, words_of(argc, argv));
     std::ranges::reverse(words);  // as CLI11 wants them
     app.parse(std::move(words));
     return static_cast<int>(ExitCode::done);
@@ -94,6 +95,7 @@ int run(int argc, const char* const* argv) {
 }  // namespace fusedbun::launcher
 
 int main(int argc, char** argv) {
+  fusedbun::launcher::open_standard_streams();
   std::signal(SIGABRT, fusedbun::launcher::leave_as_our_bug);
   return fusedbun::launcher::run(argc, argv);
 }

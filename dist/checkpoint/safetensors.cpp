@@ -13,8 +13,8 @@
 #include <system_error>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/checkpoint/atomic_file.h"
 #include "fusedbun/dist/checkpoint/safetensors_header.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
 
 namespace fusedbun::checkpoint {
 namespace {
@@ -123,7 +123,7 @@ void write_safetensors(const std::filesystem::path& path, std::span<const Stored
   }
   const std::string text = format_header(header);
   const uint64_t length = text.size();
-  AtomicFile file(path);
+  run_folder::AtomicFile file(path);
   file.write(std::as_bytes(std::span(&length, 1)));
   file.write(std::as_bytes(std::span(text)));
   for (const size_t i : order) file.write(tensors[i].bytes);

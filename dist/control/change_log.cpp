@@ -9,14 +9,16 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/control/change_log_frames.h"
+#include "fusedbun/dist/control/change_messages.h"
 #include "fusedbun/dist/control/changes_file.h"
 #include "fusedbun/dist/control/text_file.h"
+#include "fusedbun/dist/run_folder/file_names.h"
 
 namespace fusedbun::control {
 namespace {
 
 std::filesystem::path path_in(const std::filesystem::path& run_dir) {
-  return run_dir / "changes.log";
+  return run_dir / run_folder::kChangesName;
 }
 
 /// What the file says, with its name in every complaint.
@@ -28,6 +30,14 @@ auto reading(const std::filesystem::path& path, Read read) {
   } catch (const DataError& error) {
     throw DataError(path.string() + ": " + error.what());
   }
+}
+
+std::set<int64_t> cancelled_in(std::span<const LoggedChange> changes) {
+  std::set<int64_t> cancelled;
+  for (const LoggedChange& change : changes) {
+    if (change.request.cancels) cancelled.insert(*change.request.cancels);
+  }
+  return cancelled;
 }
 
 }  // namespace
@@ -113,12 +123,35 @@ std::vector<LoggedChange> read_change_log(const std::filesystem::path& run_dir) 
   return reading(path, [](const LogText& text) { return read_records(text.records).changes; });
 }
 
+v1::ListChangesResponse logged_changes(const std::filesystem::path& run_dir, int64_t steps) {
+  const std::vector<LoggedChange> logged = read_change_log(run_dir);
+  const std::set<int64_t> cancelled = cancelled_in(logged);
+  v1::ListChangesResponse all;
+  for (const LoggedChange& change : logged) {
+    v1::Change& message = *all.add_changes();
+    message = to_message(plan::AcceptedChange{.revision = change.revision,
+                                              .effective_step = change.effective_step,
+                                              .request = change.request,
+                                              .entries = {},
+                                              .previous = {},
+                                              .resulting = {},
+                                              .chain_hash = change.chain_hash},
+                         {});
+    message.clear_previous();
+    message.clear_resulting();
+    message.set_name("jobs/-/changes/" + std::to_string(change.revision));
+    const bool was_used = change.effective_step < steps || change.request.cancels;
+    message.set_state(cancelled.contains(change.revision) ? v1::Change::CANCELLED
+                      : was_used                          ? v1::Change::APPLIED
+                                                          : v1::Change::REJECTED);
+    if (message.state() == v1::Change::REJECTED) message.set_error("the run ended before its step");
+  }
+  return all;
+}
+
 std::string logged_changes_as_toml(const std::filesystem::path& run_dir) {
   const std::vector<LoggedChange> logged = read_change_log(run_dir);
-  std::set<int64_t> cancelled;
-  for (const LoggedChange& change : logged) {
-    if (change.request.cancels) cancelled.insert(*change.request.cancels);
-  }
+  const std::set<int64_t> cancelled = cancelled_in(logged);
   std::vector<ChangeToWrite> changes;
   for (const LoggedChange& change : logged) {
     if (change.request.cancels || cancelled.contains(change.revision)) continue;

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "fusedbun/control/v1/control.pb.h"
 #include "fusedbun/dist/control/change_records.h"
 #include "fusedbun/dist/plan/change_ledger.h"
 
@@ -52,6 +53,10 @@ class ChangeLog {
 /// The changes of the newest run whose log lies there, also while it runs and after its end, for those who only read. None if
 /// there is no log. Throws IoError, DataError.
 std::vector<LoggedChange> read_change_log(const std::filesystem::path& run_dir);
+
+/// The same as the contract's messages, for a run that ended after `steps` steps: each is APPLIED, CANCELLED or REJECTED.
+/// Without previous and resulting values.
+v1::ListChangesResponse logged_changes(const std::filesystem::path& run_dir, int64_t steps);
 
 /// The same as a file for `fusedbun train --changes` (changes_file.h): a run with it uses the same values in the same steps.
 /// Cancelled changes are left out.

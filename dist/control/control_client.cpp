@@ -7,9 +7,9 @@
 #include <mutex>
 #include <set>
 
-#include "fusedbun/dist/control/control_file.h"
 #include "fusedbun/dist/control/credentials.h"
 #include "fusedbun/dist/control/error_details.h"
+#include "fusedbun/dist/run_folder/control_file.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 
 namespace fusedbun::control {
@@ -18,7 +18,7 @@ namespace {
 constexpr const char* kThisJob = "jobs/-";
 
 /// What the run folder knows of a job that does not answer.
-std::string about_dead_job(const std::optional<ControlFile>& file) {
+std::string about_dead_job(const std::optional<run_folder::ControlFile>& file) {
   if (!file) return {};
   const bool is_gone = ::kill(static_cast<pid_t>(file->pid), 0) != 0 && errno == ESRCH;
   return is_gone
@@ -64,7 +64,7 @@ class ControlClient::Connection {
       : deadline_(deadline) {
     FUSEDBUN_REQUIRE(!location.address.empty() || !location.run_dir.empty(), UsageError,
                      "say which job: --run-dir FOLDER or --address ADDRESS");
-    if (location.address.empty()) file_ = read_control_file(location.run_dir);
+    if (location.address.empty()) file_ = run_folder::read_control_file(location.run_dir);
     address_ = file_ ? file_->address : location.address;
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // the job is on this machine
@@ -151,7 +151,7 @@ class ControlClient::Connection {
   std::set<grpc::ClientContext*> streams_;
   std::atomic<bool> are_cancelled_ = false;
   const std::chrono::milliseconds deadline_;
-  std::optional<ControlFile> file_;
+  std::optional<run_folder::ControlFile> file_;
   std::string address_;
   std::unique_ptr<v1::TrainingControl::Stub> control_;
   std::unique_ptr<grpc::health::v1::Health::StubInterface> health_;

@@ -18,12 +18,12 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/control/callers.h"
-#include "fusedbun/dist/control/control_file.h"
 #include "fusedbun/dist/control/credentials.h"
 #include "fusedbun/dist/control/health_reporter.h"
 #include "fusedbun/dist/control/listen_address.h"
-#include "fusedbun/dist/control/private_folder.h"
 #include "fusedbun/dist/control/training_control_service.h"
+#include "fusedbun/dist/run_folder/control_file.h"
+#include "fusedbun/dist/run_folder/private_folder.h"
 
 namespace fusedbun::control {
 namespace {
@@ -95,7 +95,7 @@ std::string own_credentials(const ControlOptions& options) {
 }
 
 ControlOptions prepared(ControlOptions options) {
-  make_private_folder(options.run_dir);
+  run_folder::make_private_folder(options.run_dir);
   return options;
 }
 
@@ -128,13 +128,14 @@ class ControlServer::Parts {
         interval);
     service_.on_state_change([this] { health_->update(); });
     if (options_.credentials.empty() && !address_.is_local()) warn_each_minute();
-    write_control_file(options_.run_dir, {.address = address_.text(),
-                                          .credentials = own_credentials(options_),
-                                          .run_id = options_.run_id,
-                                          .pid = ::getpid(),
-                                          .host = host_name(),
-                                          .start_time = google::protobuf::util::TimeUtil::ToString(
-                                              google::protobuf::util::TimeUtil::GetCurrentTime())});
+    run_folder::write_control_file(options_.run_dir,
+                                   {.address = address_.text(),
+                                    .credentials = own_credentials(options_),
+                                    .run_id = options_.run_id,
+                                    .pid = ::getpid(),
+                                    .host = host_name(),
+                                    .start_time = google::protobuf::util::TimeUtil::ToString(
+                                        google::protobuf::util::TimeUtil::GetCurrentTime())});
   }
 
   ~Parts() { shutdown(); }
@@ -144,7 +145,7 @@ class ControlServer::Parts {
     if (is_down_) return;
     is_down_ = true;
     warning_.request_stop();
-    remove_control_file(options_.run_dir);
+    run_folder::remove_control_file(options_.run_dir);
     if (health_) health_->stop();
     service_.end_streams();
     server_->Shutdown(std::chrono::system_clock::now() + kShutdownGrace);  // unlinks the socket
@@ -226,6 +227,10 @@ void ControlServer::set_state(JobState state, std::string_view reason) {
 
 int64_t ControlServer::restored_changes() const {
   return parts_->service().restored_changes();
+}
+
+plan::LeaveRequest ControlServer::leave_asked() const {
+  return parts_->service().leave_asked();
 }
 
 void ControlServer::set_ranks(const plan::RankDirectory* ranks) {

@@ -101,6 +101,8 @@ class ControlServer {
   /// `reason` is one sentence for people ("left at step 120: SIGTERM").
   void set_state(JobState state, std::string_view reason = {});
 
+  /// What clients have asked for so far by DrainJob and StopJob.
+  plan::LeaveRequest leave_asked() const;
   /// Who knows the ranks, for ListRanks, progress and the state DEGRADED; null (as at the start): nobody, and
   /// ListRanks is empty. It lives until shutdown() or until another is set.
   void set_ranks(const plan::RankDirectory* ranks);

@@ -7,6 +7,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <charconv>
 #include <cstring>
@@ -15,7 +16,8 @@
 #include <string_view>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/control/private_folder.h"
+#include "fusedbun/dist/run_folder/file_names.h"
+#include "fusedbun/dist/run_folder/private_folder.h"
 
 namespace fusedbun::control {
 namespace {
@@ -110,15 +112,25 @@ void require_free_port(const ListenAddress& address) {
           ": choose another port, or 0 for any free one");
 }
 
+/// gRPC takes "unix:PATH" for a URI with a list of paths: it decodes %41, cuts at ? and #, splits at commas. What is not
+/// surely a path to it, and to clients in other languages, does not become part of an address.
+bool is_plain(std::string_view path) {
+  return std::ranges::all_of(path, [](char c) {
+    const bool is_letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+    return is_letter || (c >= '0' && c <= '9') ||
+           std::string_view("/._-+=@~").find(c) != std::string_view::npos;
+  });
+}
+
 std::filesystem::path socket_path(const std::filesystem::path& run_dir) {
   const std::filesystem::path folder = std::filesystem::absolute(run_dir).lexically_normal();
-  const std::filesystem::path usual = folder / "control.sock";
-  if (usual.native().size() <= kSocketPathBytesMax) return usual;
+  const std::filesystem::path usual = folder / run_folder::kSocketName;
+  if (usual.native().size() <= kSocketPathBytesMax && is_plain(usual.native())) return usual;
   char digits[16];
   const auto end = std::to_chars(std::begin(digits), std::end(digits),
                                  std::hash<std::string>{}(folder.native()), 16)
                        .ptr;
-  return runtime_folder() / (std::string(digits, end) + ".sock");
+  return run_folder::runtime_folder() / (std::string(digits, end) + ".sock");
 }
 
 }  // namespace

@@ -19,8 +19,8 @@ struct ListenAddress {
   bool is_local() const;
 };
 
-/// Reads `address` ("" or HOST:PORT; "localhost" is 127.0.0.1). A socket path over 107 bytes, the kernel's limit, goes to the
-/// runtime folder. Throws ConfigError (78) for text that is no address.
+/// Reads `address` ("" or HOST:PORT; "localhost" is 127.0.0.1). A socket path over 107 bytes, the kernel's limit, or with
+/// characters that gRPC reads as more than a path, goes to the runtime folder. Throws ConfigError (78) for text that is no address.
 ListenAddress choose_address(const std::filesystem::path& run_dir, const std::string& address);
 
 /// Throws UnavailableError (69) if something listens there, naming its pid where the kernel tells it. The socket file of a dead

@@ -149,6 +149,11 @@ void TrainingControlService::end_run(JobState state, std::string_view reason, bo
   }
 }
 
+plan::LeaveRequest TrainingControlService::leave_asked() const {
+  const std::lock_guard lock(ledger_mutex_);
+  return leave_;
+}
+
 bool TrainingControlService::accepts_changes() const {
   const std::lock_guard lock(ledger_mutex_);
   return state_ == JobState::running;

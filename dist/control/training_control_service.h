@@ -61,6 +61,8 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   int64_t restored_changes() const { return restored_changes_; }
   bool accepts_changes() const;
   bool is_progressing() const;
+  /// What clients have asked for so far.
+  plan::LeaveRequest leave_asked() const;
   /// Called without a lock whenever accepts_changes() may have turned. Set before the first call comes in.
   void on_state_change(std::function<void()> observer) { observer_ = std::move(observer); }
 

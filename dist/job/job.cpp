@@ -46,6 +46,13 @@ void Job::record_metrics(int64_t job_step, std::span<const plan::Metric> metrics
 #endif
 }
 
+plan::LeaveRequest Job::leave_asked() const {
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (parts_->server) return parts_->server->leave_asked();
+#endif
+  return plan::LeaveRequest::none;
+}
+
 void Job::finish(plan::LeaveRequest left) {
   parts_->finish(left);
 }

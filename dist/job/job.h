@@ -92,6 +92,8 @@ class Job {
   /// The run ends, at its last step (none) or before it on request: waits for all ranks, however long
   /// one of them still saves, sets the job's final state, takes the control plane down. Collective; the optimizer is finished before.
   void finish(plan::LeaveRequest left = plan::LeaveRequest::none);
+  /// What the control plane has been asked for by now, agreed on or not; none on other ranks than 0 and without one.
+  plan::LeaveRequest leave_asked() const;
   /// This rank fails with `error`, in whose handler this is called: tells the peers, the control
   /// plane and error.json, and throws. A PeerLostError that names the lost rank if that is why,
   /// waiting for its name at most as long as the heartbeats allow; a TimeoutError that says where each

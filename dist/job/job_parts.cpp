@@ -8,7 +8,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
-#include "fusedbun/dist/job/error_file.h"
+#include "fusedbun/dist/run_folder/error_file.h"
 
 namespace fusedbun {
 namespace {
@@ -50,8 +50,8 @@ Job::Parts::~Parts() {
 void Job::Parts::take_run_folder() {
   comm::rethrow_on_all_ranks(*connections.host, [&] {
     if (identity.rank != 0 || options.run_dir.empty()) return;
-    lock = std::make_unique<control::RunFolderLock>(options.run_dir);
-    remove_error_file(options.run_dir);
+    lock = std::make_unique<run_folder::RunFolderLock>(options.run_dir);
+    run_folder::remove_error_file(options.run_dir);
   });
 }
 
@@ -110,7 +110,7 @@ void Job::Parts::abort(const std::string& reason) noexcept {
 void Job::Parts::on_lost(const plan::LostRank& lost) {
   abort(sentence_about(lost));
   if (!started || lost.rank == identity.rank) return;  // the others have told of it
-  write_error_file(heartbeats.run_dir, lost);
+  run_folder::write_error_file(heartbeats.run_dir, lost);
 #ifdef FUSEDBUN_HAS_CONTROL
   if (auto* serving = live_server.load()) {
     if (lost.rank != plan::LostRank::kNone) {
@@ -146,7 +146,7 @@ void Job::Parts::fail(int code, const std::string& reason) noexcept {
   if (heartbeats.heartbeat) {
     const auto lost = heartbeats.heartbeat->lost();
     if (lost && lost->rank == identity.rank && lost->cause == Cause::failed) {
-      write_error_file(heartbeats.run_dir, *lost);
+      run_folder::write_error_file(heartbeats.run_dir, *lost);
     }
   }
 #ifdef FUSEDBUN_HAS_CONTROL

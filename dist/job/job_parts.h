@@ -7,11 +7,11 @@
 #include <optional>
 #include <string>
 
-#include "fusedbun/dist/control/run_folder_lock.h"
 #include "fusedbun/dist/job/connect.h"
 #include "fusedbun/dist/job/heartbeats.h"
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/dist/plan/change_schedule.h"
+#include "fusedbun/dist/run_folder/run_folder_lock.h"
 #include "fusedbun/dist/step/position_board.h"
 #ifdef FUSEDBUN_HAS_CONTROL
 #include "fusedbun/dist/control/control_server.h"
@@ -42,7 +42,7 @@ class Job::Parts {
   Connections connections;
   PositionBoard board;
   std::atomic<int64_t> shard_bytes = 0;
-  std::unique_ptr<control::RunFolderLock> lock;
+  std::unique_ptr<run_folder::RunFolderLock> lock;
 #ifdef FUSEDBUN_HAS_CONTROL
   std::unique_ptr<control::ControlServer> server;
   std::atomic<control::ControlServer*> live_server = nullptr;  ///< for the heartbeat's thread

@@ -103,7 +103,10 @@ BackendChoice choose_backend(std::span<const Capability> ranks) {
     const std::string obstacle = first_obstacle(ranks, request);
     const std::string name(name_of(request));
     FUSEDBUN_REQUIRE(obstacle.empty(), ConfigError,
-                     "backend " + name + " cannot be used: " + obstacle);
+                     "backend " + name + " cannot be used: " + obstacle +
+                         (request == BackendRequest::nccl && !ranks[0].wants_gpu
+                              ? "; NCCL connects GPUs: add --device cuda"
+                              : ""));
     return {.backend = request, .reason = name + ": asked for"};
   }
   const std::string no_nccl = first_obstacle(ranks, BackendRequest::nccl);

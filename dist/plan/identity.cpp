@@ -28,6 +28,18 @@ constexpr LauncherVariables kLaunchers[] = {
 constexpr std::string_view kSlurmNtasks =
     "SLURM_NTASKS";  // where an older srun says the number of tasks
 
+/// Launchers that start processes whose place among the others we cannot use.
+struct UnknownLauncher {
+  std::string_view name, rank, world_size;  ///< world_size: empty if it does not say
+};
+constexpr UnknownLauncher kUnknownLaunchers[] = {
+    {"Flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE"},
+    {"PALS", "PALS_RANKID", ""},
+    {"Intel MPI or MPICH", "PMI_RANK", "PMI_SIZE"},
+    {"MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"},
+    {"a PMIx launcher", "PMIX_RANK", ""},
+};
+
 const std::string* find(const Environment& environment, std::string_view name) {
   const auto found = environment.find(name);
   return found == environment.end() ? nullptr : &found->second;
@@ -184,6 +196,19 @@ void set_meeting_point(const Environment& environment, const IdentityFlags& flag
       said_by_torchrun && text_or(environment, "TORCHELASTIC_USE_AGENT_STORE", "") == "True";
 }
 
+/// Each of their processes would train alone.
+void refuse_unknown_launchers(const Environment& environment) {
+  for (const UnknownLauncher& launcher : kUnknownLaunchers) {
+    const std::string* rank = find(environment, launcher.rank);
+    if (rank == nullptr || text_or(environment, launcher.world_size, "") == "1") continue;
+    throw ConfigError("started by " + std::string(launcher.name) + " (" +
+                      std::string(launcher.rank) + " = " + *rank +
+                      "), from which fusedbun cannot tell the ranks of a job: use fusedbun launch, "
+                      "torchrun, Open MPI's mpirun or srun, or give each process --rank and "
+                      "--world-size");
+  }
+}
+
 void check_ranges(const IdentityFlags& flags) {
   FUSEDBUN_REQUIRE(!flags.world_size || *flags.world_size >= 1, ConfigError,
                    "--world-size " + std::to_string(*flags.world_size) + ": must be at least 1");
@@ -228,6 +253,7 @@ Identity identify(const Environment& environment, const IdentityFlags& flags) {
   if (find(environment, "SLURM_JOB_ID") && !find(environment, "SLURM_STEP_ID")) {
     ignored.push_back("Slurm: an allocation without a step of srun (no SLURM_STEP_ID)");
   }
+  if (!winner && !flags.rank) refuse_unknown_launchers(environment);
   Identity identity = winner ? identity_of(environment, *winner) : identity_of(flags);
   if (winner) {
     require_equal("--rank", flags.rank, identity.rank, identity.launcher);

@@ -44,7 +44,8 @@ struct Identity {
 };
 
 /// Throws ConfigError for values that are no numbers, a rank outside the world, a world size below
-/// 1, half an identity (RANK without WORLD_SIZE), or a flag that contradicts the launcher.
+/// 1, half an identity (RANK without WORLD_SIZE), a flag that contradicts the launcher,
+/// or a launcher that is none of these and started more than this process.
 Identity identify(const Environment& environment, const IdentityFlags& flags);
 
 }  // namespace fusedbun::plan

@@ -100,6 +100,24 @@ std::vector<std::string> words_of(int argc, const char* const* argv) {
   return words;
 }
 
+std::vector<std::string> with_program_marked(const CLI::App& app, std::vector<std::string> words) {
+  if (words.empty() || words[0] != "launch" || std::ranges::find(words, "--") != words.end())
+    return words;
+  const CLI::App* const launch = app.get_subcommand("launch");
+  for (auto word = words.begin() + 1; word != words.end(); ++word) {
+    if (!word->starts_with("-")) {
+      const std::vector<std::string> commands = commands_of(app);
+      if (std::ranges::find(commands, *word) != commands.end()) words.insert(word, "--");
+      return words;
+    }
+    const CLI::Option* const flag = launch->get_option_no_throw(word->substr(0, word->find('=')));
+    const bool value_follows = flag != nullptr && flag->get_items_expected_max() > 0 &&
+                               word->find('=') == std::string::npos;
+    if (value_follows && word + 1 != words.end()) ++word;
+  }
+  return words;
+}
+
 std::string nearest(std::string_view word, const std::vector<std::string>& candidates) {
   std::string best;
   int fewest = std::max(2, static_cast<int>(word.size()) / 3) + 1;

@@ -1,5 +1,6 @@
 #include "fusedbun/launcher/control/assignments.h"
 
+#include <algorithm>
 #include <charconv>
 #include <limits>
 #include <optional>
@@ -24,8 +25,11 @@ std::vector<std::string> known_names() {
   return names;
 }
 
+/// Names as `fusedbun train` spells them are understood too: --clip, --weight-decay.
 FieldSpec find_name(const std::string& name) {
-  if (const auto spec = plan::find_field(name)) return *spec;
+  std::string known = name == "clip" ? std::string(plan::name_of(Field::max_grad_norm)) : name;
+  std::ranges::replace(known, '-', '_');
+  if (const auto spec = plan::find_field(known)) return *spec;
   const std::string close = nearest(name, known_names());
   throw UsageError(
       "'" + name + "' cannot be changed while a job runs" +

@@ -1,6 +1,7 @@
 #pragma once
 // Assignments: the words of `fusedbun set`, NAME=VALUE, as a change of the contract. Names are the optimizer's (lr, Lambda) or
-// the contract's (learning_rate, weight_decay); lr=schedule hands the learning rate back to the schedule.
+// the contract's (learning_rate, weight_decay), or those of `fusedbun train`'s flags (clip,
+// weight-decay); lr=schedule hands the learning rate back to the schedule.
 //
 // Thread safety: functions without state.
 #include <span>

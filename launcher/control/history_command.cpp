@@ -10,6 +10,7 @@
 #include "fusedbun/launcher/cli/output_format.h"
 #include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/control/change_text.h"
+#include "fusedbun/launcher/control/ended_run.h"
 #include "fusedbun/launcher/control/job_flags.h"
 
 namespace fusedbun::launcher {
@@ -40,10 +41,29 @@ void print_file(const control::JobLocation& location) {
   std::cout << control::logged_changes_as_toml(location.run_dir);
 }
 
+control::v1::ListChangesResponse all_of_ended(const std::filesystem::path& run_dir,
+                                              const run_folder::Attempt& attempt,
+                                              const std::string& state) {
+  const control::v1::ListChangesResponse logged = control::logged_changes(run_dir, attempt.steps);
+  control::v1::ListChangesResponse wanted;
+  for (const Change& change : logged.changes()) {
+    if (state.empty() || Change::State_Name(change.state()) == state)
+      *wanted.add_changes() = change;
+  }
+  return wanted;
+}
+
 void run(const control::JobLocation& location, const std::string& state, OutputFormat format) {
-  control::ControlClient client(location);
-  const control::v1::ListChangesResponse all =
-      all_changes(client, state.empty() ? "" : "state=" + state);
+  control::v1::ListChangesResponse all;
+  ask_job_or_record(
+      location,
+      [&] {
+        control::ControlClient client(location);
+        all = all_changes(client, state.empty() ? "" : "state=" + state);
+      },
+      [&](const run_folder::Attempt& attempt) {
+        all = all_of_ended(location.run_dir, attempt, state);
+      });
   if (format == OutputFormat::json) {
     std::cout << json_of(all);
   } else {
@@ -54,8 +74,8 @@ void run(const control::JobLocation& location, const std::string& state, OutputF
 }  // namespace
 
 CLI::App* add_history_command(CLI::App& app) {
-  CLI::App* const command =
-      app.add_subcommand("history", "List the changes of a running job: when, who, what and why");
+  CLI::App* const command = app.add_subcommand(
+      "history", "List the changes of a job that runs or has ended: when, who, what and why");
   command->footer(
       "Examples:\n"
       "  fusedbun history --run-dir runs/first\n"

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/control/ended_run.h"
 #include "fusedbun/launcher/control/job_flags.h"
 
 namespace fusedbun::launcher {
@@ -73,7 +74,37 @@ void print_hyperparameters(const Hyperparameters& all, int64_t revision_in_use) 
   line("clipping", norm > 0 ? "max_grad_norm " + text_of(norm) : "off");
 }
 
-void run(const control::JobLocation& location, OutputFormat format) {
+/// In the contract's words, so that programs find the state where a running job has it.
+nlohmann::ordered_json job_json(const run_folder::Attempt& attempt) {
+  using run_folder::RunState;
+  const bool drained = attempt.state == RunState::drained;
+  return {{"state", drained ? "STOPPED" : name_of(attempt.state)},
+          {"state_reason", drained && attempt.reason.empty() ? "drained" : attempt.reason},
+          {"step", std::to_string(attempt.steps)},
+          {"total_steps", std::to_string(attempt.total_steps)},
+          {"world_size", attempt.world_size},
+          {"run_id", attempt.run_id}};
+}
+
+void print_ended(const run_folder::Attempt& attempt, OutputFormat format) {
+  if (format == OutputFormat::json) {
+    const nlohmann::ordered_json json = {
+        {"job", job_json(attempt)},
+        {"run", nlohmann::ordered_json::parse(run_folder::json_of(attempt))}};
+    std::cout << json.dump(2) << '\n';
+    return;
+  }
+  line("state", name_of(attempt.state) + (attempt.reason.empty() ? "" : ": " + attempt.reason));
+  line("ended", (attempt.ended.empty() ? "unknown" : attempt.ended) +
+                    (attempt.exit_code ? ", exit code " + std::to_string(*attempt.exit_code) : "") +
+                    "; started " + attempt.started);
+  line("step", std::to_string(attempt.steps) + " of " + std::to_string(attempt.total_steps));
+  line("ranks", std::to_string(attempt.world_size) + ", rank 0 was pid " +
+                    std::to_string(attempt.pid) + " on " + attempt.host);
+  line("model", attempt.model);
+}
+
+void print_live(const control::JobLocation& location, OutputFormat format) {
   control::ControlClient client(location);
   const Job job = client.job();
   const Hyperparameters hyperparameters = client.hyperparameters();
@@ -88,11 +119,18 @@ void run(const control::JobLocation& location, OutputFormat format) {
   print_hyperparameters(hyperparameters, job.config_revision());
 }
 
+void run(const control::JobLocation& location, OutputFormat format) {
+  ask_job_or_record(
+      location, [&] { print_live(location, format); },
+      [&](const run_folder::Attempt& attempt) { print_ended(attempt, format); });
+}
+
 }  // namespace
 
 CLI::App* add_status_command(CLI::App& app) {
-  CLI::App* const command =
-      app.add_subcommand("status", "Say what a running job does, and with which hyperparameters");
+  CLI::App* const command = app.add_subcommand(
+      "status",
+      "Say what a running job does, and with which hyperparameters; of one that has ended, how");
   command->footer(
       "Examples:\n"
       "  fusedbun status --run-dir runs/first\n"

@@ -1,5 +1,5 @@
 #pragma once
-// `fusedbun status`: what a running job does, and the hyperparameters that hold.
+// `fusedbun status`: what a running job does, and the hyperparameters that hold; how one that has ended did.
 #include <CLI/App.hpp>
 
 namespace fusedbun::launcher {

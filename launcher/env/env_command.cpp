@@ -1,6 +1,9 @@
 #include "fusedbun/launcher/env/env_command.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <iomanip>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -48,6 +51,28 @@ Json identity_json(const plan::Identity& identity) {
           {"ignored", identity.ignored}};
 }
 
+constexpr int kExampleRanks = 2;
+constexpr int kExampleGraceSeconds = 10;
+
+/// How ranks are started on this machine, with what each launcher insists on.
+Json start_lines(const std::string& command) {
+  const std::string ranks = std::to_string(kExampleRanks);
+  Json lines;
+  lines["launch"] = command + " launch -n " + ranks + " -- train";
+#ifdef FUSEDBUN_HAS_MPI
+  std::string mpirun = "mpirun";
+  if (::geteuid() == 0) mpirun += " --allow-run-as-root";
+  if (usable_cores() < kExampleRanks) mpirun += " --oversubscribe";
+  // mpirun waits that long before it passes SIGTERM on, and as long again before it kills: else one second, in which a
+  // rank may not have saved its model.
+  mpirun += " --mca odls_base_sigkill_timeout " + std::to_string(kExampleGraceSeconds);
+  lines["mpirun"] = mpirun + " -np " + ranks + " " + command + " train";
+#endif
+  lines["torchrun"] =
+      "torchrun --standalone --no-python --nproc-per-node " + ranks + " " + command + " train";
+  return lines;
+}
+
 Json collect() {
   const plan::Identity identity = plan::identify(read_environment(), {});
   const std::vector<std::string> gpus = visible_gpus();
@@ -65,6 +90,7 @@ Json collect() {
                              {"total_bytes", memory->total_bytes}};
   }
   json["gpus"] = gpus;
+  json["start"] = start_lines(std::filesystem::read_symlink("/proc/self/exe").string());
   return json;
 }
 
@@ -99,6 +125,14 @@ void print_text(const Json& json, std::ostream& out) {
                                           mebibytes(memory["total_bytes"]));
   if (json["gpus"].empty()) line("GPUs", "none visible");
   for (const Json& gpu : json["gpus"]) line("GPU", gpu.get<std::string>());
+  for (const auto& [launcher, words] : json["start"].items())
+    line("start with", words.get<std::string>());
+  if (json["start"].contains("mpirun")) {
+    line("", "(mpirun: more than " + json["cores"].dump() +
+                 " ranks here need --oversubscribe; told to stop it gives ranks as many seconds as "
+                 "that --mca says, "
+                 "else 1; SIGUSR1 is passed on at once and kills nobody)");
+  }
 }
 
 }  // namespace

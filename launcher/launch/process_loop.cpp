@@ -195,8 +195,7 @@ void ProcessLoop::serve_signals() {
       continue;
     }
     const Actions actions = supervision_.signal_received(signal, now_ms());
-    notice(signal_name(signal) + " received, " + signal_name(actions.signal) + " goes to " +
-           std::to_string(supervision_.living()) + " rank(s)");
+    if (actions.signal != 0) notice(sentence_about(signal, actions.signal));
     perform(actions);
   }
   if (!finished_) reap();
@@ -225,6 +224,19 @@ void ProcessLoop::drain_output() {
   for (const auto& stream : streams_) stream->finish();
   streams_.clear();
   while ((out_.has_text() || err_.has_text()) && !abandon_output_) wait(-1);
+}
+
+std::string ProcessLoop::sentence_about(int received, int sent) const {
+  std::string sentence = "received " + signal_name(received) + ", " +
+                         (received == sent ? "forwarding it" : "sending " + signal_name(sent)) +
+                         " to " + std::to_string(supervision_.living()) +
+                         (supervision_.living() == 1 ? " rank" : " ranks");
+  if (const auto deadline = supervision_.deadline(); deadline && sent != SIGKILL) {
+    const Milliseconds seconds = (std::max<Milliseconds>(0, *deadline - now_ms()) + 500) / 1000;
+    sentence += ", which have " + std::to_string(seconds) + " s to leave; once more after " +
+                std::to_string(kSameRequest / 1000) + " s kills them at once";
+  }
+  return sentence;
 }
 
 std::string ProcessLoop::name_of_end(const RankEnd& end) const {

@@ -42,6 +42,7 @@ class ProcessLoop {
   void read_streams();
   void drain_output();
   int timeout_ms() const;
+  std::string sentence_about(int received, int sent) const;
   std::string name_of_end(const RankEnd& end) const;
   std::string last_line() const;
   void notice(const std::string& sentence);

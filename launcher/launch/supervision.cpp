@@ -57,10 +57,13 @@ Actions Supervision::rank_ended(const RankEnd& end, Milliseconds now) {
 Actions Supervision::signal_received(int signal, Milliseconds now) {
   received_.insert(signal);
   if (asks_to_stop(signal)) {
-    const bool second = stop_signal_ != 0;
     stop_signal_ = signal;
-    if (second) return kill_now();
-    kill_by(now + options_.grace);
+    if (first_stop_ && now - *first_stop_ >= kSameRequest) return kill_now();
+    if (first_stop_ && sent_.contains(signal)) return {};
+    if (!first_stop_) {
+      first_stop_ = now;
+      kill_by(now + options_.grace);
+    }
   }
   sent_.insert(signal);
   return {.signal = signal};

@@ -5,7 +5,8 @@
 // Invariants: 1. An attempt starts all ranks and is over when all have ended; only then comes the next one or the
 // end. 2. The first rank that fails ends the others: SIGTERM at once, SIGKILL after `failure_grace`. 3. A signal that
 // the launcher receives goes to all ranks; after the first SIGTERM, SIGINT or SIGQUIT, SIGKILL follows within
-// `grace`, after a second one at once. 4. SIGTERM is never sent a second time by our own decision, because ranks take
+// `grace`, after one that comes kSameRequest or more later at once. What comes sooner is the same request: whoever
+// signals a whole process tree reaches the launcher once and may do so twice. 4. SIGTERM is never sent a second time by our own decision, because ranks take
 // a second one for "leave now, without a checkpoint". 5. Nothing is restarted once the launcher itself was told to
 // stop.
 //
@@ -19,6 +20,9 @@
 namespace fusedbun::launch {
 
 using Milliseconds = int64_t;
+
+/// Signals that ask to stop and come within this time are one request.
+inline constexpr Milliseconds kSameRequest = 1'000;
 
 struct SupervisionOptions {
   int ranks = 1;
@@ -92,9 +96,10 @@ class Supervision {
   int living_ = 0;
   Verdict verdict_;
   std::optional<Milliseconds> deadline_;
-  std::set<int> sent_;      ///< to the ranks of this attempt
-  std::set<int> received_;  ///< by the launcher, in all attempts
-  int stop_signal_ = 0;     ///< the newest of SIGTERM, SIGINT, SIGQUIT received
+  std::set<int> sent_;                      ///< to the ranks of this attempt
+  std::set<int> received_;                  ///< by the launcher, in all attempts
+  int stop_signal_ = 0;                     ///< the newest of SIGTERM, SIGINT, SIGQUIT received
+  std::optional<Milliseconds> first_stop_;  ///< when the first of them came
 };
 
 /// The exit code of the rank as a shell shows it: its code, or 128 + signal.

@@ -3,39 +3,77 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <iterator>
+#include <cerrno>
+#include <csignal>
+#include <ctime>
+#include <string_view>
 
 #include "fusedbun/core/error.h"
 
 namespace fusedbun::train {
 namespace {
 
-constexpr int kSignals[] = {SIGTERM, SIGINT, SIGUSR1};
-std::atomic<Stepper*> g_stepper{nullptr};
-std::atomic<int> g_arrived{0};
-static_assert(std::atomic<Stepper*>::is_always_lock_free && std::atomic<int>::is_always_lock_free);
+constexpr int kSignals[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1};
+constexpr int64_t kSameRequestNs = 1'000'000'000;
+/// The line before is for terminals, where the progress line is still open.
+constexpr std::string_view kSentence =
+    "\nfusedbun: told to leave: the model is saved after this step; another signal, a second or "
+    "more from now, "
+    "leaves at once without it\n";
 
-void on_signal(int number) {
-  if (g_arrived.fetch_add(1) > 0) ::_exit(128 + number);
-  if (Stepper* stepper = g_stepper.load()) stepper->request_leave(plan::LeaveRequest::drain);
+std::atomic<Stepper*> g_stepper{nullptr};
+std::atomic<bool> g_tells{false};
+std::atomic<bool> g_on_terminal{false};
+std::atomic<int64_t> g_first_ns{0};  ///< when the first signal came; 0: none has
+std::atomic<bool> g_launcher_has_told{false};
+static_assert(std::atomic<Stepper*>::is_always_lock_free &&
+              std::atomic<int64_t>::is_always_lock_free);
+
+int64_t now_ns() {
+  timespec now{};
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+}
+
+void on_signal(int number, siginfo_t* info, void*) {
+  const int error = errno;
+  const bool by_launcher = info->si_code == SI_USER && info->si_pid == ::getppid();
+  const bool launchers_first = by_launcher && !g_launcher_has_told.exchange(true);
+  const int64_t now = now_ns();
+  int64_t first = 0;
+  if (!g_first_ns.compare_exchange_strong(first, now)) {
+    if (now - first >= kSameRequestNs && !launchers_first) ::_exit(128 + number);
+  } else if (Stepper* stepper = g_stepper.load()) {
+    stepper->request_leave(plan::LeaveRequest::drain);
+    if (g_tells) {
+      const std::string_view sentence = kSentence.substr(g_on_terminal ? 0 : 1);
+      [[maybe_unused]] const ssize_t written =
+          ::write(STDERR_FILENO, sentence.data(), sentence.size());
+    }
+  }
+  errno = error;
 }
 
 }  // namespace
 
-LeaveSignals::LeaveSignals(Stepper& stepper) {
-  FUSEDBUN_ASSERT(g_stepper.load() == nullptr, "two trainings in one process");
-  g_arrived = 0;
+LeaveSignals::LeaveSignals(Stepper& stepper, bool tells) {
+  FUSEDBUN_ASSERT(g_stepper.load() == nullptr && g_first_ns.load() == 0,
+                  "two trainings in one process");
+  g_tells = tells;
+  g_on_terminal = ::isatty(STDERR_FILENO) != 0;
   g_stepper = &stepper;
-  for (size_t i = 0; i < std::size(kSignals); ++i) {
+  for (const int number : kSignals) {
     struct sigaction action {};
-    action.sa_handler = on_signal;
-    action.sa_flags = SA_RESTART;
-    ::sigaction(kSignals[i], &action, &before_[i]);
+    ::sigaction(number, nullptr, &action);
+    if (action.sa_handler == SIG_IGN) continue;
+    action = {};
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_RESTART | SA_SIGINFO;
+    ::sigaction(number, &action, nullptr);
   }
 }
 
 LeaveSignals::~LeaveSignals() {
-  for (size_t i = 0; i < std::size(kSignals); ++i) ::sigaction(kSignals[i], &before_[i], nullptr);
   g_stepper = nullptr;
 }
 

@@ -3,35 +3,34 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
-#include "fusedbun/core/error.h"
-
 namespace fusedbun::train {
 
 using nlohmann::ordered_json;
 
-MetricsFile::MetricsFile(std::filesystem::path path)
-    : path_(std::move(path)), out_(path_, std::ios::app) {
-  FUSEDBUN_REQUIRE(out_.good(), IoError, "cannot write " + path_.string());
-}
+MetricsFile::MetricsFile(std::filesystem::path path, run_folder::LineFile::Notice notice)
+    : lines_(std::move(path), std::move(notice)) {}
 
 void MetricsFile::write(const StepMetrics& metrics) {
-  put(ordered_json{{"step", metrics.step},
-                   {"loss", metrics.loss},
-                   {"lr", metrics.lr},
-                   {"tokens_per_second", metrics.tokens_per_second},
-                   {"grad_norm", metrics.grad_norm},
-                   {"revision", metrics.revision},
-                   {"skipped", metrics.skipped}}
-          .dump());
+  steps_ = metrics.step + 1;
+  lines_.append(ordered_json{{"step", metrics.step},
+                             {"loss", metrics.loss},
+                             {"lr", metrics.lr},
+                             {"tokens_per_second", metrics.tokens_per_second},
+                             {"grad_norm", metrics.grad_norm},
+                             {"revision", metrics.revision},
+                             {"skipped", metrics.skipped}}
+                    .dump());
 }
 
 void MetricsFile::write_validation(int64_t step, double loss) {
-  put(ordered_json{{"step", step}, {"validation_loss", loss}}.dump());
+  lines_.append(ordered_json{{"step", step}, {"validation_loss", loss}}.dump());
 }
 
-void MetricsFile::put(const std::string& line) {
-  out_ << line << std::endl;
-  FUSEDBUN_REQUIRE(out_.good(), IoError, "cannot write " + path_.string() + ": is the disk full?");
+std::string MetricsFile::description() const {
+  const std::string path = lines_.path().string();
+  return lines_.lost() == 0 ? path
+                            : path + " (" + std::to_string(lines_.lost()) +
+                                  " lines were lost: they could not be written)";
 }
 
 }  // namespace fusedbun::train

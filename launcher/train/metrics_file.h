@@ -2,12 +2,15 @@
 // metrics.jsonl of a run folder: one JSON object per line, for programs. Two kinds of lines:
 //   {"step":0,"loss":5.45,"lr":1e-4,"tokens_per_second":13000.0,"grad_norm":1.9,"revision":0,"skipped":0}
 //   {"step":50,"validation_loss":3.21}      loss before job step 50, in nats per token
-// A number that is NaN or inf is null. Each line is flushed, so a reader never waits for the end of the run.
+// A number that is NaN or inf is null. Each line is there at once, so a reader never waits for the end of the run; lines that
+// a full disk does not take are lost and counted (line_file.h).
 //
 // Thread safety: none.
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
+#include <string>
+
+#include "fusedbun/dist/run_folder/line_file.h"
 
 namespace fusedbun::train {
 
@@ -23,15 +26,18 @@ struct StepMetrics {
 
 class MetricsFile {
  public:
-  /// Appends to `path`. Throws IoError here and when a line cannot be written.
-  explicit MetricsFile(std::filesystem::path path);
+  /// Appends to `path`; `notice` is told when lines are lost.
+  MetricsFile(std::filesystem::path path, run_folder::LineFile::Notice notice);
   void write(const StepMetrics& metrics);
   void write_validation(int64_t step, double loss);
+  /// "runs/a/metrics.jsonl", and how many lines it lacks.
+  std::string description() const;
+  /// Job steps told of so far.
+  int64_t steps() const { return steps_; }
 
  private:
-  void put(const std::string& line);
-  std::filesystem::path path_;
-  std::ofstream out_;
+  run_folder::LineFile lines_;
+  int64_t steps_ = 0;
 };
 
 }  // namespace fusedbun::train

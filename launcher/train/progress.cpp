@@ -6,8 +6,6 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "fusedbun/core/error.h"
-
 namespace fusedbun::train {
 namespace {
 
@@ -44,8 +42,8 @@ Progress::~Progress() {
 }
 
 void Progress::write_to(const std::filesystem::path& log) {
-  log_.open(log, std::ios::app);
-  FUSEDBUN_REQUIRE(log_.good(), IoError, "cannot write " + log.string());
+  log_ = std::make_unique<run_folder::LineFile>(
+      log, [this](const std::string& sentence) { show(sentence); });
 }
 
 void Progress::say(std::string_view sentence) {
@@ -54,7 +52,11 @@ void Progress::say(std::string_view sentence) {
 }
 
 void Progress::put(std::string_view line) {
-  if (log_.is_open()) log_ << line << std::endl;
+  if (log_) log_->append(line);
+  show(line);
+}
+
+void Progress::show(std::string_view line) {
   if (screen_ == nullptr) return;
   if (line_open_) *screen_ << kEraseLine;
   line_open_ = false;

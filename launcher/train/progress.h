@@ -10,12 +10,14 @@
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <ostream>
 #include <string>
 #include <string_view>
+
+#include "fusedbun/dist/run_folder/line_file.h"
 
 namespace fusedbun::train {
 
@@ -39,7 +41,7 @@ class Progress {
   ~Progress();
   Progress(const Progress&) = delete;  // one line of one screen
 
-  /// From now on sentences and plain lines are appended to `log`. Throws IoError.
+  /// From now on sentences and plain lines are appended to `log`, as long as it takes them.
   void write_to(const std::filesystem::path& log);
 
   void say(std::string_view sentence);
@@ -48,11 +50,12 @@ class Progress {
 
  private:
   void put(std::string_view line);
+  void show(std::string_view line);
 
   std::mutex mutex_;
   std::ostream* screen_;
   Style style_;
-  std::ofstream log_;
+  std::unique_ptr<run_folder::LineFile> log_;
   std::optional<Clock::time_point> last_shown_;
   bool line_open_ = false;
 };

@@ -2,9 +2,6 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <fstream>
-
-#include "fusedbun/core/error.h"
 
 namespace fusedbun::train {
 namespace {
@@ -61,14 +58,8 @@ void print_end(const RunEnd& end, std::ostream& out) {
               ? ", as planned"
               : "; planned: " + bytes_per_rank(end.planned_bytes))
       << "\n"
-      << "metrics            " << end.metrics.string() << "\n"
+      << "metrics            " << end.metrics << "\n"
       << "model              " << end.model.string() << std::endl;
-}
-
-void write_plan(const std::filesystem::path& path, const std::string& plan) {
-  std::ofstream out(path);
-  out << plan << std::flush;
-  FUSEDBUN_REQUIRE(out.good(), IoError, "cannot write " + path.string());
 }
 
 }  // namespace fusedbun::train

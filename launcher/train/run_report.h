@@ -25,12 +25,9 @@ struct RunEnd {
   LoopResult result;
   std::vector<int64_t> planned_bytes;   ///< [rank] of optimizer state
   std::vector<int64_t> measured_bytes;  ///< [rank]
-  std::filesystem::path metrics;
+  std::string metrics;                  ///< where they are, and what is missing
   std::filesystem::path model;
 };
 void print_end(const RunEnd& end, std::ostream& out);
-
-/// Throws IoError.
-void write_plan(const std::filesystem::path& path, const std::string& plan);
 
 }  // namespace fusedbun::train

@@ -6,8 +6,8 @@
 #include <span>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/checkpoint/atomic_file.h"
 #include "fusedbun/dist/comm/object_collectives.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
 
 namespace fusedbun::train {
 namespace {
@@ -61,7 +61,7 @@ void write_trace(const std::filesystem::path& path, const StepTrace& trace,
   for (Json& event : events) {
     if (event.contains("ts")) event["ts"] = event["ts"].get<int64_t>() - first;
   }
-  checkpoint::AtomicFile file(path);
+  run_folder::AtomicFile file(path);
   const std::string text =
       Json{{"traceEvents", std::move(events)}, {"displayTimeUnit", "ms"}}.dump();
   file.write(std::as_bytes(std::span(text)));

@@ -1,9 +1,11 @@
 #include "fusedbun/launcher/train/train_command.h"
 
 #include <CLI/CLI.hpp>
+#include <fstream>
 #include <map>
 #include <memory>
 
+#include "fusedbun/launcher/env/versions.h"
 #include "fusedbun/launcher/train/text_data.h"
 #include "fusedbun/launcher/train/trainer.h"
 
@@ -40,6 +42,10 @@ void add_data_flags(CLI::App& command, TrainOptions& options) {
       ->group("Data and files");
   command.add_option("--run-dir", options.run_dir, "Everything else that a run writes")
       ->default_str("runs/DATE-TIME-PID")
+      ->group("Data and files");
+  command
+      .add_flag("--overwrite", options.overwrite,
+                "Replace the finished run in that folder; its model stays until there is a new one")
       ->group("Data and files");
 }
 
@@ -215,6 +221,29 @@ int64_t microseconds(double seconds) {
   return static_cast<int64_t>(seconds * 1e6);
 }
 
+/// Every flag with the value that it has, given or not.
+run_folder::NamedTexts values_of(const CLI::App& command) {
+  run_folder::NamedTexts values;
+  for (const CLI::Option* option : command.get_options()) {
+    if (option->get_lnames().empty() || option->get_lnames()[0] == "help") continue;
+    std::string value = option->get_default_str();
+    if (option->count() > 0) {
+      value = CLI::detail::join(option->results(), " ");
+    } else if (value.empty() && option->get_items_expected_max() == 0) {
+      value = "false";  // a switch
+    }
+    values.emplace_back("--" + option->get_lnames()[0], value);
+  }
+  return values;
+}
+
+std::vector<std::string> own_words() {
+  std::ifstream file("/proc/self/cmdline");
+  std::vector<std::string> words;
+  for (std::string word; std::getline(file, word, '\0');) words.push_back(word);
+  return words;
+}
+
 void run(Flags flags) {
   TrainOptions& options = flags.options;
   if (options.data.empty()) options.data = {train::kDefaultTextFolder};
@@ -244,7 +273,13 @@ CLI::App* add_train_command(CLI::App& app) {
   add_optimizer_flags(*command, *flags);
   add_run_flags(*command, flags->options);
   add_rank_flags(*command, *flags);
-  command->callback([flags] { run(*flags); });
+  command->callback([flags, command] {
+    flags->options.command = own_words();
+    flags->options.flags = values_of(*command);
+    for (const auto& [name, version] : versions())
+      flags->options.versions.emplace_back(name, version);
+    run(*flags);
+  });
   return command;
 }
 

@@ -12,6 +12,7 @@
 #include "fusedbun/dist/plan/backend_choice.h"
 #include "fusedbun/dist/plan/identity.h"
 #include "fusedbun/dist/plan/rank_watch.h"
+#include "fusedbun/dist/run_folder/run_record.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 
 namespace fusedbun::train {
@@ -51,6 +52,10 @@ struct TrainOptions {
   double control_rate = 50;       ///< changes per second of one actor; 0: any number
   std::filesystem::path changes;  ///< file of changes of hyperparameters; empty: none
   bool quiet = false;
+  bool overwrite = false;  ///< a finished run's folder may be taken
+  /// For the run's record: the words of the command, every flag with its value, versions of the libraries.
+  std::vector<std::string> command;
+  run_folder::NamedTexts flags, versions;
   plan::BackendRequest backend = plan::BackendRequest::automatic;
   plan::IdentityFlags identity;
   std::chrono::milliseconds timeout{60'000};

@@ -1,5 +1,6 @@
 #include "fusedbun/launcher/train/trainer.h"
 
+#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <unistd.h>
 
@@ -11,15 +12,18 @@
 #include <optional>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/checkpoint/atomic_file.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/job/gpu.h"
 #include "fusedbun/dist/job/job.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
+#include "fusedbun/dist/run_folder/file_names.h"
+#include "fusedbun/dist/run_folder/run_record.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/train/across_ranks.h"
 #include "fusedbun/launcher/train/hf_gpt2.h"
 #include "fusedbun/launcher/train/leave_signals.h"
+#include "fusedbun/launcher/train/model_file.h"
 #include "fusedbun/launcher/train/run_report.h"
 #include "fusedbun/launcher/train/trace_file.h"
 #include "fusedbun/launcher/train/training_loop.h"
@@ -28,6 +32,15 @@ namespace fusedbun::train {
 namespace {
 
 namespace fs = std::filesystem;
+
+void require_finite(const Gpt2& model, const fs::path& file) {
+  for (const auto& parameter : model->named_parameters()) {
+    FUSEDBUN_REQUIRE(at::isfinite(parameter.value()).all().item<bool>(), ConfigError,
+                     "--init " + file.string() + ": '" + parameter.key() +
+                         "' holds NaN or inf, from which nothing can be learned: take a checkpoint "
+                         "from before that");
+  }
+}
 
 fs::path init_file(const TrainOptions& options) {
   std::error_code error;  // a path that a person gave may be a link, as in Hugging Face's cache
@@ -69,11 +82,14 @@ Gpt2Config choose_config(const TrainOptions& options) {
 
 Gpt2 make_model(const TrainOptions& options, const Gpt2Config& config) {
   Gpt2 model(config, options.seed);
-  if (!options.init.empty()) load_hf(checkpoint::SafetensorsFile(init_file(options)), model);
+  if (!options.init.empty()) {
+    load_hf(checkpoint::SafetensorsFile(init_file(options)), model);
+    require_finite(model, options.init);
+  }
   return model;
 }
 
-fs::path run_folder(const TrainOptions& options) {
+fs::path run_folder_of(const TrainOptions& options) {
   if (!options.run_dir.empty()) return options.run_dir;
   const std::time_t now = std::time(nullptr);
   std::tm parts{};
@@ -133,6 +149,33 @@ void require_gpu(int rank) {
                        " sees no GPU (nvidia-smi would list it); without the flag CPUs train");
 }
 
+/// Where the headers of a model's file fit, beside its parameters.
+constexpr int64_t kHeaderBytesMax = 64 << 10;
+
+/// What an exception that ends the process says to a shell.
+int exit_code_of(const std::exception& error) {
+  const auto* ours = dynamic_cast<const Error*>(&error);
+  return static_cast<int>(ours != nullptr ? ours->code() : ExitCode::unclassified);
+}
+
+run_folder::RunState state_of(plan::LeaveRequest leave) {
+  switch (leave) {
+    case plan::LeaveRequest::none:
+      return run_folder::RunState::succeeded;
+    case plan::LeaveRequest::drain:
+      return run_folder::RunState::drained;
+    case plan::LeaveRequest::stop:
+      return run_folder::RunState::stopped;
+  }
+  FUSEDBUN_ASSERT(false, "every way to leave is a state of the run");
+}
+
+/// A restart goes on with what its first attempt has begun.
+run_folder::Reuse reuse_of(const TrainOptions& options, const plan::Identity& identity) {
+  return options.overwrite && identity.restart_count == 0 ? run_folder::Reuse::overwrite
+                                                          : run_folder::Reuse::refuse_finished;
+}
+
 /// From a connected job to a saved model.
 class Run {
  public:
@@ -145,6 +188,22 @@ class Run {
         text_(text),
         progress_(progress) {}
 
+  /// Throws what ended the job, as the job names it.
+  plan::LeaveRequest to_its_end() {
+    try {
+      try {
+        return execute();
+      } catch (const std::exception& error) {
+        job_.fail(error);
+      }
+    } catch (const std::exception& error) {
+      if (metrics_) record_->set_steps(metrics_->steps());
+      if (record_) record_->end(run_folder::RunState::failed, exit_code_of(error), error.what());
+      throw;
+    }
+  }
+
+ private:
   plan::LeaveRequest execute() {
     const int64_t context = options_.model.context.value_or(model_->config().n_ctx);
     comm::Communicator& host = *job_.channels().host;
@@ -153,12 +212,11 @@ class Run {
     const LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
     if (options_.use_gpu)
       model_->to(torch::Device(torch::kCUDA, static_cast<int8_t>(job_.identity().local_rank)));
-    if (job_.rank() == 0) {
-      progress_.write_to(run_dir_ / "train.log");
-      metrics_ = std::make_unique<MetricsFile>(run_dir_ / "metrics.jsonl");
-    }
+    comm::rethrow_on_all_ranks(host, [&] {
+      if (job_.rank() == 0) open_files();
+    });
     const std::unique_ptr<Stepper> stepper = make_stepper(optimizer);
-    const LeaveSignals signals(*stepper);
+    const LeaveSignals signals(*stepper, job_.rank() == 0);
     const std::vector<int64_t> planned =
         comm::all_gather_object(host, stepper->planned_state_bytes());
     if (job_.rank() == 0) say_start(*stepper, planned);
@@ -166,26 +224,75 @@ class Run {
     launcher::keep_freed_memory();
     const LoopResult result =
         TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get()}, loop).run();
-    if (!options_.trace.empty()) {
-      write_trace(options_.trace, trace_, host);
-      if (job_.rank() == 0) progress_.say("trace: " + options_.trace.string());
-    }
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
     if (job_.rank() == 0) {
-      const fs::path model_path = model_file(options_, run_dir_);
-      job_.enter(plan::Phase::save);
-      save_hf(model_path, model_);
-      print_end({result, planned, measured, run_dir_ / "metrics.jsonl", model_path}, std::cout);
+      const fs::path model_path = save_model();
+      record_->set_steps(result.steps);
+      record_->set_model(model_path);
+      print_end({result, planned, measured, metrics_->description(), model_path}, std::cout);
+    }
+    if (!options_.trace.empty()) save_trace(host);
+    if (record_) {
+      const bool early = result.leave == plan::LeaveRequest::drain;
+      record_->end(state_of(result.leave),
+                   static_cast<int>(early ? ExitCode::left_early : ExitCode::done), "");
     }
     job_.finish(result.leave);
     return result.leave;
   }
 
-  static fs::path model_file(const TrainOptions& options, const fs::path& run_dir) {
-    return options.save.empty() ? run_dir / "model.safetensors" : options.save;
+  /// Rank 0. The folder is this job's: its lock is held.
+  void open_files() {
+    const auto say = [this](const std::string& sentence) { progress_.say(sentence); };
+    const fs::path model_path =
+        options_.save.empty() ? run_dir_ / run_folder::kModelName : options_.save;
+    record_ = std::make_unique<run_folder::RunRecorder>(
+        run_dir_,
+        run_folder::Attempt{.total_steps = options_.steps,
+                            .seed = options_.seed,
+                            .world_size = job_.world_size(),
+                            .run_id = job_.identity().run_id,
+                            .model = model_path.string(),
+                            .optimizer = describe(options_.optimizer),
+                            .command = options_.command,
+                            .flags = options_.flags,
+                            .versions = options_.versions},
+        reuse_of(options_, job_.identity()), say);
+    progress_.write_to(run_dir_ / run_folder::kLogName);
+    if (!record_->earlier().empty()) {
+      const run_folder::Attempt& last = record_->earlier().back();
+      progress_.say(
+          "the run folder holds " + std::to_string(record_->earlier().size()) +
+          " earlier attempts, the last " + name_of(last.state) + " after " +
+          std::to_string(last.steps) +
+          " steps: this one starts again from step 0 (--init goes on from a saved model)");
+    }
+    model_file_ = std::make_unique<ModelFile>(
+        model_path,
+        model_->parameter_count() * static_cast<int64_t>(sizeof(float)) + kHeaderBytesMax);
+    metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName, say);
   }
 
- private:
+  /// Rank 0. Returns where it is.
+  fs::path save_model() {
+    job_.enter(plan::Phase::save);
+    const auto is_stopped = [this] { return job_.leave_asked() == plan::LeaveRequest::stop; };
+    const bool was_stopped = is_stopped();  // then stopping once more can mean nothing else
+    return model_file_->save(
+        [this](const fs::path& path) { save_hf(path, model_); },
+        {.notice = [this](const std::string& sentence) { progress_.say(sentence); },
+         .gives_up = [&] { return !was_stopped && is_stopped(); }});
+  }
+
+  void save_trace(comm::Communicator& host) {
+    try {
+      write_trace(options_.trace, trace_, host);
+      if (job_.rank() == 0) progress_.say("trace: " + options_.trace.string());
+    } catch (const IoError& error) {  // rank 0 alone, after all ranks have told it theirs
+      progress_.say(std::string(error.what()) + "; the run ends without its trace");
+    }
+  }
+
   std::unique_ptr<Stepper> make_stepper(const Options& optimizer) {
     const StepperOptions stepper{
         .optimizer = optimizer,
@@ -213,7 +320,13 @@ class Run {
     progress_.say("optimizer: " + describe(options_.optimizer));
     if (job_.world_size() > 1) progress_.say("gradients: " + stepper.way());
     progress_.say("optimizer state by the plan: " + bytes_per_rank(planned_bytes));
-    write_plan(run_dir_ / "plan.txt", stepper.plan());
+    try {
+      run_folder::AtomicFile plan(run_dir_ / run_folder::kPlanName);
+      plan.write(stepper.plan());
+      plan.commit();
+    } catch (const IoError& error) {
+      progress_.say(std::string(error.what()) + "; the run goes on");
+    }
     progress_.say("run folder: " + run_dir_.string());
     if (!job_.control_address().empty()) progress_.say("control plane: " + job_.control_address());
   }
@@ -224,7 +337,9 @@ class Run {
   Gpt2& model_;
   const TextData& text_;
   Progress& progress_;
-  std::unique_ptr<MetricsFile> metrics_;  ///< rank 0
+  std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
+  std::unique_ptr<ModelFile> model_file_;
+  std::unique_ptr<MetricsFile> metrics_;
   StepTrace trace_;
 };
 
@@ -237,10 +352,11 @@ void train(const TrainOptions& options) {
   const Gpt2Config config = choose_config(options);
   require_present(options.data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
-  if (identity.rank == 0 && !options.save.empty()) checkpoint::require_writable(options.save);
-  if (identity.rank == 0 && !options.trace.empty()) checkpoint::require_writable(options.trace);
+  if (identity.rank == 0 && !options.save.empty()) run_folder::require_writable(options.save);
+  if (identity.rank == 0 && !options.trace.empty()) run_folder::require_writable(options.trace);
   set_threads(options.threads, identity.local_world_size);
-  const fs::path run_dir = run_folder(options);
+  const fs::path run_dir = run_folder_of(options);
+  if (identity.rank == 0) run_folder::require_usable(run_dir, reuse_of(options, identity));
   Progress progress(identity.rank == 0 && !options.quiet ? &std::cerr : nullptr, style_of_stderr());
   Job job({.backend = options.backend,
            .identity = options.identity,
@@ -256,22 +372,24 @@ void train(const TrainOptions& options) {
            .health = options.health,
            .total_steps = options.steps,
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
-  plan::LeaveRequest leave = plan::LeaveRequest::none;
+  std::optional<Gpt2> model;
+  std::optional<TextData> text;
   try {
-    std::optional<Gpt2> model;
-    std::optional<TextData> text;
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
     comm::rethrow_on_all_ranks(*job.channels().host, [&] {
       model.emplace(make_model(options, config));
       text.emplace(options.data, options.model.context.value_or(config.n_ctx));
     });
-    leave = Run(options, run_dir, job, *model, *text, progress).execute();
   } catch (const std::exception& error) {
     job.fail(error);
   }
+  const plan::LeaveRequest leave =
+      Run(options, run_dir, job, *model, *text, progress).to_its_end();
   if (leave == plan::LeaveRequest::drain) {
-    throw Error(ExitCode::left_early,
-                "left before the last step as asked; the model so far is saved");
+    throw Error(
+        ExitCode::left_early,
+        "left before the last step as asked; the model so far is saved (a new start begins at "
+        "step 0; --init goes on from that model)");
   }
 }
 

@@ -39,7 +39,8 @@ LoopResult TrainingLoop::run() {
     if (due) validate(job_step);
     one_step(job_step);
     result_.steps = job_step + 1;
-    result_.leave = parts_.stepper.leave_request();
+    // All ranks may agree to leave after what proves to be the last step: then the run is at its end.
+    if (result_.steps < steps) result_.leave = parts_.stepper.leave_request();
   }
   parts_.stepper.finish();
   // Who drains a job has seconds to give, not a validation.

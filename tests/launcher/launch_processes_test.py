@@ -13,7 +13,7 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
-from job_process import TestCase, children, lives, run, start, wait_until  # noqa: E402
+from job_process import BINARY, Process, TestCase, children, lives, run, start, wait_until  # noqa: E402
 
 
 def launch(ranks, script, *flags, **options):
@@ -53,6 +53,11 @@ class Environment(TestCase):
         self.assertEqual(result.code, 0, result)
         self.assertTrue(result.out.startswith("fusedbun "), result)
 
+    def test_one_of_our_commands_needs_no_mark(self):
+        result = run("launch", "-n", "2", "version", "--output", "json")
+        self.assertEqual(result.code, 0, result)
+        self.assertEqual(result.out.count('"fusedbun"'), 2, result)
+
     def test_dry_run_prints_lines_that_a_shell_can_run(self):
         result = run("launch", "-n", "2", "--dry-run", "--", "sh", "-c", "echo \"it's $RANK\"")
         lines = result.out.splitlines()
@@ -65,7 +70,7 @@ class Refusals(TestCase):
     def test_wrong_use_is_one_sentence_and_its_code(self):
         table = [
             (64, ["launch"], "nothing to launch"),
-            (64, ["launch", "-n", "2", "train", "--steps", "2"], "put -- before the program"),
+            (64, ["launch", "-n", "2", "python", "--steps", "2"], "put -- before the program"),
             (64, ["launch", "--log-dri", "x", "--", "true"], "--log-dir"),
             (64, ["lunch"], "launch"),
             (64, [], "a command is missing"),
@@ -144,6 +149,25 @@ class Output(TestCase):
             job.signal(signal.SIGTERM)
             wait_until(lambda: not any(lives(pid) for pid in pids), 5, "the launcher to end")
             self.assertEqual(job.result().code, 143)
+
+
+class ClosedStreams(TestCase):
+    """As cron jobs, daemons and `>&-` start processes: nothing that is opened later may be taken for a standard stream."""
+
+    def test_launch_ends_and_its_ranks_see_open_streams(self):
+        with tempfile.TemporaryDirectory() as folder:
+            script = f"echo out; echo err >&2; ls -l /proc/self/fd/0 /proc/self/fd/1 /proc/self/fd/2 > {folder}/$RANK"
+            for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+                with self.subTest(closed=closed):
+                    with Process(["sh", "-c", f'exec "$0" "$@" {closed}', BINARY, "launch", "-n", "2", "--", "sh", "-c", script]) as job:
+                        self.assertEqual(job.result(20).code, 0)
+                    for rank in (0, 1):
+                        self.assertEqual(len((Path(folder) / str(rank)).read_text().splitlines()), 3)
+
+    def test_what_a_command_says_lands_in_no_file_of_its_own(self):
+        for words in (["version"], ["env"], ["status", "--run-dir", "/no/such/folder"]):
+            with Process(["sh", "-c", 'exec "$0" "$@" >&- 2>&-', BINARY, *words]) as job:
+                self.assertIn(job.result(20).code, (0, 69))
 
 
 class Ending(TestCase):
@@ -227,9 +251,21 @@ class Signals(TestCase):
             self.ready(job, 2)
             job.signal(signal.SIGTERM)
             time.sleep(0.2)
+            job.signal(signal.SIGTERM)  # the same request: as when a whole tree is signalled
+            time.sleep(0.9)
             self.assertEqual(len(children(job.pid)), 2)
             job.signal(signal.SIGTERM)
-            self.assertEqual(job.result(5).code, 143)
+            result = job.result(5)
+        self.assert_fails(result, 143, "which have 60 s to leave; once more after 1 s kills them at once")
+        self.assertEqual(result.err.count("forwarding"), 1, result)
+
+    def test_one_signal_to_the_whole_tree_reaches_a_rank_at_most_twice_and_kills_nothing(self):
+        script = "trap 'echo got; sleep 1; exit 75' TERM; echo ready; while :; do sleep 0.02; done"
+        with launch(2, script) as job:
+            self.ready(job, 2)
+            for pid in job.ranks(2) + [job.pid]:
+                os.kill(pid, signal.SIGTERM)
+            self.assertEqual(job.result().code, 75)
 
 
 class Restarts(TestCase):

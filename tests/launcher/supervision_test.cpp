@@ -66,10 +66,20 @@ TEST(Supervision, ForwardsASignalAndKillsAfterTheGrace) {
   EXPECT_EQ(supervision.verdict().exit_code, 143);
 }
 
+TEST(Supervision, SignalsWithinASecondAreOneRequest) {
+  Supervision supervision = started(kTwo);
+  EXPECT_EQ(supervision.signal_received(SIGTERM, 0).signal, SIGTERM);
+  EXPECT_EQ(supervision.signal_received(SIGTERM, 1).signal, 0);        // the ranks have it
+  EXPECT_EQ(supervision.signal_received(SIGINT, 500).signal, SIGINT);  // some may ignore the first
+  EXPECT_EQ(supervision.signal_received(SIGTERM, 999).signal, 0);
+  EXPECT_EQ(supervision.deadline(), 30'000);
+  EXPECT_EQ(supervision.signal_received(SIGTERM, 1'000).signal, SIGKILL);
+}
+
 TEST(Supervision, ASecondStopSignalKillsAtOnce) {
   Supervision supervision = started(kTwo);
   supervision.signal_received(SIGTERM, 0);
-  EXPECT_EQ(supervision.signal_received(SIGINT, 10).signal, SIGKILL);
+  EXPECT_EQ(supervision.signal_received(SIGINT, 1'000).signal, SIGKILL);
   EXPECT_FALSE(supervision.deadline());
   supervision.rank_ended(dies(0, SIGKILL), 11);
   supervision.rank_ended(dies(1, SIGKILL), 11);

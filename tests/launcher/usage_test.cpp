@@ -19,6 +19,36 @@ TEST(WordsOf, AcceptsUnderscoresInFlagNamesUpToTheProgram) {
                                              "--", "x", "--keep_this"));
 }
 
+TEST(WithProgramMarked, OneOfOurCommandsNeedsNoMark) {
+  CLI::App app("", "fusedbun");
+  app.add_subcommand("train");
+  CLI::App* const launch = app.add_subcommand("launch");
+  std::vector<std::string> program;
+  int ranks = 1;
+  std::string folder;
+  bool standalone = false;
+  launch->add_option("-n,--ranks", ranks);
+  launch->add_option("--log-dir", folder);
+  launch->add_flag("--standalone", standalone);
+  launch->add_option("program", program);
+  using Words = std::vector<std::string>;
+  const auto marked = [&](const Words& words) { return with_program_marked(app, words); };
+  EXPECT_THAT(marked({"launch", "-n", "2", "train", "-n", "3"}),
+              ElementsAre("launch", "-n", "2", "--", "train", "-n", "3"));
+  EXPECT_THAT(marked({"launch", "--ranks=2", "--standalone", "train"}),
+              ElementsAre("launch", "--ranks=2", "--standalone", "--", "train"));
+  EXPECT_THAT(marked({"launch", "--log-dir", "train", "train"}),
+              ElementsAre("launch", "--log-dir", "train", "--", "train"));
+  for (const Words& unchanged : {Words{},
+                                 {"train", "launch"},
+                                 {"launch"},
+                                 {"launch", "-n"},
+                                 {"launch", "-n", "2", "python", "train"},
+                                 {"launch", "train", "--", "x"},
+                                 {"launch", "--log-dir", "train"}})
+    EXPECT_EQ(marked(unchanged), unchanged);
+}
+
 TEST(Nearest, NamesWhatWasMeantAndNothingElse) {
   EXPECT_EQ(nearest("trian", {"launch", "train"}), "train");
   EXPECT_EQ(nearest("--log-dri", {"--log-dir", "--tee"}), "--log-dir");

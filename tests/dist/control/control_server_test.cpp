@@ -17,7 +17,7 @@
 
 #include "fusedbun/control/v1/control.grpc.pb.h"
 #include "fusedbun/dist/control/control_client.h"
-#include "fusedbun/dist/control/control_file.h"
+#include "fusedbun/dist/run_folder/control_file.h"
 #include "fusedbun/tests/dist/control/fake_loop.h"
 
 namespace fusedbun::control {
@@ -127,6 +127,30 @@ TEST(ControlServer, ALongPathGoesToTheRuntimeFolder) {
       << "control.json says where";
 }
 
+TEST(ControlServer, ARunFolderMayHaveAnyName) {
+  const TemporaryFolder folder;
+  for (const char* name : {"a%20b", "%41", "run#1", "what?x=1", "lr=0.1,wd=0.01", "two words",
+                           "gr\u00fcn", "a:b", "-"}) {
+    const auto run_dir = folder.path() / name;
+    const ControlServer server(options_in(run_dir), two_group_job());
+    EXPECT_EQ(ControlClient({.run_dir = run_dir}).job().run_id(), "test") << name;
+    EXPECT_EQ(ControlClient({.address = server.address()}).job().run_id(), "test") << name;
+  }
+}
+
+TEST(ControlServer, ARuntimeFolderOfAnotherUserIsPassedOver) {
+  const TemporaryFolder folder;
+  const auto run_dir = folder.path() / std::string(120, 'x');
+  for (const char* runtime :
+       {"/proc", "/no/such/folder"}) {  // /proc: nobody can make a folder there
+    ::setenv("XDG_RUNTIME_DIR", runtime, 1);
+    const ControlServer server(options_in(run_dir), two_group_job());
+    ::unsetenv("XDG_RUNTIME_DIR");
+    EXPECT_THAT(server.address(),
+                testing::StartsWith("unix:/tmp/fusedbun-" + std::to_string(::geteuid()) + "/"));
+  }
+}
+
 TEST(ControlServer, TcpIsForLoopbackAlone) {
   const TemporaryFolder folder;
   for (const char* address :
@@ -205,11 +229,12 @@ TEST(ControlServer, GroupNamesAreUnique) {
 
 TEST(ControlServer, AClientOfADeadJobIsToldSo) {
   const TemporaryFolder folder;
-  write_control_file(folder.path(), {.address = "unix:" + (folder.path() / "control.sock").string(),
-                                     .run_id = "dead",
-                                     .pid = 999'999'999,
-                                     .host = "here",
-                                     .start_time = ""});
+  run_folder::write_control_file(folder.path(),
+                                 {.address = "unix:" + (folder.path() / "control.sock").string(),
+                                  .run_id = "dead",
+                                  .pid = 999'999'999,
+                                  .host = "here",
+                                  .start_time = ""});
   ControlClient client({.run_dir = folder.path()});
   EXPECT_THAT(message_of<UnavailableError>([&] { client.job(); }),
               HasSubstr("pid 999999999 on here, is gone"));

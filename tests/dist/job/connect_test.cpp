@@ -70,7 +70,9 @@ TEST(Connect, ABackendThatCannotHoldIsRefusedOnEveryRankInTheSameWords) {
   const auto errors = on_ranks(2, [](const plan::Identity& identity) {
     connect(identity, {.backend = plan::BackendRequest::nccl, .timeout = kTimeout});
   });
-  EXPECT_THAT(errors, ::testing::Each("78: backend nccl cannot be used: rank 0 runs on the CPU"));
+  EXPECT_THAT(errors, ::testing::Each(
+                          "78: backend nccl cannot be used: rank 0 runs on the CPU; NCCL connects "
+                          "GPUs: add --device cuda"));
 }
 
 TEST(Connect, RanksThatAskForDifferentBackendsAreNamed) {

@@ -158,6 +158,9 @@ TEST(BackendChoice, RefusalsNameTheRank) {
             "rank 1 asks for backend auto, rank 0 for mpi: give all ranks the same --backend");
   EXPECT_EQ(refusal_of({{}, {.wants_gpu = 1}}),
             "rank 1 runs on a GPU, rank 0 on the CPU: give all ranks the same device");
+  EXPECT_EQ(
+      refusal_of({{.request = static_cast<int32_t>(BackendRequest::nccl)}}),
+      "backend nccl cannot be used: rank 0 runs on the CPU; NCCL connects GPUs: add --device cuda");
   EXPECT_THAT(refusal_of({{.request = 7}}), HasSubstr("rank 0 asks for backend number 7"));
   EXPECT_THAT(refusal_of({{}, {.has_gloo = 0}}), HasSubstr("rank 1 has no Gloo built in"));
 }

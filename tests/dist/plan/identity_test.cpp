@@ -241,5 +241,24 @@ TEST(Identity, LaunchersHaveNames) {
   EXPECT_EQ(name_of(Launcher::single), "single process");
 }
 
+// Launchers that are not known: each of their processes would take itself for a whole job.
+TEST(Identity, AnUnknownLauncherIsRefusedByName) {
+  EXPECT_THAT(error_of({{"PMI_RANK", "1"}, {"PMI_SIZE", "4"}}),
+              HasSubstr("started by Intel MPI or MPICH (PMI_RANK = 1)"));
+  EXPECT_THAT(error_of({{"PMI_RANK", "0"}, {"PMI_SIZE", "4"}}), HasSubstr("PMI_RANK = 0"));
+  EXPECT_THAT(error_of({{"FLUX_TASK_RANK", "0"}, {"FLUX_JOB_SIZE", "2"}}), HasSubstr("Flux"));
+  EXPECT_THAT(error_of({{"PALS_RANKID", "3"}}), HasSubstr("PALS"));
+  EXPECT_THAT(error_of({{"PMIX_RANK", "0"}}), HasSubstr("PMIx"));
+}
+
+TEST(Identity, AnUnknownLauncherOfOneProcessOrBesideAKnownOneIsNoHindrance) {
+  EXPECT_EQ(identify({{"PMI_RANK", "0"}, {"PMI_SIZE", "1"}}, {}).world_size, 1);
+  const Environment pmi = {{"PMI_RANK", "1"}, {"PMI_SIZE", "4"}};
+  EXPECT_EQ(identify(merged({kTorchrun, pmi}), {}).launcher, Launcher::torchrun);
+  EXPECT_EQ(identify(merged({kOpenMpi, pmi}), {}).launcher, Launcher::open_mpi);
+  EXPECT_EQ(identify(merged({kSlurmStep, pmi}), {}).launcher, Launcher::slurm);
+  EXPECT_EQ(identify(pmi, {.rank = 1, .world_size = 4}).rank, 1);
+}
+
 }  // namespace
 }  // namespace fusedbun::plan

@@ -33,6 +33,14 @@ TEST(Assignments, TakeTheOptimizersNamesAndTheContracts) {
   EXPECT_TRUE(values.has_max_grad_norm());
 }
 
+TEST(Assignments, TakeTheNamesOfTheTrainersFlags) {
+  EXPECT_EQ(values_of({"clip=0.5"}).max_grad_norm(), 0.5);
+  EXPECT_EQ(values_of({"weight_decay=0.5"}).weight_decay(), 0.5);
+  EXPECT_EQ(values_of({"weight-decay=0.5"}).weight_decay(), 0.5);
+  EXPECT_EQ(values_of({"beta-decay=0.5"}).beta_decay(), 0.5);
+  EXPECT_THAT(usage_error({"clip=1", "max_grad_norm=2"}), testing::HasSubstr("given twice"));
+}
+
 TEST(Assignments, ScheduleUnpins) {
   EXPECT_TRUE(values_of({"lr=schedule"}).unpin_learning_rate());
   EXPECT_FALSE(values_of({"lr=schedule"}).has_learning_rate());

@@ -6,7 +6,6 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "fusedbun/core/error.h"
 #include "fusedbun/tests/support/scratch_folder.h"
 
 namespace fusedbun::train {
@@ -14,7 +13,7 @@ namespace {
 
 TEST(MetricsFile, EveryLineIsThereAtOnceAndIsJson) {
   const support::ScratchFolder folder;
-  MetricsFile metrics(folder / "metrics.jsonl");
+  MetricsFile metrics(folder / "metrics.jsonl", [](const std::string&) {});
   metrics.write_validation(0, 5.5);
   metrics.write({.step = 3,
                  .loss = 2.25,
@@ -36,10 +35,14 @@ TEST(MetricsFile, EveryLineIsThereAtOnceAndIsJson) {
   EXPECT_TRUE(nlohmann::json::parse(line).at("loss").is_null());
 }
 
-TEST(MetricsFile, WhatCannotBeWrittenIsSaid) {
-  EXPECT_THROW(MetricsFile("/proc/absent/metrics.jsonl"), IoError);
-  MetricsFile full("/dev/full");
-  EXPECT_THROW(full.write_validation(0, 1), IoError);
+TEST(MetricsFile, WhatCannotBeWrittenIsCounted) {
+  std::string said;
+  MetricsFile full("/dev/full", [&](const std::string& sentence) { said += sentence; });
+  EXPECT_EQ(full.description(), "/dev/full");
+  full.write_validation(0, 1);
+  full.write({.step = 1});
+  EXPECT_EQ(full.description(), "/dev/full (2 lines were lost: they could not be written)");
+  EXPECT_EQ(said.find("cannot write /dev/full"), 0U);
 }
 
 }  // namespace

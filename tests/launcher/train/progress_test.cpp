@@ -60,7 +60,18 @@ TEST(Progress, TheLogHasSentencesAndNoEscapes) {
   progress.say("a sentence");
   progress.step(line(0), kStart);
   EXPECT_EQ(support::read_text(folder / "train.log"), "a sentence\n" + format(line(0)) + "\n");
-  EXPECT_THROW(progress.write_to(folder / "absent/train.log"), IoError);
+}
+
+TEST(Progress, ALogThatCannotBeWrittenIsToldOnTheScreenOnce) {
+  std::ostringstream screen;
+  Progress progress(&screen, Progress::Style::plain);
+  progress.write_to("/dev/full");
+  progress.say("one");
+  progress.say("two");
+  EXPECT_EQ(screen.str(),
+            "cannot write /dev/full: No space left on device; the run goes on, and lines that are "
+            "lost are counted\n"
+            "one\ntwo\n");
 }
 
 }  // namespace

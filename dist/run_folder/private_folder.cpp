@@ -1,4 +1,4 @@
-#include "fusedbun/dist/control/private_folder.h"
+#include "fusedbun/dist/run_folder/private_folder.h"
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -10,7 +10,7 @@
 
 #include "fusedbun/core/error.h"
 
-namespace fusedbun::control {
+namespace fusedbun::run_folder {
 namespace {
 
 constexpr size_t kRuntimeRootBytesMax = 64;  // leaves room for /fusedbun/<16 digits>.sock in 107
@@ -30,6 +30,11 @@ struct stat make_and_look(const std::filesystem::path& given) {
   return found;
 }
 
+bool is_of_this_user_alone(const std::filesystem::path& folder) {
+  const struct stat found = make_and_look(folder);
+  return found.st_uid == ::geteuid() && (found.st_mode & (S_IRWXG | S_IRWXO)) == 0;
+}
+
 }  // namespace
 
 void make_private_folder(const std::filesystem::path& folder) {
@@ -42,17 +47,24 @@ void make_private_folder(const std::filesystem::path& folder) {
 
 std::filesystem::path runtime_folder() {
   const char* given = std::getenv("XDG_RUNTIME_DIR");
-  const bool usable =
-      given != nullptr && given[0] == '/' && std::strlen(given) <= kRuntimeRootBytesMax;
-  const std::filesystem::path folder =
-      usable ? std::filesystem::path(given) / "fusedbun"
-             : std::filesystem::path("/tmp") / ("fusedbun-" + std::to_string(::geteuid()));
-  const struct stat found = make_and_look(folder);
+  std::error_code error;
+  const bool usable = given != nullptr && given[0] == '/' &&
+                      std::strlen(given) <= kRuntimeRootBytesMax &&
+                      std::filesystem::is_directory(given, error);
+  if (usable) {
+    const std::filesystem::path folder = std::filesystem::path(given) / "fusedbun";
+    try {
+      if (is_of_this_user_alone(folder)) return folder;
+    } catch (const IoError&) {
+      // sudo and su may leave the variable as it was for another user.
+    }
+  }
+  const std::filesystem::path folder = "/tmp/fusedbun-" + std::to_string(::geteuid());
   FUSEDBUN_REQUIRE(
-      found.st_uid == ::geteuid() && (found.st_mode & (S_IRWXG | S_IRWXO)) == 0, PermissionError,
+      is_of_this_user_alone(folder), PermissionError,
       folder.string() +
           " is not a folder of this user alone (mode 0700): remove it, or set XDG_RUNTIME_DIR");
   return folder;
 }
 
-}  // namespace fusedbun::control
+}  // namespace fusedbun::run_folder

@@ -1,15 +1,16 @@
-#include "fusedbun/dist/checkpoint/atomic_file.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 
 #include <csignal>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/tests/support/scratch_folder.h"
 
-namespace fusedbun::checkpoint {
+namespace fusedbun::run_folder {
 namespace {
 
 using support::read_text;
@@ -48,19 +49,57 @@ TEST_F(AtomicFileTest, WithoutCommitNothingIsLeft) {
   EXPECT_EQ(names_in_folder(), 0);
 }
 
-TEST_F(AtomicFileTest, AStaleTemporaryFileIsReplaced) {
-  write_text(target_.string() + ".tmp", "a longer text left by a killed writer");
-  AtomicFile file(target_);
-  file.write(bytes_of("new"));
-  file.commit();
-  EXPECT_EQ(read_text(target_), "new");
+TEST_F(AtomicFileTest, WritersOfOneTargetDoNotTouchEachOther) {
+  AtomicFile first(target_);
+  first.write(bytes_of("first, "));
+  AtomicFile second(target_);
+  second.write(bytes_of("second"));
+  require_writable(target_);  // as a second job asks while the first one writes
+  { AtomicFile given_up(target_); }
+  first.write(bytes_of("whole"));
+  first.commit();
+  EXPECT_EQ(read_text(target_), "first, whole");
+  second.commit();
+  EXPECT_EQ(read_text(target_), "second");
+  EXPECT_EQ(names_in_folder(), 1);
 }
 
-TEST_F(AtomicFileTest, ATemporaryNameThatIsALinkIsNotFollowed) {
-  write_text(folder_ / "victim", "precious");
-  std::filesystem::create_symlink(folder_ / "victim", target_.string() + ".tmp");
-  EXPECT_THROW(AtomicFile{target_}, IoError);
-  EXPECT_EQ(read_text(folder_ / "victim"), "precious");
+TEST_F(AtomicFileTest, ATargetThatIsThereMayBeKept) {
+  AtomicFile first(target_), second(target_);
+  first.write(bytes_of("first"));
+  second.write(bytes_of("second"));
+  EXPECT_TRUE(first.commit_new());
+  EXPECT_FALSE(second.commit_new());
+  EXPECT_EQ(read_text(target_), "first");
+}
+
+TEST_F(AtomicFileTest, WhatAKilledWriterLeftIsRemovedAndNothingElse) {
+  for (const char* name : {"model.0123abcd.tmp", "model.tmp", "0123abcd.tmp", ".0123abcd.tmp",
+                           "a.0123ABCD.tmp", "a.0123abcd"})
+    write_text(folder_ / name, "x");
+  remove_leftovers(folder_ / "");
+  EXPECT_EQ(names_in_folder(), 5);
+  EXPECT_FALSE(std::filesystem::exists(folder_ / "model.0123abcd.tmp"));
+  remove_leftovers(folder_ / "absent");
+}
+
+TEST_F(AtomicFileTest, TheModeIsAsAskedLessTheUmask) {
+  const mode_t before = ::umask(022);
+  {
+    AtomicFile open(target_), closed(folder_ / "closed", 0600);
+    open.commit();
+    closed.commit();
+  }
+  ::umask(before);
+  using std::filesystem::perms;
+  EXPECT_EQ(std::filesystem::status(target_).permissions(), perms{0644});
+  EXPECT_EQ(std::filesystem::status(folder_ / "closed").permissions(), perms{0600});
+}
+
+TEST_F(AtomicFileTest, SpaceIsAskedForBefore) {
+  require_space(target_, 1);
+  EXPECT_THAT([&] { require_space(target_, int64_t{1} << 60); },
+              ThrowsMessage<IoError>(HasSubstr("it will take 1152921504606846976 bytes and only")));
 }
 
 TEST_F(AtomicFileTest, AWriteThatFailsLeavesTheTarget) {
@@ -92,4 +131,4 @@ TEST_F(AtomicFileTest, WhatCannotBeWrittenIsKnownBefore) {
 }
 
 }  // namespace
-}  // namespace fusedbun::checkpoint
+}  // namespace fusedbun::run_folder

@@ -1,4 +1,4 @@
-#include "fusedbun/dist/control/run_folder_lock.h"
+#include "fusedbun/dist/run_folder/run_folder_lock.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -11,9 +11,11 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/host_name.h"
-#include "fusedbun/dist/control/private_folder.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
+#include "fusedbun/dist/run_folder/file_names.h"
+#include "fusedbun/dist/run_folder/private_folder.h"
 
-namespace fusedbun::control {
+namespace fusedbun::run_folder {
 namespace {
 
 /// "pid 4711 on host alpha", as the holder wrote it; it may not have got that far.
@@ -37,7 +39,7 @@ void write_holder(int fd) {
 
 RunFolderLock::RunFolderLock(const std::filesystem::path& run_dir) {
   make_private_folder(run_dir);
-  const std::filesystem::path file = run_dir / "run.lock";
+  const std::filesystem::path file = run_dir / kLockName;
   fd_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   FUSEDBUN_REQUIRE(fd_ >= 0, IoError, "cannot open " + file.string() + ": " + std::strerror(errno));
   if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
@@ -50,10 +52,11 @@ RunFolderLock::RunFolderLock(const std::filesystem::path& run_dir) {
                            ": end that job, or give this one another run folder");
   }
   write_holder(fd_);
+  remove_leftovers(run_dir);
 }
 
 RunFolderLock::~RunFolderLock() {
   ::close(fd_);
 }
 
-}  // namespace fusedbun::control
+}  // namespace fusedbun::run_folder

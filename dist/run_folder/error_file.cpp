@@ -1,18 +1,18 @@
-#include "fusedbun/dist/job/error_file.h"
+#include "fusedbun/dist/run_folder/error_file.h"
 
 #include <ctime>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <random>
 #include <string>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
+#include "fusedbun/dist/run_folder/file_names.h"
+#include "fusedbun/dist/run_folder/utc_time.h"
 
-namespace fusedbun {
+namespace fusedbun::run_folder {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr const char* kName = "error.json";
 
 std::string name_of(plan::LostRank::Cause cause) {
   switch (cause) {
@@ -26,14 +26,6 @@ std::string name_of(plan::LostRank::Cause cause) {
       return "hung";
   }
   FUSEDBUN_ASSERT(false, "every cause has a name");
-}
-
-std::string utc_now() {
-  const std::time_t now = std::time(nullptr);
-  std::tm parts{};
-  char text[32];
-  std::strftime(text, sizeof text, "%Y-%m-%dT%H:%M:%SZ", ::gmtime_r(&now, &parts));
-  return text;
 }
 
 std::string text_of(const plan::LostRank& lost) {
@@ -54,7 +46,7 @@ std::string text_of(const plan::LostRank& lost) {
       {"step", known(is_a_rank, lost.last.job_step)},
       {"cause", name_of(lost.cause)},
       {"exit_code", known(failed, lost.code)},
-      {"time", utc_now()},
+      {"time", utc_text(std::time(nullptr))},
       {"sentence", plan::sentence_of(lost)},
   };
   return json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n";
@@ -64,17 +56,10 @@ std::string text_of(const plan::LostRank& lost) {
 
 void write_error_file(const fs::path& run_dir, const plan::LostRank& lost) noexcept {
   try {
-    if (run_dir.empty() || fs::exists(run_dir / kName)) return;
-    const fs::path temporary =
-        run_dir / (std::string(kName) + "." + std::to_string(std::random_device{}()));
-    {
-      std::ofstream file(temporary);
-      file << text_of(lost);
-      if (!file.flush().good()) return;
-    }
-    std::error_code taken;  // a link, unlike a rename, leaves what is there
-    fs::create_hard_link(temporary, run_dir / kName, taken);
-    fs::remove(temporary, taken);
+    if (run_dir.empty() || fs::exists(run_dir / kErrorName)) return;
+    AtomicFile file(run_dir / kErrorName);
+    file.write(text_of(lost));
+    file.commit_new();
   } catch (const std::exception&) {
     // The sentence goes to standard error and into the exit code as well.
   }
@@ -82,7 +67,7 @@ void write_error_file(const fs::path& run_dir, const plan::LostRank& lost) noexc
 
 void remove_error_file(const fs::path& run_dir) noexcept {
   std::error_code ignored;
-  fs::remove(run_dir / kName, ignored);
+  fs::remove(run_dir / kErrorName, ignored);
 }
 
-}  // namespace fusedbun
+}  // namespace fusedbun::run_folder

@@ -1,14 +1,15 @@
-#include "fusedbun/dist/job/error_file.h"
+#include "fusedbun/dist/run_folder/error_file.h"
 
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <thread>
 #include <vector>
 
 #include "fusedbun/tests/support/scratch_folder.h"
 
-namespace fusedbun {
+namespace fusedbun::run_folder {
 namespace {
 
 nlohmann::json read(const std::filesystem::path& path) {
@@ -89,4 +90,4 @@ TEST(ErrorFile, WithoutAFolderNothingIsWritten) {
 }
 
 }  // namespace
-}  // namespace fusedbun
+}  // namespace fusedbun::run_folder

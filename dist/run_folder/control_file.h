@@ -7,7 +7,7 @@
 #include <filesystem>
 #include <string>
 
-namespace fusedbun::control {
+namespace fusedbun::run_folder {
 
 struct ControlFile {
   std::string address;           ///< "unix:/runs/a/control.sock"
@@ -24,4 +24,4 @@ void write_control_file(const std::filesystem::path& run_dir, const ControlFile&
 ControlFile read_control_file(const std::filesystem::path& run_dir);
 void remove_control_file(const std::filesystem::path& run_dir) noexcept;
 
-}  // namespace fusedbun::control
+}  // namespace fusedbun::run_folder

@@ -4,14 +4,14 @@
 // Thread safety: functions without state.
 #include <filesystem>
 
-namespace fusedbun::control {
+namespace fusedbun::run_folder {
 
 /// Makes `folder`, its parents with the user's umask and itself with mode 0700, unless it is there. Throws PermissionError (77)
 /// if it is there and every user may write it (a shared /tmp-like folder with the sticky bit too); IoError (74).
 void make_private_folder(const std::filesystem::path& folder);
 
-/// A folder of this user alone for sockets whose path would be too long elsewhere: $XDG_RUNTIME_DIR/fusedbun, else
-/// /tmp/fusedbun-<uid>. Throws PermissionError if somebody else has made it; IoError.
+/// A folder of this user alone for sockets whose path cannot be used elsewhere: $XDG_RUNTIME_DIR/fusedbun if that is this
+/// user's, else /tmp/fusedbun-<uid>. Throws PermissionError if somebody else has made it; IoError.
 std::filesystem::path runtime_folder();
 
-}  // namespace fusedbun::control
+}  // namespace fusedbun::run_folder

@@ -1,4 +1,4 @@
-#include "fusedbun/dist/control/run_folder_lock.h"
+#include "fusedbun/dist/run_folder/run_folder_lock.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -7,14 +7,14 @@
 #include <optional>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/tests/dist/control/fake_loop.h"
+#include "fusedbun/tests/support/scratch_folder.h"
 
-namespace fusedbun::control {
+namespace fusedbun::run_folder {
 namespace {
 
 TEST(RunFolderLock, ASecondJobIsToldWhoHasIt) {
-  const TemporaryFolder folder;
-  const auto run_dir = folder.path() / "new";
+  const support::ScratchFolder folder;
+  const auto run_dir = folder / "new";
   const RunFolderLock first(run_dir);
   try {
     const RunFolderLock second(run_dir);
@@ -26,17 +26,17 @@ TEST(RunFolderLock, ASecondJobIsToldWhoHasIt) {
 }
 
 TEST(RunFolderLock, ItIsFreeAfterwards) {
-  const TemporaryFolder folder;
-  std::optional<RunFolderLock> lock(std::in_place, folder.path());
+  const support::ScratchFolder folder;
+  std::optional<RunFolderLock> lock(std::in_place, folder / "");
   lock.reset();
-  EXPECT_NO_THROW(RunFolderLock(folder.path()));
+  EXPECT_NO_THROW(RunFolderLock(folder / ""));
 }
 
 TEST(RunFolderLock, OtherFoldersAreOthers) {
-  const TemporaryFolder folder;
-  const RunFolderLock a(folder.path() / "a");
-  EXPECT_NO_THROW(RunFolderLock(folder.path() / "b"));
+  const support::ScratchFolder folder;
+  const RunFolderLock a(folder / "a");
+  EXPECT_NO_THROW(RunFolderLock(folder / "b"));
 }
 
 }  // namespace
-}  // namespace fusedbun::control
+}  // namespace fusedbun::run_folder

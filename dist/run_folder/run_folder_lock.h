@@ -6,7 +6,7 @@
 // Needs no gRPC headers. Thread safety: construct and destroy on one thread.
 #include <filesystem>
 
-namespace fusedbun::control {
+namespace fusedbun::run_folder {
 
 class RunFolderLock {
  public:
@@ -21,4 +21,4 @@ class RunFolderLock {
   int fd_ = -1;
 };
 
-}  // namespace fusedbun::control
+}  // namespace fusedbun::run_folder

@@ -1,32 +1,17 @@
-#include "fusedbun/dist/control/control_file.h"
+#include "fusedbun/dist/run_folder/control_file.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
+#include "fusedbun/dist/run_folder/file_names.h"
 
-namespace fusedbun::control {
+namespace fusedbun::run_folder {
 namespace {
 
 constexpr int kControlFileVersion = 1;
 constexpr const char* kFormat = "fusedbun.control";
-constexpr const char* kName = "control.json";
-
-void write_private_file(const std::filesystem::path& path, const std::string& text) {
-  ::unlink(path.c_str());  // left by a crash in between
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-  FUSEDBUN_REQUIRE(fd >= 0, IoError, "cannot write " + path.string() + ": " + std::strerror(errno));
-  const ssize_t written = ::write(fd, text.data(), text.size());
-  const bool whole = written == static_cast<ssize_t>(text.size()) && ::fsync(fd) == 0;
-  const int error = errno;
-  ::close(fd);
-  FUSEDBUN_REQUIRE(whole, IoError, "cannot write " + path.string() + ": " + std::strerror(error));
-}
 
 }  // namespace
 
@@ -37,21 +22,17 @@ void write_control_file(const std::filesystem::path& run_dir, const ControlFile&
       {"run_id", file.run_id},   {"pid", file.pid},
       {"host", file.host},       {"start_time", file.start_time},
   };
-  const std::filesystem::path temporary = run_dir / (std::string(kName) + ".tmp");
-  write_private_file(temporary,
-                     json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
-  std::error_code error;
-  std::filesystem::rename(temporary, run_dir / kName, error);
-  FUSEDBUN_REQUIRE(!error, IoError,
-                   "cannot write " + (run_dir / kName).string() + ": " + error.message());
+  AtomicFile out(run_dir / kControlName, 0600);
+  out.write(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  out.commit();
 }
 
 ControlFile read_control_file(const std::filesystem::path& run_dir) {
-  const std::filesystem::path path = run_dir / kName;
+  const std::filesystem::path path = run_dir / kControlName;
   std::ifstream stream(path);
   FUSEDBUN_REQUIRE(stream.good(), UnavailableError,
                    "no job with a control plane runs in " + run_dir.string() +
-                       ": there is no readable " + kName + " in it");
+                       ": there is no readable " + kControlName + " in it");
   try {
     const nlohmann::json json = nlohmann::json::parse(stream);
     FUSEDBUN_REQUIRE(json.at("format") == kFormat && json.at("version") == kControlFileVersion,
@@ -69,7 +50,7 @@ ControlFile read_control_file(const std::filesystem::path& run_dir) {
 
 void remove_control_file(const std::filesystem::path& run_dir) noexcept {
   std::error_code ignored;  // it may be gone already, with the whole folder
-  std::filesystem::remove(run_dir / kName, ignored);
+  std::filesystem::remove(run_dir / kControlName, ignored);
 }
 
-}  // namespace fusedbun::control
+}  // namespace fusedbun::run_folder

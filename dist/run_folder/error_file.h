@@ -11,7 +11,7 @@
 
 #include "fusedbun/dist/plan/rank_watch.h"
 
-namespace fusedbun {
+namespace fusedbun::run_folder {
 
 /// Appears whole or not at all; keeps what an earlier writer wrote. Never throws: there is a greater trouble to tell
 /// of.
@@ -19,4 +19,4 @@ void write_error_file(const std::filesystem::path& run_dir, const plan::LostRank
 /// At the start of an attempt, so that what is found later is of it.
 void remove_error_file(const std::filesystem::path& run_dir) noexcept;
 
-}  // namespace fusedbun
+}  // namespace fusedbun::run_folder

@@ -1,0 +1,18 @@
+#pragma once
+// The names of all files in a run folder; README.md of this folder says what each is.
+//
+// Thread safety: constants.
+namespace fusedbun::run_folder {
+
+inline constexpr const char* kLockName = "run.lock";
+inline constexpr const char* kRecordName = "run.json";
+inline constexpr const char* kMetricsName = "metrics.jsonl";
+inline constexpr const char* kLogName = "train.log";
+inline constexpr const char* kPlanName = "plan.txt";
+inline constexpr const char* kModelName = "model.safetensors";
+inline constexpr const char* kErrorName = "error.json";
+inline constexpr const char* kControlName = "control.json";
+inline constexpr const char* kSocketName = "control.sock";
+inline constexpr const char* kChangesName = "changes.log";
+
+}  // namespace fusedbun::run_folder

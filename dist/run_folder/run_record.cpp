@@ -1,0 +1,169 @@
+#include "fusedbun/dist/run_folder/run_record.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <ctime>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/core/host_name.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
+#include "fusedbun/dist/run_folder/file_names.h"
+#include "fusedbun/dist/run_folder/utc_time.h"
+
+namespace fusedbun::run_folder {
+namespace {
+
+namespace fs = std::filesystem;
+using Json = nlohmann::ordered_json;
+
+constexpr const char* kFormat = "fusedbun.run";
+constexpr int kVersion = 1;
+constexpr std::array kStates = {"RUNNING", "SUCCEEDED", "DRAINED", "STOPPED", "FAILED"};
+
+RunState state_of(const std::string& name) {
+  const auto found = std::ranges::find(kStates, name);
+  FUSEDBUN_REQUIRE(found != kStates.end(), DataError, "unknown state '" + name + "'");
+  return static_cast<RunState>(found - kStates.begin());
+}
+
+Json json_of(const NamedTexts& texts) {
+  Json json = Json::object();
+  for (const auto& [name, text] : texts) json[name] = text;
+  return json;
+}
+
+NamedTexts texts_of(const Json& json) {
+  NamedTexts texts;
+  for (const auto& [name, text] : json.items()) texts.emplace_back(name, text);
+  return texts;
+}
+
+Json to_json(const Attempt& attempt) {
+  return {{"state", name_of(attempt.state)},
+          {"exit_code", attempt.exit_code ? Json(*attempt.exit_code) : Json()},
+          {"reason", attempt.reason},
+          {"steps", attempt.steps},
+          {"total_steps", attempt.total_steps},
+          {"seed", attempt.seed},
+          {"world_size", attempt.world_size},
+          {"run_id", attempt.run_id},
+          {"host", attempt.host},
+          {"pid", attempt.pid},
+          {"started", attempt.started},
+          {"ended", attempt.ended.empty() ? Json() : Json(attempt.ended)},
+          {"model", attempt.model},
+          {"optimizer", attempt.optimizer},
+          {"command", attempt.command},
+          {"flags", json_of(attempt.flags)},
+          {"versions", json_of(attempt.versions)}};
+}
+
+Attempt from_json(const Json& json) {
+  Attempt attempt;
+  attempt.state = state_of(json.at("state"));
+  if (!json.at("exit_code").is_null()) attempt.exit_code = json.at("exit_code").get<int>();
+  attempt.reason = json.at("reason");
+  attempt.steps = json.at("steps");
+  attempt.total_steps = json.at("total_steps");
+  attempt.seed = json.at("seed");
+  attempt.world_size = json.at("world_size");
+  attempt.run_id = json.at("run_id");
+  attempt.host = json.at("host");
+  attempt.pid = json.at("pid");
+  attempt.started = json.at("started");
+  if (!json.at("ended").is_null()) attempt.ended = json.at("ended");
+  attempt.model = json.at("model");
+  attempt.optimizer = json.at("optimizer");
+  attempt.command = json.at("command").get<std::vector<std::string>>();
+  attempt.flags = texts_of(json.at("flags"));
+  attempt.versions = texts_of(json.at("versions"));
+  return attempt;
+}
+
+std::string text_of(const Json& json) {
+  return json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
+}
+
+/// Everything of the earlier run but its model: that goes when there is another.
+void remove_earlier_run(const fs::path& run_dir) {
+  std::error_code ignored;
+  for (const char* name :
+       {kRecordName, kMetricsName, kLogName, kPlanName, kErrorName, kChangesName})
+    fs::remove(run_dir / name, ignored);
+}
+
+}  // namespace
+
+std::string name_of(RunState state) {
+  return kStates.at(static_cast<size_t>(state));
+}
+
+std::string json_of(const Attempt& attempt) {
+  return text_of(to_json(attempt));
+}
+
+std::vector<Attempt> read_run_record(const fs::path& run_dir) {
+  const fs::path path = run_dir / kRecordName;
+  std::ifstream stream(path);
+  if (!stream.good()) return {};
+  try {
+    const Json json = Json::parse(stream);
+    FUSEDBUN_REQUIRE(json.at("format") == kFormat && json.at("version") == kVersion, DataError,
+                     "it has a format that this version does not know");
+    std::vector<Attempt> attempts;
+    for (const Json& attempt : json.at("attempts")) attempts.push_back(from_json(attempt));
+    return attempts;
+  } catch (const nlohmann::json::exception& error) {
+    throw DataError(path.string() + " is damaged: " + error.what());
+  } catch (const DataError& error) {
+    throw DataError(path.string() + " cannot be read: " + error.what());
+  }
+}
+
+void require_usable(const fs::path& run_dir, Reuse reuse) {
+  if (reuse == Reuse::overwrite) return;
+  const std::vector<Attempt> attempts = read_run_record(run_dir);
+  FUSEDBUN_REQUIRE(attempts.empty() || !attempts.back().finished_for_good(), ConfigError,
+                   "the run folder " + run_dir.string() + " holds a finished run (" +
+                       name_of(attempts.back().state) + " after " +
+                       std::to_string(attempts.back().steps) +
+                       " steps): give another --run-dir, or --overwrite to replace that run");
+}
+
+RunRecorder::RunRecorder(fs::path run_dir, Attempt attempt, Reuse reuse, Notice notice)
+    : run_dir_(std::move(run_dir)), notice_(std::move(notice)), attempt_(std::move(attempt)) {
+  require_usable(run_dir_, reuse);
+  if (reuse == Reuse::overwrite) remove_earlier_run(run_dir_);
+  earlier_ = read_run_record(run_dir_);
+  attempt_.host = host_name();
+  attempt_.pid = ::getpid();
+  attempt_.started = utc_text(std::time(nullptr));
+  write();
+}
+
+void RunRecorder::end(RunState state, int exit_code, std::string reason) {
+  attempt_.state = state;
+  attempt_.exit_code = exit_code;
+  attempt_.reason = std::move(reason);
+  attempt_.ended = utc_text(std::time(nullptr));
+  write();
+}
+
+void RunRecorder::write() noexcept {
+  try {
+    Json attempts = Json::array();
+    for (const Attempt& attempt : earlier_) attempts.push_back(to_json(attempt));
+    attempts.push_back(to_json(attempt_));
+    AtomicFile file(run_dir_ / kRecordName);
+    file.write(text_of({{"format", kFormat}, {"version", kVersion}, {"attempts", attempts}}));
+    file.commit();
+  } catch (const std::exception& error) {
+    notice_(std::string(error.what()) + "; the run goes on without its record");
+  }
+}
+
+}  // namespace fusedbun::run_folder

@@ -1,0 +1,61 @@
+#include "fusedbun/launcher/control/ended_run.h"
+
+#include <cerrno>
+#include <csignal>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "fusedbun/core/host_name.h"
+#include "fusedbun/dist/run_folder/file_names.h"
+
+namespace fusedbun::launcher {
+namespace {
+
+using run_folder::Attempt;
+using run_folder::RunState;
+
+bool is_gone(int64_t pid) {
+  return ::kill(static_cast<pid_t>(pid), 0) != 0 && errno == ESRCH;
+}
+
+/// Steps done, from the last whole line of metrics.jsonl that tells of one: a process that is killed writes nothing else.
+int64_t steps_in_metrics(const std::filesystem::path& run_dir) {
+  std::ifstream file(run_dir / run_folder::kMetricsName);
+  int64_t steps = 0;
+  for (std::string line; std::getline(file, line) && !file.eof();) {
+    const auto json = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (json.is_object() && json.contains("loss")) steps = json.value("step", int64_t{-1}) + 1;
+  }
+  return steps;
+}
+
+std::optional<Attempt> newest_ended(const control::JobLocation& location) {
+  if (!location.address.empty()) return {};
+  std::vector<Attempt> attempts = run_folder::read_run_record(location.run_dir);
+  if (attempts.empty()) return {};
+  Attempt newest = std::move(attempts.back());
+  if (newest.state != RunState::running) return newest;
+  if (newest.host != host_name() || !is_gone(newest.pid)) return {};
+  newest.state = RunState::failed;
+  newest.steps = steps_in_metrics(location.run_dir);
+  newest.reason = "its process, pid " + std::to_string(newest.pid) +
+                  ", is gone and did not say why: it was killed, or left at a second signal";
+  return newest;
+}
+
+}  // namespace
+
+void ask_job_or_record(const control::JobLocation& location, const std::function<void()>& live,
+                       const std::function<void(const Attempt&)>& ended) {
+  try {
+    live();
+  } catch (const UnavailableError&) {
+    const std::optional<Attempt> attempt = newest_ended(location);
+    if (!attempt) throw;
+    ended(*attempt);
+  }
+}
+
+}  // namespace fusedbun::launcher

@@ -1,0 +1,44 @@
+#pragma once
+// ModelFile: the file that a run is for. A disk that is full, or gone for a while, never costs the model: what can be known
+// at the start is refused at the start, and at the end saving is tried until it works or somebody says to leave without it.
+//
+// Thread safety: none; rank 0's training thread.
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <optional>
+#include <string>
+
+namespace fusedbun::train {
+
+class ModelFile {
+ public:
+  /// Throws IoError if `path` cannot be written, or `bytes` do not fit there.
+  ModelFile(std::filesystem::path path, int64_t bytes);
+
+  struct Patience {
+    std::function<void(const std::string& sentence)> notice;  ///< after the first failure
+    std::function<bool()> gives_up;                           ///< asked while it waits
+    std::chrono::milliseconds between_tries{5000};
+  };
+  /// Calls `write` with a path until it does not throw IoError, and returns that path: the one given, or, if another job
+  /// has saved its model there meanwhile, a name beside it. Throws IoError when patience gives up.
+  std::filesystem::path save(const std::function<void(const std::filesystem::path&)>& write,
+                             const Patience& patience) const;
+
+ private:
+  /// Tells one content of a file from the next.
+  struct Version {
+    uint64_t device = 0, inode = 0;
+    int64_t modified_ns = 0;
+    bool operator==(const Version&) const = default;
+  };
+  static std::optional<Version> version_of(const std::filesystem::path& path);
+  std::filesystem::path target() const;
+
+  std::filesystem::path path_;
+  std::optional<Version> at_start_;
+};
+
+}  // namespace fusedbun::train

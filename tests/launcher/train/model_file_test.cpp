@@ -1,0 +1,100 @@
+#include "fusedbun/launcher/train/model_file.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <vector>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/tests/support/scratch_folder.h"
+
+namespace fusedbun::train {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+using support::read_text;
+using support::write_text;
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::ThrowsMessage;
+
+class ModelFileTest : public testing::Test {
+ protected:
+  ModelFile::Patience patience(std::function<bool()> gives_up = [] { return false; }) {
+    return {[this](const std::string& sentence) { said_.push_back(sentence); }, std::move(gives_up),
+            1ms};
+  }
+  support::ScratchFolder folder_;
+  fs::path path_ = folder_ / "model.safetensors";
+  std::vector<std::string> said_;
+};
+
+TEST_F(ModelFileTest, WhatCannotBeSavedIsKnownAtTheStart) {
+  EXPECT_THROW(ModelFile(folder_ / "absent/model", 1), IoError);
+  EXPECT_THAT([&] { ModelFile(path_, int64_t{1} << 60); },
+              ThrowsMessage<IoError>(HasSubstr("make room")));
+  EXPECT_FALSE(fs::exists(path_));
+}
+
+TEST_F(ModelFileTest, SavingIsTriedUntilItWorksAndToldOnce) {
+  int tries = 0;
+  const ModelFile file(path_, 1);
+  const fs::path saved = file.save(
+      [&](const fs::path& path) {
+        if (++tries < 4) throw IoError("no space");
+        write_text(path, "model");
+      },
+      patience());
+  EXPECT_EQ(saved, path_);
+  EXPECT_EQ(tries, 4);
+  EXPECT_EQ(read_text(path_), "model");
+  EXPECT_THAT(said_, ElementsAre(HasSubstr("no space; the model is kept in memory")));
+}
+
+TEST_F(ModelFileTest, ItIsGivenUpOnlyWhenSomebodySaysSo) {
+  int tries = 0;
+  const ModelFile file(path_, 1);
+  EXPECT_THAT(
+      [&] {
+        file.save(
+            [&](const fs::path&) {
+              ++tries;
+              throw IoError("no space");
+            },
+            patience([&] { return tries == 3; }));
+      },
+      ThrowsMessage<IoError>(HasSubstr("no space; left without saving the model, as told")));
+  EXPECT_EQ(tries, 3);
+}
+
+TEST_F(ModelFileTest, OtherErrorsAreNotTriedAgain) {
+  const ModelFile file(path_, 1);
+  EXPECT_THROW(file.save([](const fs::path&) { throw DataError("our bug"); }, patience()),
+               DataError);
+}
+
+TEST_F(ModelFileTest, AModelThatWasThereAtTheStartIsReplaced) {
+  write_text(path_, "old");
+  const ModelFile file(path_, 1);
+  EXPECT_EQ(file.save([](const fs::path& path) { write_text(path, "new"); }, patience()), path_);
+  EXPECT_EQ(read_text(path_), "new");
+}
+
+TEST_F(ModelFileTest, AModelThatAnotherJobSavedMeanwhileIsKept) {
+  const fs::path beside = folder_ / ("model-" + std::to_string(::getpid()) + ".safetensors");
+  for (const bool was_there : {false, true}) {
+    if (was_there) write_text(path_, "old");
+    const ModelFile file(path_, 1);
+    write_text(folder_ / "other", "another job's");
+    fs::rename(folder_ / "other", path_);
+    EXPECT_EQ(file.save([](const fs::path& path) { write_text(path, "mine"); }, patience()),
+              beside);
+    EXPECT_EQ(read_text(path_), "another job's");
+    EXPECT_EQ(read_text(beside), "mine");
+  }
+}
+
+}  // namespace
+}  // namespace fusedbun::train

@@ -1,0 +1,237 @@
+"""What a run has learned is never thrown away: full disks, names of folders, folders used twice, and what is known after the end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
+from job_process import Process, BINARY, run, start, wait_until  # noqa: E402
+from training import TrainingTestCase, metrics, steps  # noqa: E402
+
+
+class SmallDisk(TrainingTestCase):
+    """A file system of a few MiB of its own."""
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.folder / "disk"
+        self.disk.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", self.disk], capture_output=True, text=True)
+        if mounted.returncode != 0:
+            self.skipTest(f"no file system can be mounted here: {mounted.stderr.strip()}")
+        self.addCleanup(subprocess.run, ["umount", "--lazy", self.disk], check=True)
+        self.run_dir = self.disk / "run"
+
+    def fill(self):
+        with open(self.disk / "filler", "ab", buffering=0) as filler:
+            for size in (1 << 20, 1 << 12, 1):
+                try:
+                    while filler.write(b"x" * size) == size:
+                        pass
+                except OSError:
+                    pass
+        self.assertEqual(os.statvfs(self.disk).f_bavail, 0)
+
+    def free(self):
+        (self.disk / "filler").unlink()
+
+    def step(self):
+        status = run("status", "--run-dir", self.run_dir, "--output", "json")
+        self.assertEqual(status.code, 0, status)
+        return int(json.loads(status.out)["job"]["step"])
+
+    def test_a_full_disk_costs_lines_of_metrics_and_nothing_else(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(3)
+            self.fill()
+            full = self.step()
+            wait_until(lambda: self.step() > full + 50, 60, "the run to go on")
+            lines = len(steps(self.run_dir))
+            self.free()
+            self.wait_for_steps(lines + 5)
+            job.signal(signal.SIGTERM)
+            result = job.result()
+        self.assert_fails(result, 75, "left before the last step")
+        self.assertEqual(result.err.count("cannot write " + str(self.run_dir / "metrics.jsonl")), 1, result)
+        self.assertIn("lines were lost", result.out)
+        self.assertTrue((self.run_dir / "model.safetensors").exists())
+        for line in (self.run_dir / "metrics.jsonl").read_text().splitlines():
+            json.loads(line)
+
+    def test_a_full_disk_never_costs_the_model(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(3)
+            self.fill()
+            job.signal(signal.SIGTERM)
+            lines = []
+            while "saving is tried again" not in "".join(lines[-1:]):
+                lines.append(job.popen.stderr.readline())
+                self.assertTrue(lines[-1], lines)
+            self.assertFalse((self.run_dir / "model.safetensors").exists())
+            self.free()
+            result = job.result()
+        self.assertEqual(result.code, 75, result)
+        self.assertTrue((self.run_dir / "model.safetensors").exists())
+        self.assertEqual([path.name for path in self.run_dir.iterdir() if ".tmp" in path.name], [])
+
+    def test_stop_leaves_without_the_model(self):
+        with start(*self.train(100_000)) as job:
+            self.wait_for_steps(3)
+            self.fill()
+            job.signal(signal.SIGTERM)
+            while "saving is tried again" not in (line := job.popen.stderr.readline()):
+                self.assertTrue(line)
+            self.assertEqual(run("stop", "--run-dir", self.run_dir).code, 0)
+            self.assert_fails(job.result(), 74, "left without saving the model, as told")
+
+    def test_a_model_that_cannot_fit_is_refused_before_training(self):
+        result = run("launch", "-n", "2", "--", *self.train(5, "--width", "256", "--layers", "2"))
+        self.assert_fails(result, 74, "model.safetensors: it will take", "make room")
+        self.assertEqual(steps(self.run_dir), [])
+
+    def test_a_trace_that_does_not_fit_costs_itself_alone(self):
+        with start(*self.train(100_000, "--trace", self.disk / "trace.json")) as job:
+            self.wait_for_steps(3)
+            model = self.folder / "elsewhere.safetensors"
+            job.signal(signal.SIGTERM)
+            job.result()
+        with start(*self.train(100_000, "--trace", self.disk / "trace.json", "--save", model, "--run-dir", self.folder / "run")) as job:
+            self.run_dir = self.folder / "run"
+            self.wait_for_steps(3)
+            self.fill()
+            job.signal(signal.SIGTERM)
+            result = job.result()
+        self.assert_fails(result, 75, "left before the last step")
+        self.assertIn("the run ends without its trace", result.err)
+        self.assertTrue(model.exists())
+
+
+class Names(TrainingTestCase):
+    def test_a_run_folder_may_have_any_name(self):
+        for name in ("a%20b", "run#1", "what?x=1", "lr=0.1,wd=0.01", "two words", "x" * 120):
+            with self.subTest(name=name):
+                self.run_dir = self.folder / name
+                with start(*self.train(100_000)) as job:
+                    self.wait_for_steps(2)
+                    result = run("set", "lr=0.01", "--run-dir", self.run_dir)
+                    self.assertEqual(result.code, 0, result)
+                    result = run("stop", "--wait", "--run-dir", self.run_dir)
+                    self.assertEqual(result.code, 0, result)
+                    self.assertEqual(job.result().code, 0)
+
+
+class UsedTwice(TrainingTestCase):
+    def test_a_finished_run_is_not_touched_without_overwrite(self):
+        self.assert_trained(run(*self.train(3)), 3)
+        before = {path.name: path.read_bytes() for path in self.run_dir.iterdir() if path.name != "run.lock"}
+        self.assert_fails(run("launch", "-n", "2", "--", *self.train(4)), 78, "holds a finished run (SUCCEEDED after 3 steps)",
+                          "--overwrite")
+        self.assertEqual({path.name: path.read_bytes() for path in self.run_dir.iterdir() if path.name != "run.lock"}, before)
+        self.assert_trained(run(*self.train(4, "--overwrite", "")), 4)
+
+    def test_an_attempt_that_left_early_may_be_run_again_and_is_told_what_that_means(self):
+        with start(*self.train(100_000)) as job:
+            self.wait_for_steps(3)
+            job.signal(signal.SIGTERM)
+            self.assertEqual(job.result().code, 75)
+        result = run(*self.train(3))
+        self.assertEqual(result.code, 0, result)
+        self.assertIn("this one starts again from step 0", result.err)
+        states = [attempt["state"] for attempt in json.loads((self.run_dir / "run.json").read_text())["attempts"]]
+        self.assertEqual(states, ["DRAINED", "SUCCEEDED"])
+
+    def test_two_jobs_with_one_save_both_keep_their_model(self):
+        model = self.folder / "model.safetensors"
+        first = self.train(100_000, "--save", model, "--run-dir", self.folder / "first")
+        second = self.train(100_000, "--save", model, "--run-dir", self.folder / "second", "--seed", "2")
+        with start(*first) as one, start(*second) as two:
+            for run_dir in ("first", "second"):
+                self.run_dir = self.folder / run_dir
+                self.wait_for_steps(2)
+            one.signal(signal.SIGTERM)
+            self.assertEqual(one.result().code, 75)
+            kept = model.read_bytes()
+            two.signal(signal.SIGTERM)
+            result = two.result()
+            self.assertEqual(result.code, 75, result)
+        self.assertEqual(model.read_bytes(), kept)
+        (beside,) = self.folder.glob("model-*.safetensors")
+        self.assertIn(beside.name, result.out)
+        self.assertEqual(json.loads((self.folder / "second" / "run.json").read_text())["attempts"][0]["model"], str(beside))
+
+
+class AfterTheEnd(TrainingTestCase):
+    def status(self):
+        result = run("status", "--run-dir", self.run_dir, "--output", "json")
+        self.assertEqual(result.code, 0, result)
+        return json.loads(result.out)
+
+    def test_status_and_history_answer(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(2)
+            for words in (["lr=0.01", "--reason", "used"], ["lr=0.02", "--at-step", "90000", "--reason", "never"]):
+                self.assertEqual(run("set", *words, "--run-dir", self.run_dir).code, 0)
+            self.wait_for_steps(len(steps(self.run_dir)) + 10)
+            self.assertEqual(run("stop", "--run-dir", self.run_dir).code, 0)
+            self.assertEqual(job.result().code, 0)
+        status = self.status()
+        self.assertEqual((status["job"]["state"], status["run"]["exit_code"]), ("STOPPED", 0))
+        self.assertEqual(int(status["job"]["step"]), len(steps(self.run_dir)))
+        self.assertEqual(status["run"]["flags"]["--layers"], "1")
+        self.assertEqual(status["run"]["flags"]["--accumulate"], "1")
+        self.assertEqual(status["run"]["flags"]["--overwrite"], "false")
+        self.assertIn("lr=0.003 ", status["run"]["optimizer"])
+        self.assertIn("--steps", status["run"]["command"])
+        self.assertIn("torch", status["run"]["versions"])
+        self.assertEqual((status["run"]["seed"], status["run"]["world_size"]), (1, 2))
+        self.assertRegex(run("status", "--run-dir", self.run_dir).out, r"state +STOPPED")
+        changes = json.loads(run("history", "--run-dir", self.run_dir, "--output", "json").out)["changes"]
+        self.assertEqual([(change["state"], change["reason"]) for change in changes], [("APPLIED", "used"), ("REJECTED", "never")])
+        table = run("history", "--run-dir", self.run_dir).out
+        self.assertRegex(table, r"1 +\d+ +APPLIED .* lr=0.01 +used")
+
+    def test_every_end_is_known(self):
+        self.run_dir = self.folder / "failed"
+        self.assertEqual(run(*self.train(50, "--optimizer", "adamw", "--lr", "1e30", "--warmup", "0")).code, 78)
+        failed = self.status()
+        self.assertEqual((failed["job"]["state"], failed["run"]["exit_code"]), ("FAILED", 78))
+        self.assertIn("the loss became", failed["job"]["state_reason"])
+        self.run_dir = self.folder / "killed"
+        with start(*self.train(100_000)) as job:
+            self.wait_for_steps(3)
+            job.signal(signal.SIGKILL)
+            job.result()
+        killed = self.status()
+        self.assertEqual(killed["job"]["state"], "FAILED")
+        self.assertGreaterEqual(int(killed["job"]["step"]), 3)
+        self.run_dir = self.folder / "never"
+        self.assertEqual(run("status", "--run-dir", self.run_dir).code, 69)
+
+
+class Start(TrainingTestCase):
+    def test_a_model_with_nan_or_inf_is_refused(self):
+        self.assert_trained(run(*self.train(2)), 2)
+        good = (self.run_dir / "model.safetensors").read_bytes()
+        bad = self.folder / "bad.safetensors"
+        for value in (b"\x00\x00\xc0\x7f", b"\x00\x00\x80\xff"):  # NaN, -inf
+            bad.write_bytes(good[:-4] + value)
+            for words in (["launch", "-n", "2", "--"], []):
+                self.run_dir = self.folder / "refused"
+                self.assert_fails(run(*words, *self.train(2, "--init", bad)), 78, "holds NaN or inf", str(bad))
+                self.assertFalse(self.run_dir.exists())
+
+    def test_closed_streams_do_not_end_in_files(self):
+        with Process(["sh", "-c", 'exec "$0" "$@" >&- 2>&-', BINARY, *self.train(3)]) as job:
+            self.assertEqual(job.result().code, 0)
+        self.assertRegex((self.run_dir / "run.lock").read_text(), r"^pid \d+ on host \S+\n$")
+        for path in self.run_dir.iterdir():
+            if path.name != "train.log":
+                self.assertNotIn(b"tokens/s  ", path.read_bytes(), path.name)
+
+
+if __name__ == "__main__":
+    unittest.main()
