@@ -383,8 +383,7 @@ void train(const TrainOptions& options) {
   } catch (const std::exception& error) {
     job.fail(error);
   }
-  const plan::LeaveRequest leave =
-      Run(options, run_dir, job, *model, *text, progress).to_its_end();
+  const plan::LeaveRequest leave = Run(options, run_dir, job, *model, *text, progress).to_its_end();
   if (leave == plan::LeaveRequest::drain) {
     throw Error(
         ExitCode::left_early,
