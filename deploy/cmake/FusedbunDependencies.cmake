@@ -38,7 +38,13 @@ if(FUSEDBUN_WITH_TORCH)
 endif()
 find_path(FUSEDBUN_XXHASH_INCLUDE xxhash.h REQUIRED)
 find_package(nlohmann_json REQUIRED)
-find_package(OpenSSL REQUIRED COMPONENTS Crypto)  # ranks prove to one another that they belong to one job
+# With it ranks prove to one another that they belong to one job; without it several ranks run without heartbeats.
+find_package(OpenSSL COMPONENTS Crypto)
+if(OPENSSL_FOUND)
+  set(FUSEDBUN_HAS_OPENSSL TRUE)
+else()
+  set(FUSEDBUN_HAS_OPENSSL FALSE)
+endif()
 
 # --- CUDA's compiler: the wheel's nvcc, or the one on the PATH if it is of the same CUDA ---------------
 set(_cuda_wheels ${_site_packages}/nvidia/cu13)

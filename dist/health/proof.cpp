@@ -1,9 +1,12 @@
 #include "fusedbun/dist/health/proof.h"
 
+#include <sys/random.h>
+
+#if defined(FUSEDBUN_HAS_OPENSSL)
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 #include <openssl/hmac.h>
-#include <sys/random.h>
+#endif
 
 #include "fusedbun/core/error.h"
 
@@ -29,6 +32,24 @@ Nonce random_nonce() {
   return random_bytes<Nonce>();
 }
 
+#if !defined(FUSEDBUN_HAS_OPENSSL)
+
+void require_proofs() {
+  throw UnavailableError(
+      "this build has no OpenSSL, with which ranks prove that they belong to one job: install "
+      "libssl-dev and build again");
+}
+Proof proof_of(const Token&, Side, const Challenge&, Hello) {
+  FUSEDBUN_ASSERT(false, "proofs are required before they are made");
+}
+bool is_same(const Proof&, const Proof&) {
+  FUSEDBUN_ASSERT(false, "proofs are required before they are compared");
+}
+
+#else
+
+void require_proofs() {}
+
 Proof proof_of(const Token& token, Side side, const Challenge& challenge, Hello hello) {
   hello.proof = {};
   std::string said(1, static_cast<char>(side));
@@ -46,5 +67,7 @@ Proof proof_of(const Token& token, Side side, const Challenge& challenge, Hello 
 bool is_same(const Proof& one, const Proof& other) {
   return ::CRYPTO_memcmp(one.data(), other.data(), one.size()) == 0;
 }
+
+#endif
 
 }  // namespace fusedbun::health

@@ -10,6 +10,9 @@ namespace fusedbun::health {
 /// Known to the ranks of one attempt of one job alone.
 using Token = std::array<uint8_t, 16>;
 
+/// Throws UnavailableError if this was built without OpenSSL: then nobody can prove anything.
+void require_proofs();
+
 /// Both from the kernel.
 Token random_token();
 Nonce random_nonce();

@@ -9,6 +9,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/comm/object_collectives.h"
+#include "fusedbun/dist/health/proof.h"
 
 namespace fusedbun {
 namespace {
@@ -74,7 +75,10 @@ Heartbeats start_heartbeats(Connections& connections, health::HeartbeatOptions o
     offer.run_dir = run_dir.empty() ? "" : std::filesystem::absolute(run_dir).string();
     attempt([&] {
       health::ListeningSocket listener;
-      if (host.size() > 1) listener = health::listen_on_free_port(connections.one_host);
+      if (host.size() > 1) {
+        health::require_proofs();
+        listener = health::listen_on_free_port(connections.one_host);
+      }
       const health::Token token = health::random_token();
       offer.invitation = {.port = listener.port, .token = token, .rank_0 = options.me};
       if (!connections.one_host) offer.invitation.addresses = health::addresses_of_this_host();
