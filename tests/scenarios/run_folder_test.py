@@ -222,7 +222,7 @@ class Start(TrainingTestCase):
             for words in (["launch", "-n", "2", "--"], []):
                 self.run_dir = self.folder / "refused"
                 self.assert_fails(run(*words, *self.train(2, "--init", bad)), 78, "holds NaN or inf", str(bad))
-                self.assertFalse(self.run_dir.exists())
+                self.assertFalse((self.run_dir / "model.safetensors").exists())
 
     def test_closed_streams_do_not_end_in_files(self):
         with Process(["sh", "-c", 'exec "$0" "$@" >&- 2>&-', BINARY, *self.train(3)]) as job:
