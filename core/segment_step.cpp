@@ -252,7 +252,7 @@ RowRange rows_of_matrix(const RowRange& range, int64_t i) {
   return rows;
 }
 
-// The same, as a matrix of its own.
+// The same rows as one matrix, which knows of no other.
 RowRange matrix_of(const RowRange& range, int64_t i) {
   RowRange matrix = rows_of_matrix(range, i);
   matrix.rows_total = range.rows_per_matrix();
@@ -260,22 +260,20 @@ RowRange matrix_of(const RowRange& range, int64_t i) {
   return matrix;
 }
 
-// Part i of a tensor that has `parts` equal ones along its first dimension.
-torch::Tensor part_of(const torch::Tensor& tensor, int64_t parts, int64_t i) {
-  if (!tensor.defined() || parts == 1) return tensor;
-  const int64_t size = tensor.size(0) / parts;
-  return tensor.narrow(0, i * size, size);
+torch::Tensor rows_of(const torch::Tensor& tensor, const RowRange& range, const RowRange& part) {
+  if (!tensor.defined()) return tensor;
+  return tensor.narrow(0, part.row_begin - range.row_begin, part.rows());
 }
 
 SegmentStep step_of_matrix(const SegmentStep& step, int64_t i) {
-  const int64_t parts = step.range.matrices();
+  const RowRange rows = rows_of_matrix(step.range, i);
   SegmentStep matrix = step;
-  matrix.parameter = part_of(step.parameter, parts, i);
-  for (torch::Tensor& gradient : matrix.gradients) gradient = part_of(gradient, parts, i);
-  matrix.hessian_diagonal = part_of(step.hessian_diagonal, parts, i);
-  matrix.kept_update_input = part_of(step.kept_update_input, parts, i);
+  matrix.parameter = rows_of(step.parameter, step.range, rows);
+  for (torch::Tensor& gradient : matrix.gradients) gradient = rows_of(gradient, step.range, rows);
+  matrix.hessian_diagonal = rows_of(step.hessian_diagonal, step.range, rows);
+  matrix.kept_update_input = rows_of(step.kept_update_input, step.range, rows);
   matrix.range = matrix_of(step.range, i);
-  matrix.column_partials = part_of(step.column_partials, parts, i);
+  matrix.column_partials = column_entries_of_rows(step.column_partials, step.range, rows);
   return matrix;
 }
 
@@ -409,10 +407,7 @@ torch::Tensor column_entries_of_rows(const torch::Tensor& entries, const RowRang
 
 SegmentState state_of_rows(const SegmentState& state, const RowRange& range, const RowRange& part) {
   if (part.rows() == range.rows()) return state;
-  const auto rows = [&](const torch::Tensor& tensor) {
-    if (!tensor.defined()) return tensor;
-    return tensor.narrow(0, part.row_begin - range.row_begin, part.rows());
-  };
+  const auto rows = [&](const torch::Tensor& tensor) { return rows_of(tensor, range, part); };
   const auto moment = [&](const SecondMoment& all) {
     return SecondMoment{rows(all.full), rows(all.row),
                         column_entries_of_rows(all.col, range, part)};

@@ -83,7 +83,7 @@ void fit_segment_state(const torch::Tensor& parameter_rows, SegmentState& state)
 void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state);
 
 /// Views of what belongs to the rows `part` of a segment [rows of `range`]: to step a long segment in parts. The columns of a matrix
-/// belong to all of them; a stack is parted between its matrices.
+/// belong to all of them; a stack is divided between its matrices.
 SegmentState state_of_rows(const SegmentState& state, const RowRange& range, const RowRange& part);
 /// The same of column entries.
 torch::Tensor column_entries_of_rows(const torch::Tensor& entries, const RowRange& range,

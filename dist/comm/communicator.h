@@ -10,7 +10,7 @@
 // 2. Buffers stay valid and untouched until the returned Work has been waited for.
 // 3. Reductions add float32 and float64 in rank order (0 + 1 + 2 ...), whatever the backend, except NCCL, which uses
 //    its own order. MAX is used on integers only, where it is exact (floats travel as the integers of their bits).
-// 4. Every wait has a deadline, timeout(), which counts from the last progress; kNoDeadline where somebody else notices
+// 4. Every wait has a deadline, timeout(), which counts from the last progress; kNoDeadline where another part notices
 //    dead ranks and calls abort(). A lost peer is a PeerLostError on the others, a deadline missed is a TimeoutError;
 //    after either the communicator is broken: only abort() and destruction are allowed.
 //

@@ -113,8 +113,8 @@ class GlooTransport final : public Transport {
     }
     flush_last_words(kLastWordsTime);
     for (Line& line : lines_) {
-      settle(line.incoming);
-      for (Outgoing& outgoing : line.outgoing) settle(outgoing.work);
+      let_go(line.incoming);
+      for (Outgoing& outgoing : line.outgoing) let_go(outgoing.work);
     }
   }
 
@@ -144,7 +144,7 @@ class GlooTransport final : public Transport {
     const std::lock_guard lock(mutex_);
     if (closed_) throw std::runtime_error("the connections are closed");
     Outgoing& outgoing = lines_[static_cast<size_t>(peer)].outgoing[static_cast<size_t>(slot)];
-    settle(outgoing.work);  // Gloo reads from the old frame until then
+    let_go(outgoing.work);  // Gloo reads from the old frame until then
     outgoing.frame = std::make_unique<ControlFrame>(frame);
     auto tensors = tensor_of(*outgoing.frame);
     outgoing.work = send(tensors, peer, control_tag());
@@ -235,7 +235,7 @@ class GlooTransport final : public Transport {
     line.incoming = receive(tensors, peer, control_tag());
   }
   /// Lets an operation go whose memory may go as well: what Gloo's thread did with it comes before.
-  void settle(WorkPtr& work) noexcept {
+  void let_go(WorkPtr& work) noexcept {
     if (!work) return;
     try {
       if (try_abort(*work)) work->wait(kForever);  // it ends at once, after Gloo's last lock

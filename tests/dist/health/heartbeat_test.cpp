@@ -19,9 +19,6 @@ using Cause = plan::LostRank::Cause;
 
 constexpr plan::HealthLimits kQuick{
     .heartbeat_us = 10'000, .lost_us = 300'000, .stall_us = 100'000};
-/// Nothing in a test is silent for so long.
-constexpr plan::HealthLimits kPatient{
-    .heartbeat_us = 10'000, .lost_us = 60'000'000, .stall_us = 60'000'000};
 
 TEST(Heartbeat, RankZeroKnowsWhereAllRanksStand) {
   Ranks ranks(3, kPatient);

@@ -20,8 +20,6 @@ namespace {
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
-constexpr plan::HealthLimits kPatient{
-    .heartbeat_us = 10'000, .lost_us = 60'000'000, .stall_us = 60'000'000};
 /// What the kernel may hold of a connection that nobody reads. A reader takes a hundred times as much in a second.
 constexpr int64_t kKernelBytesMax = 16 << 20;
 

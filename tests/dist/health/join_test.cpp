@@ -19,8 +19,6 @@ using namespace std::chrono_literals;
 using ::testing::HasSubstr;
 using Clock = std::chrono::steady_clock;
 
-constexpr plan::HealthLimits kPatient{
-    .heartbeat_us = 10'000, .lost_us = 60'000'000, .stall_us = 60'000'000};
 /// Reserved for documentation: nobody answers.
 const std::string kNobody = "192.0.2.1";
 

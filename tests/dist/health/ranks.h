@@ -15,6 +15,10 @@
 
 namespace fusedbun::health {
 
+/// Nothing in a test is silent for so long.
+inline constexpr plan::HealthLimits kPatient{
+    .heartbeat_us = 10'000, .lost_us = 60'000'000, .stall_us = 60'000'000};
+
 /// Waits for it; false if it does not come.
 template <class Condition>
 bool soon(Condition condition) {
