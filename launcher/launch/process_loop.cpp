@@ -190,6 +190,9 @@ void ProcessLoop::serve_signals() {
   while (::read(signals_, &info, sizeof(info)) == sizeof(info)) {
     const int signal = static_cast<int>(info.ssi_signo);
     if (signal == SIGCHLD) continue;  // several may have merged into one: reap() asks for all
+    // A second request that comes when the ranks have ended is about their output, whichever is seen first. Before the
+    // first one it is the other way round: whoever signals the whole tree does not want another attempt.
+    if (!finished_ && supervision_.asked_to_stop()) reap();
     if (finished_) {
       abandon_output_ = true;
       continue;

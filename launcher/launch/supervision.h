@@ -79,6 +79,8 @@ class Supervision {
   std::optional<Milliseconds> deadline() const { return deadline_; }
   int attempt() const { return attempt_; }
   int living() const { return living_; }
+  /// Whether the launcher has received SIGTERM, SIGINT or SIGQUIT: nothing starts again.
+  bool asked_to_stop() const { return first_stop_.has_value(); }
   /// Of the attempt so far.
   const Verdict& verdict() const { return verdict_; }
 

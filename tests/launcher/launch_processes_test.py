@@ -144,11 +144,23 @@ class Output(TestCase):
         with launch(2, "while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done") as job:
             time.sleep(0.5)  # nobody reads: pipes and the launcher's memory fill
             job.signal(signal.SIGTERM)
-            pids = [job.pid]
-            wait_until(lambda: not children(job.pid), 5, "the ranks to end")
+            wait_until(lambda: not children(job.pid), 10, "the ranks to end")
             job.signal(signal.SIGTERM)
-            wait_until(lambda: not any(lives(pid) for pid in pids), 5, "the launcher to end")
+            wait_until(lambda: not lives(job.pid), 10, "the launcher to end")
             self.assertEqual(job.result().code, 143)
+
+    def test_a_second_signal_that_is_seen_together_with_the_end_of_the_ranks_is_about_their_output(self):
+        with launch(2, "trap '' TERM; while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done") as job:
+            ranks = job.ranks(2)
+            job.signal(signal.SIGTERM)
+            time.sleep(0.1)
+            job.signal(signal.SIGSTOP)
+            for pid in ranks:
+                os.kill(pid, signal.SIGKILL)
+            wait_until(lambda: not children(job.pid), 10, "the ranks to end")
+            job.signal(signal.SIGTERM)
+            job.signal(signal.SIGCONT)
+            wait_until(lambda: not lives(job.pid), 10, "the launcher to end")
 
 
 class ClosedStreams(TestCase):
