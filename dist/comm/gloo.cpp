@@ -145,17 +145,21 @@ std::shared_ptr<gloo::transport::Device> device_for(const GlooOptions& options) 
       local_address_towards(options.master_addr));
 }
 
-// What groups are made with later: the store must be served as long.
+// What groups are made with later: the store must be served as long, and one device moves the bytes of all of them. A
+// device is a thread that spins whenever another one holds a connection's lock; one for each group fought for the cores
+// with the step (a fifth of a small model's step on 2 cores).
 struct Rendezvous {
   GlooOptions options;
   std::shared_ptr<StoreServer> server;  // on the rank that serves
+  std::shared_ptr<gloo::transport::Device> device;
 };
 
-std::shared_ptr<PointToPoint> connect_ranks(const StorePtr& store, const GlooOptions& options,
+std::shared_ptr<PointToPoint> connect_ranks(const StorePtr& store, const Rendezvous& rendezvous,
                                             int rank, int size) {
+  const GlooOptions& options = rendezvous.options;
   const auto group_options = c10d::ProcessGroupGloo::Options::create(options.timeout);
   group_options->threads = 1;  // they run collectives, of which there are none
-  group_options->devices.push_back(device_for(options));
+  group_options->devices.push_back(rendezvous.device);
   raise_descriptor_limit(rank_text(options), kDescriptorsPerPeer * size);
   try {
     return std::make_shared<PointToPointOf<c10d::ProcessGroupGloo>>(
@@ -172,7 +176,7 @@ std::shared_ptr<PointToPoint> connect_ranks(const StorePtr& store, const GlooOpt
 GlooChannel connect_channel(const std::shared_ptr<Rendezvous>& rendezvous, const StorePtr& store,
                             int rank, int size) {
   GlooChannel channel{.owned = rendezvous,
-                      .messages = connect_ranks(store, rendezvous->options, rank, size),
+                      .messages = connect_ranks(store, *rendezvous, rank, size),
                       .members = ranks_below(size),
                       .rank = rank};
   channel.group = [rendezvous, store](const std::vector<int>& ranks, int place, int64_t number) {
@@ -220,7 +224,7 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
   FUSEDBUN_REQUIRE(options.size >= 1 && options.rank >= 0 && options.rank < options.size,
                    ConfigError, rank_text(options) + ": there is no such rank");
   ignore_broken_pipes();
-  const auto rendezvous = std::make_shared<Rendezvous>(Rendezvous{options, nullptr});
+  const auto rendezvous = std::make_shared<Rendezvous>(Rendezvous{options, nullptr, nullptr});
   if (options.serve_store && options.rank == 0) {
     rendezvous->server = serve_store(options.master_addr, options.master_port);
   }
@@ -232,6 +236,7 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
                         std::to_string(options.master_port) + " while the ranks met (" +
                         first_line(error) + "): whoever served it left, and says why");
   }
+  rendezvous->device = device_for(options);
   auto communicator = make_message_communicator(
       make_gloo_transport(connect_channel(rendezvous, store, options.rank, options.size)),
       options.timeout);

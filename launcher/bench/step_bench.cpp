@@ -109,8 +109,10 @@ TimedStep fusedbun_step(const Variant& variant, const Arrays& arrays) {
   if (variant.bf16_momentum) options.momentum_dtype(MomentumDtype::bf16);
   check(options, arrays, variant.type);
   const bool plain = variant.type == at::kFloat;
+  // Where the step depends on the parameters' RMS, another optimizer's writes would make it read them once more.
+  const bool shares = plain && !options.values().scale_by_parameter_rms;
   const std::vector<Tensor> parameters =
-      plain ? arrays.parameters : cloned(arrays.parameters, variant.type);
+      shares ? arrays.parameters : cloned(arrays.parameters, variant.type);
   auto optimizer = std::make_shared<Fusedbun>(parameters, options);
   std::vector<Tensor> gradients = arrays.gradients;
   if (!plain) {
