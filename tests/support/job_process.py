@@ -12,6 +12,11 @@ import unittest
 
 BINARY = os.environ["FUSEDBUN_BINARY"]
 
+# A test run that was started by nohup, or in the background of a script, has these ignored, and its children would inherit that.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
+
 
 def wait_until(condition, seconds, what):
     """Returns the first true value of condition(); fails after `seconds`."""

@@ -3,10 +3,13 @@
 //   FUSEDBUN_TEST_FSYNC_SECONDS=S    every fsync takes S seconds, as on a slow disk
 //   FUSEDBUN_TEST_DROP_HEARTBEATS=1  the port of the heartbeats drops what comes, as behind a firewall; it is told from the others by
 //                                    its backlog, and from the store's by its number
+//   FUSEDBUN_TEST_CLOCK_BACK=FILE    from when FILE exists, the clock on the wall is an hour behind
 #include <dlfcn.h>
 #include <linux/filter.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <sys/time.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -16,6 +19,11 @@ namespace {
 template <class Function>
 Function real(const char* name) {
   return reinterpret_cast<Function>(::dlsym(RTLD_NEXT, name));
+}
+
+time_t seconds_behind() {
+  const char* const file = std::getenv("FUSEDBUN_TEST_CLOCK_BACK");
+  return file != nullptr && ::access(file, F_OK) == 0 ? 3600 : 0;
 }
 
 bool is_of_heartbeats(int descriptor, int backlog) {
@@ -31,9 +39,29 @@ bool is_of_heartbeats(int descriptor, int backlog) {
 
 extern "C" int fsync(int descriptor) {
   if (const char* const seconds = std::getenv("FUSEDBUN_TEST_FSYNC_SECONDS")) {
-    ::sleep(static_cast<unsigned>(std::atoi(seconds)));
+    ::usleep(static_cast<useconds_t>(1e6 * std::atof(seconds)));
   }
   return real<int (*)(int)>("fsync")(descriptor);
+}
+
+extern "C" int clock_gettime(clockid_t clock, timespec* time) noexcept {
+  const int result = real<int (*)(clockid_t, timespec*)>("clock_gettime")(clock, time);
+  if (clock == CLOCK_REALTIME && result == 0) time->tv_sec -= seconds_behind();
+  return result;
+}
+
+extern "C" time_t time(time_t* seconds) noexcept {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  if (seconds != nullptr) *seconds = now.tv_sec;
+  return now.tv_sec;
+}
+
+extern "C" int gettimeofday(timeval* time, void*) noexcept {
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  *time = {now.tv_sec, now.tv_nsec / 1000};
+  return 0;
 }
 
 extern "C" int listen(int descriptor, int backlog) noexcept {
