@@ -11,6 +11,7 @@ marked. Markdown goes to stdout, progress to stderr. Leaves with 1 if a row is m
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -52,6 +53,9 @@ def main():
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("words", nargs="+", metavar="WORD", help="for `fusedbun bench`")
     arguments = parser.parse_args()
+    for build in (arguments.before, arguments.after):
+        if not os.access(Path(build) / "launcher" / "fusedbun", os.X_OK):
+            sys.exit(f"compare_builds.py: {build} holds no launcher/fusedbun: build it by deploy/build.sh release")
     pairs = []
     for turn in range(arguments.turns):
         figures = {}

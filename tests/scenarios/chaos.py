@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Random faults on whole jobs: kills, stops, full disks, floods, closed pipes and signals, under every launcher, in every phase.
 
-    tests/scenarios/chaos.py [--cases 300] [--seed S] [--seconds N] [--show]
+    tests/scenarios/chaos.py [--cases 300] [--seed S] [--seconds N] [--jobs N] [--show]
 
 Case i is drawn from seed S + i, so `--cases 1 --seed S+i` repeats one; --show prints the cases and runs none. Of each: the job
 ends in one of the ways that are written down for it (`outcomes_of`), a lost rank is named within 10 s, no process and no shared
@@ -11,6 +11,7 @@ FUSEDBUN_BINARY names the command, FUSEDBUN_MPIRUN, FUSEDBUN_TORCHRUN and FUSEDB
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import itertools
@@ -115,9 +116,10 @@ def words_of(case, folder):
     train = [BINARY, "train", "--data", folder / "text.txt", "--run-dir", folder / "run", *WATCH, *itertools.chain(*flags.items())]
     if not case.window:
         train.append("--no-host-window")
-    before = {"launch": [BINARY, "launch", "-n", case.ranks, "--grace", 20 if case.fault == "disk" else 5, "--"],
+    grace = 20 if case.fault == "disk" else 5  # saving is tried again every 5 s
+    before = {"launch": [BINARY, "launch", "-n", case.ranks, "--grace", grace, "--"],
               "mpirun": [os.environ["FUSEDBUN_MPIRUN"], "-np", case.ranks, "--oversubscribe",
-                         "--mca", "odls_base_sigkill_timeout", "3"],
+                         "--mca", "odls_base_sigkill_timeout", grace],
               "torchrun": [os.environ["FUSEDBUN_TORCHRUN"], "--standalone", "--no-python", "--nproc-per-node", case.ranks]}
     return before[case.launcher] + train
 
@@ -204,25 +206,29 @@ class Job:
                 os.kill(pid, number)
 
     def ports(self):
-        """The TCP ports on which processes of the job listen."""
+        """The TCP ports on which ranks listen, but for the store's, which is torch's. Under mpirun they are Open MPI's."""
+        if self.case.launcher == "mpirun":
+            return []
         inodes = set()
-        for pid in self.tree():
+        for pid in self.ranks().values():
             with contextlib.suppress(OSError):
                 for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                     with contextlib.suppress(OSError):
                         inodes.update(re.findall(r"socket:\[(\d+)\]", os.readlink(descriptor)))
         lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        return sorted({int(line[1].partition(":")[2], 16) for line in lines if line[3] == "0A" and line[9] in inodes})
+        store = {int(port) for port in re.findall(r"MASTER_PORT=(\d+)", environment_of(self))}
+        return sorted({int(line[1].partition(":")[2], 16) for line in lines if line[3] == "0A" and line[9] in inodes} - store)
 
 
-def make_noise(port, dice):
-    """A second of connections that send rubbish, stay half open, or close at once. The store's port is torch's own."""
+def make_noise(family, address, dice):
+    """A second of connections that send rubbish, stay half open, or close at once."""
     end = time.monotonic() + 1
     held = []
     while time.monotonic() < end:
         with contextlib.suppress(OSError):
-            held.append(socket.create_connection(("127.0.0.1", port), 0.2))
+            held.append(socket.socket(family))
             held[-1].settimeout(0.2)
+            held[-1].connect(address)
             if dice.random() < 0.7:
                 held[-1].sendall(dice.randbytes(dice.choice((1, 16, 152, 4096))))
             if len(held) > 100 or dice.random() < 0.3:
@@ -248,10 +254,9 @@ def do_fault(case, job, seed):
     elif case.fault == "signal":
         job.signal(getattr(signal, case.number), case.whole_tree)
     elif case.fault == "flood":
-        store = {int(port) for port in re.findall(r"MASTER_PORT=(\d+)", environment_of(job))}
         for port in job.ports():
-            if port not in store:
-                make_noise(port, dice)
+            make_noise(socket.AF_INET, ("127.0.0.1", port), dice)
+        make_noise(socket.AF_UNIX, str(job.run_dir / "control.sock"), dice)
     elif case.fault == "disk":
         fill(job.folder)
         time.sleep(0.5)
@@ -351,34 +356,43 @@ def run_case(seed):
     return problems
 
 
+def run_unless_late(seed, end):
+    """As run_case, or why it was not run."""
+    if time.monotonic() > end:
+        return "the time is up"
+    try:
+        return run_case(seed)
+    except CannotMount as error:
+        return f"no file system can be mounted here: {error}"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no case after so long")
+    parser.add_argument("--jobs", type=int, default=1, help="cases at a time; most of one is waiting")
     parser.add_argument("--show", action="store_true")
     arguments = parser.parse_args()
     print(f"{arguments.cases} cases from --seed {arguments.seed}", flush=True)
+    seeds = range(arguments.seed, arguments.seed + arguments.cases)
+    if arguments.show:
+        for seed in seeds:
+            print(seed, draw(seed))
+        return 0
     began, done, failed = time.monotonic(), collections.Counter(), []
-    for seed in range(arguments.seed, arguments.seed + arguments.cases):
-        case = draw(seed)
-        if arguments.show:
-            print(seed, case)
-            continue
-        if time.monotonic() - began > arguments.seconds:
-            break
-        start = time.monotonic()
-        where = f"{case.launcher}, {case.ranks} ranks, {case.phase}, {case.fault}"
-        try:
-            problems = run_case(seed)
-        except CannotMount as error:
-            print(f"seed {seed}: {where}: not run, no file system can be mounted here: {error}")
-            continue
-        print(f"seed {seed}: {where}: {'WRONG' if problems else 'as promised'} ({time.monotonic() - start:.1f} s)", flush=True)
-        done.update((case.launcher, case.phase, case.fault))
-        if problems:
-            failed.append(seed)
-            print(f"  {case}", *problems, sep="\n  ", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        for seed, problems in zip(seeds, pool.map(lambda seed: run_unless_late(seed, began + arguments.seconds), seeds)):
+            case = draw(seed)
+            where = f"seed {seed}: {case.launcher}, {case.ranks} ranks, {case.phase}, {case.fault}"
+            if isinstance(problems, str):
+                print(f"{where}: not run, {problems}", flush=True)
+                continue
+            print(f"{where}: {'WRONG' if problems else 'as promised'}", flush=True)
+            done.update((case.launcher, case.phase, case.fault))
+            if problems:
+                failed.append(seed)
+                print(f"  {case}", *problems, sep="\n  ", flush=True)
     counts = ", ".join(f"{name} {count}" for name, count in sorted(done.items()))
     print(f"{sum(done.values()) // 3} cases, {len(failed)} wrong {failed or ''}; {counts}")
     return 1 if failed else 0
