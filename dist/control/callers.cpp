@@ -5,7 +5,7 @@
 #include <sstream>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/control/text_file.h"
+#include "fusedbun/dist/run_folder/text_file.h"
 
 namespace fusedbun::control {
 std::map<std::string, Role> parse_roles(std::string_view text, const std::string& name) {
@@ -30,11 +30,11 @@ std::map<std::string, Role> parse_roles(std::string_view text, const std::string
 Callers::Callers(std::string actor) : owner_(std::move(actor)) {}
 
 Callers::Callers(std::filesystem::path roles_file) : roles_file_(std::move(roles_file)) {
-  roles_ = parse_roles(read_text_file(roles_file_), roles_file_.string());
+  roles_ = parse_roles(run_folder::read_text_file(roles_file_), roles_file_.string());
   read_at_ = std::filesystem::last_write_time(roles_file_);
 }
 
-std::variant<Caller, plan::Refusal> Callers::identify(const grpc::ServerContext& context) {
+std::variant<Caller, changes::Refusal> Callers::identify(const grpc::ServerContext& context) {
   if (roles_file_.empty()) return Caller{owner_, Role::admin};
   const auto certificate = context.auth_context();
   Caller caller;
@@ -47,10 +47,10 @@ std::variant<Caller, plan::Refusal> Callers::identify(const grpc::ServerContext&
     }
   }
   if (caller.actor.empty()) {
-    return plan::Refusal{plan::RefusalKind::unauthenticated,
-                         "NO_IDENTITY",
-                         "the client has shown no certificate with a name",
-                         {}};
+    return changes::Refusal{changes::RefusalKind::unauthenticated,
+                            "NO_IDENTITY",
+                            "the client has shown no certificate with a name",
+                            {}};
   }
   return caller;
 }
@@ -68,7 +68,7 @@ void Callers::read_again_if_changed() {
   if (error || written_at == read_at_) return;
   read_at_ = written_at;
   try {
-    roles_ = parse_roles(read_text_file(roles_file_), roles_file_.string());
+    roles_ = parse_roles(run_folder::read_text_file(roles_file_), roles_file_.string());
   } catch (const Error&) {
     // Half written, or wrong: who had a role keeps it until the file is right.
   }

@@ -41,7 +41,7 @@ class Callers {
   explicit Callers(std::filesystem::path roles_file);
 
   /// UNAUTHENTICATED without a certificate; role none for a name that the file does not have.
-  std::variant<Caller, plan::Refusal> identify(const grpc::ServerContext& context);
+  std::variant<Caller, changes::Refusal> identify(const grpc::ServerContext& context);
 
  private:
   Role role_of(const std::string& name);

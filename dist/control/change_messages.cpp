@@ -11,8 +11,8 @@ namespace {
 using google::protobuf::Message;
 using google::protobuf::util::TimeUtil;
 
-plan::Refusal unknown_field(const std::string& what) {
-  return {plan::RefusalKind::invalid_argument,
+changes::Refusal unknown_field(const std::string& what) {
+  return {changes::RefusalKind::invalid_argument,
           "UNKNOWN_FIELD",
           what +
               " is not a hyperparameter that may change while a job runs: ListHyperparameterSpecs "
@@ -25,7 +25,7 @@ bool has_unknown_fields(const Message& message) {
 }
 
 /// The names in the mask, or all fields that are present.
-std::variant<std::set<std::string>, plan::Refusal> selected_fields(const v1::GroupPatch& patch) {
+std::variant<std::set<std::string>, changes::Refusal> selected_fields(const v1::GroupPatch& patch) {
   const Message& values = patch.values();
   const auto* reflection = values.GetReflection();
   std::set<std::string> names;
@@ -39,36 +39,36 @@ std::variant<std::set<std::string>, plan::Refusal> selected_fields(const v1::Gro
     const auto* field = values.GetDescriptor()->FindFieldByName(path);
     if (field == nullptr) return unknown_field("'" + path.substr(0, 100) + "' in update_mask");
     if (!reflection->HasField(values, field)) {
-      return plan::Refusal{plan::RefusalKind::invalid_argument,
-                           "MASK_WITHOUT_VALUE",
-                           "update_mask names " + path + ", but values has none",
-                           {{"field", path}}};
+      return changes::Refusal{changes::RefusalKind::invalid_argument,
+                              "MASK_WITHOUT_VALUE",
+                              "update_mask names " + path + ", but values has none",
+                              {{"field", path}}};
     }
     names.insert(path);
   }
   return names;
 }
 
-std::optional<plan::Refusal> read_patch(const v1::GroupPatch& patch,
-                                        std::vector<plan::ValuePatch>& out) {
+std::optional<changes::Refusal> read_patch(const v1::GroupPatch& patch,
+                                           std::vector<changes::ValuePatch>& out) {
   const Message& values = patch.values();
   if (has_unknown_fields(patch) || has_unknown_fields(values))
     return unknown_field("a field of the request");
   auto selected = selected_fields(patch);
-  if (auto* refusal = std::get_if<plan::Refusal>(&selected)) return *refusal;
+  if (auto* refusal = std::get_if<changes::Refusal>(&selected)) return *refusal;
   for (const std::string& name : std::get<std::set<std::string>>(selected)) {
     const auto* field = values.GetDescriptor()->FindFieldByName(name);
     const auto* reflection = values.GetReflection();
     const bool is_bool = field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_BOOL;
     out.push_back({.group = patch.group(),
-                   .field = static_cast<plan::Field>(field->number()),
+                   .field = static_cast<changes::Field>(field->number()),
                    .value = is_bool ? double(reflection->GetBool(values, field))
                                     : reflection->GetDouble(values, field)});
   }
   return std::nullopt;
 }
 
-void set_value(plan::Field field, double value, v1::HyperparameterValues& values) {
+void set_value(changes::Field field, double value, v1::HyperparameterValues& values) {
   const auto* descriptor = values.GetDescriptor()->FindFieldByNumber(static_cast<int>(field));
   if (descriptor->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_BOOL) {
     values.GetReflection()->SetBool(&values, descriptor, value != 0);
@@ -79,12 +79,12 @@ void set_value(plan::Field field, double value, v1::HyperparameterValues& values
 
 }  // namespace
 
-std::variant<plan::ChangeRequest, plan::Refusal> read_request(
+std::variant<changes::ChangeRequest, changes::Refusal> read_request(
     const v1::CreateChangeRequest& message, const std::string& actor) {
   const v1::Change& change = message.change();
   if (has_unknown_fields(message) || has_unknown_fields(change))
     return unknown_field("a field of the request");
-  plan::ChangeRequest request;
+  changes::ChangeRequest request;
   for (const v1::GroupPatch& patch : change.patches()) {
     if (auto refusal = read_patch(patch, request.patches)) return *refusal;
   }
@@ -97,8 +97,8 @@ std::variant<plan::ChangeRequest, plan::Refusal> read_request(
   return request;
 }
 
-v1::Hyperparameters to_message(const plan::Settings& settings,
-                               std::span<const plan::LedgerGroup> groups) {
+v1::Hyperparameters to_message(const changes::Settings& settings,
+                               std::span<const changes::LedgerGroup> groups) {
   v1::Hyperparameters message;
   for (size_t i = 0; i < settings.groups.size(); ++i) {
     v1::ParamGroup& group = *message.add_groups();
@@ -119,10 +119,10 @@ v1::Hyperparameters to_message(const plan::Settings& settings,
   return message;
 }
 
-v1::Change to_message(const plan::AcceptedChange& change,
-                      std::span<const plan::LedgerGroup> groups) {
+v1::Change to_message(const changes::AcceptedChange& change,
+                      std::span<const changes::LedgerGroup> groups) {
   v1::Change message;
-  for (const plan::ValuePatch& patch : change.request.patches) {
+  for (const changes::ValuePatch& patch : change.request.patches) {
     const int count = message.patches_size();
     v1::GroupPatch& group = count > 0 && message.patches(count - 1).group() == patch.group
                                 ? *message.mutable_patches(count - 1)
@@ -152,7 +152,7 @@ v1::Change to_message(const plan::AcceptedChange& change,
   return message;
 }
 
-v1::HyperparameterSpec to_message(const plan::FieldSpec& spec) {
+v1::HyperparameterSpec to_message(const changes::FieldSpec& spec) {
   v1::HyperparameterSpec message;
   message.set_field(std::string(spec.name));
   message.set_option_name(std::string(spec.option_name));

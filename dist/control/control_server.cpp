@@ -217,7 +217,7 @@ ControlServer::ControlServer(ControlOptions options, JobDescription job)
 
 ControlServer::~ControlServer() = default;
 
-plan::ControlPort& ControlServer::port() {
+changes::ControlPort& ControlServer::port() {
   return parts_->service();
 }
 
@@ -229,7 +229,7 @@ int64_t ControlServer::restored_changes() const {
   return parts_->service().restored_changes();
 }
 
-plan::LeaveRequest ControlServer::leave_asked() const {
+changes::LeaveRequest ControlServer::leave_asked() const {
   return parts_->service().leave_asked();
 }
 
@@ -245,7 +245,7 @@ void ControlServer::warn(std::string_view sentence) {
   parts_->service().warn(sentence);
 }
 
-void ControlServer::record_metrics(int64_t job_step, std::span<const plan::Metric> metrics) {
+void ControlServer::record_metrics(int64_t job_step, std::span<const changes::Metric> metrics) {
   parts_->service().record_metrics(job_step, metrics);
 }
 

@@ -20,8 +20,8 @@
 #include <vector>
 
 #include "fusedbun/core/options.h"
-#include "fusedbun/dist/plan/change_schedule.h"
-#include "fusedbun/dist/plan/control_port.h"
+#include "fusedbun/dist/changes/change_schedule.h"
+#include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/plan/rank_status.h"
 
 namespace fusedbun::control {
@@ -45,7 +45,7 @@ struct ControlOptions {
   /// stalled; else only while steps end within max(stall_timeout, 10 median steps).
   std::chrono::milliseconds stall_timeout{5'000};
   /// Changes of the job's file, used at exactly their steps.
-  std::vector<plan::ScheduledChange> changes = {};
+  std::vector<changes::ScheduledChange> changes = {};
   /// Called with one sentence that the job's owner should know; from any thread.
   std::function<void(std::string_view)> notice = {};
 };
@@ -59,9 +59,9 @@ struct JobDescription {
   std::string version = {};  ///< of this program
   std::string backend = {};  ///< "gloo"
   double max_grad_norm = 0;  ///< 0: off
-  plan::JobCapabilities capabilities = {};
+  changes::JobCapabilities capabilities = {};
   /// As the job starts with them; names are unique, not empty, "*" or "all".
-  std::vector<plan::LedgerGroup> groups = {};
+  std::vector<changes::LedgerGroup> groups = {};
 };
 
 /// In the order in which they come; from `succeeded` on they are final.
@@ -92,7 +92,7 @@ class ControlServer {
   ControlServer& operator=(const ControlServer&) = delete;
 
   /// For ShardedFusedbun::set_control; lives as long as this object, also after shutdown().
-  plan::ControlPort& port();
+  changes::ControlPort& port();
 
   /// Changes that changes.log has from earlier attempts of the run; they apply again at their steps.
   int64_t restored_changes() const;
@@ -102,7 +102,7 @@ class ControlServer {
   void set_state(JobState state, std::string_view reason = {});
 
   /// What clients have asked for so far by DrainJob and StopJob.
-  plan::LeaveRequest leave_asked() const;
+  changes::LeaveRequest leave_asked() const;
   /// Who knows the ranks, for ListRanks, progress and the state DEGRADED; null (as at the start): nobody, and
   /// ListRanks is empty. It lives until shutdown() or until another is set.
   void set_ranks(const plan::RankDirectory* ranks);
@@ -111,7 +111,7 @@ class ControlServer {
   void warn(std::string_view sentence);
   /// Adds what the training loop knows of its last finished step ("loss") to that step's sample of
   /// StreamMetrics. A sample leaves when this is called, else when the next step ends.
-  void record_metrics(int64_t job_step, std::span<const plan::Metric> metrics);
+  void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);
 
   /// "unix:/runs/a/control.sock" or "127.0.0.1:41373".
   std::string address() const;

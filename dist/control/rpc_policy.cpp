@@ -8,8 +8,8 @@
 namespace fusedbun::control {
 namespace {
 
-using plan::Refusal;
-using plan::RefusalKind;
+using changes::Refusal;
+using changes::RefusalKind;
 
 constexpr RpcPolicy kPolicies[] = {
     {Rpc::get_job, "GetJob", Role::viewer, When::always},

@@ -8,8 +8,8 @@
 #include <span>
 #include <string_view>
 
+#include "fusedbun/dist/changes/change_request.h"
 #include "fusedbun/dist/control/control_server.h"
-#include "fusedbun/dist/plan/change_request.h"
 
 namespace fusedbun::control {
 
@@ -58,8 +58,8 @@ std::span<const RpcPolicy> rpc_policies();
 const RpcPolicy& policy_of(Rpc rpc);
 
 /// PERMISSION_DENIED if the role is too low for it.
-std::optional<plan::Refusal> refused_for(Rpc rpc, Role role);
+std::optional<changes::Refusal> refused_for(Rpc rpc, Role role);
 /// Why it is not answered while the job is in this state.
-std::optional<plan::Refusal> refused_in(Rpc rpc, JobState state);
+std::optional<changes::Refusal> refused_in(Rpc rpc, JobState state);
 
 }  // namespace fusedbun::control

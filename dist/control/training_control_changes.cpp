@@ -15,26 +15,26 @@ namespace {
 
 using google::protobuf::util::TimeUtil;
 
-v1::Change::State message_of(plan::ChangeState state) {
+v1::Change::State message_of(changes::ChangeState state) {
   switch (state) {
-    case plan::ChangeState::scheduled:
+    case changes::ChangeState::scheduled:
       return v1::Change::SCHEDULED;
-    case plan::ChangeState::applied:
+    case changes::ChangeState::applied:
       return v1::Change::APPLIED;
-    case plan::ChangeState::cancelled:
+    case changes::ChangeState::cancelled:
       return v1::Change::CANCELLED;
-    case plan::ChangeState::rejected:
+    case changes::ChangeState::rejected:
       return v1::Change::REJECTED;
   }
   FUSEDBUN_ASSERT(false, "every change state has a name in the contract");
 }
 
-plan::Refusal invalid(std::string reason, std::string message) {
-  return {plan::RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
+changes::Refusal invalid(std::string reason, std::string message) {
+  return {changes::RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
 }
 
 /// The state asked for by "state=NAME"; STATE_UNSPECIFIED for no filter.
-std::variant<v1::Change::State, plan::Refusal> read_filter(const std::string& filter) {
+std::variant<v1::Change::State, changes::Refusal> read_filter(const std::string& filter) {
   constexpr std::string_view kState = "state=";
   v1::Change::State state = v1::Change::STATE_UNSPECIFIED;
   if (filter.empty()) return state;
@@ -44,10 +44,10 @@ std::variant<v1::Change::State, plan::Refusal> read_filter(const std::string& fi
                  "filter must be empty or state=SCHEDULED, APPLIED, CANCELLED or REJECTED");
 }
 
-int64_t revision_of(const plan::ChangeBatch::Answer& answer) {
-  if (const auto* repeated = std::get_if<plan::ChangeLedger::Replay>(&answer))
+int64_t revision_of(const changes::ChangeBatch::Answer& answer) {
+  if (const auto* repeated = std::get_if<changes::ChangeLedger::Replay>(&answer))
     return repeated->revision;
-  return std::get<plan::ChangeBatch::Accepted>(answer).revision;
+  return std::get<changes::ChangeBatch::Accepted>(answer).revision;
 }
 
 }  // namespace
@@ -57,7 +57,7 @@ std::string TrainingControlService::address_of_change(int64_t revision) const {
 }
 
 /// Adds what the schedule gave in the last finished step, and what follows from it.
-void TrainingControlService::fill_schedule(const plan::Settings& settings,
+void TrainingControlService::fill_schedule(const changes::Settings& settings,
                                            v1::Hyperparameters& message) const {
   const std::lock_guard lock(progress_mutex_);
   for (int i = 0; i < message.groups_size(); ++i) {
@@ -77,7 +77,7 @@ grpc::Status TrainingControlService::GetHyperparameters(
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
   const int64_t next_step = commit_.next_step();
-  const plan::Settings settings = ledger_.settings_at(next_step);
+  const changes::Settings settings = ledger_.settings_at(next_step);
   *reply = to_message(settings, ledger_.groups());
   fill_schedule(settings, *reply);
   reply->set_name(name_ + "/hyperparameters");
@@ -93,15 +93,15 @@ grpc::Status TrainingControlService::ListHyperparameterSpecs(
     v1::ListHyperparameterSpecsResponse* reply) {
   const auto admitted = admit(Rpc::list_hyperparameter_specs, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  for (plan::FieldSpec spec : plan::field_specs()) {
-    if (spec.field == plan::Field::max_grad_norm && !job_.capabilities.clips_gradients)
+  for (changes::FieldSpec spec : changes::field_specs()) {
+    if (spec.field == changes::Field::max_grad_norm && !job_.capabilities.clips_gradients)
       spec.max = 0;
     *reply->add_specs() = to_message(spec);
   }
   return grpc::Status::OK;
 }
 
-v1::Change TrainingControlService::change_message(const plan::AcceptedChange& change) const {
+v1::Change TrainingControlService::change_message(const changes::AcceptedChange& change) const {
   v1::Change message = to_message(change, ledger_.groups());
   message.set_name(address_of_change(change.revision));
   message.set_state(message_of(ledger_.state_of(change.revision)));
@@ -125,9 +125,12 @@ v1::Change::State TrainingControlService::state_of_change(int64_t revision) cons
 v1::Change TrainingControlService::find_change(int64_t revision) {
   {
     const std::lock_guard lock(ledger_mutex_);
-    if (const plan::AcceptedChange* held = ledger_.find(revision)) return change_message(*held);
+    if (const changes::AcceptedChange* held = ledger_.find(revision)) return change_message(*held);
   }
-  return history_.read(revision);
+  v1::Change change;
+  if (!change.ParseFromString(history_.read(revision)))
+    throw IoError("the history of changes was damaged");
+  return change;
 }
 
 grpc::Status TrainingControlService::reply_with(int64_t revision, v1::Change* reply) {
@@ -135,7 +138,7 @@ grpc::Status TrainingControlService::reply_with(int64_t revision, v1::Change* re
     *reply = find_change(revision);
     return grpc::Status::OK;
   } catch (const IoError& error) {
-    return to_status({plan::RefusalKind::unavailable, "HISTORY_READ_FAILED", error.what(), {}});
+    return to_status({changes::RefusalKind::unavailable, "HISTORY_READ_FAILED", error.what(), {}});
   }
 }
 
@@ -147,12 +150,12 @@ grpc::Status TrainingControlService::CreateChange(Context* context,
   const Caller& caller = std::get<Admitted>(admitted).caller;
   if (const auto refusal = over_rate(caller)) return to_status(*refusal);
   const auto read = read_request(*request, caller.actor);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
-  const auto& change = std::get<plan::ChangeRequest>(read);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
+  const auto& change = std::get<changes::ChangeRequest>(read);
   if (request->validate_only()) return rehearse(change, reply);
 
-  const plan::ChangeBatch::Answer answer = commit_.commit(change);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&answer)) return to_status(*refusal);
+  const changes::ChangeBatch::Answer answer = commit_.commit(change);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&answer)) return to_status(*refusal);
   grpc::Status status = reply_with(revision_of(answer), reply);
   if (!status.ok()) return status;
   reply->clear_error();
@@ -161,19 +164,19 @@ grpc::Status TrainingControlService::CreateChange(Context* context,
   return status;
 }
 
-grpc::Status TrainingControlService::rehearse(const plan::ChangeRequest& request,
+grpc::Status TrainingControlService::rehearse(const changes::ChangeRequest& request,
                                               v1::Change* reply) {
   std::unique_lock lock(ledger_mutex_);
   const auto verdict = commit_.rehearse(request);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&verdict)) return to_status(*refusal);
-  if (const auto* repeated = std::get_if<plan::ChangeLedger::Replay>(&verdict)) {
+  if (const auto* refusal = std::get_if<changes::Refusal>(&verdict)) return to_status(*refusal);
+  if (const auto* repeated = std::get_if<changes::ChangeLedger::Replay>(&verdict)) {
     lock.unlock();
     grpc::Status status = reply_with(repeated->revision, reply);
     reply->clear_error();
     reply->clear_state();
     return status;
   }
-  *reply = to_message(std::get<plan::AcceptedChange>(verdict), ledger_.groups());
+  *reply = to_message(std::get<changes::AcceptedChange>(verdict), ledger_.groups());
   reply->clear_revision();  // none was used
   reply->clear_chain_hash();
   reply->mutable_resulting()->clear_revision();
@@ -188,15 +191,15 @@ grpc::Status TrainingControlService::CancelChange(Context* context,
   const auto& [caller, within] = std::get<Admitted>(admitted);
   if (const auto refusal = over_rate(caller)) return to_status(*refusal);
   const auto revision = change_revision(within, newest_revision());
-  if (const auto* refusal = std::get_if<plan::Refusal>(&revision)) return to_status(*refusal);
-  plan::ChangeRequest cancellation;
+  if (const auto* refusal = std::get_if<changes::Refusal>(&revision)) return to_status(*refusal);
+  changes::ChangeRequest cancellation;
   cancellation.cancels = std::get<int64_t>(revision);
   cancellation.reason = request->reason();
   cancellation.actor = caller.actor;
   cancellation.request_id = request->request_id();
   cancellation.create_time_us = TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
-  const plan::ChangeBatch::Answer answer = commit_.commit(cancellation);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&answer)) return to_status(*refusal);
+  const changes::ChangeBatch::Answer answer = commit_.commit(cancellation);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&answer)) return to_status(*refusal);
   return reply_with(*cancellation.cancels, reply);
 }
 
@@ -206,7 +209,7 @@ grpc::Status TrainingControlService::GetChange(Context* context,
   const auto admitted = admit(Rpc::get_change, *context, request->name());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto revision = change_revision(std::get<Admitted>(admitted).within, observed_revision());
-  if (const auto* refusal = std::get_if<plan::Refusal>(&revision)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&revision)) return to_status(*refusal);
   return reply_with(std::get<int64_t>(revision), reply);
 }
 
@@ -216,9 +219,9 @@ grpc::Status TrainingControlService::ListChanges(Context* context,
   const auto admitted = admit(Rpc::list_changes, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto filter = read_filter(request->filter());
-  if (const auto* refusal = std::get_if<plan::Refusal>(&filter)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&filter)) return to_status(*refusal);
   const auto read = read_page(request->page_size(), request->page_token(), 1);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
   const auto& page = std::get<PageRequest>(read);
   const auto wanted = std::get<v1::Change::State>(filter);
 

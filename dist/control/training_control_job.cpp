@@ -66,12 +66,12 @@ grpc::Status TrainingControlService::DrainJob(Context* context, const v1::DrainJ
   const auto admitted = admit(Rpc::drain_job, *context, request->name());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   if (request->has_deadline()) {
-    return to_status({plan::RefusalKind::unimplemented,
+    return to_status({changes::RefusalKind::unimplemented,
                       "NOT_IN_THIS_VERSION",
                       "DrainJob with a deadline is not in this version: leave it out",
                       {}});
   }
-  return ask_to_leave(plan::LeaveRequest::drain, std::get<Admitted>(admitted).caller,
+  return ask_to_leave(changes::LeaveRequest::drain, std::get<Admitted>(admitted).caller,
                       request->reason(), reply);
 }
 
@@ -81,22 +81,22 @@ grpc::Status TrainingControlService::StopJob(Context* context, const v1::StopJob
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   if (request->force()) {
     return to_status(
-        {plan::RefusalKind::unimplemented,
+        {changes::RefusalKind::unimplemented,
          "NOT_IN_THIS_VERSION",
          "StopJob with force is not in this version: leave it out, or end the processes",
          {}});
   }
-  return ask_to_leave(plan::LeaveRequest::stop, std::get<Admitted>(admitted).caller,
+  return ask_to_leave(changes::LeaveRequest::stop, std::get<Admitted>(admitted).caller,
                       request->reason(), reply);
 }
 
-grpc::Status TrainingControlService::ask_to_leave(plan::LeaveRequest leave, const Caller& caller,
+grpc::Status TrainingControlService::ask_to_leave(changes::LeaveRequest leave, const Caller& caller,
                                                   const std::string& reason, v1::Job* reply) {
-  if (reason.size() > plan::kReasonBytesMax) {
+  if (reason.size() > changes::kReasonBytesMax) {
     return to_status(
-        {plan::RefusalKind::invalid_argument,
+        {changes::RefusalKind::invalid_argument,
          "REASON_TOO_LONG",
-         "the reason has more than " + std::to_string(plan::kReasonBytesMax) + " bytes",
+         "the reason has more than " + std::to_string(changes::kReasonBytesMax) + " bytes",
          {}});
   }
   const bool degraded = is_degraded();
@@ -106,7 +106,7 @@ grpc::Status TrainingControlService::ask_to_leave(plan::LeaveRequest leave, cons
     if (leave > leave_) {  // asking again, or to drain what stops already, changes nothing
       leave_ = leave;
       move_to(JobState::draining,
-              std::string(leave == plan::LeaveRequest::stop ? "stop" : "drain") + " asked by " +
+              std::string(leave == changes::LeaveRequest::stop ? "stop" : "drain") + " asked by " +
                   caller.actor + (reason.empty() ? "" : ": " + reason),
               degraded);
     }

@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/changes/change_restore.h"
 #include "fusedbun/dist/control/change_messages.h"
-#include "fusedbun/dist/control/change_restore.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/resource_name.h"
 
@@ -25,10 +25,10 @@ int64_t steady_us() {
       .count();
 }
 
-std::vector<plan::LedgerGroup> named_groups(const JobDescription& job) {
+std::vector<changes::LedgerGroup> named_groups(const JobDescription& job) {
   for (auto group = job.groups.begin(); group != job.groups.end(); ++group) {
     const bool taken = std::ranges::find(job.groups.begin(), group, group->name,
-                                         &plan::LedgerGroup::name) != group;
+                                         &changes::LedgerGroup::name) != group;
     FUSEDBUN_REQUIRE(
         !taken && !group->name.empty() && group->name != "*" && group->name != "all", ConfigError,
         "param group name '" + group->name + "' is taken, empty, \"*\" or \"all\": choose another");
@@ -51,15 +51,16 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
       commit_(ledger_, ledger_mutex_, log_, commit_hooks()),
       clock_(std::chrono::microseconds(options.stall_timeout).count()),
       rate_(options.changes_per_second) {
-  restore_changes(ledger_, log_.take_changes());
+  changes::restore_changes(ledger_, log_.take_changes());
   restored_changes_ = ledger_.newest_revision();
-  std::vector<plan::AcceptedChange> scheduled = accept_scheduled(ledger_, options.changes);
+  std::vector<changes::AcceptedChange> scheduled =
+      changes::accept_scheduled(ledger_, options.changes);
   if (!scheduled.empty()) log_.append(scheduled, ledger_.groups());
-  for (plan::AcceptedChange& change : scheduled) ledger_.commit(std::move(change));
+  for (changes::AcceptedChange& change : scheduled) ledger_.commit(std::move(change));
   has_scheduled_ = ledger_.has_scheduled();
 }
 
-ChangeCommit::Hooks TrainingControlService::commit_hooks() {
+changes::ChangeCommit::Hooks TrainingControlService::commit_hooks() {
   return {.observe = [this] { observe_progress(); },
           .refused_by_state = [this] { return refused_in(Rpc::create_change, state_); },
           .published = [this](int64_t revision) { change_published(revision); },
@@ -71,18 +72,18 @@ int64_t TrainingControlService::newest_revision() {
   return ledger_.newest_revision();
 }
 
-plan::ControlPort::Boundary TrainingControlService::close_step(int64_t job_step) {
+changes::ControlPort::Boundary TrainingControlService::close_step(int64_t job_step) {
   const std::lock_guard lock(ledger_mutex_);
   ledger_.close_step(job_step);
   return {.newest_revision = ledger_.newest_revision(), .leave = leave_};
 }
 
-std::vector<plan::ChangeEntry> TrainingControlService::entries(int64_t after, int64_t up_to) {
+std::vector<changes::ChangeEntry> TrainingControlService::entries(int64_t after, int64_t up_to) {
   const std::lock_guard lock(ledger_mutex_);
   return ledger_.entries(after, up_to);
 }
 
-void TrainingControlService::step_finished(const plan::StepReport& report) {
+void TrainingControlService::step_finished(const changes::StepReport& report) {
   {
     const std::lock_guard lock(progress_mutex_);
     last_report_ = report;
@@ -90,7 +91,7 @@ void TrainingControlService::step_finished(const plan::StepReport& report) {
     const int64_t step_us = clock_.step_ended(steady_us());
     begin_sample(report, static_cast<double>(step_us) / 1e6);
   }
-  if (report.leave != plan::LeaveRequest::none) note_leaving();
+  if (report.leave != changes::LeaveRequest::none) note_leaving();
   if (!has_scheduled_) return;
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
@@ -149,7 +150,7 @@ void TrainingControlService::end_run(JobState state, std::string_view reason, bo
   }
 }
 
-plan::LeaveRequest TrainingControlService::leave_asked() const {
+changes::LeaveRequest TrainingControlService::leave_asked() const {
   const std::lock_guard lock(ledger_mutex_);
   return leave_;
 }
@@ -178,7 +179,7 @@ void TrainingControlService::observe_progress() {
 }
 
 void TrainingControlService::change_published(int64_t revision) {
-  const plan::AcceptedChange& change = ledger_.change(revision);
+  const changes::AcceptedChange& change = ledger_.change(revision);
   tell_change(change_message(change));
   if (change.request.cancels) tell_change(change_message(ledger_.change(*change.request.cancels)));
   has_scheduled_ = ledger_.has_scheduled();
@@ -187,16 +188,16 @@ void TrainingControlService::change_published(int64_t revision) {
 void TrainingControlService::forget_settled_changes() {
   constexpr size_t kAtOnce = 256;  // more than a batch brings
   std::vector<int64_t> revisions;
-  std::vector<v1::Change> messages;
+  std::vector<changes::ChangeHistory::Entry> entries;
   {
     const std::lock_guard lock(ledger_mutex_);
     revisions = ledger_.settled(kAtOnce);
     for (const int64_t revision : revisions)
-      messages.push_back(change_message(ledger_.change(revision)));
+      entries.push_back({revision, change_message(ledger_.change(revision)).SerializeAsString()});
   }
   if (revisions.empty()) return;
   try {
-    history_.append(messages);
+    history_.append(entries);
   } catch (const IoError&) {
     return;
   }
@@ -213,23 +214,23 @@ bool TrainingControlService::is_degraded() const {
 std::variant<TrainingControlService::Admitted, grpc::Status> TrainingControlService::admit(
     Rpc rpc, const Context& context, const std::string& name) {
   auto caller = callers_->identify(context);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&caller)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&caller)) return to_status(*refusal);
   Admitted admitted{std::get<Caller>(std::move(caller)), {}};
   if (const auto refusal = refused_for(rpc, admitted.caller.role)) return to_status(*refusal);
   if (policy_of(rpc).when == When::never) return to_status(*refused_in(rpc, JobState::running));
   const auto within = within_job(name, name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&within)) return to_status(*refusal);
   admitted.within = std::get<std::string_view>(within);
   return admitted;
 }
 
-std::optional<plan::Refusal> TrainingControlService::over_rate(const Caller& caller) {
+std::optional<changes::Refusal> TrainingControlService::over_rate(const Caller& caller) {
   const std::lock_guard lock(rate_mutex_);
   if (rate_.allows(caller.actor, steady_us())) return std::nullopt;
-  return plan::Refusal{plan::RefusalKind::resource_exhausted,
-                       "RATE_LIMITED",
-                       caller.actor + " makes more changes per second than this job takes",
-                       {}};
+  return changes::Refusal{changes::RefusalKind::resource_exhausted,
+                          "RATE_LIMITED",
+                          caller.actor + " makes more changes per second than this job takes",
+                          {}};
 }
 
 }  // namespace fusedbun::control

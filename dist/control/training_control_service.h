@@ -20,24 +20,25 @@
 #include <vector>
 
 #include "fusedbun/control/v1/control.grpc.pb.h"
+#include "fusedbun/dist/changes/change_commit.h"
+#include "fusedbun/dist/changes/change_history.h"
+#include "fusedbun/dist/changes/change_ledger.h"
+#include "fusedbun/dist/changes/change_log.h"
+#include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/control/callers.h"
-#include "fusedbun/dist/control/change_commit.h"
-#include "fusedbun/dist/control/change_history.h"
-#include "fusedbun/dist/control/change_log.h"
 #include "fusedbun/dist/control/control_server.h"
 #include "fusedbun/dist/control/job_events.h"
 #include "fusedbun/dist/control/metrics_streams.h"
 #include "fusedbun/dist/control/rate_limit.h"
 #include "fusedbun/dist/control/rpc_policy.h"
 #include "fusedbun/dist/control/stream_slots.h"
-#include "fusedbun/dist/plan/change_ledger.h"
-#include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/plan/rank_status.h"
 #include "fusedbun/dist/plan/step_clock.h"
 
 namespace fusedbun::control {
 
-class TrainingControlService final : public v1::TrainingControl::Service, public plan::ControlPort {
+class TrainingControlService final : public v1::TrainingControl::Service,
+                                     public changes::ControlPort {
  public:
   TrainingControlService(const ControlOptions& options, JobDescription job,
                          std::unique_ptr<Callers> callers);
@@ -45,10 +46,10 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   // For the training loop.
   int64_t newest_revision() override;
   Boundary close_step(int64_t job_step) override;
-  std::vector<plan::ChangeEntry> entries(int64_t after, int64_t up_to) override;
-  void step_finished(const plan::StepReport& report) override;
+  std::vector<changes::ChangeEntry> entries(int64_t after, int64_t up_to) override;
+  void step_finished(const changes::StepReport& report) override;
   /// See ControlServer.
-  void record_metrics(int64_t job_step, std::span<const plan::Metric> metrics);
+  void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);
 
   // For the server.
   void set_ranks(const plan::RankDirectory* ranks);
@@ -62,7 +63,7 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   bool accepts_changes() const;
   bool is_progressing() const;
   /// What clients have asked for so far.
-  plan::LeaveRequest leave_asked() const;
+  changes::LeaveRequest leave_asked() const;
   /// Called without a lock whenever accepts_changes() may have turned. Set before the first call comes in.
   void on_state_change(std::function<void()> observer) { observer_ = std::move(observer); }
 
@@ -116,14 +117,14 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   static v1::Job::State state_message(JobState state);
   /// `degraded` is read before the lock is taken.
   v1::Job job_message(bool degraded) const;
-  v1::Change change_message(const plan::AcceptedChange& change) const;
+  v1::Change change_message(const changes::AcceptedChange& change) const;
   void change_published(int64_t revision);
   void move_to(JobState state, std::string_view reason, bool degraded);
 
   /// The ranks have agreed to leave, and nobody asked for it over this service.
   void note_leaving();
   void end_run(JobState state, std::string_view reason, bool degraded);
-  ChangeCommit::Hooks commit_hooks();
+  changes::ChangeCommit::Hooks commit_hooks();
   // Take the lock:
   int64_t observed_revision();  ///< the newest, after the ledger has learned of the last step
   v1::Change::State state_of_change(int64_t revision) const;
@@ -132,10 +133,10 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   /// Settled changes go from the ledger to the history. If that cannot be written they stay, and are tried again.
   void forget_settled_changes();
   grpc::Status reply_with(int64_t revision, v1::Change* reply);
-  grpc::Status rehearse(const plan::ChangeRequest& request, v1::Change* reply);
+  grpc::Status rehearse(const changes::ChangeRequest& request, v1::Change* reply);
 
   // With progress_mutex_ held. A sample waits for what the training loop adds, at most for the next step's end.
-  void begin_sample(const plan::StepReport& report, double step_seconds);
+  void begin_sample(const changes::StepReport& report, double step_seconds);
   void publish_sample();
 
   std::vector<plan::RankStatus> rank_statuses() const;
@@ -149,11 +150,11 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   };
   std::variant<Admitted, grpc::Status> admit(Rpc rpc, const Context& context,
                                              const std::string& name);
-  std::optional<plan::Refusal> over_rate(const Caller& caller);
+  std::optional<changes::Refusal> over_rate(const Caller& caller);
   grpc::Status later(Rpc rpc, const Context& context);
-  grpc::Status ask_to_leave(plan::LeaveRequest leave, const Caller& caller,
+  grpc::Status ask_to_leave(changes::LeaveRequest leave, const Caller& caller,
                             const std::string& reason, v1::Job* reply);
-  void fill_schedule(const plan::Settings& settings, v1::Hyperparameters& message) const;
+  void fill_schedule(const changes::Settings& settings, v1::Hyperparameters& message) const;
   std::string address_of_change(int64_t revision) const;
 
   const JobDescription job_;
@@ -165,19 +166,19 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   int64_t restored_changes_ = 0;
 
   mutable std::mutex ledger_mutex_;
-  plan::ChangeLedger ledger_;
-  ChangeLog log_;
-  ChangeHistory history_;
-  ChangeCommit commit_;
+  changes::ChangeLedger ledger_;
+  changes::ChangeLog log_;
+  changes::ChangeHistory history_;
+  changes::ChangeCommit commit_;
   /// ledger_.has_scheduled(), for those without the lock.
   std::atomic<bool> has_scheduled_ = false;
-  plan::LeaveRequest leave_ = plan::LeaveRequest::none;
+  changes::LeaveRequest leave_ = changes::LeaveRequest::none;
   JobState state_ = JobState::starting;
   std::string state_reason_;
 
   mutable std::mutex progress_mutex_;
   plan::StepClock clock_;
-  std::optional<plan::StepReport> last_report_;
+  std::optional<changes::StepReport> last_report_;
   int64_t last_step_time_us_ = 0;
   std::shared_ptr<v1::MetricsSample> sample_;  ///< of the last step, not yet published
 

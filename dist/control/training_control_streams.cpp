@@ -19,8 +19,8 @@ using google::protobuf::util::TimeUtil;
 constexpr std::chrono::milliseconds kLookInterval{200};
 constexpr int64_t kIntervalSecondsMax = 86'400;
 
-plan::Refusal too_many_streams(const std::string& call) {
-  return {plan::RefusalKind::resource_exhausted,
+changes::Refusal too_many_streams(const std::string& call) {
+  return {changes::RefusalKind::resource_exhausted,
           "TOO_MANY_STREAMS",
           "this job serves " + std::to_string(TrainingControlService::kStreamsMax) +
               " streams of " + call + " at once, and all are taken",
@@ -106,7 +106,7 @@ grpc::Status TrainingControlService::ListRanks(Context* context,
   const auto admitted = admit(Rpc::list_ranks, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto read = read_page(request->page_size(), request->page_token(), 0);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
   const auto& page = std::get<PageRequest>(read);
   const std::vector<plan::RankStatus> ranks = rank_statuses();
   const auto count = static_cast<int64_t>(ranks.size());
@@ -147,7 +147,7 @@ grpc::Status TrainingControlService::WatchJob(Context* context, const v1::WatchJ
     const JobEvents::Page page = events_.after(seen, kLookInterval);
     if (page.outcome == JobEvents::Outcome::ended) break;
     if (page.outcome == JobEvents::Outcome::gone) {
-      return to_status({plan::RefusalKind::out_of_range,
+      return to_status({changes::RefusalKind::out_of_range,
                         "EVENTS_GONE",
                         "what came after event " + std::to_string(seen) +
                             " is not kept; the oldest event is " + std::to_string(page.oldest),
@@ -163,7 +163,7 @@ grpc::Status TrainingControlService::WatchJob(Context* context, const v1::WatchJ
 
 // ---- metrics -----------------------------------------------------------------------------------
 
-void TrainingControlService::begin_sample(const plan::StepReport& report, double step_seconds) {
+void TrainingControlService::begin_sample(const changes::StepReport& report, double step_seconds) {
   publish_sample();
   sample_ = std::make_shared<v1::MetricsSample>();
   sample_->set_step(report.job_step);
@@ -186,10 +186,10 @@ void TrainingControlService::publish_sample() {
 }
 
 void TrainingControlService::record_metrics(int64_t job_step,
-                                            std::span<const plan::Metric> metrics) {
+                                            std::span<const changes::Metric> metrics) {
   const std::lock_guard lock(progress_mutex_);
   if (!sample_ || sample_->step() != job_step) return;
-  for (const plan::Metric& metric : metrics)
+  for (const changes::Metric& metric : metrics)
     (*sample_->mutable_values())[std::string(metric.name)] = metric.value;
   publish_sample();
 }
@@ -201,7 +201,7 @@ grpc::Status TrainingControlService::StreamMetrics(Context* context,
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const google::protobuf::Duration& interval = request->min_interval();
   if (interval.seconds() < 0 || interval.seconds() > kIntervalSecondsMax || interval.nanos() < 0) {
-    return to_status({plan::RefusalKind::invalid_argument,
+    return to_status({changes::RefusalKind::invalid_argument,
                       "BAD_INTERVAL",
                       "min_interval is not from 0 to " + std::to_string(kIntervalSecondsMax) + " s",
                       {}});

@@ -1,4 +1,4 @@
-#include "fusedbun/dist/control/change_log.h"
+#include "fusedbun/dist/changes/change_log.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -139,7 +139,7 @@ class Attempts : public testing::Test {
     request.mutable_change()->set_apply_at_step(step);
     return request;
   }
-  std::vector<plan::ChangeEntry> entries(ControlServer& server) {
+  std::vector<changes::ChangeEntry> entries(ControlServer& server) {
     return server.port().entries(0, server.port().newest_revision());
   }
 
@@ -179,7 +179,7 @@ TEST_F(Attempts, WhatWasCancelledStaysCancelled) {
   attempt([&](ControlServer& server, ControlClient& client) {
     EXPECT_EQ(client.change(cancel.name()).state(), v1::Change::CANCELLED);
     EXPECT_EQ(client.change(cancel.name()).cancelled_by(), 2);
-    EXPECT_EQ(entries(server)[1].field, plan::Field::cancel);
+    EXPECT_EQ(entries(server)[1].field, changes::Field::cancel);
     EXPECT_THROW(client.cancel_change(cancel), ConfigError);
   });
 }
@@ -203,15 +203,15 @@ TEST_F(Attempts, AfterAnEndForGoodAnotherRunBegins) {
   };
   for (const JobState end : {JobState::failed, JobState::drained}) attempt(change, end);
   attempt(change, JobState::succeeded);
-  EXPECT_EQ(read_change_log(folder_.path()).size(), 3U);
+  EXPECT_EQ(changes::read_change_log(folder_.path()).size(), 3U);
   attempt([&](ControlServer& server, ControlClient&) { EXPECT_EQ(server.restored_changes(), 0); });
-  EXPECT_EQ(read_change_log(folder_.path()).size(), 0U) << "of the new run";
+  EXPECT_EQ(changes::read_change_log(folder_.path()).size(), 0U) << "of the new run";
 }
 
 TEST_F(Attempts, ChangesOfTheFileComeFirstAndOnce) {
-  plan::ScheduledChange scheduled{.request = {}, .where = "changes.toml:3: changes[1]"};
+  changes::ScheduledChange scheduled{.request = {}, .where = "changes.toml:3: changes[1]"};
   scheduled.request.apply_at_step = 0;
-  scheduled.request.patches = {{"head", plan::Field::learning_rate, 0.125}};
+  scheduled.request.patches = {{"head", changes::Field::learning_rate, 0.125}};
   scheduled.request.actor = "file";
   scheduled.request.request_id = "changes[1]";
   ControlOptions options = options_in(folder_.path());
@@ -240,7 +240,7 @@ TEST_F(Attempts, TheLogAsAFileHasWhatWasUsed) {
     server.port().close_step(0);
     client.create_change(request_of("body", 0.25, "because"));
   });
-  EXPECT_EQ(logged_changes_as_toml(folder_.path()),
+  EXPECT_EQ(changes::logged_changes_as_toml(folder_.path()),
             "[[changes]]\nat_step = 3\nlr = 0.25\ngroup = \"body\"\nreason = \"because\"\n");
 }
 

@@ -122,10 +122,10 @@ TEST_F(Streams, WatchTellsStatesWarningsAndLostRanks) {
 
 TEST_F(Streams, SamplesCarryWhatTheLoopAdds) {
   server_.set_state(JobState::running);
-  plan::StepReport report{.job_step = 7, .active_revision = 3, .gradient_norm = 1.5};
+  changes::StepReport report{.job_step = 7, .active_revision = 3, .gradient_norm = 1.5};
   report.group_options = {preset("recommended", 2e-3), preset("compact", 1e-3)};
   server_.port().step_finished(report);
-  const plan::Metric loss[] = {{"loss", 0.25}};
+  const changes::Metric loss[] = {{"loss", 0.25}};
   server_.record_metrics(7, loss);
   v1::StreamMetricsRequest request;
   const auto first = [&] {
@@ -156,7 +156,7 @@ TEST_F(Streams, SamplesCarryWhatTheLoopAdds) {
 
 TEST_F(Streams, TheSeventeenthStreamIsRefused) {
   server_.set_state(JobState::running);
-  const plan::StepReport report{.job_step = 0};
+  const changes::StepReport report{.job_step = 0};
   server_.port().step_finished(report);
   server_.record_metrics(0, {});
   std::atomic<int> reading = 0;
@@ -207,7 +207,7 @@ TEST_F(Streams, ReadersThatDoNotReadHoldNobodyUp) {
   const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
   int step = 0;
   const auto do_step = [&] {
-    const plan::Metric loss[] = {{"loss", 1.0 / (step + 1)}};
+    const changes::Metric loss[] = {{"loss", 1.0 / (step + 1)}};
     server_.port().step_finished({.job_step = step});
     server_.record_metrics(step++, loss);
   };

@@ -252,11 +252,11 @@ TEST_F(TrainingControl, OldChangesAreShownAsTheyWere) {
 
 TEST_F(TrainingControl, SpecsAreTheTableOfThePlan) {
   const v1::ListHyperparameterSpecsResponse specs = client_.specs();
-  ASSERT_EQ(specs.specs_size(), static_cast<int>(plan::field_specs().size()));
+  ASSERT_EQ(specs.specs_size(), static_cast<int>(changes::field_specs().size()));
   for (const v1::HyperparameterSpec& spec : specs.specs()) {
     const auto* field = v1::HyperparameterValues::descriptor()->FindFieldByName(spec.field());
     ASSERT_NE(field, nullptr) << spec.field();
-    EXPECT_EQ(field->number(), static_cast<int>(plan::find_field(spec.field())->field));
+    EXPECT_EQ(field->number(), static_cast<int>(changes::find_field(spec.field())->field));
   }
 }
 
@@ -268,10 +268,10 @@ TEST_F(TrainingControl, DrainLeavesAtABoundaryAndTakesNoMoreChanges) {
   EXPECT_EQ(client_.drain("again").state_reason(), first.state_reason());
   EXPECT_EQ(refusal(learning_rate(1)), "DRAINING");
   EXPECT_THROW(client_.create_change(learning_rate(1)), UnavailableError);
-  for (int i = 0; i < 5000 && loop.left() == plan::LeaveRequest::none; ++i) {
+  for (int i = 0; i < 5000 && loop.left() == changes::LeaveRequest::none; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  EXPECT_EQ(loop.left(), plan::LeaveRequest::drain);
+  EXPECT_EQ(loop.left(), changes::LeaveRequest::drain);
   server_.set_state(JobState::running);
   EXPECT_EQ(client_.job().state(), v1::Job::DRAINING) << "the state only moves forward";
 }
@@ -279,9 +279,9 @@ TEST_F(TrainingControl, DrainLeavesAtABoundaryAndTakesNoMoreChanges) {
 TEST_F(TrainingControl, StopWinsOverDrainAndEndedJobsAreLeftAlone) {
   client_.drain("");
   client_.stop("enough");
-  EXPECT_EQ(server_.port().close_step(0).leave, plan::LeaveRequest::stop);
+  EXPECT_EQ(server_.port().close_step(0).leave, changes::LeaveRequest::stop);
   client_.drain("too late");
-  EXPECT_EQ(server_.port().close_step(1).leave, plan::LeaveRequest::stop);
+  EXPECT_EQ(server_.port().close_step(1).leave, changes::LeaveRequest::stop);
   server_.set_state(JobState::stopped, "stopped at step 2");
   EXPECT_THROW(client_.stop(""), ConfigError);
   EXPECT_EQ(refusal(learning_rate(1)), "JOB_ENDED");
