@@ -58,6 +58,10 @@ std::span<const FieldSpec> field_specs();
 /// By either name; nothing if unknown.
 std::optional<FieldSpec> find_field(std::string_view name);
 std::string_view name_of(Field field);
+/// What the field sets: pin and unpin are two values of one thing.
+constexpr Field slot_of(Field field) {
+  return field == Field::unpin_learning_rate ? Field::learning_rate : field;
+}
 /// Is `value` in the field's range? Ranges that depend on the group's structure (beta_decay) are
 /// judged by `validate` of core/options.h on the options as they would become. NaN and inf never
 /// are.

@@ -45,6 +45,11 @@ std::optional<Refusal> check_whole(const Settings& settings, std::span<const Led
   return std::nullopt;
 }
 
+bool overwrite_each_other(const ChangeEntry& one, const ChangeEntry& other) {
+  return slot_of(one.field) == slot_of(other.field) &&
+         (one.group == other.group || one.group < 0 || other.group < 0);
+}
+
 bool is_for_next_step(const ChangeRequest& request) {
   return !request.apply_at_step && !request.cancels;
 }
@@ -52,12 +57,13 @@ bool is_for_next_step(const ChangeRequest& request) {
 }  // namespace
 
 ChangeLedger::ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm,
-                           int64_t first_step, JobCapabilities capabilities)
+                           int64_t first_step, JobCapabilities capabilities, int64_t total_steps)
     : groups_(std::move(groups)),
       capabilities_(capabilities),
       active_(static_cast<int>(groups_.size())),
       base_max_grad_norm_(max_grad_norm),
       first_step_(first_step),
+      total_steps_(total_steps),
       current_step_(first_step),
       observed_step_(first_step - 1) {
   for (const LedgerGroup& group : groups_) base_.push_back(group.options);
@@ -118,10 +124,12 @@ ChangeLedger::Verdict ChangeLedger::propose(const ChangeRequest& request, Staged
   }
   auto resolved = resolve(request, groups_, capabilities_);
   if (auto* refusal = std::get_if<Refusal>(&resolved)) return *refusal;
-  if (auto refusal = check_step(request, staged)) return *refusal;
+  const int64_t step = request.apply_at_step.value_or(next_step(spare_steps, staged));
+  if (auto refusal = check_step(request, step, staged)) return *refusal;
   if (auto refusal = check_etag(request, staged)) return *refusal;
-  return make(request, std::get<std::vector<ChangeEntry>>(std::move(resolved)),
-              request.apply_at_step.value_or(next_step(spare_steps, staged)), staged);
+  auto entries = std::get<std::vector<ChangeEntry>>(std::move(resolved));
+  auto overrides = overridden_by(entries, step, staged);
+  return make(request, std::move(entries), step, std::move(overrides), staged);
 }
 
 ChangeLedger::Verdict ChangeLedger::propose_at_start(const ChangeRequest& request) const {
@@ -138,7 +146,8 @@ ChangeLedger::Verdict ChangeLedger::propose_at_start(const ChangeRequest& reques
 }
 
 ChangeLedger::Verdict ChangeLedger::propose_again(const ChangeRequest& request,
-                                                  int64_t effective_step) const {
+                                                  int64_t effective_step,
+                                                  std::vector<int64_t> overrides) const {
   Verdict verdict;
   if (request.cancels) {
     if (auto refusal = check_cancel(request, {})) return *refusal;
@@ -146,8 +155,8 @@ ChangeLedger::Verdict ChangeLedger::propose_again(const ChangeRequest& request,
   } else {
     auto resolved = resolve(request, groups_, capabilities_);
     if (auto* refusal = std::get_if<Refusal>(&resolved)) return *refusal;
-    verdict =
-        make(request, std::get<std::vector<ChangeEntry>>(std::move(resolved)), effective_step, {});
+    verdict = make(request, std::get<std::vector<ChangeEntry>>(std::move(resolved)), effective_step,
+                   std::move(overrides), {});
   }
   if (auto* change = std::get_if<AcceptedChange>(&verdict)) change->known_at_start = true;
   return verdict;
@@ -155,13 +164,16 @@ ChangeLedger::Verdict ChangeLedger::propose_again(const ChangeRequest& request,
 
 ChangeLedger::Verdict ChangeLedger::make(const ChangeRequest& request,
                                          std::vector<ChangeEntry> entries, int64_t effective_step,
-                                         Staged staged) const {
+                                         std::vector<int64_t> overrides, Staged staged) const {
   AcceptedChange change;
   change.revision = newest_revision() + static_cast<int64_t>(staged.size()) + 1;
   change.effective_step = effective_step;
   change.request = request;
   change.unconditional = request.etag == "*";
   change.entries = std::move(entries);
+  for (const int64_t revision : overrides)
+    change.entries.push_back({.field = Field::cancel, .value = static_cast<double>(revision)});
+  change.overrides = std::move(overrides);
   for (ChangeEntry& entry : change.entries) {
     entry.revision = change.revision;
     entry.effective_step = change.effective_step;
@@ -179,7 +191,31 @@ ChangeLedger::Verdict ChangeLedger::make(const ChangeRequest& request,
 ChangeLedger::Verdict ChangeLedger::make_cancel(const ChangeRequest& request, Staged staged) const {
   const int64_t cancelled = *request.cancels;
   return make(request, {{.field = Field::cancel, .value = static_cast<double>(cancelled)}},
-              change(cancelled).effective_step, staged);
+              change(cancelled).effective_step, {}, staged);
+}
+
+std::vector<int64_t> ChangeLedger::overridden_by(std::span<const ChangeEntry> entries,
+                                                 int64_t effective_step, Staged staged) const {
+  std::vector<int64_t> overridden;
+  for (const int64_t revision : open_) {
+    if (revision > restored_) break;
+    const AcceptedChange& earlier = change(revision);
+    const bool is_later =
+        is_for_next_step(earlier.request) && earlier.effective_step > effective_step;
+    if (!is_later || is_cancelled_in(staged, revision)) continue;
+    const bool overwrites = std::ranges::any_of(entries, [&](const ChangeEntry& entry) {
+      return std::ranges::any_of(earlier.entries, [&](const ChangeEntry& other) {
+        return overwrite_each_other(entry, other);
+      });
+    });
+    if (overwrites) overridden.push_back(revision);
+  }
+  return overridden;
+}
+
+bool ChangeLedger::is_repeated(const ChangeRequest& request) const {
+  const auto repeated = find_repeated(request, {});
+  return repeated && std::holds_alternative<Replay>(*repeated);
 }
 
 bool ChangeLedger::is_reachable(const AcceptedChange& change) const {
@@ -198,6 +234,10 @@ void ChangeLedger::commit(AcceptedChange change) {
     open_.erase(*change.request.cancels);
   } else {
     open_.insert(change.revision);
+  }
+  for (const int64_t revision : change.overrides) {
+    cancelled_by_[revision] = change.revision;
+    open_.erase(revision);
   }
   if (change.known_at_start) {
     restored_ = change.revision;

@@ -11,7 +11,9 @@
 // Invariants: 1. Revisions count from 1 without a gap. 2. A change is used at the earliest at current step + kLead, where
 // current is the job step whose header is not yet sent. 3. The etag changes with every accepted change, and only then.
 // 4. (actor, request_id) of the last kRememberedRequests changes brings the same change back, whatever came in between.
-// 5. A cancellation is a change of its own, with a revision, and leaves the step of what it cancels.
+// 5. A cancellation is a change of its own, with a revision, and leaves the step of what it cancels. 6. What people want now
+// wins over what they wanted in an earlier attempt: a change cancels the next-step changes of earlier attempts that would
+// overwrite it in a later step. Those that were asked for at a step of their own stay.
 //
 // Thread safety: none; the service guards it.
 #include <cstdint>
@@ -47,6 +49,7 @@ struct AcceptedChange {
   Settings previous;  ///< at effective_step, as planned when it was accepted
   Settings resulting;
   uint64_t chain_hash = 0;
+  std::vector<int64_t> overrides = {};  ///< changes of an earlier attempt that it cancels
   bool unconditional = false;
   bool known_at_start = false;  ///< ranks learn of it before the first step
 };
@@ -58,9 +61,9 @@ class ChangeLedger {
   static constexpr size_t kPendingMax = 1024;
   static constexpr int64_t kRememberedRequests = 4096;
 
-  /// `first_step` is the job step that comes first. `max_grad_norm` 0 means off.
+  /// `first_step` is the job step that comes first. `max_grad_norm` 0 means off. `total_steps` of the whole run; 0: unknown.
   ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm, int64_t first_step,
-               JobCapabilities capabilities = {});
+               JobCapabilities capabilities = {}, int64_t total_steps = 0);
 
   /// The header of `job_step` is about to be sent.
   void close_step(int64_t job_step);
@@ -82,7 +85,10 @@ class ChangeLedger {
   /// A change that is known before the first step, from a job's file: its apply_at_step may be any step, and it has no etag.
   Verdict propose_at_start(const ChangeRequest& request) const;
   /// A change of an earlier attempt of the run, as its log has it; before the first step, in order of revision.
-  Verdict propose_again(const ChangeRequest& request, int64_t effective_step) const;
+  Verdict propose_again(const ChangeRequest& request, int64_t effective_step,
+                        std::vector<int64_t> overrides = {}) const;
+  /// Has it been accepted before?
+  bool is_repeated(const ChangeRequest& request) const;
   /// Can every rank still learn of it before its step?
   bool is_reachable(const AcceptedChange& change) const;
   /// `change` is what one of them returned, is reachable or known at the start, and no other was committed in between.
@@ -125,16 +131,21 @@ class ChangeLedger {
 
  private:
   using Staged = std::span<const AcceptedChange>;
+  static bool is_cancelled_in(Staged staged, int64_t revision);
   static std::string etag_of(int64_t revision, uint64_t chain_hash);
   int64_t next_step(int64_t spare_steps, Staged staged) const;
   std::optional<Verdict> find_repeated(const ChangeRequest& request, Staged staged) const;
   std::optional<Refusal> check_etag(const ChangeRequest& request, Staged staged) const;
-  std::optional<Refusal> check_step(const ChangeRequest& request, Staged staged) const;
+  std::optional<Refusal> check_step(const ChangeRequest& request, int64_t effective_step,
+                                    Staged staged) const;
+  /// Next-step changes of earlier attempts that would overwrite one of `entries` later.
+  std::vector<int64_t> overridden_by(std::span<const ChangeEntry> entries, int64_t effective_step,
+                                     Staged staged) const;
   std::optional<Refusal> check_cancel(const ChangeRequest& request, Staged staged) const;
   std::optional<Refusal> check_cancel_step(const AcceptedChange& cancelled) const;
   /// All checks are done but that of the values as a whole.
   Verdict make(const ChangeRequest& request, std::vector<ChangeEntry> entries,
-               int64_t effective_step, Staged staged) const;
+               int64_t effective_step, std::vector<int64_t> overrides, Staged staged) const;
   Verdict make_cancel(const ChangeRequest& request, Staged staged) const;
 
   std::vector<LedgerGroup> groups_;
@@ -164,6 +175,7 @@ class ChangeLedger {
   std::vector<Options> base_;      ///< [group] in use in observed_step_
   double base_max_grad_norm_ = 0;  ///< what the job itself set
   int64_t first_step_ = 0;
+  int64_t total_steps_ = 0;  ///< 0: unknown
   int64_t current_step_ = 0;
   int64_t observed_step_ = -1;  ///< the last job step known to have ended
   bool ended_ = false;

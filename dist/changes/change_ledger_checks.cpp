@@ -30,6 +30,13 @@ class Bytes {
 
 }  // namespace
 
+bool ChangeLedger::is_cancelled_in(Staged staged, int64_t revision) {
+  return std::ranges::any_of(staged, [&](const AcceptedChange& other) {
+    return other.request.cancels == revision ||
+           std::ranges::find(other.overrides, revision) != other.overrides.end();
+  });
+}
+
 uint64_t ChangeLedger::body_hash(const ChangeRequest& request) {
   Bytes body;
   for (const ValuePatch& patch : request.patches) {
@@ -88,7 +95,8 @@ std::optional<Refusal> ChangeLedger::check_etag(const ChangeRequest& request, St
                  {{"etag", present}}};
 }
 
-std::optional<Refusal> ChangeLedger::check_step(const ChangeRequest& request, Staged staged) const {
+std::optional<Refusal> ChangeLedger::check_step(const ChangeRequest& request,
+                                                int64_t effective_step, Staged staged) const {
   if (request.apply_at_step && *request.apply_at_step < earliest_step()) {
     return Refusal{RefusalKind::out_of_range,
                    "STEP_TOO_NEAR",
@@ -97,6 +105,13 @@ std::optional<Refusal> ChangeLedger::check_step(const ChangeRequest& request, St
                        ", so a change can be used from step " + std::to_string(earliest_step()) +
                        " on",
                    {{"earliest_step", std::to_string(earliest_step())}}};
+  }
+  if (total_steps_ > 0 && effective_step >= total_steps_) {
+    return Refusal{RefusalKind::out_of_range,
+                   "STEP_AFTER_END",
+                   "the change could be used from step " + std::to_string(effective_step) +
+                       " on, but the run ends with step " + std::to_string(total_steps_ - 1),
+                   {{"last_step", std::to_string(total_steps_ - 1)}}};
   }
   const auto made_here = std::ranges::count_if(open_, [&](int64_t r) { return r > restored_; });
   const size_t pending = static_cast<size_t>(made_here) + staged.size();
@@ -127,9 +142,7 @@ std::optional<Refusal> ChangeLedger::check_cancel(const ChangeRequest& request,
   }
   if (is_cancellation(revision))
     return not_scheduled("is a cancellation, and cannot be taken back");
-  const bool is_staged = std::ranges::any_of(
-      staged, [&](const AcceptedChange& other) { return other.request.cancels == revision; });
-  if (is_staged || state_of(revision) == ChangeState::cancelled)
+  if (is_cancelled_in(staged, revision) || state_of(revision) == ChangeState::cancelled)
     return not_scheduled("was cancelled before");
   if (state_of(revision) != ChangeState::scheduled) return not_scheduled("has been used");
   return std::nullopt;

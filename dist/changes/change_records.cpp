@@ -72,8 +72,7 @@ Json previous_values(const AcceptedChange& change, std::span<const LedgerGroup> 
     }
     const size_t first = entry.group < 0 ? 0 : static_cast<size_t>(entry.group);
     const size_t last = entry.group < 0 ? groups.size() : first + 1;
-    const bool is_pin = entry.field == Field::unpin_learning_rate;
-    const Field field = is_pin ? Field::learning_rate : entry.field;
+    const Field field = slot_of(entry.field);
     for (size_t group = first; group < last; ++group) {
       if (!told.emplace(group, field).second) continue;  // "*" and then the group itself
       previous.push_back({{"group", groups[group].name},
@@ -118,6 +117,7 @@ LoggedChange read_change(const Json& record) {
   const auto time = run_folder::read_utc_us(record.at("time").get<std::string>());
   if (!time) throw DataError("its time is invalid");
   request.create_time_us = *time;
+  change.overrides = record.value("overrides", std::vector<int64_t>{});
   for (const Json& value : record.at("values")) {
     const auto name = value.at("field").get<std::string>();
     const auto spec = find_field(name);
@@ -131,13 +131,49 @@ LoggedChange read_change(const Json& record) {
   return change;
 }
 
-/// The newest change may take an earlier one back.
-void mark_cancelled(std::vector<LoggedChange>& changes) {
-  const auto cancels = changes.back().request.cancels;
-  if (!cancels) return;
-  if (*cancels < 1 || *cancels >= changes.back().revision)
-    throw DataError("it cancels a change that is not before it");
-  changes[static_cast<size_t>(*cancels - 1)].cancelled = true;
+/// The revisions that one change takes back.
+std::vector<int64_t> taken_back_by(const LoggedChange& change) {
+  std::vector<int64_t> revisions = change.overrides;
+  if (change.request.cancels) revisions.push_back(*change.request.cancels);
+  for (const int64_t revision : revisions) {
+    if (revision < 1 || revision >= change.revision)
+      throw DataError("it cancels a change that is not before it");
+  }
+  return revisions;
+}
+
+RunEnd read_end(const Json& record) {
+  return {.step = record.at("step").get<int64_t>(),
+          .state = record.at("state").get<std::string>(),
+          .again = record.at("again").get<bool>(),
+          .diverged = record.value("diverged", false),
+          .rejected = record.at("rejected").get<std::vector<int64_t>>()};
+}
+
+void read_record(const Json& record, LoggedRun& run) {
+  std::vector<LoggedChange>& changes = run.changes;
+  const auto kind = record.at("record").get<std::string>();
+  if (kind == "run") {
+    const int version = record.at("version").get<int>();
+    if (version != kVersion) throw DataError("it is of version " + std::to_string(version));
+    if (run.end && !run.end->again) changes.clear();
+    run.end.reset();
+    ++run.attempts;
+  } else if (kind == "change") {
+    changes.push_back(read_change(record));
+    if (changes.back().revision != static_cast<int64_t>(changes.size()))
+      throw DataError("its revision does not follow the one before");
+    static_cast<void>(taken_back_by(changes.back()));
+  } else if (kind == "void") {
+    const auto after = record.at("after").get<int64_t>();
+    if (after < 0 || after > static_cast<int64_t>(changes.size()))
+      throw DataError("there is no change " + std::to_string(after));
+    changes.resize(static_cast<size_t>(after));
+  } else if (kind == "end") {
+    run.end = read_end(record);
+  } else {
+    throw DataError("there is no such kind of record");
+  }
 }
 
 }  // namespace
@@ -163,6 +199,7 @@ std::string change_record(const AcceptedChange& change, std::span<const LedgerGr
                {"effective_step", change.effective_step},
                {"apply_at_step", or_null(change.request.apply_at_step)},
                {"cancels", or_null(change.request.cancels)},
+               {"overrides", change.overrides},
                {"actor", change.request.actor},
                {"reason", change.request.reason},
                {"request_id", change.request.request_id},
@@ -172,42 +209,34 @@ std::string change_record(const AcceptedChange& change, std::span<const LedgerGr
                {"chain_hash", plan::hexadecimal(change.chain_hash)}});
 }
 
-std::string end_record(int64_t step, std::string_view state, bool again,
-                       std::span<const int64_t> rejected) {
+std::string void_record(int64_t after) {
+  return dump({{"record", "void"}, {"time", now_text()}, {"after", after}});
+}
+
+std::string end_record(const RunEnd& end) {
   return dump({{"record", "end"},
                {"time", now_text()},
-               {"step", step},
-               {"state", state},
-               {"again", again},
-               {"rejected", Json(std::vector<int64_t>(rejected.begin(), rejected.end()))}});
+               {"step", end.step},
+               {"state", end.state},
+               {"again", end.again},
+               {"diverged", end.diverged},
+               {"rejected", end.rejected}});
 }
 
 LoggedRun read_records(std::span<const std::string> records) {
   LoggedRun run;
-  std::vector<LoggedChange>& changes = run.changes;
   for (size_t i = 0; i < records.size(); ++i) {
     try {
-      const Json record = Json::parse(records[i]);
-      const auto kind = record.at("record").get<std::string>();
-      if (kind == "run") {
-        const int version = record.at("version").get<int>();
-        if (version != kVersion) throw DataError("it is of version " + std::to_string(version));
-        if (std::exchange(run.ended_for_good, false)) changes.clear();
-      } else if (kind == "change") {
-        changes.push_back(read_change(record));
-        if (changes.back().revision != static_cast<int64_t>(changes.size()))
-          throw DataError("its revision does not follow the one before");
-        mark_cancelled(changes);
-      } else if (kind == "end") {
-        run.ended_for_good = !record.at("again").get<bool>();
-      } else {
-        throw DataError("there is no such kind of record");
-      }
+      read_record(Json::parse(records[i]), run);
     } catch (const nlohmann::json::exception& error) {
       throw DataError("record " + std::to_string(i + 1) + " cannot be read: " + error.what());
     } catch (const DataError& error) {
       throw DataError("record " + std::to_string(i + 1) + ": " + error.what());
     }
+  }
+  for (const LoggedChange& change : run.changes) {
+    for (const int64_t revision : taken_back_by(change))
+      run.changes[static_cast<size_t>(revision - 1)].cancelled = true;
   }
   return run;
 }

@@ -24,15 +24,6 @@ const FieldSpec& spec_of(Field field) {
   return *spec;
 }
 
-/// What a client sent, cut to what fits into an answer.
-std::string echo(std::string_view text) {
-  constexpr size_t kEchoBytesMax = 100;
-  if (text.size() <= kEchoBytesMax) return std::string(text);
-  size_t end = kEchoBytesMax;
-  while (end > 0 && (text[end] & 0xC0) == 0x80) --end;  // not within a character
-  return std::string(text.substr(0, end)) + "...";
-}
-
 std::string range_text(const FieldSpec& spec) {
   if (spec.is_bool) return spec.min == spec.max ? "true" : "true or false";
   const bool open_end = spec.max == std::numeric_limits<double>::max();
@@ -108,16 +99,19 @@ std::optional<Refusal> check_clipping(const ValuePatch& patch,
       {{"field", std::string(name_of(patch.field))}}};
 }
 
-/// What two patches must not both set. Pin and unpin are two values of one thing.
-Field slot_of(Field field) {
-  return field == Field::unpin_learning_rate ? Field::learning_rate : field;
-}
-
 Refusal invalid(std::string reason, std::string message) {
   return {RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
 }
 
 }  // namespace
+
+std::string echo(std::string_view text) {
+  constexpr size_t kEchoBytesMax = 100;
+  if (text.size() <= kEchoBytesMax) return std::string(text);
+  size_t end = kEchoBytesMax;
+  while (end > 0 && (text[end] & 0xC0) == 0x80) --end;  // not within a character
+  return std::string(text.substr(0, end)) + "...";
+}
 
 std::optional<Refusal> check_size(const ChangeRequest& request) {
   if (request.patches.size() > kPatchesMax) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -66,6 +67,9 @@ struct LedgerGroup {
   int64_t parameter_count = 0;
   Options options;  ///< as constructed
 };
+
+/// What a client sent, cut to what fits into an answer to it.
+std::string echo(std::string_view text);
 
 /// Is it small enough to be kept: number of values, length of reason and request_id?
 std::optional<Refusal> check_size(const ChangeRequest& request);

@@ -11,6 +11,9 @@
 
 namespace fusedbun::changes {
 
+/// The actor of changes that stand in a job's file.
+inline constexpr const char* kActorOfFile = "file";
+
 struct ScheduledChange {
   ChangeRequest
       request;  ///< with apply_at_step, and a request_id that stays the same in each attempt of the run

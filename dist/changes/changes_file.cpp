@@ -110,7 +110,7 @@ ScheduledChange read_change(const Place& place, const toml::table& table) {
     request.patches = read_patch_list(place, *list);
   }
   if (request.patches.empty()) place.refuse(table, "it sets no hyperparameter");
-  request.actor = "file";
+  request.actor = kActorOfFile;
   request.request_id = place.what;
   return change;
 }

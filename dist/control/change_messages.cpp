@@ -12,12 +12,13 @@ using google::protobuf::Message;
 using google::protobuf::util::TimeUtil;
 
 changes::Refusal unknown_field(const std::string& what) {
-  return {changes::RefusalKind::invalid_argument,
-          "UNKNOWN_FIELD",
-          what +
-              " is not a hyperparameter that may change while a job runs: ListHyperparameterSpecs "
-              "names them",
-          {}};
+  return {
+      changes::RefusalKind::invalid_argument,
+      "UNKNOWN_FIELD",
+      what +
+          " is not known to this version: ListHyperparameterSpecs names the hyperparameters that "
+          "may change while a job runs",
+      {}};
 }
 
 bool has_unknown_fields(const Message& message) {
@@ -37,7 +38,7 @@ std::variant<std::set<std::string>, changes::Refusal> selected_fields(const v1::
   }
   for (const std::string& path : patch.update_mask().paths()) {
     const auto* field = values.GetDescriptor()->FindFieldByName(path);
-    if (field == nullptr) return unknown_field("'" + path.substr(0, 100) + "' in update_mask");
+    if (field == nullptr) return unknown_field("'" + changes::echo(path) + "' in update_mask");
     if (!reflection->HasField(values, field)) {
       return changes::Refusal{changes::RefusalKind::invalid_argument,
                               "MASK_WITHOUT_VALUE",
@@ -79,11 +80,44 @@ void set_value(changes::Field field, double value, v1::HyperparameterValues& val
 
 }  // namespace
 
+bool has_control_characters(std::string_view utf8) {
+  // C1 controls are C2 80 to C2 9F; E2 80 and E2 81 begin line separators, marks and isolates of direction.
+  for (size_t i = 0; i < utf8.size(); ++i) {
+    const auto byte = [&](size_t offset) {
+      return i + offset < utf8.size() ? static_cast<unsigned char>(utf8[i + offset]) : 0U;
+    };
+    if (byte(0) < 0x20 || byte(0) == 0x7F) return true;
+    if (byte(0) == 0xC2 && byte(1) < 0xA0) return true;
+    if (byte(0) != 0xE2) continue;
+    const unsigned last = byte(2);
+    if (byte(1) == 0x80 && (last == 0x8E || last == 0x8F || (last >= 0xA8 && last <= 0xAE)))
+      return true;
+    if (byte(1) == 0x81 && last >= 0xA6 && last <= 0xA9) return true;
+  }
+  return false;
+}
+
+std::optional<changes::Refusal> check_request(const Message& message) {
+  if (has_unknown_fields(message)) return unknown_field("a field of the request");
+  for (const char* name : {"reason", "request_id"}) {
+    const auto* field = message.GetDescriptor()->FindFieldByName(name);
+    if (field == nullptr ||
+        !has_control_characters(message.GetReflection()->GetString(message, field)))
+      continue;
+    return changes::Refusal{
+        changes::RefusalKind::invalid_argument,
+        "CONTROL_CHARACTER",
+        std::string(name) + " has a line break or another control character: leave it out",
+        {{"field", name}}};
+  }
+  return std::nullopt;
+}
+
 std::variant<changes::ChangeRequest, changes::Refusal> read_request(
     const v1::CreateChangeRequest& message, const std::string& actor) {
   const v1::Change& change = message.change();
-  if (has_unknown_fields(message) || has_unknown_fields(change))
-    return unknown_field("a field of the request");
+  if (auto refusal = check_request(message)) return *refusal;
+  if (auto refusal = check_request(change)) return *refusal;
   changes::ChangeRequest request;
   for (const v1::GroupPatch& patch : change.patches()) {
     if (auto refusal = read_patch(patch, request.patches)) return *refusal;

@@ -3,8 +3,10 @@
 // a field added to both travels without a line here, except for reading it out of Settings.
 //
 // Thread safety: functions without state.
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <variant>
 
 #include "fusedbun/control/v1/control.pb.h"
@@ -16,6 +18,12 @@ namespace fusedbun::control {
 /// know is refused, since a change is taken as a whole.
 std::variant<changes::ChangeRequest, changes::Refusal> read_request(
     const v1::CreateChangeRequest& message, const std::string& actor);
+
+/// What a request that changes something must not have: fields that this version does not know, and control characters in
+/// its reason or request_id, which would reach the terminals of others.
+std::optional<changes::Refusal> check_request(const google::protobuf::Message& message);
+/// Is there a character that moves a terminal's cursor, ends a line or turns the direction of text?
+bool has_control_characters(std::string_view utf8);
 
 /// Settings without the schedule's readings.
 v1::Hyperparameters to_message(const changes::Settings& settings,

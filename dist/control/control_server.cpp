@@ -124,7 +124,8 @@ class ControlServer::Parts {
     health_ = std::make_unique<HealthReporter>(
         *server_->GetHealthCheckService(),
         HealthReporter::Sources{[this] { return service_.accepts_changes(); },
-                                [this] { return service_.is_progressing(); }},
+                                [this] { return service_.is_progressing(); },
+                                [this] { service_.tell_turns(); }},
         interval);
     service_.on_state_change([this] { health_->update(); });
     if (options_.credentials.empty() && !address_.is_local()) warn_each_minute();

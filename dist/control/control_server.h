@@ -71,6 +71,7 @@ enum class JobState : uint8_t {
   draining,
   succeeded,
   failed,
+  diverged,  ///< failed of the values it used, so that another attempt would too; FAILED in the contract
   drained,  ///< left before the end, to be run again; STOPPED in the contract
   stopped,  ///< left for good
 };
@@ -97,7 +98,7 @@ class ControlServer {
   /// Changes that changes.log has from earlier attempts of the run; they apply again at their steps.
   int64_t restored_changes() const;
 
-  /// Moves the job on; succeeded, failed, drained and stopped are final, and later calls are ignored.
+  /// Moves the job on; from succeeded on they are final, and later calls are ignored.
   /// `reason` is one sentence for people ("left at step 120: SIGTERM").
   void set_state(JobState state, std::string_view reason = {});
 

@@ -6,11 +6,9 @@ namespace fusedbun::control {
 namespace {
 
 constexpr std::string_view kJobs = "jobs/";
-constexpr size_t kEchoBytesMax = 100;  // of what a client sent, in a message to it
 
-std::string echo(std::string_view text) {
-  return "'" + std::string(text.substr(0, kEchoBytesMax)) +
-         (text.size() > kEchoBytesMax ? "...'" : "'");
+std::string quoted(std::string_view text) {
+  return "'" + changes::echo(text) + "'";
 }
 
 }  // namespace
@@ -34,7 +32,7 @@ std::variant<std::string_view, changes::Refusal> within_job(std::string_view nam
   return changes::Refusal{
       changes::RefusalKind::not_found,
       "UNKNOWN_JOB",
-      echo(name) + " is not of the job served here, " + std::string(job) + " or \"jobs/-\"",
+      quoted(name) + " is not of the job served here, " + std::string(job) + " or \"jobs/-\"",
       {{"job", std::string(job)}}};
 }
 
@@ -49,7 +47,7 @@ std::variant<int64_t, changes::Refusal> change_revision(std::string_view within,
   if (revision >= 1 && revision <= newest) return revision;
   return changes::Refusal{changes::RefusalKind::not_found,
                           "UNKNOWN_CHANGE",
-                          "there is no " + echo(within) + "; the newest change is " +
+                          "there is no " + quoted(within) + "; the newest change is " +
                               (newest > 0 ? "changes/" + std::to_string(newest) : "none yet"),
                           {}};
 }

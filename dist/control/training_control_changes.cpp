@@ -7,6 +7,7 @@
 #include "fusedbun/dist/control/change_messages.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/page_request.h"
+#include "fusedbun/dist/control/patience.h"
 #include "fusedbun/dist/control/resource_name.h"
 #include "fusedbun/dist/control/training_control_service.h"
 
@@ -128,7 +129,7 @@ v1::Change TrainingControlService::find_change(int64_t revision) {
     if (const changes::AcceptedChange* held = ledger_.find(revision)) return change_message(*held);
   }
   v1::Change change;
-  if (!change.ParseFromString(history_.read(revision)))
+  if (!change.ParseFromString(history_->read(revision)))
     throw IoError("the history of changes was damaged");
   return change;
 }
@@ -142,19 +143,25 @@ grpc::Status TrainingControlService::reply_with(int64_t revision, v1::Change* re
   }
 }
 
+changes::ChangeBatch::Answer TrainingControlService::commit(changes::ChangeRequest request,
+                                                            const Context& context) {
+  return commit_.commit(std::move(request),
+                        {.until = changes::ChangeCommit::Clock::now() + patience_of(context),
+                         .gone = [&] { return context.IsCancelled(); }});
+}
+
 grpc::Status TrainingControlService::CreateChange(Context* context,
                                                   const v1::CreateChangeRequest* request,
                                                   v1::Change* reply) {
   const auto admitted = admit(Rpc::create_change, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  const Caller& caller = std::get<Admitted>(admitted).caller;
-  if (const auto refusal = over_rate(caller)) return to_status(*refusal);
-  const auto read = read_request(*request, caller.actor);
+  const auto read = read_request(*request, std::get<Admitted>(admitted).caller.actor);
   if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
   const auto& change = std::get<changes::ChangeRequest>(read);
   if (request->validate_only()) return rehearse(change, reply);
+  if (const auto refusal = over_rate(change)) return to_status(*refusal);
 
-  const changes::ChangeBatch::Answer answer = commit_.commit(change);
+  const changes::ChangeBatch::Answer answer = commit(change, *context);
   if (const auto* refusal = std::get_if<changes::Refusal>(&answer)) return to_status(*refusal);
   grpc::Status status = reply_with(revision_of(answer), reply);
   if (!status.ok()) return status;
@@ -189,7 +196,7 @@ grpc::Status TrainingControlService::CancelChange(Context* context,
   const auto admitted = admit(Rpc::cancel_change, *context, request->name());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto& [caller, within] = std::get<Admitted>(admitted);
-  if (const auto refusal = over_rate(caller)) return to_status(*refusal);
+  if (const auto refusal = check_request(*request)) return to_status(*refusal);
   const auto revision = change_revision(within, newest_revision());
   if (const auto* refusal = std::get_if<changes::Refusal>(&revision)) return to_status(*refusal);
   changes::ChangeRequest cancellation;
@@ -198,7 +205,8 @@ grpc::Status TrainingControlService::CancelChange(Context* context,
   cancellation.actor = caller.actor;
   cancellation.request_id = request->request_id();
   cancellation.create_time_us = TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
-  const changes::ChangeBatch::Answer answer = commit_.commit(cancellation);
+  if (const auto refusal = over_rate(cancellation)) return to_status(*refusal);
+  const changes::ChangeBatch::Answer answer = commit(cancellation, *context);
   if (const auto* refusal = std::get_if<changes::Refusal>(&answer)) return to_status(*refusal);
   return reply_with(*cancellation.cancels, reply);
 }

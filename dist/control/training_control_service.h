@@ -6,11 +6,13 @@
 // against CreateChange: a change accepted before it is in the boundary's revision, one after it waits for the next. 3. The
 // state only moves forward: starting, running, draining, then one of the final ones.
 //
-// Thread safety: all members, from any thread. Locks, always in this order: commit_'s turn to write (waits for the disk; never
-// taken by the training loop), ledger_mutex_, progress_mutex_; the last two are never held for long.
+// Thread safety: all members, from any thread. Locks, always in this order: ledger_mutex_, progress_mutex_; neither is held
+// while a disk or a client is waited for.
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -58,6 +60,8 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   /// Streams send what is there, and end.
   void end_streams();
   void set_state(JobState state, std::string_view reason);
+  /// Tells watchers when a rank's lateness has turned the job DEGRADED, or back. Asked for again and again.
+  void tell_turns();
   /// Changes that the run has from its earlier attempts.
   int64_t restored_changes() const { return restored_changes_; }
   bool accepts_changes() const;
@@ -130,8 +134,6 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   v1::Change::State state_of_change(int64_t revision) const;
   /// Reads without the lock: the file of the history may keep its reader waiting. Throws IoError.
   v1::Change find_change(int64_t revision);
-  /// Settled changes go from the ledger to the history. If that cannot be written they stay, and are tried again.
-  void forget_settled_changes();
   grpc::Status reply_with(int64_t revision, v1::Change* reply);
   grpc::Status rehearse(const changes::ChangeRequest& request, v1::Change* reply);
 
@@ -150,10 +152,23 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   };
   std::variant<Admitted, grpc::Status> admit(Rpc rpc, const Context& context,
                                              const std::string& name);
-  std::optional<changes::Refusal> over_rate(const Caller& caller);
+  /// A repeated request gets its first answer however often it comes.
+  std::optional<changes::Refusal> over_rate(const changes::ChangeRequest& request);
+  changes::ChangeBatch::Answer commit(changes::ChangeRequest request, const Context& context);
   grpc::Status later(Rpc rpc, const Context& context);
-  grpc::Status ask_to_leave(changes::LeaveRequest leave, const Caller& caller,
-                            const std::string& reason, v1::Job* reply);
+  /// DrainJob or StopJob.
+  struct Leaving {
+    changes::LeaveRequest leave = changes::LeaveRequest::none;
+    std::string actor;
+    std::string request_id;
+    std::string reason;
+    bool preempted = false;
+    bool operator==(const Leaving&) const = default;
+  };
+  static constexpr size_t kLeavingsMax = 1024;
+  std::optional<changes::Refusal> check_leaving(const Leaving& leaving) const;
+  static std::string sentence_of(const Leaving& leaving);
+  grpc::Status ask_to_leave(const Leaving& leaving, v1::Job* reply);
   void fill_schedule(const changes::Settings& settings, v1::Hyperparameters& message) const;
   std::string address_of_change(int64_t revision) const;
 
@@ -167,14 +182,16 @@ class TrainingControlService final : public v1::TrainingControl::Service,
 
   mutable std::mutex ledger_mutex_;
   changes::ChangeLedger ledger_;
-  changes::ChangeLog log_;
-  changes::ChangeHistory history_;
-  changes::ChangeCommit commit_;
+  const std::shared_ptr<changes::ChangeLog> log_;
+  const std::shared_ptr<changes::ChangeHistory> history_;
   /// ledger_.has_scheduled(), for those without the lock.
   std::atomic<bool> has_scheduled_ = false;
   changes::LeaveRequest leave_ = changes::LeaveRequest::none;
+  std::map<std::pair<std::string, std::string>, Leaving>
+      leavings_;  ///< [actor, request_id], the first of them
   JobState state_ = JobState::starting;
   std::string state_reason_;
+  bool told_degraded_ = false;  ///< in the last event about the job
 
   mutable std::mutex progress_mutex_;
   plan::StepClock clock_;
@@ -192,6 +209,8 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   MetricsStreams metrics_;
   StreamSlots watch_slots_{kStreamsMax};
   StreamSlots metrics_slots_{kStreamsMax};
+
+  changes::ChangeCommit commit_;  ///< its thread uses what is above
 };
 
 }  // namespace fusedbun::control

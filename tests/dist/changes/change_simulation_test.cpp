@@ -37,6 +37,7 @@ struct Record {
   ChangeRequest request;
   int64_t effective_step = 0;
   uint64_t chain_hash = 0;
+  std::vector<int64_t> overrides = {};
 };
 
 /// One rank: it sends the header of a step, then waits for all others' before it enters the one after next.
@@ -102,7 +103,8 @@ class Simulation {
     margin_ = {};
     batch_.reset();
     for (const Record& record : disk_) {
-      auto verdict = ledger_->propose_again(record.request, record.effective_step);
+      auto verdict =
+          ledger_->propose_again(record.request, record.effective_step, record.overrides);
       ASSERT_TRUE(std::holds_alternative<AcceptedChange>(verdict));
       auto& change = std::get<AcceptedChange>(verdict);
       ASSERT_EQ(change.chain_hash, record.chain_hash);
@@ -154,7 +156,8 @@ class Simulation {
     answers_ = batch_->answers;
     records_.clear();
     for (const AcceptedChange& change : batch_->staged)
-      records_.push_back({change.request, change.effective_step, change.chain_hash});
+      records_.push_back(
+          {change.request, change.effective_step, change.chain_hash, change.overrides});
   }
 
   void finish_batch() {

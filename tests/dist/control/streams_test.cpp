@@ -51,6 +51,21 @@ TEST(JobEvents, WhatIsNoLongerKeptIsSaid) {
   EXPECT_EQ(events.after(-1, milliseconds(0)).outcome, JobEvents::Outcome::gone);
 }
 
+TEST(JobEvents, OfAnotherAttemptAreGoneHoweverManyThereAre) {
+  JobEvents first;
+  for (int i = 0; i < 3; ++i) first.add(warning(""));
+  JobEvents second;
+  second.begin_attempt(1);
+  EXPECT_EQ(second.after(0, milliseconds(0)).outcome, JobEvents::Outcome::nothing);
+  for (int i = 0; i < 10; ++i) second.add(warning(""));
+  EXPECT_EQ(second.after(3, milliseconds(0)).outcome, JobEvents::Outcome::gone) << "it has ten";
+  const auto page = second.after(0, milliseconds(0));
+  ASSERT_EQ(page.events.size(), 10U);
+  EXPECT_EQ(second.after(page.events[3].sequence(), milliseconds(0)).events.size(), 6U);
+  EXPECT_EQ(first.after(page.events[3].sequence(), milliseconds(0)).outcome,
+            JobEvents::Outcome::gone);
+}
+
 TEST(MetricsStreams, ASlowReaderLosesTheOldest) {
   MetricsStreams streams;
   MetricsStreams::Reader slow(streams);
@@ -279,6 +294,21 @@ TEST_F(Streams, OnlyALateOrLostRankDegradesTheJob) {
   EXPECT_EQ(client_.job().state(), v1::Job::RUNNING) << "its heartbeats come";
   ranks.liveness = plan::Liveness::lost;
   EXPECT_EQ(client_.job().state(), v1::Job::DEGRADED);
+  server_.set_ranks(nullptr);
+}
+
+TEST_F(Streams, WatchTellsWhenTheJobTurnsDegradedAndBack) {
+  server_.set_state(JobState::running);
+  Punctual ranks;
+  server_.set_ranks(&ranks);
+  std::vector<v1::Job::State> states;
+  client_.watch(0, [&](const v1::JobEvent& event) {
+    states.push_back(event.job().state());
+    ranks.liveness = states.size() % 2 == 1 ? plan::Liveness::late : plan::Liveness::alive;
+    return states.size() < 4;
+  });
+  EXPECT_EQ(states, (std::vector{v1::Job::RUNNING, v1::Job::DEGRADED, v1::Job::RUNNING,
+                                 v1::Job::DEGRADED}));
   server_.set_ranks(nullptr);
 }
 

@@ -82,19 +82,20 @@ TEST_F(Tls, EveryKindOfClientGetsWhatTheTableSaysFromEveryRpc) {
   ASSERT_TRUE(call(*kinds.back().stub, Rpc::create_change).ok());  // change 1, for GetChange
   JobState state = JobState::running;
   for (const Kind& kind : kinds) {
-    for (const RpcPolicy& policy : rpc_policies()) {
+    for (const ExpectedPolicy& policy : expected_policies()) {
       // Operator and admin each create a change and cancel their own: 2 by 3, and 4 by 5.
       const int64_t cancelled = kind.role == Role::admin ? 4 : 2;
       const grpc::Status status = call(*kind.stub, policy.rpc, cancelled);
       grpc::StatusCode expected = grpc::StatusCode::UNAVAILABLE;
       if (kind.role) {
-        auto refusal = refused_for(policy.rpc, *kind.role);
-        if (!refusal) refusal = refused_in(policy.rpc, state);
-        expected = refusal ? to_status(*refusal).error_code() : grpc::StatusCode::OK;
-        if (!refusal && policy.rpc == Rpc::drain_job) state = JobState::draining;
+        expected = *kind.role < policy.least
+                       ? grpc::StatusCode::PERMISSION_DENIED
+                       : code_of_reason(policy.reasons[state == JobState::draining ? 2 : 1]);
+        if (expected == grpc::StatusCode::OK && policy.rpc == Rpc::drain_job)
+          state = JobState::draining;
       }
       EXPECT_EQ(status.error_code(), expected)
-          << kind.name << " calls " << policy.name << ": " << status.error_message();
+          << kind.name << " calls " << policy.call << ": " << status.error_message();
     }
   }
 }

@@ -407,5 +407,74 @@ TEST(TrainingControlStart, AClipLimitIsRefusedWhereTheJobCannotClip) {
   EXPECT_EQ(clip->max(), 0);
 }
 
+// ---- leaving ------------------------------------------------------------------------------------
+
+TEST_F(TrainingControl, ADrainSaysThatTheMachineIsTakenAwayAndItsRequestIdIsItsOwn) {
+  v1::DrainJobRequest request;
+  request.set_name("jobs/-");
+  request.set_reason("spot");
+  request.set_request_id("one");
+  request.set_preempted(true);
+  const auto drain = [&] {
+    grpc::ClientContext context;
+    v1::Job job;
+    const grpc::Status status = stub_->DrainJob(&context, request, &job);
+    return status.ok() ? job.state_reason() : reason_of(status).reason;
+  };
+  const std::string first = drain();
+  EXPECT_THAT(first, HasSubstr("the machine is about to be taken away: spot"));
+  EXPECT_EQ(drain(), first);
+  request.set_reason("another");
+  EXPECT_EQ(drain(), "REQUEST_ID_REUSED");
+  request.set_request_id(std::string(65, 'x'));
+  EXPECT_EQ(drain(), "REQUEST_ID_TOO_LONG");
+  grpc::ClientContext context;
+  v1::StopJobRequest stop;
+  stop.set_name("jobs/-");
+  stop.set_request_id("one");
+  v1::Job job;
+  EXPECT_EQ(reason_of(stub_->StopJob(&context, stop, &job)).reason, "REQUEST_ID_REUSED");
+}
+
+/// A field that a later version of the contract may have.
+template <class Request>
+Request with_unknown_field(Request request) {
+  request.GetReflection()->MutableUnknownFields(&request)->AddVarint(999, 1);
+  return request;
+}
+
+TEST_F(TrainingControl, AFieldThatThisVersionDoesNotKnowIsRefusedInEveryCallThatChangesSomething) {
+  v1::DrainJobRequest drain;
+  drain.set_name("jobs/-");
+  v1::StopJobRequest stop;
+  stop.set_name("jobs/-");
+  v1::CancelChangeRequest cancel;
+  client_.create_change(learning_rate(0.5));
+  cancel.set_name("jobs/-/changes/1");
+  v1::Job job;
+  v1::Change change;
+  grpc::ClientContext contexts[4];
+  EXPECT_EQ(reason_of(stub_->DrainJob(&contexts[0], with_unknown_field(drain), &job)).reason,
+            "UNKNOWN_FIELD");
+  EXPECT_EQ(reason_of(stub_->StopJob(&contexts[1], with_unknown_field(stop), &job)).reason,
+            "UNKNOWN_FIELD");
+  EXPECT_EQ(
+      reason_of(stub_->CancelChange(&contexts[2], with_unknown_field(cancel), &change)).reason,
+      "UNKNOWN_FIELD");
+  EXPECT_EQ(
+      reason_of(stub_->CreateChange(&contexts[3], with_unknown_field(learning_rate(1)), &change))
+          .reason,
+      "UNKNOWN_FIELD");
+  EXPECT_EQ(client_.job().state(), v1::Job::RUNNING);
+}
+
+TEST_F(TrainingControl, AChangeAfterTheEndOfTheRunIsRefused) {
+  v1::CreateChangeRequest request = learning_rate(0.5);
+  request.mutable_change()->set_apply_at_step(1'000'000);
+  EXPECT_EQ(refusal(request), "STEP_AFTER_END");
+  request.mutable_change()->set_apply_at_step(999'999);
+  EXPECT_EQ(refusal(request), "accepted");
+}
+
 }  // namespace
 }  // namespace fusedbun::control
