@@ -88,18 +88,20 @@ std::vector<int64_t> ChangeLedger::observe(const StepReport& report) {
   active_.enter_step(observed_step_, pointers_to(scratch));
   if (!active_.max_grad_norm()) base_max_grad_norm_ = report.max_grad_norm;
   std::vector<int64_t> applied;
-  std::erase_if(open_, [&](int64_t revision) {
-    const bool is_applied = change(revision).effective_step <= observed_step_;
-    if (is_applied) applied.push_back(revision);
-    return is_applied;
-  });
+  while (!open_.empty() && open_.begin()->first <= observed_step_) {
+    applied.push_back(open_.begin()->second);
+    close(change(applied.back()));
+  }
   return applied;
 }
 
 std::vector<int64_t> ChangeLedger::end_run() {
   ended_ = true;
-  std::vector<int64_t> rejected(open_.begin(), open_.end());
+  std::vector<int64_t> rejected;
+  for (const auto& [step, revision] : open_) rejected.push_back(revision);
+  std::ranges::sort(rejected);
   open_.clear();
+  made_here_ = 0;
   return rejected;
 }
 
@@ -197,12 +199,12 @@ ChangeLedger::Verdict ChangeLedger::make_cancel(const ChangeRequest& request, St
 std::vector<int64_t> ChangeLedger::overridden_by(std::span<const ChangeEntry> entries,
                                                  int64_t effective_step, Staged staged) const {
   std::vector<int64_t> overridden;
-  for (const int64_t revision : open_) {
-    if (revision > restored_) break;
+  for (auto later = open_.upper_bound({effective_step, newest_revision() + 1});
+       later != open_.end(); ++later) {
+    const int64_t revision = later->second;
     const AcceptedChange& earlier = change(revision);
-    const bool is_later =
-        is_for_next_step(earlier.request) && earlier.effective_step > effective_step;
-    if (!is_later || is_cancelled_in(staged, revision)) continue;
+    const bool may_be_overridden = revision <= restored_ && is_for_next_step(earlier.request);
+    if (!may_be_overridden || is_cancelled_in(staged, revision)) continue;
     const bool overwrites = std::ranges::any_of(entries, [&](const ChangeEntry& entry) {
       return std::ranges::any_of(earlier.entries, [&](const ChangeEntry& other) {
         return overwrite_each_other(entry, other);
@@ -229,16 +231,13 @@ void ChangeLedger::commit(AcceptedChange change) {
                   "a change is accepted while its step can be reached");
   active_.accept(change.entries);
   entries_.insert(entries_.end(), change.entries.begin(), change.entries.end());
-  if (change.request.cancels) {
-    cancelled_by_[*change.request.cancels] = change.revision;
-    open_.erase(*change.request.cancels);
-  } else {
-    open_.insert(change.revision);
-  }
-  for (const int64_t revision : change.overrides) {
+  std::vector<int64_t> cancelled = change.overrides;
+  if (change.request.cancels) cancelled.push_back(*change.request.cancels);
+  for (const int64_t revision : cancelled) {
     cancelled_by_[revision] = change.revision;
-    open_.erase(revision);
+    close(this->change(revision));
   }
+  if (!change.request.cancels) open(change);
   if (change.known_at_start) {
     restored_ = change.revision;
   } else if (is_for_next_step(change.request)) {
@@ -248,6 +247,16 @@ void ChangeLedger::commit(AcceptedChange change) {
   traces_.push_back(Trace::held);
   const int64_t revision = change.revision;
   changes_.emplace(revision, std::move(change));
+}
+
+void ChangeLedger::open(const AcceptedChange& change) {
+  open_.emplace(change.effective_step, change.revision);
+  if (!change.known_at_start) ++made_here_;
+}
+
+void ChangeLedger::close(const AcceptedChange& change) {
+  if (open_.erase({change.effective_step, change.revision}) > 0 && !change.known_at_start)
+    --made_here_;
 }
 
 void ChangeLedger::remember_request(const AcceptedChange& change) {

@@ -131,6 +131,8 @@ class ChangeLedger {
 
  private:
   using Staged = std::span<const AcceptedChange>;
+  void open(const AcceptedChange& change);
+  void close(const AcceptedChange& change);
   static bool is_cancelled_in(Staged staged, int64_t revision);
   static std::string etag_of(int64_t revision, uint64_t chain_hash);
   int64_t next_step(int64_t spare_steps, Staged staged) const;
@@ -168,7 +170,9 @@ class ChangeLedger {
   std::map<RequestKey, Remembered> requests_;
   std::deque<std::pair<int64_t, RequestKey>> request_order_;  ///< by revision, the oldest first
   std::map<int64_t, int64_t> cancelled_by_;  ///< revision -> the revision that cancelled it
-  std::set<int64_t> open_;                   ///< scheduled revisions
+  /// (effective step, revision) of the scheduled ones: a step that ends looks at those that are due, and at no others.
+  std::set<std::pair<int64_t, int64_t>> open_;
+  size_t made_here_ = 0;           ///< of them, without those that were known before the first step
   int64_t newest_next_step_ = 0;   ///< effective step of the newest change for the next step
   int64_t restored_ = 0;           ///< the newest revision that was known before the first step
   ActiveChanges active_;           ///< all changes accepted, entered up to observed_step_

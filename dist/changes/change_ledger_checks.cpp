@@ -113,8 +113,7 @@ std::optional<Refusal> ChangeLedger::check_step(const ChangeRequest& request,
                        " on, but the run ends with step " + std::to_string(total_steps_ - 1),
                    {{"last_step", std::to_string(total_steps_ - 1)}}};
   }
-  const auto made_here = std::ranges::count_if(open_, [&](int64_t r) { return r > restored_; });
-  const size_t pending = static_cast<size_t>(made_here) + staged.size();
+  const size_t pending = made_here_ + staged.size();
   if (pending >= kPendingMax) {
     return Refusal{RefusalKind::resource_exhausted,
                    "TOO_MANY_PENDING",

@@ -4,11 +4,13 @@
 #include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/server_builder_option.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
@@ -22,6 +24,7 @@
 #include "fusedbun/dist/control/health_reporter.h"
 #include "fusedbun/dist/control/listen_address.h"
 #include "fusedbun/dist/control/training_control_service.h"
+#include "fusedbun/dist/plan/hexadecimal.h"
 #include "fusedbun/dist/run_folder/control_file.h"
 #include "fusedbun/dist/run_folder/private_folder.h"
 
@@ -32,9 +35,14 @@ constexpr int kMessageBytesMax = 256 << 10;
 constexpr int kMetadataBytesMax = 8 << 10;
 constexpr int kStreamsPerConnectionMax = 64;
 constexpr size_t kMemoryBytesMax = 64 << 20;
-// A stream holds a thread: 16 that watch, 16 that read metrics, and as many for the other calls.
-constexpr int kThreadsMax = 48;
+// A call holds a thread: 16 streams that watch, 16 that read metrics, the changes that wait for the disk, and as many more, so
+// that GetJob, DrainJob and StopJob always find one.
+constexpr int kThreadsMax = 2 * TrainingControlService::kStreamsMax +
+                            static_cast<int>(changes::ChangeCommit::kWaitingMax) + 32;
 constexpr int kHandshakeMs = 5'000;
+// With certificates a connection ends after a while, so that one that has expired or was taken back is found out.
+constexpr int kConnectionAgeMs = 10 * 60'000;
+constexpr int kConnectionAgeGraceMs = 60'000;
 constexpr int kIdleMs = 15 * 60'000;
 constexpr int kKeepaliveMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
@@ -43,7 +51,11 @@ constexpr std::chrono::milliseconds kHealthIntervalMax{500};  ///< a turn is see
 constexpr std::chrono::milliseconds kShutdownGrace{500};
 constexpr std::chrono::minutes kWarningInterval{1};
 
-void set_limits(grpc::ServerBuilder& builder) {
+void set_limits(grpc::ServerBuilder& builder, bool with_certificates) {
+  if (with_certificates) {
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, kConnectionAgeMs);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, kConnectionAgeGraceMs);
+  }
   builder.SetMaxReceiveMessageSize(kMessageBytesMax);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMetadataBytesMax);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kStreamsPerConnectionMax);
@@ -63,6 +75,25 @@ void set_limits(grpc::ServerBuilder& builder) {
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
 }
 
+/// Linking the plugin switches server reflection on for each server of the process; this takes it away from one. A call of
+/// reflection holds a thread for as long as its client likes.
+class WithoutReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    const std::string name = grpc::reflection::ProtoServerReflectionPlugin().name();
+    std::erase_if(*plugins, [&](const auto& plugin) { return plugin->name() == name; });
+  }
+};
+
+/// 32 hexadecimal digits that nobody can guess.
+std::string new_token() {
+  std::array<uint64_t, 2> bytes{};
+  FUSEDBUN_REQUIRE(::getentropy(bytes.data(), sizeof bytes) == 0, UnavailableError,
+                   std::string("cannot get random bytes: ") + std::strerror(errno));
+  return plan::hexadecimal(bytes[0]) + plan::hexadecimal(bytes[1]);
+}
+
 /// gRPC binds a Unix socket with 0777 & ~umask; there is no moment at which others may open it.
 class PrivateUmask {
  public:
@@ -74,12 +105,20 @@ class PrivateUmask {
   mode_t before_;
 };
 
-/// Only the owner can open the socket; over a port it is anybody, unless certificates tell.
-std::unique_ptr<Callers> callers_of(const ListenAddress& address, const ControlOptions& options) {
+/// Every process of the machine reaches a port of loopback; only the job's owner can read the token in control.json.
+std::string token_for(const ListenAddress& address, const ControlOptions& options) {
+  const bool is_needed =
+      address.socket.empty() && address.is_local() && options.credentials.empty();
+  return is_needed ? new_token() : std::string();
+}
+
+/// Only the owner can open the socket, and read the token; over another port it is anybody, unless certificates tell.
+std::unique_ptr<Callers> callers_of(const ListenAddress& address, const ControlOptions& options,
+                                    const std::string& token) {
   if (!options.credentials.empty()) return std::make_unique<Callers>(options.credentials / "roles");
   if (!address.socket.empty())
     return std::make_unique<Callers>("uid:" + std::to_string(::geteuid()));
-  return std::make_unique<Callers>(std::string(address.is_local() ? "loopback" : "anybody"));
+  return std::make_unique<Callers>(std::string(address.is_local() ? "loopback" : "anybody"), token);
 }
 
 std::shared_ptr<grpc::ServerCredentials> credentials_of(const ControlOptions& options) {
@@ -117,7 +156,11 @@ class ControlServer::Parts {
   Parts(ControlOptions given, JobDescription job)
       : options_(prepared(std::move(given))),
         address_(free_address(options_)),
-        service_(options_, std::move(job), callers_of(address_, options_)) {
+        token_(token_for(address_, options_)),
+        service_(options_, std::move(job), callers_of(address_, options_, token_)) {
+    service_.on_state_change([this] {
+      if (HealthReporter* health = live_health_) health->update();
+    });
     listen();
     const auto interval =
         std::clamp(options_.stall_timeout / 4, std::chrono::milliseconds(10), kHealthIntervalMax);
@@ -127,11 +170,12 @@ class ControlServer::Parts {
                                 [this] { return service_.is_progressing(); },
                                 [this] { service_.tell_turns(); }},
         interval);
-    service_.on_state_change([this] { health_->update(); });
+    live_health_ = health_.get();
     if (options_.credentials.empty() && !address_.is_local()) warn_each_minute();
     run_folder::write_control_file(options_.run_dir,
                                    {.address = address_.text(),
                                     .credentials = own_credentials(options_),
+                                    .token = token_,
                                     .run_id = options_.run_id,
                                     .pid = ::getpid(),
                                     .host = host_name(),
@@ -164,8 +208,9 @@ class ControlServer::Parts {
       std::condition_variable_any stopped;
       do {
         if (options_.notice) {
-          options_.notice("the control plane on " + address_.text() +
-                          " is not encrypted and takes orders from anybody (--insecure-control)");
+          options_.notice(
+              "the control plane on " + address_.text() +
+              " is not encrypted and accepts requests from anyone (--insecure-control)");
         }
         stopped.wait_for(lock, stop, kWarningInterval, [] { return false; });
       } while (!stop.stop_requested());
@@ -178,15 +223,16 @@ class ControlServer::Parts {
       // Held to the end of the process: the last to let go of gRPC waits, up to 10 s, for a write
       // that a client never read, and the end of a job must not.
       grpc_init();
-      // Switches that every later server of the process obeys.
+      // A switch that every later server of the process obeys.
       grpc::EnableDefaultHealthCheckService(true);
-      grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     });
     grpc::ServerBuilder builder;
-    set_limits(builder);
+    set_limits(builder, !options_.credentials.empty());
     int port = 0;
     builder.AddListeningPort(address_.text(), credentials_of(options_), &port);
     builder.RegisterService(&service_);
+    // Behind the socket there is only the job's owner.
+    if (address_.socket.empty()) builder.SetOption(std::make_unique<WithoutReflection>());
     {
       const PrivateUmask umask;
       server_ = builder.BuildAndStart();
@@ -205,9 +251,12 @@ class ControlServer::Parts {
 
   const ControlOptions options_;
   ListenAddress address_;
+  const std::string token_;  ///< empty: none is asked for
   TrainingControlService service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<HealthReporter> health_;
+  std::atomic<HealthReporter*> live_health_ =
+      nullptr;  ///< for calls that come while it is being made
   std::mutex shutdown_mutex_;
   bool is_down_ = false;
   std::jthread warning_;

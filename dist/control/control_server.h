@@ -4,8 +4,9 @@
 // leave requests reach it at step boundaries.
 //
 // Invariants: 1. While an object lives, <run_dir>/control.json says where it listens; it is gone
-// after shutdown(). 2. Nobody but this user can open the socket (0600); TCP is served on loopback
-// only. 3. The training thread never waits for a client or for the disk.
+// after shutdown(). 2. Nobody but this user can open the socket (0600); a port of loopback asks for
+// the token in control.json (0600), another one for a certificate, unless `insecure`. 3. The training
+// thread never waits for a client or for the disk.
 //
 // Needs no gRPC headers, so it may be included beside LibTorch. Thread safety: all members may be
 // called from any thread.
@@ -34,7 +35,7 @@ struct ControlOptions {
   /// machine or "localhost"; port 0 takes a free one. Off loopback it needs credentials, or
   /// `insecure`.
   std::string address = {};
-  /// Folder with ca.pem, server.pem, server.key and roles (roles.h): TLS, with certificates on both
+  /// Folder with ca.pem, server.pem, server.key and roles (callers.h): TLS, with certificates on both
   /// sides. Files that change are read again. Empty: plaintext.
   std::filesystem::path credentials = {};
   bool insecure = false;  ///< plaintext off loopback; warns each minute
@@ -84,7 +85,7 @@ class ControlServer {
  public:
   /// Listens at once, in state `starting` (changes are refused until set_state(running)). Throws
   /// UnavailableError (69) if a live job has the address, naming its pid where it can be found;
-  /// ConfigError (78) for an address that is not loopback; PermissionError (77) if others may write
+  /// ConfigError (78) for an address off loopback without credentials and without `insecure`; PermissionError (77) if others may write
   /// the run folder; ConfigError for changes, of the file or of an earlier attempt of the run, that
   /// do not fit the job; DataError (65) for a damaged changes.log; IoError (74).
   ControlServer(ControlOptions options, JobDescription job);

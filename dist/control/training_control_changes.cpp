@@ -2,6 +2,8 @@
 #include <google/protobuf/util/time_util.h>
 
 #include <algorithm>
+#include <charconv>
+#include <chrono>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/control/change_messages.h"
@@ -13,6 +15,9 @@
 
 namespace fusedbun::control {
 namespace {
+
+/// A page ends at this many bytes: clients take 4 MiB unless they say otherwise.
+constexpr size_t kPageBytesMax = 1 << 20;
 
 using google::protobuf::util::TimeUtil;
 
@@ -34,15 +39,38 @@ changes::Refusal invalid(std::string reason, std::string message) {
   return {changes::RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
 }
 
-/// The state asked for by "state=NAME"; STATE_UNSPECIFIED for no filter.
-std::variant<v1::Change::State, changes::Refusal> read_filter(const std::string& filter) {
+/// Which changes are wanted: "state=NAME", "revision>N", or both with " AND " between them.
+struct ChangeFilter {
+  std::optional<v1::Change::State> state;
+  int64_t after = 0;  ///< this revision
+};
+std::variant<ChangeFilter, changes::Refusal> read_filter(const std::string& text) {
+  constexpr std::string_view kAnd = " AND ";
   constexpr std::string_view kState = "state=";
-  v1::Change::State state = v1::Change::STATE_UNSPECIFIED;
-  if (filter.empty()) return state;
-  if (filter.starts_with(kState) && v1::Change::State_Parse(filter.substr(kState.size()), &state))
-    return state;
-  return invalid("BAD_FILTER",
-                 "filter must be empty or state=SCHEDULED, APPLIED, CANCELLED or REJECTED");
+  constexpr std::string_view kRevision = "revision>";
+  ChangeFilter filter;
+  for (std::string_view rest = text; !rest.empty();) {
+    const size_t end = std::min(rest.find(kAnd), rest.size());
+    const std::string_view part = rest.substr(0, end);
+    rest.remove_prefix(std::min(end + kAnd.size(), rest.size()));
+    v1::Change::State state{};
+    if (part.starts_with(kState) &&
+        v1::Change::State_Parse(std::string(part.substr(kState.size())), &state)) {
+      filter.state = state;
+      continue;
+    }
+    const char* last = part.data() + part.size();
+    const bool is_revision = part.starts_with(kRevision);
+    const auto read = is_revision
+                          ? std::from_chars(part.data() + kRevision.size(), last, filter.after)
+                          : std::from_chars_result{part.data(), std::errc::invalid_argument};
+    if (read.ec != std::errc{} || read.ptr != last || filter.after < 0) {
+      return invalid("BAD_FILTER",
+                     "filter must be empty, state=SCHEDULED, APPLIED, CANCELLED or REJECTED, "
+                     "revision>N, or both with AND between them");
+    }
+  }
+  return filter;
 }
 
 int64_t revision_of(const changes::ChangeBatch::Answer& answer) {
@@ -231,20 +259,26 @@ grpc::Status TrainingControlService::ListChanges(Context* context,
   const auto read = read_page(request->page_size(), request->page_token(), 1);
   if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
   const auto& page = std::get<PageRequest>(read);
-  const auto wanted = std::get<v1::Change::State>(filter);
+  const auto& [wanted, after] = std::get<ChangeFilter>(filter);
 
   // The training loop may have its turn between any two.
+  const auto until = std::chrono::steady_clock::now() + patience_of(*context);
   const int64_t newest = observed_revision();
-  for (int64_t revision = page.first; revision <= newest; ++revision) {
-    if (wanted != v1::Change::STATE_UNSPECIFIED && wanted != state_of_change(revision)) continue;
-    if (reply->changes_size() == page.size) {
+  size_t bytes = 0;
+  for (int64_t revision = std::max(page.first, after + 1); revision <= newest; ++revision) {
+    if (context->IsCancelled()) return grpc::Status::CANCELLED;
+    if (wanted && *wanted != state_of_change(revision)) continue;
+    const bool is_full = reply->changes_size() == page.size || bytes >= kPageBytesMax ||
+                         std::chrono::steady_clock::now() >= until;
+    if (is_full) {
       reply->set_next_page_token(std::to_string(revision));
       break;
     }
     const grpc::Status status = reply_with(revision, reply->add_changes());
     if (!status.ok()) return status;
-    const bool has_moved_on =
-        wanted != v1::Change::STATE_UNSPECIFIED && reply->changes().rbegin()->state() != wanted;
+    const v1::Change& change = *reply->changes().rbegin();
+    const bool has_moved_on = wanted && change.state() != *wanted;
+    bytes += change.ByteSizeLong();
     if (has_moved_on) reply->mutable_changes()->RemoveLast();
   }
   return grpc::Status::OK;

@@ -9,6 +9,7 @@
 #include "fusedbun/dist/control/change_messages.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/resource_name.h"
+#include "fusedbun/dist/control/steady_time.h"
 
 namespace fusedbun::control {
 namespace {
@@ -17,12 +18,6 @@ using google::protobuf::util::TimeUtil;
 
 int64_t now_us() {
   return TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
-}
-
-int64_t steady_us() {
-  return std::chrono::duration_cast<std::chrono::microseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
 }
 
 /// How long the end of a run waits for the disk of changes.log.
@@ -54,6 +49,8 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
       history_(std::make_shared<changes::ChangeHistory>(options.run_dir)),
       clock_(std::chrono::microseconds(options.stall_timeout).count()),
       rate_(options.changes_per_second),
+      watch_slots_(kStreamsMax, callers_->tells_apart() ? kStreamsMax / 2 : kStreamsMax),
+      metrics_slots_(kStreamsMax, callers_->tells_apart() ? kStreamsMax / 2 : kStreamsMax),
       commit_(ledger_, ledger_mutex_, log_, history_, commit_hooks()) {
   const changes::LoggedRun run = log_->take_run();
   changes::restore_changes(ledger_, run);
@@ -224,6 +221,14 @@ std::variant<TrainingControlService::Admitted, grpc::Status> TrainingControlServ
   if (const auto* refusal = std::get_if<changes::Refusal>(&within)) return to_status(*refusal);
   admitted.within = std::get<std::string_view>(within);
   return admitted;
+}
+
+std::optional<grpc::Status> TrainingControlService::lost_role(Rpc rpc, const Context& context) {
+  if (!callers_->tells_apart()) return std::nullopt;
+  const auto caller = callers_->identify(context);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&caller)) return to_status(*refusal);
+  const auto refusal = refused_for(rpc, std::get<Caller>(caller).role);
+  return refusal ? std::optional(to_status(*refusal)) : std::nullopt;
 }
 
 std::optional<changes::Refusal> TrainingControlService::over_rate(

@@ -71,7 +71,7 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   /// Called without a lock whenever accepts_changes() may have turned. Set before the first call comes in.
   void on_state_change(std::function<void()> observer) { observer_ = std::move(observer); }
 
-  /// Of WatchJob, and again of StreamMetrics.
+  /// Of WatchJob, and again of StreamMetrics; where certificates tell callers apart one of them gets at most half.
   static constexpr int kStreamsMax = 16;
 
   using Context = grpc::ServerContext;
@@ -141,6 +141,8 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   void begin_sample(const changes::StepReport& report, double step_seconds);
   void publish_sample();
 
+  /// Why a stream that was admitted must end: its client has lost the role since.
+  std::optional<grpc::Status> lost_role(Rpc rpc, const Context& context);
   std::vector<plan::RankStatus> rank_statuses() const;
   bool is_degraded() const;
   void tell_job(v1::Job job);
@@ -197,7 +199,7 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   plan::StepClock clock_;
   std::optional<changes::StepReport> last_report_;
   int64_t last_step_time_us_ = 0;
-  std::shared_ptr<v1::MetricsSample> sample_;  ///< of the last step, not yet published
+  std::shared_ptr<TimedSample> sample_;  ///< of the last step, not yet published
 
   std::mutex rate_mutex_;
   RateLimit rate_;
@@ -207,8 +209,8 @@ class TrainingControlService final : public v1::TrainingControl::Service,
 
   JobEvents events_;
   MetricsStreams metrics_;
-  StreamSlots watch_slots_{kStreamsMax};
-  StreamSlots metrics_slots_{kStreamsMax};
+  StreamSlots watch_slots_;
+  StreamSlots metrics_slots_;
 
   changes::ChangeCommit commit_;  ///< its thread uses what is above
 };

@@ -97,7 +97,7 @@ void changes_wait(const std::filesystem::path& run_dir, const Measure& measure) 
   for (int i = 0; i < 1000; ++i) {
     v1::CreateChangeRequest request;
     request.set_etag("*");
-    request.mutable_change()->set_apply_at_step(1'000'000'000);
+    request.mutable_change()->set_apply_at_step(999'999);
     request.mutable_change()->add_patches()->set_group("*");
     request.mutable_change()->mutable_patches(0)->mutable_values()->set_eps(1e-6);
     client.create_change(request);

@@ -58,6 +58,19 @@ class Changes(TrainingTestCase):
         self.assertIn("apply again", result.err)
         self.assertEqual(self.used()[len(before):][:step + 5], before[:step + 5])
 
+    def test_a_run_that_diverged_of_a_live_change_is_not_repeated_blindly(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(5)
+            self.set("lr=1e30", "--reason", "a slip")
+            self.assertEqual(job.result().code, 78)
+        again = run("launch", "-n", "2", "--", *self.train(100_000))
+        self.assert_fails(again, 78, "live changes in use", "--changes FILE")
+        file = self.folder / "changes.toml"
+        file.write_text(run("history", "--as-toml", "--run-dir", self.run_dir).out.replace("1e+30", "0.001"))
+        self.assertIn("0.001", file.read_text())
+        self.run_dir = self.folder / "again"
+        self.assert_trained(run("launch", "-n", "2", "--", *self.train(20, "--changes", file), seconds=120), 20)
+
     def test_a_file_that_cannot_be_right_ends_the_job_before_its_first_step(self):
         file = self.folder / "changes.toml"
         for text, code, part, more in (

@@ -70,20 +70,20 @@ TEST(MetricsStreams, ASlowReaderLosesTheOldest) {
   MetricsStreams streams;
   MetricsStreams::Reader slow(streams);
   for (int step = 0; step < 1000; ++step) {
-    auto sample = std::make_shared<v1::MetricsSample>();
-    sample->set_step(step);
+    auto sample = std::make_shared<TimedSample>();
+    sample->message.set_step(step);
     streams.publish(sample);
   }
   constexpr int kRing = MetricsStreams::kRing;
   for (int step = 1000 - kRing; step < 1000; ++step) {
     const auto next = slow.next(milliseconds(0));
     ASSERT_EQ(next.outcome, MetricsStreams::Reader::Outcome::sample);
-    EXPECT_EQ(next.sample->step(), step);
+    EXPECT_EQ(next.sample->message.step(), step);
     EXPECT_EQ(next.dropped, 1000 - kRing);
   }
   EXPECT_EQ(slow.next(milliseconds(0)).outcome, MetricsStreams::Reader::Outcome::nothing);
   MetricsStreams::Reader late(streams);
-  EXPECT_EQ(late.next(milliseconds(0)).sample->step(), 1000 - kRing);
+  EXPECT_EQ(late.next(milliseconds(0)).sample->message.step(), 1000 - kRing);
 }
 
 /// VmRSS of this process, in MiB: server and clients together.
@@ -219,25 +219,31 @@ TEST_F(Streams, ReadersThatDoNotReadHoldNobodyUp) {
       });
     });
   }
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(50);
   int step = 0;
   const auto do_step = [&] {
     const changes::Metric loss[] = {{"loss", 1.0 / (step + 1)}};
     server_.port().step_finished({.job_step = step});
     server_.record_metrics(step++, loss);
   };
-  while (stuck < kSlow && std::chrono::steady_clock::now() < until) do_step();
+  while (stuck < kSlow && std::chrono::steady_clock::now() < until) {
+    do_step();
+    std::this_thread::sleep_for(milliseconds(5));
+  }
   ASSERT_EQ(stuck, kSlow);
+  ASSERT_LT(step, kSteps / 2) << "most steps are measured";
   const int64_t before_mib = resident_mib();
   ASSERT_GT(before_mib, 0);
-  std::chrono::steady_clock::duration longest{};
+  std::vector<std::chrono::steady_clock::duration> times;
   while (step < kSteps) {
     const auto start = std::chrono::steady_clock::now();
     do_step();
-    longest = std::max(longest, std::chrono::steady_clock::now() - start);
+    times.push_back(std::chrono::steady_clock::now() - start);
   }
+  std::ranges::nth_element(times, times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2));
   EXPECT_LE(resident_mib() - before_mib, 64) << "MiB, with what the twelve others have in flight";
-  EXPECT_LT(longest, std::chrono::seconds(1)) << "and not for as long as somebody does not read";
+  // Of tens of thousands, so a machine that is busy does not move it.
+  EXPECT_LT(times[times.size() / 2], milliseconds(1)) << "microseconds, whoever does not read";
   enough = true;
   readers.clear();
   EXPECT_GT(dropped, 1000);

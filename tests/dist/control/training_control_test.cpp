@@ -407,6 +407,71 @@ TEST(TrainingControlStart, AClipLimitIsRefusedWhereTheJobCannotClip) {
   EXPECT_EQ(clip->max(), 0);
 }
 
+// ---- lists --------------------------------------------------------------------------------------
+
+TEST(ListChanges, PagesFitIntoAMessageAndWhatIsNewCanBeAskedForAlone) {
+  const TemporaryFolder folder;
+  JobDescription job = two_group_job();
+  for (int i = 0; i < 60; ++i) {
+    job.groups.push_back(job.groups[0]);
+    job.groups.back().name = "more" + std::to_string(i);
+  }
+  ControlServer server(options_in(folder.path()), job);
+  server.set_state(JobState::running);
+  const auto stub = v1::TrainingControl::NewStub(
+      grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
+  constexpr int kChanges = 600;  // about 8 MB
+  ControlClient client({.run_dir = folder.path()});
+  v1::CreateChangeRequest request;
+  request.set_etag("*");
+  v1::GroupPatch& patch = *request.mutable_change()->add_patches();
+  patch.set_group("*");
+  for (int i = 0; i < kChanges; ++i) {
+    patch.mutable_values()->set_eps(1e-6 * (i + 1));
+    client.create_change(request);
+  }
+  const auto page = [&](const std::string& filter, const std::string& token) {
+    v1::ListChangesRequest list;
+    list.set_parent("jobs/-");
+    list.set_page_size(1000);
+    list.set_filter(filter);
+    list.set_page_token(token);
+    grpc::ClientContext context;
+    v1::ListChangesResponse reply;
+    const grpc::Status status = stub->ListChanges(&context, list, &reply);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return reply;
+  };
+  const auto all = [&](const std::string& filter) {
+    std::vector<int64_t> revisions;
+    std::string token;
+    do {
+      const v1::ListChangesResponse reply = page(filter, token);
+      EXPECT_LT(reply.ByteSizeLong(), size_t{2} << 20);
+      for (const v1::Change& change : reply.changes()) revisions.push_back(change.revision());
+      token = reply.next_page_token();
+    } while (!token.empty() && !testing::Test::HasFailure());
+    return revisions;
+  };
+  const std::vector<int64_t> every = all("");
+  ASSERT_EQ(every.size(), kChanges);
+  for (int64_t i = 0; i < kChanges; ++i) ASSERT_EQ(every[i], i + 1);
+  EXPECT_THAT(all("revision>597"), testing::ElementsAre(598, 599, 600));
+  EXPECT_THAT(all("revision>600"), testing::IsEmpty());
+  EXPECT_THAT(all("state=SCHEDULED AND revision>598"), testing::ElementsAre(599, 600));
+  EXPECT_THAT(all("revision>598 AND state=APPLIED"), testing::IsEmpty());
+  for (const char* wrong :
+       {"revision>", "revision>x", "revision>-1", "revision>1x", "revision=1",
+        "state=SCHEDULED AND", "AND", "state=", "revision>99999999999999999999"}) {
+    v1::ListChangesRequest list;
+    list.set_parent("jobs/-");
+    list.set_filter(wrong);
+    grpc::ClientContext context;
+    v1::ListChangesResponse reply;
+    EXPECT_EQ(reason_of(stub->ListChanges(&context, list, &reply)).reason, "BAD_FILTER") << wrong;
+  }
+}
+
 // ---- leaving ------------------------------------------------------------------------------------
 
 TEST_F(TrainingControl, ADrainSaysThatTheMachineIsTakenAwayAndItsRequestIdIsItsOwn) {
