@@ -5,6 +5,7 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/impl/server_builder_option.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -15,6 +16,7 @@
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <string_view>
 #include <thread>
 
 #include "fusedbun/core/error.h"
@@ -24,7 +26,6 @@
 #include "fusedbun/dist/control/health_reporter.h"
 #include "fusedbun/dist/control/listen_address.h"
 #include "fusedbun/dist/control/training_control_service.h"
-#include "fusedbun/dist/plan/hexadecimal.h"
 #include "fusedbun/dist/run_folder/control_file.h"
 #include "fusedbun/dist/run_folder/private_folder.h"
 
@@ -86,14 +87,6 @@ class WithoutReflection final : public grpc::ServerBuilderOption {
   }
 };
 
-/// 32 hexadecimal digits that nobody can guess.
-std::string new_token() {
-  std::array<uint64_t, 2> bytes{};
-  FUSEDBUN_REQUIRE(::getentropy(bytes.data(), sizeof bytes) == 0, UnavailableError,
-                   std::string("cannot get random bytes: ") + std::strerror(errno));
-  return plan::hexadecimal(bytes[0]) + plan::hexadecimal(bytes[1]);
-}
-
 /// gRPC binds a Unix socket with 0777 & ~umask; there is no moment at which others may open it.
 class PrivateUmask {
  public:
@@ -105,20 +98,14 @@ class PrivateUmask {
   mode_t before_;
 };
 
-/// Every process of the machine reaches a port of loopback; only the job's owner can read the token in control.json.
-std::string token_for(const ListenAddress& address, const ControlOptions& options) {
-  const bool is_needed =
-      address.socket.empty() && address.is_local() && options.credentials.empty();
-  return is_needed ? new_token() : std::string();
-}
-
-/// Only the owner can open the socket, and read the token; over another port it is anybody, unless certificates tell.
-std::unique_ptr<Callers> callers_of(const ListenAddress& address, const ControlOptions& options,
-                                    const std::string& token) {
+/// Only the owner can open the socket, and read the token that a port of loopback asks for; over another port it is anybody,
+/// unless certificates tell.
+std::unique_ptr<Callers> callers_of(const ListenAddress& address, const ControlOptions& options) {
   if (!options.credentials.empty()) return std::make_unique<Callers>(options.credentials / "roles");
   if (!address.socket.empty())
     return std::make_unique<Callers>("uid:" + std::to_string(::geteuid()));
-  return std::make_unique<Callers>(std::string(address.is_local() ? "loopback" : "anybody"), token);
+  if (address.is_local()) return std::make_unique<Callers>("loopback", options.token);
+  return std::make_unique<Callers>(std::string("anybody"));
 }
 
 std::shared_ptr<grpc::ServerCredentials> credentials_of(const ControlOptions& options) {
@@ -133,8 +120,23 @@ std::string own_credentials(const ControlOptions& options) {
   return std::filesystem::exists(folder) ? folder.string() : std::string();
 }
 
+/// 32 hexadecimal digits that nobody can guess.
+std::string new_token() {
+  std::array<unsigned char, 16> bytes{};
+  FUSEDBUN_REQUIRE(
+      ::getrandom(bytes.data(), bytes.size(), 0) == ssize_t{bytes.size()}, IoError,
+      std::string("no random numbers for the control plane's token: ") + std::strerror(errno));
+  std::string token;
+  for (const unsigned char byte : bytes) {
+    constexpr std::string_view kDigits = "0123456789abcdef";
+    token += {kDigits[byte >> 4], kDigits[byte & 15]};
+  }
+  return token;
+}
+
 ControlOptions prepared(ControlOptions options) {
   run_folder::make_private_folder(options.run_dir);
+  if (options.token.empty()) options.token = new_token();
   return options;
 }
 
@@ -156,8 +158,7 @@ class ControlServer::Parts {
   Parts(ControlOptions given, JobDescription job)
       : options_(prepared(std::move(given))),
         address_(free_address(options_)),
-        token_(token_for(address_, options_)),
-        service_(options_, std::move(job), callers_of(address_, options_, token_)) {
+        service_(options_, std::move(job), callers_of(address_, options_)) {
     service_.on_state_change([this] {
       if (HealthReporter* health = live_health_) health->update();
     });
@@ -172,10 +173,13 @@ class ControlServer::Parts {
         interval);
     live_health_ = health_.get();
     if (options_.credentials.empty() && !address_.is_local()) warn_each_minute();
+    health_->update();  // a call may have come before it was there
+    const bool asks_for_token =
+        address_.socket.empty() && address_.is_local() && options_.credentials.empty();
     run_folder::write_control_file(options_.run_dir,
                                    {.address = address_.text(),
                                     .credentials = own_credentials(options_),
-                                    .token = token_,
+                                    .token = asks_for_token ? options_.token : "",
                                     .run_id = options_.run_id,
                                     .pid = ::getpid(),
                                     .host = host_name(),
@@ -251,7 +255,6 @@ class ControlServer::Parts {
 
   const ControlOptions options_;
   ListenAddress address_;
-  const std::string token_;  ///< empty: none is asked for
   TrainingControlService service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<HealthReporter> health_;

@@ -35,6 +35,9 @@ struct ControlOptions {
   /// machine or "localhost"; port 0 takes a free one. Off loopback it needs credentials, or
   /// `insecure`.
   std::string address = {};
+  /// What a client must show on a port of loopback, which every user of the machine can open
+  /// ("authorization: Bearer TOKEN"). Empty: one is made. control.json has it, mode 0600.
+  std::string token = {};
   /// Folder with ca.pem, server.pem, server.key and roles (callers.h): TLS, with certificates on both
   /// sides. Files that change are read again. Empty: plaintext.
   std::filesystem::path credentials = {};
