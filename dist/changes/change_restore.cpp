@@ -27,7 +27,8 @@ void require_not_diverged(const LoggedRun& run) {
       " steps with live changes in use, the last of them change " +
       std::to_string(change->revision) + " from step " + std::to_string(change->effective_step) +
       " on, and would again: write them to a file (fusedbun history --as-toml), leave out what was "
-      "wrong, and start with --changes FILE in another run folder");
+      "wrong, and start with --changes FILE in another run folder; or start here without all of "
+      "them, with --overwrite");
 }
 
 }  // namespace
