@@ -23,12 +23,13 @@ class Changes(TrainingTestCase):
         return [(line["step"], line["loss"], line["lr"], line["grad_norm"]) for line in steps(self.run_dir)]
 
     def test_a_run_with_live_changes_is_repeated_by_its_file(self):
-        with start("launch", "-n", "2", "--", *self.train(700)) as job:
+        # Long enough for three commands, one after the other, on a machine that is busy.
+        with start("launch", "-n", "2", "--", *self.train(1500)) as job:
             self.wait_for_steps(5)
             first = self.set("lr=0.00123", "Lambda=0.05")
-            self.set("lr_scale=0.5", "--at-step", "600")
+            self.set("lr_scale=0.5", "--at-step", "1400")
             self.set("unpin_lr=true", "max_grad_norm=0.5")
-            self.assertEqual(job.result(120).code, 0)
+            self.assertEqual(job.result(240).code, 0)
         live, model = self.used(), (self.run_dir / "model.safetensors").read_bytes()
         self.assertEqual(live[int(first["effective_step"])][2], 0.00123)
 
@@ -38,7 +39,7 @@ class Changes(TrainingTestCase):
         self.assertEqual(history.out.count("[[changes]]"), 3, history)
         file.write_text(history.out)
         self.run_dir = self.folder / "again"
-        self.assert_trained(run("launch", "-n", "2", "--", *self.train(700, "--changes", file), seconds=120), 700)
+        self.assert_trained(run("launch", "-n", "2", "--", *self.train(1500, "--changes", file), seconds=240), 1500)
         self.assertEqual(self.used(), live)
         self.assertEqual((self.run_dir / "model.safetensors").read_bytes(), model)
 
