@@ -34,24 +34,30 @@ std::map<std::string, Role> parse_roles(std::string_view text, const std::string
 
 class Callers {
  public:
-  /// Everybody is this one.
-  explicit Callers(std::string actor);
+  /// Everybody is this one, who shows the token as "authorization: Bearer TOKEN" in the call's metadata; empty: none is asked for.
+  explicit Callers(std::string actor, std::string token = {});
   /// Certificates decide. Reads the file, and again when it has changed; one that cannot be read then leaves the roles as they
   /// were. Throws ConfigError, DataError.
   explicit Callers(std::filesystem::path roles_file);
 
-  /// UNAUTHENTICATED without a certificate; role none for a name that the file does not have.
-  std::variant<Caller, plan::Refusal> identify(const grpc::ServerContext& context);
+  /// Are there several?
+  bool tells_apart() const { return !roles_file_.empty(); }
+  /// UNAUTHENTICATED without the token, or without a certificate that has a name; role none for a name that the file does not
+  /// have.
+  std::variant<Caller, changes::Refusal> identify(const grpc::ServerContext& context);
 
  private:
   Role role_of(const std::string& name);
   void read_again_if_changed();
 
+  bool shows_token(const grpc::ServerContext& context) const;
+
   const std::string owner_;
+  const std::string token_;
   const std::filesystem::path roles_file_;
   std::mutex mutex_;
   std::map<std::string, Role> roles_;
-  std::filesystem::file_time_type read_at_{};
+  std::filesystem::file_time_type written_at_{};  ///< of the file that was read
 };
 
 }  // namespace fusedbun::control

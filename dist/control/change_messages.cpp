@@ -11,13 +11,14 @@ namespace {
 using google::protobuf::Message;
 using google::protobuf::util::TimeUtil;
 
-plan::Refusal unknown_field(const std::string& what) {
-  return {plan::RefusalKind::invalid_argument,
-          "UNKNOWN_FIELD",
-          what +
-              " is not a hyperparameter that may change while a job runs: ListHyperparameterSpecs "
-              "names them",
-          {}};
+changes::Refusal unknown_field(const std::string& what) {
+  return {
+      changes::RefusalKind::invalid_argument,
+      "UNKNOWN_FIELD",
+      what +
+          " is not known to this version: ListHyperparameterSpecs names the hyperparameters that "
+          "may change while a job runs",
+      {}};
 }
 
 bool has_unknown_fields(const Message& message) {
@@ -25,7 +26,7 @@ bool has_unknown_fields(const Message& message) {
 }
 
 /// The names in the mask, or all fields that are present.
-std::variant<std::set<std::string>, plan::Refusal> selected_fields(const v1::GroupPatch& patch) {
+std::variant<std::set<std::string>, changes::Refusal> selected_fields(const v1::GroupPatch& patch) {
   const Message& values = patch.values();
   const auto* reflection = values.GetReflection();
   std::set<std::string> names;
@@ -37,38 +38,38 @@ std::variant<std::set<std::string>, plan::Refusal> selected_fields(const v1::Gro
   }
   for (const std::string& path : patch.update_mask().paths()) {
     const auto* field = values.GetDescriptor()->FindFieldByName(path);
-    if (field == nullptr) return unknown_field("'" + path.substr(0, 100) + "' in update_mask");
+    if (field == nullptr) return unknown_field("'" + changes::echo(path) + "' in update_mask");
     if (!reflection->HasField(values, field)) {
-      return plan::Refusal{plan::RefusalKind::invalid_argument,
-                           "MASK_WITHOUT_VALUE",
-                           "update_mask names " + path + ", but values has none",
-                           {{"field", path}}};
+      return changes::Refusal{changes::RefusalKind::invalid_argument,
+                              "MASK_WITHOUT_VALUE",
+                              "update_mask names " + path + ", but values has none",
+                              {{"field", path}}};
     }
     names.insert(path);
   }
   return names;
 }
 
-std::optional<plan::Refusal> read_patch(const v1::GroupPatch& patch,
-                                        std::vector<plan::ValuePatch>& out) {
+std::optional<changes::Refusal> read_patch(const v1::GroupPatch& patch,
+                                           std::vector<changes::ValuePatch>& out) {
   const Message& values = patch.values();
   if (has_unknown_fields(patch) || has_unknown_fields(values))
     return unknown_field("a field of the request");
   auto selected = selected_fields(patch);
-  if (auto* refusal = std::get_if<plan::Refusal>(&selected)) return *refusal;
+  if (auto* refusal = std::get_if<changes::Refusal>(&selected)) return *refusal;
   for (const std::string& name : std::get<std::set<std::string>>(selected)) {
     const auto* field = values.GetDescriptor()->FindFieldByName(name);
     const auto* reflection = values.GetReflection();
     const bool is_bool = field->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_BOOL;
     out.push_back({.group = patch.group(),
-                   .field = static_cast<plan::Field>(field->number()),
+                   .field = static_cast<changes::Field>(field->number()),
                    .value = is_bool ? double(reflection->GetBool(values, field))
                                     : reflection->GetDouble(values, field)});
   }
   return std::nullopt;
 }
 
-void set_value(plan::Field field, double value, v1::HyperparameterValues& values) {
+void set_value(changes::Field field, double value, v1::HyperparameterValues& values) {
   const auto* descriptor = values.GetDescriptor()->FindFieldByNumber(static_cast<int>(field));
   if (descriptor->cpp_type() == google::protobuf::FieldDescriptor::CPPTYPE_BOOL) {
     values.GetReflection()->SetBool(&values, descriptor, value != 0);
@@ -79,12 +80,45 @@ void set_value(plan::Field field, double value, v1::HyperparameterValues& values
 
 }  // namespace
 
-std::variant<plan::ChangeRequest, plan::Refusal> read_request(
+bool has_control_characters(std::string_view utf8) {
+  // C1 controls are C2 80 to C2 9F; E2 80 and E2 81 begin line separators, marks and isolates of direction.
+  for (size_t i = 0; i < utf8.size(); ++i) {
+    const auto byte = [&](size_t offset) {
+      return i + offset < utf8.size() ? static_cast<unsigned char>(utf8[i + offset]) : 0U;
+    };
+    if (byte(0) < 0x20 || byte(0) == 0x7F) return true;
+    if (byte(0) == 0xC2 && byte(1) < 0xA0) return true;
+    if (byte(0) != 0xE2) continue;
+    const unsigned last = byte(2);
+    if (byte(1) == 0x80 && (last == 0x8E || last == 0x8F || (last >= 0xA8 && last <= 0xAE)))
+      return true;
+    if (byte(1) == 0x81 && last >= 0xA6 && last <= 0xA9) return true;
+  }
+  return false;
+}
+
+std::optional<changes::Refusal> check_request(const Message& message) {
+  if (has_unknown_fields(message)) return unknown_field("a field of the request");
+  for (const char* name : {"reason", "request_id"}) {
+    const auto* field = message.GetDescriptor()->FindFieldByName(name);
+    if (field == nullptr ||
+        !has_control_characters(message.GetReflection()->GetString(message, field)))
+      continue;
+    return changes::Refusal{
+        changes::RefusalKind::invalid_argument,
+        "CONTROL_CHARACTER",
+        std::string(name) + " has a line break or another control character: leave it out",
+        {{"field", name}}};
+  }
+  return std::nullopt;
+}
+
+std::variant<changes::ChangeRequest, changes::Refusal> read_request(
     const v1::CreateChangeRequest& message, const std::string& actor) {
   const v1::Change& change = message.change();
-  if (has_unknown_fields(message) || has_unknown_fields(change))
-    return unknown_field("a field of the request");
-  plan::ChangeRequest request;
+  if (auto refusal = check_request(message)) return *refusal;
+  if (auto refusal = check_request(change)) return *refusal;
+  changes::ChangeRequest request;
   for (const v1::GroupPatch& patch : change.patches()) {
     if (auto refusal = read_patch(patch, request.patches)) return *refusal;
   }
@@ -97,8 +131,8 @@ std::variant<plan::ChangeRequest, plan::Refusal> read_request(
   return request;
 }
 
-v1::Hyperparameters to_message(const plan::Settings& settings,
-                               std::span<const plan::LedgerGroup> groups) {
+v1::Hyperparameters to_message(const changes::Settings& settings,
+                               std::span<const changes::LedgerGroup> groups) {
   v1::Hyperparameters message;
   for (size_t i = 0; i < settings.groups.size(); ++i) {
     v1::ParamGroup& group = *message.add_groups();
@@ -119,10 +153,10 @@ v1::Hyperparameters to_message(const plan::Settings& settings,
   return message;
 }
 
-v1::Change to_message(const plan::AcceptedChange& change,
-                      std::span<const plan::LedgerGroup> groups) {
+v1::Change to_message(const changes::AcceptedChange& change,
+                      std::span<const changes::LedgerGroup> groups) {
   v1::Change message;
-  for (const plan::ValuePatch& patch : change.request.patches) {
+  for (const changes::ValuePatch& patch : change.request.patches) {
     const int count = message.patches_size();
     v1::GroupPatch& group = count > 0 && message.patches(count - 1).group() == patch.group
                                 ? *message.mutable_patches(count - 1)
@@ -152,7 +186,7 @@ v1::Change to_message(const plan::AcceptedChange& change,
   return message;
 }
 
-v1::HyperparameterSpec to_message(const plan::FieldSpec& spec) {
+v1::HyperparameterSpec to_message(const changes::FieldSpec& spec) {
   v1::HyperparameterSpec message;
   message.set_field(std::string(spec.name));
   message.set_option_name(std::string(spec.option_name));

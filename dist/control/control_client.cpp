@@ -66,6 +66,7 @@ class ControlClient::Connection {
                      "say which job: --run-dir FOLDER or --address ADDRESS");
     if (location.address.empty()) file_ = run_folder::read_control_file(location.run_dir);
     address_ = file_ ? file_->address : location.address;
+    if (file_ && !file_->token.empty()) authorization_ = "Bearer " + file_->token;
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // the job is on this machine
     const std::filesystem::path folder = location.credentials.empty() && file_
@@ -84,6 +85,7 @@ class ControlClient::Connection {
                                                                         const Request&, Reply*),
              const Request& request) {
     grpc::ClientContext context;
+    authorize(context);
     context.set_deadline(std::chrono::system_clock::now() + deadline_);
     Reply reply;
     const grpc::Status status = (control_.get()->*method)(&context, request, &reply);
@@ -97,6 +99,7 @@ class ControlClient::Connection {
                        v1::TrainingControl::Stub::*method)(grpc::ClientContext*, const Request&),
                    const Request& request, const std::function<bool(const Message&)>& on_message) {
     grpc::ClientContext context;
+    authorize(context);
     const StreamUnderWay under_way(*this, context);
     const auto reader = (control_.get()->*method)(&context, request);
     bool is_wanted = true;
@@ -127,6 +130,10 @@ class ControlClient::Connection {
   }
 
  private:
+  void authorize(grpc::ClientContext& context) const {
+    if (!authorization_.empty()) context.AddMetadata("authorization", authorization_);
+  }
+
   /// Where cancel_streams() finds it.
   class StreamUnderWay {
    public:
@@ -153,6 +160,7 @@ class ControlClient::Connection {
   const std::chrono::milliseconds deadline_;
   std::optional<run_folder::ControlFile> file_;
   std::string address_;
+  std::string authorization_;  ///< the job's token; empty: it asks for none
   std::unique_ptr<v1::TrainingControl::Stub> control_;
   std::unique_ptr<grpc::health::v1::Health::StubInterface> health_;
 };

@@ -4,15 +4,19 @@
 #include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <string_view>
 #include <thread>
 
 #include "fusedbun/core/error.h"
@@ -32,9 +36,14 @@ constexpr int kMessageBytesMax = 256 << 10;
 constexpr int kMetadataBytesMax = 8 << 10;
 constexpr int kStreamsPerConnectionMax = 64;
 constexpr size_t kMemoryBytesMax = 64 << 20;
-// A stream holds a thread: 16 that watch, 16 that read metrics, and as many for the other calls.
-constexpr int kThreadsMax = 48;
+// A call holds a thread: 16 streams that watch, 16 that read metrics, the changes that wait for the disk, and as many more, so
+// that GetJob, DrainJob and StopJob always find one.
+constexpr int kThreadsMax = 2 * TrainingControlService::kStreamsMax +
+                            static_cast<int>(changes::ChangeCommit::kWaitingMax) + 32;
 constexpr int kHandshakeMs = 5'000;
+// With certificates a connection ends after a while, so that one that has expired or was taken back is found out.
+constexpr int kConnectionAgeMs = 10 * 60'000;
+constexpr int kConnectionAgeGraceMs = 60'000;
 constexpr int kIdleMs = 15 * 60'000;
 constexpr int kKeepaliveMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
@@ -43,7 +52,11 @@ constexpr std::chrono::milliseconds kHealthIntervalMax{500};  ///< a turn is see
 constexpr std::chrono::milliseconds kShutdownGrace{500};
 constexpr std::chrono::minutes kWarningInterval{1};
 
-void set_limits(grpc::ServerBuilder& builder) {
+void set_limits(grpc::ServerBuilder& builder, bool with_certificates) {
+  if (with_certificates) {
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, kConnectionAgeMs);
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, kConnectionAgeGraceMs);
+  }
   builder.SetMaxReceiveMessageSize(kMessageBytesMax);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMetadataBytesMax);
   builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, kStreamsPerConnectionMax);
@@ -63,6 +76,17 @@ void set_limits(grpc::ServerBuilder& builder) {
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
 }
 
+/// Linking the plugin switches server reflection on for each server of the process; this takes it away from one. A call of
+/// reflection holds a thread for as long as its client likes.
+class WithoutReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    const std::string name = grpc::reflection::ProtoServerReflectionPlugin().name();
+    std::erase_if(*plugins, [&](const auto& plugin) { return plugin->name() == name; });
+  }
+};
+
 /// gRPC binds a Unix socket with 0777 & ~umask; there is no moment at which others may open it.
 class PrivateUmask {
  public:
@@ -74,12 +98,14 @@ class PrivateUmask {
   mode_t before_;
 };
 
-/// Only the owner can open the socket; over a port it is anybody, unless certificates tell.
+/// Only the owner can open the socket, and read the token that a port of loopback asks for; over another port it is anybody,
+/// unless certificates tell.
 std::unique_ptr<Callers> callers_of(const ListenAddress& address, const ControlOptions& options) {
   if (!options.credentials.empty()) return std::make_unique<Callers>(options.credentials / "roles");
   if (!address.socket.empty())
     return std::make_unique<Callers>("uid:" + std::to_string(::geteuid()));
-  return std::make_unique<Callers>(std::string(address.is_local() ? "loopback" : "anybody"));
+  if (address.is_local()) return std::make_unique<Callers>("loopback", options.token);
+  return std::make_unique<Callers>(std::string("anybody"));
 }
 
 std::shared_ptr<grpc::ServerCredentials> credentials_of(const ControlOptions& options) {
@@ -94,8 +120,23 @@ std::string own_credentials(const ControlOptions& options) {
   return std::filesystem::exists(folder) ? folder.string() : std::string();
 }
 
+/// 32 hexadecimal digits that nobody can guess.
+std::string new_token() {
+  std::array<unsigned char, 16> bytes{};
+  FUSEDBUN_REQUIRE(
+      ::getrandom(bytes.data(), bytes.size(), 0) == ssize_t{bytes.size()}, IoError,
+      std::string("no random numbers for the control plane's token: ") + std::strerror(errno));
+  std::string token;
+  for (const unsigned char byte : bytes) {
+    constexpr std::string_view kDigits = "0123456789abcdef";
+    token += {kDigits[byte >> 4], kDigits[byte & 15]};
+  }
+  return token;
+}
+
 ControlOptions prepared(ControlOptions options) {
   run_folder::make_private_folder(options.run_dir);
+  if (options.token.empty()) options.token = new_token();
   return options;
 }
 
@@ -118,19 +159,27 @@ class ControlServer::Parts {
       : options_(prepared(std::move(given))),
         address_(free_address(options_)),
         service_(options_, std::move(job), callers_of(address_, options_)) {
+    service_.on_state_change([this] {
+      if (HealthReporter* health = live_health_) health->update();
+    });
     listen();
     const auto interval =
         std::clamp(options_.stall_timeout / 4, std::chrono::milliseconds(10), kHealthIntervalMax);
     health_ = std::make_unique<HealthReporter>(
         *server_->GetHealthCheckService(),
         HealthReporter::Sources{[this] { return service_.accepts_changes(); },
-                                [this] { return service_.is_progressing(); }},
+                                [this] { return service_.is_progressing(); },
+                                [this] { service_.tell_turns(); }},
         interval);
-    service_.on_state_change([this] { health_->update(); });
+    live_health_ = health_.get();
     if (options_.credentials.empty() && !address_.is_local()) warn_each_minute();
+    health_->update();  // a call may have come before it was there
+    const bool asks_for_token =
+        address_.socket.empty() && address_.is_local() && options_.credentials.empty();
     run_folder::write_control_file(options_.run_dir,
                                    {.address = address_.text(),
                                     .credentials = own_credentials(options_),
+                                    .token = asks_for_token ? options_.token : "",
                                     .run_id = options_.run_id,
                                     .pid = ::getpid(),
                                     .host = host_name(),
@@ -163,8 +212,9 @@ class ControlServer::Parts {
       std::condition_variable_any stopped;
       do {
         if (options_.notice) {
-          options_.notice("the control plane on " + address_.text() +
-                          " is not encrypted and takes orders from anybody (--insecure-control)");
+          options_.notice(
+              "the control plane on " + address_.text() +
+              " is not encrypted and accepts requests from anyone (--insecure-control)");
         }
         stopped.wait_for(lock, stop, kWarningInterval, [] { return false; });
       } while (!stop.stop_requested());
@@ -177,15 +227,16 @@ class ControlServer::Parts {
       // Held to the end of the process: the last to let go of gRPC waits, up to 10 s, for a write
       // that a client never read, and the end of a job must not.
       grpc_init();
-      // Switches that every later server of the process obeys.
+      // A switch that every later server of the process obeys.
       grpc::EnableDefaultHealthCheckService(true);
-      grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     });
     grpc::ServerBuilder builder;
-    set_limits(builder);
+    set_limits(builder, !options_.credentials.empty());
     int port = 0;
     builder.AddListeningPort(address_.text(), credentials_of(options_), &port);
     builder.RegisterService(&service_);
+    // Behind the socket there is only the job's owner.
+    if (address_.socket.empty()) builder.SetOption(std::make_unique<WithoutReflection>());
     {
       const PrivateUmask umask;
       server_ = builder.BuildAndStart();
@@ -207,6 +258,8 @@ class ControlServer::Parts {
   TrainingControlService service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<HealthReporter> health_;
+  std::atomic<HealthReporter*> live_health_ =
+      nullptr;  ///< for calls that come while it is being made
   std::mutex shutdown_mutex_;
   bool is_down_ = false;
   std::jthread warning_;
@@ -217,7 +270,7 @@ ControlServer::ControlServer(ControlOptions options, JobDescription job)
 
 ControlServer::~ControlServer() = default;
 
-plan::ControlPort& ControlServer::port() {
+changes::ControlPort& ControlServer::port() {
   return parts_->service();
 }
 
@@ -229,7 +282,7 @@ int64_t ControlServer::restored_changes() const {
   return parts_->service().restored_changes();
 }
 
-plan::LeaveRequest ControlServer::leave_asked() const {
+changes::LeaveRequest ControlServer::leave_asked() const {
   return parts_->service().leave_asked();
 }
 
@@ -245,7 +298,7 @@ void ControlServer::warn(std::string_view sentence) {
   parts_->service().warn(sentence);
 }
 
-void ControlServer::record_metrics(int64_t job_step, std::span<const plan::Metric> metrics) {
+void ControlServer::record_metrics(int64_t job_step, std::span<const changes::Metric> metrics) {
   parts_->service().record_metrics(job_step, metrics);
 }
 

@@ -4,8 +4,9 @@
 // leave requests reach it at step boundaries.
 //
 // Invariants: 1. While an object lives, <run_dir>/control.json says where it listens; it is gone
-// after shutdown(). 2. Nobody but this user can open the socket (0600); TCP is served on loopback
-// only. 3. The training thread never waits for a client or for the disk.
+// after shutdown(). 2. Nobody but this user can open the socket (0600); a port of loopback asks for
+// the token in control.json (0600), another one for a certificate, unless `insecure`. 3. The training
+// thread never waits for a client or for the disk.
 //
 // Needs no gRPC headers, so it may be included beside LibTorch. Thread safety: all members may be
 // called from any thread.
@@ -20,8 +21,8 @@
 #include <vector>
 
 #include "fusedbun/core/options.h"
-#include "fusedbun/dist/plan/change_schedule.h"
-#include "fusedbun/dist/plan/control_port.h"
+#include "fusedbun/dist/changes/change_schedule.h"
+#include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/plan/rank_status.h"
 
 namespace fusedbun::control {
@@ -34,7 +35,10 @@ struct ControlOptions {
   /// machine or "localhost"; port 0 takes a free one. Off loopback it needs credentials, or
   /// `insecure`.
   std::string address = {};
-  /// Folder with ca.pem, server.pem, server.key and roles (roles.h): TLS, with certificates on both
+  /// What a client must show on a port of loopback, which every user of the machine can open
+  /// ("authorization: Bearer TOKEN"). Empty: one is made. control.json has it, mode 0600.
+  std::string token = {};
+  /// Folder with ca.pem, server.pem, server.key and roles (callers.h): TLS, with certificates on both
   /// sides. Files that change are read again. Empty: plaintext.
   std::filesystem::path credentials = {};
   bool insecure = false;  ///< plaintext off loopback; warns each minute
@@ -45,7 +49,7 @@ struct ControlOptions {
   /// stalled; else only while steps end within max(stall_timeout, 10 median steps).
   std::chrono::milliseconds stall_timeout{5'000};
   /// Changes of the job's file, used at exactly their steps.
-  std::vector<plan::ScheduledChange> changes = {};
+  std::vector<changes::ScheduledChange> changes = {};
   /// Called with one sentence that the job's owner should know; from any thread.
   std::function<void(std::string_view)> notice = {};
 };
@@ -59,9 +63,9 @@ struct JobDescription {
   std::string version = {};  ///< of this program
   std::string backend = {};  ///< "gloo"
   double max_grad_norm = 0;  ///< 0: off
-  plan::JobCapabilities capabilities = {};
+  changes::JobCapabilities capabilities = {};
   /// As the job starts with them; names are unique, not empty, "*" or "all".
-  std::vector<plan::LedgerGroup> groups = {};
+  std::vector<changes::LedgerGroup> groups = {};
 };
 
 /// In the order in which they come; from `succeeded` on they are final.
@@ -71,6 +75,7 @@ enum class JobState : uint8_t {
   draining,
   succeeded,
   failed,
+  diverged,  ///< failed of the values it used, so that another attempt would too; FAILED in the contract
   drained,  ///< left before the end, to be run again; STOPPED in the contract
   stopped,  ///< left for good
 };
@@ -83,7 +88,7 @@ class ControlServer {
  public:
   /// Listens at once, in state `starting` (changes are refused until set_state(running)). Throws
   /// UnavailableError (69) if a live job has the address, naming its pid where it can be found;
-  /// ConfigError (78) for an address that is not loopback; PermissionError (77) if others may write
+  /// ConfigError (78) for an address off loopback without credentials and without `insecure`; PermissionError (77) if others may write
   /// the run folder; ConfigError for changes, of the file or of an earlier attempt of the run, that
   /// do not fit the job; DataError (65) for a damaged changes.log; IoError (74).
   ControlServer(ControlOptions options, JobDescription job);
@@ -92,17 +97,17 @@ class ControlServer {
   ControlServer& operator=(const ControlServer&) = delete;
 
   /// For ShardedFusedbun::set_control; lives as long as this object, also after shutdown().
-  plan::ControlPort& port();
+  changes::ControlPort& port();
 
   /// Changes that changes.log has from earlier attempts of the run; they apply again at their steps.
   int64_t restored_changes() const;
 
-  /// Moves the job on; succeeded, failed, drained and stopped are final, and later calls are ignored.
+  /// Moves the job on; from succeeded on they are final, and later calls are ignored.
   /// `reason` is one sentence for people ("left at step 120: SIGTERM").
   void set_state(JobState state, std::string_view reason = {});
 
   /// What clients have asked for so far by DrainJob and StopJob.
-  plan::LeaveRequest leave_asked() const;
+  changes::LeaveRequest leave_asked() const;
   /// Who knows the ranks, for ListRanks, progress and the state DEGRADED; null (as at the start): nobody, and
   /// ListRanks is empty. It lives until shutdown() or until another is set.
   void set_ranks(const plan::RankDirectory* ranks);
@@ -111,7 +116,7 @@ class ControlServer {
   void warn(std::string_view sentence);
   /// Adds what the training loop knows of its last finished step ("loss") to that step's sample of
   /// StreamMetrics. A sample leaves when this is called, else when the next step ends.
-  void record_metrics(int64_t job_step, std::span<const plan::Metric> metrics);
+  void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);
 
   /// "unix:/runs/a/control.sock" or "127.0.0.1:41373".
   std::string address() const;

@@ -9,27 +9,27 @@ namespace {
 constexpr const char* kErrorInfoUrl = "type.googleapis.com/google.rpc.ErrorInfo";
 constexpr const char* kDomain = "fusedbun.control.v1";
 
-grpc::StatusCode code_of(plan::RefusalKind kind) {
+grpc::StatusCode code_of(changes::RefusalKind kind) {
   switch (kind) {
-    case plan::RefusalKind::invalid_argument:
+    case changes::RefusalKind::invalid_argument:
       return grpc::StatusCode::INVALID_ARGUMENT;
-    case plan::RefusalKind::not_found:
+    case changes::RefusalKind::not_found:
       return grpc::StatusCode::NOT_FOUND;
-    case plan::RefusalKind::failed_precondition:
+    case changes::RefusalKind::failed_precondition:
       return grpc::StatusCode::FAILED_PRECONDITION;
-    case plan::RefusalKind::out_of_range:
+    case changes::RefusalKind::out_of_range:
       return grpc::StatusCode::OUT_OF_RANGE;
-    case plan::RefusalKind::aborted:
+    case changes::RefusalKind::aborted:
       return grpc::StatusCode::ABORTED;
-    case plan::RefusalKind::resource_exhausted:
+    case changes::RefusalKind::resource_exhausted:
       return grpc::StatusCode::RESOURCE_EXHAUSTED;
-    case plan::RefusalKind::unavailable:
+    case changes::RefusalKind::unavailable:
       return grpc::StatusCode::UNAVAILABLE;
-    case plan::RefusalKind::unimplemented:
+    case changes::RefusalKind::unimplemented:
       return grpc::StatusCode::UNIMPLEMENTED;
-    case plan::RefusalKind::unauthenticated:
+    case changes::RefusalKind::unauthenticated:
       return grpc::StatusCode::UNAUTHENTICATED;
-    case plan::RefusalKind::permission_denied:
+    case changes::RefusalKind::permission_denied:
       return grpc::StatusCode::PERMISSION_DENIED;
   }
   FUSEDBUN_ASSERT(false, "every kind of refusal has a status code");
@@ -37,7 +37,7 @@ grpc::StatusCode code_of(plan::RefusalKind kind) {
 
 }  // namespace
 
-grpc::Status to_status(const plan::Refusal& refusal) {
+grpc::Status to_status(const changes::Refusal& refusal) {
   v1::ErrorInfo info;
   info.set_reason(refusal.reason);
   info.set_domain(kDomain);

@@ -8,11 +8,11 @@
 #include <optional>
 #include <string>
 
-#include "fusedbun/dist/plan/change_request.h"
+#include "fusedbun/dist/changes/change_request.h"
 
 namespace fusedbun::control {
 
-grpc::Status to_status(const plan::Refusal& refusal);
+grpc::Status to_status(const changes::Refusal& refusal);
 
 struct StatusReason {
   std::string reason;  ///< "ETAG_MISMATCH"; empty if the status carries none

@@ -32,6 +32,7 @@ void HealthReporter::stop() {
 }
 
 void HealthReporter::publish() {
+  sources_.tell_turns();
   // A watcher hears of every call of SetServingStatus, so only turns are told.
   const bool control = sources_.accepts_changes();
   if (control != control_serving_)

@@ -23,6 +23,7 @@ class HealthReporter {
   struct Sources {
     std::function<bool()> accepts_changes;
     std::function<bool()> is_progressing;
+    std::function<void()> tell_turns;  ///< called each time it looks
   };
 
   /// Looks every `interval`, and at once on update(). `service` outlives this object.

@@ -23,7 +23,7 @@ void JobEvents::end() {
 
 JobEvents::Page JobEvents::after(int64_t sequence, std::chrono::milliseconds wait) const {
   std::unique_lock lock(mutex_);
-  added_.wait_for(lock, wait, [&] { return newest_ > sequence || ended_; });
+  added_.wait_for(lock, wait, [&] { return newest_ > std::max(sequence, before_) || ended_; });
   const int64_t oldest = newest_ - static_cast<int64_t>(events_.size()) + 1;
   Page page{.events = {}, .oldest = oldest};
   if (sequence > newest_ || (sequence != 0 && sequence < oldest - 1)) {

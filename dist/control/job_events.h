@@ -18,6 +18,9 @@ class JobEvents {
  public:
   static constexpr size_t kKept = 1024;
 
+  /// Before the first event. Each attempt of a run has numbers of its own: a reader of an earlier one learns that its events
+  /// are gone. The first attempt counts from 1.
+  void begin_attempt(int64_t attempts_before) { newest_ = before_ = attempts_before << 32; }
   /// Sequence and time are filled in.
   void add(v1::JobEvent event);
   /// Nothing more will come.
@@ -43,6 +46,7 @@ class JobEvents {
   mutable std::mutex mutex_;
   mutable std::condition_variable added_;
   std::deque<v1::JobEvent> events_;
+  int64_t before_ = 0;  ///< the first event's sequence is one more
   int64_t newest_ = 0;
   bool ended_ = false;
 };

@@ -15,7 +15,11 @@
 
 namespace fusedbun::control {
 
-using SharedSample = std::shared_ptr<const v1::MetricsSample>;
+struct TimedSample {
+  v1::MetricsSample message;
+  int64_t steady_us = 0;  ///< when its step ended, on a clock that nobody sets
+};
+using SharedSample = std::shared_ptr<const TimedSample>;
 
 class MetricsStreams {
  public:

@@ -9,14 +9,14 @@ namespace {
 constexpr int kPageDefault = 50;
 constexpr int kPageMax = 1000;
 
-plan::Refusal invalid(std::string reason, std::string message) {
-  return {plan::RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
+changes::Refusal invalid(std::string reason, std::string message) {
+  return {changes::RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
 }
 
 }  // namespace
 
-std::variant<PageRequest, plan::Refusal> read_page(int size, const std::string& token,
-                                                   int64_t begin) {
+std::variant<PageRequest, changes::Refusal> read_page(int size, const std::string& token,
+                                                      int64_t begin) {
   if (size < 0) return invalid("BAD_PAGE_SIZE", "page_size is negative");
   PageRequest page{.first = begin, .size = size == 0 ? kPageDefault : std::min(size, kPageMax)};
   if (token.empty()) return page;

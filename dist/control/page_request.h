@@ -6,7 +6,7 @@
 #include <string>
 #include <variant>
 
-#include "fusedbun/dist/plan/change_request.h"
+#include "fusedbun/dist/changes/change_request.h"
 
 namespace fusedbun::control {
 
@@ -17,7 +17,7 @@ struct PageRequest {
 
 /// `size` 0 means 50, more than 1,000 means 1,000. `begin` is the number of the list's first element. INVALID_ARGUMENT
 /// BAD_PAGE_SIZE or BAD_PAGE_TOKEN.
-std::variant<PageRequest, plan::Refusal> read_page(int size, const std::string& token,
-                                                   int64_t begin);
+std::variant<PageRequest, changes::Refusal> read_page(int size, const std::string& token,
+                                                      int64_t begin);
 
 }  // namespace fusedbun::control

@@ -6,11 +6,9 @@ namespace fusedbun::control {
 namespace {
 
 constexpr std::string_view kJobs = "jobs/";
-constexpr size_t kEchoBytesMax = 100;  // of what a client sent, in a message to it
 
-std::string echo(std::string_view text) {
-  return "'" + std::string(text.substr(0, kEchoBytesMax)) +
-         (text.size() > kEchoBytesMax ? "...'" : "'");
+std::string quoted(std::string_view text) {
+  return "'" + changes::echo(text) + "'";
 }
 
 }  // namespace
@@ -25,20 +23,20 @@ std::string job_name(std::string_view run_id) {
   return name;
 }
 
-std::variant<std::string_view, plan::Refusal> within_job(std::string_view name,
-                                                         std::string_view job) {
+std::variant<std::string_view, changes::Refusal> within_job(std::string_view name,
+                                                            std::string_view job) {
   for (const std::string_view known : {job, std::string_view("jobs/-")}) {
     if (name == known) return std::string_view{};
     if (name.starts_with(known) && name[known.size()] == '/') return name.substr(known.size() + 1);
   }
-  return plan::Refusal{
-      plan::RefusalKind::not_found,
+  return changes::Refusal{
+      changes::RefusalKind::not_found,
       "UNKNOWN_JOB",
-      echo(name) + " is not of the job served here, " + std::string(job) + " or \"jobs/-\"",
+      quoted(name) + " is not of the job served here, " + std::string(job) + " or \"jobs/-\"",
       {{"job", std::string(job)}}};
 }
 
-std::variant<int64_t, plan::Refusal> change_revision(std::string_view within, int64_t newest) {
+std::variant<int64_t, changes::Refusal> change_revision(std::string_view within, int64_t newest) {
   constexpr std::string_view kChanges = "changes/";
   int64_t revision = 0;
   if (within.starts_with(kChanges)) {
@@ -47,11 +45,11 @@ std::variant<int64_t, plan::Refusal> change_revision(std::string_view within, in
     if (read.ec != std::errc{} || read.ptr != digits.data() + digits.size()) revision = 0;
   }
   if (revision >= 1 && revision <= newest) return revision;
-  return plan::Refusal{plan::RefusalKind::not_found,
-                       "UNKNOWN_CHANGE",
-                       "there is no " + echo(within) + "; the newest change is " +
-                           (newest > 0 ? "changes/" + std::to_string(newest) : "none yet"),
-                       {}};
+  return changes::Refusal{changes::RefusalKind::not_found,
+                          "UNKNOWN_CHANGE",
+                          "there is no " + quoted(within) + "; the newest change is " +
+                              (newest > 0 ? "changes/" + std::to_string(newest) : "none yet"),
+                          {}};
 }
 
 }  // namespace fusedbun::control

@@ -1,38 +1,76 @@
 #include "fusedbun/dist/control/rpc_policy.h"
 
 #include <algorithm>
+#include <iterator>
+#include <sstream>
 #include <string>
+#include <vector>
 
 #include "fusedbun/core/error.h"
 
 namespace fusedbun::control {
+
+extern const char* const kRpcPolicyText;  // rpc_policy.csv, by CMakeLists.txt
+
 namespace {
 
-using plan::Refusal;
-using plan::RefusalKind;
-
-constexpr RpcPolicy kPolicies[] = {
-    {Rpc::get_job, "GetJob", Role::viewer, When::always},
-    {Rpc::watch_job, "WatchJob", Role::viewer, When::always},
-    {Rpc::list_ranks, "ListRanks", Role::viewer, When::always},
-    {Rpc::get_hyperparameters, "GetHyperparameters", Role::viewer, When::always},
-    {Rpc::list_hyperparameter_specs, "ListHyperparameterSpecs", Role::viewer, When::always},
-    {Rpc::create_change, "CreateChange", Role::operator_, When::running},
-    {Rpc::get_change, "GetChange", Role::viewer, When::always},
-    {Rpc::list_changes, "ListChanges", Role::viewer, When::always},
-    {Rpc::cancel_change, "CancelChange", Role::operator_, When::running},
-    {Rpc::create_checkpoint, "CreateCheckpoint", Role::operator_, When::never},
-    {Rpc::get_checkpoint, "GetCheckpoint", Role::viewer, When::never},
-    {Rpc::list_checkpoints, "ListCheckpoints", Role::viewer, When::never},
-    {Rpc::drain_job, "DrainJob", Role::admin, When::not_ended},
-    {Rpc::stop_job, "StopJob", Role::admin, When::not_ended},
-    {Rpc::stream_metrics, "StreamMetrics", Role::viewer, When::always},
-    {Rpc::pause_job, "PauseJob", Role::operator_, When::never},
-    {Rpc::resume_job, "ResumeJob", Role::operator_, When::never},
-    {Rpc::dump_diagnostics, "DumpDiagnostics", Role::admin, When::never},
-};
+using changes::Refusal;
+using changes::RefusalKind;
 
 constexpr std::string_view kRoles[] = {"none", "viewer", "operator", "admin"};
+constexpr size_t kRpcs = static_cast<size_t>(Rpc::dump_diagnostics) + 1;
+
+std::vector<std::string> split(const std::string& text, char separator) {
+  std::vector<std::string> parts;
+  std::istringstream stream(text);
+  for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
+  return parts;
+}
+
+Refusal refusal_of(const std::string& cell, const std::string& call) {
+  if (cell == "UNAVAILABLE STARTING") {
+    return {RefusalKind::unavailable,
+            "STARTING",
+            "the job is starting and takes no changes yet: try again",
+            {}};
+  }
+  if (cell == "UNAVAILABLE DRAINING") {
+    return {RefusalKind::unavailable,
+            "DRAINING",
+            "the job is about to leave and takes no more changes",
+            {}};
+  }
+  if (cell == "FAILED_PRECONDITION JOB_ENDED")
+    return {RefusalKind::failed_precondition, "JOB_ENDED", "the job has ended", {}};
+  FUSEDBUN_ASSERT(cell == "UNIMPLEMENTED NOT_IN_THIS_VERSION",
+                  "rpc_policy.csv has the refusal " + cell);
+  return {RefusalKind::unimplemented,
+          "NOT_IN_THIS_VERSION",
+          call + " is in the contract, but this version of fusedbun does not serve it",
+          {}};
+}
+
+std::vector<RpcPolicy> read_policies() {
+  std::vector<RpcPolicy> policies;
+  std::vector<std::string> lines = split(kRpcPolicyText, '\n');
+  FUSEDBUN_ASSERT(
+      lines.size() == kRpcs + 1 && lines[0] == "call,role,STARTING,RUNNING,DRAINING,ENDED",
+      "rpc_policy.csv has a line for each call");
+  for (size_t i = 0; i < kRpcs; ++i) {
+    const std::vector<std::string> cells = split(lines[i + 1], ',');
+    RpcPolicy policy{.rpc = static_cast<Rpc>(i), .name = cells.at(0)};
+    const auto role = role_named(cells.at(1));
+    FUSEDBUN_ASSERT(role && cells.size() == 2 + policy.refusals.size(),
+                    "rpc_policy.csv: " + lines[i + 1]);
+    policy.least = *role;
+    for (size_t state = 0; state < policy.refusals.size(); ++state) {
+      if (cells[state + 2] != "OK")
+        policy.refusals[state] = refusal_of(cells[state + 2], policy.name);
+    }
+    policies.push_back(std::move(policy));
+  }
+  return policies;
+}
 
 }  // namespace
 
@@ -47,13 +85,12 @@ std::string_view name_of(Role role) {
 }
 
 std::span<const RpcPolicy> rpc_policies() {
-  return kPolicies;
+  static const std::vector<RpcPolicy> policies = read_policies();
+  return policies;
 }
 
 const RpcPolicy& policy_of(Rpc rpc) {
-  const RpcPolicy& policy = kPolicies[static_cast<size_t>(rpc)];
-  FUSEDBUN_ASSERT(policy.rpc == rpc, "the table is in the order of its enumeration");
-  return policy;
+  return rpc_policies()[static_cast<size_t>(rpc)];
 }
 
 std::optional<Refusal> refused_for(Rpc rpc, Role role) {
@@ -61,36 +98,18 @@ std::optional<Refusal> refused_for(Rpc rpc, Role role) {
   if (role >= policy.least) return std::nullopt;
   return Refusal{RefusalKind::permission_denied,
                  "ROLE_TOO_LOW",
-                 std::string(policy.name) + " takes the role " +
-                     std::string(name_of(policy.least)) + "; you have the role " +
-                     std::string(name_of(role)),
+                 policy.name + " requires the role " + std::string(name_of(policy.least)) +
+                     "; you have the role " + std::string(name_of(role)),
                  {{"role", std::string(name_of(role))}}};
 }
 
 std::optional<Refusal> refused_in(Rpc rpc, JobState state) {
-  const RpcPolicy& policy = policy_of(rpc);
-  if (policy.when == When::never) {
-    return Refusal{RefusalKind::unimplemented,
-                   "NOT_IN_THIS_VERSION",
-                   std::string(policy.name) +
-                       " is in the contract, but this version of fusedbun does not serve it",
-                   {}};
-  }
-  if (policy.when == When::always) return std::nullopt;
-  if (is_final(state)) {
-    return Refusal{RefusalKind::failed_precondition, "JOB_ENDED", "the job has ended", {}};
-  }
-  if (policy.when == When::not_ended || state == JobState::running) return std::nullopt;
-  if (state == JobState::starting) {
-    return Refusal{RefusalKind::unavailable,
-                   "STARTING",
-                   "the job is starting and takes no changes yet: try again",
-                   {}};
-  }
-  return Refusal{RefusalKind::unavailable,
-                 "DRAINING",
-                 "the job is about to leave and takes no more changes",
-                 {}};
+  return policy_of(rpc).refusals[is_final(state) ? 3 : static_cast<size_t>(state)];
+}
+
+bool is_served(Rpc rpc) {
+  const auto& refusals = policy_of(rpc).refusals;
+  return std::ranges::any_of(refusals, [](const auto& refusal) { return !refusal; });
 }
 
 }  // namespace fusedbun::control

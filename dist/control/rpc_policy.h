@@ -1,15 +1,18 @@
 #pragma once
-// RpcPolicy: who may call what, and in which state of the job. One table, which the service obeys, the tests read, and the
-// README shows.
+// RpcPolicy: who may call what, and what is answered in which state of the job. rpc_policy.csv says it, one call a line in the
+// order of the contract: the lowest role, and for each state OK or the refusal, its gRPC code and its reason. ENDED is
+// SUCCEEDED, FAILED and STOPPED, while the process lives. The service is compiled from that file, and the README shows it.
 //
 // Thread safety: values and functions without state.
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <string_view>
 
+#include "fusedbun/dist/changes/change_request.h"
 #include "fusedbun/dist/control/control_server.h"
-#include "fusedbun/dist/plan/change_request.h"
 
 namespace fusedbun::control {
 
@@ -41,25 +44,21 @@ enum class Rpc : uint8_t {
   dump_diagnostics,
 };
 
-enum class When : uint8_t {
-  always,     ///< while the process lives
-  running,    ///< UNAVAILABLE before and while the job leaves, FAILED_PRECONDITION after
-  not_ended,  ///< FAILED_PRECONDITION after the job has ended
-  never,      ///< UNIMPLEMENTED: in the contract, not in this version
-};
-
 struct RpcPolicy {
-  Rpc rpc;
-  std::string_view name;  ///< the contract's
-  Role least;
-  When when;
+  Rpc rpc{};
+  std::string name;  ///< the contract's
+  Role least = Role::admin;
+  /// Starting, running, draining, ended; empty: it is answered.
+  std::array<std::optional<changes::Refusal>, 4> refusals = {};
 };
 std::span<const RpcPolicy> rpc_policies();
 const RpcPolicy& policy_of(Rpc rpc);
 
 /// PERMISSION_DENIED if the role is too low for it.
-std::optional<plan::Refusal> refused_for(Rpc rpc, Role role);
+std::optional<changes::Refusal> refused_for(Rpc rpc, Role role);
 /// Why it is not answered while the job is in this state.
-std::optional<plan::Refusal> refused_in(Rpc rpc, JobState state);
+std::optional<changes::Refusal> refused_in(Rpc rpc, JobState state);
+/// In the contract, but not in this version: refused in every state.
+bool is_served(Rpc rpc);
 
 }  // namespace fusedbun::control

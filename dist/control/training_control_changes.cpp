@@ -2,52 +2,81 @@
 #include <google/protobuf/util/time_util.h>
 
 #include <algorithm>
+#include <charconv>
+#include <chrono>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/control/change_messages.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/page_request.h"
+#include "fusedbun/dist/control/patience.h"
 #include "fusedbun/dist/control/resource_name.h"
 #include "fusedbun/dist/control/training_control_service.h"
 
 namespace fusedbun::control {
 namespace {
 
+/// A page ends at this many bytes: clients take 4 MiB unless they say otherwise.
+constexpr size_t kPageBytesMax = 1 << 20;
+
 using google::protobuf::util::TimeUtil;
 
-v1::Change::State message_of(plan::ChangeState state) {
+v1::Change::State message_of(changes::ChangeState state) {
   switch (state) {
-    case plan::ChangeState::scheduled:
+    case changes::ChangeState::scheduled:
       return v1::Change::SCHEDULED;
-    case plan::ChangeState::applied:
+    case changes::ChangeState::applied:
       return v1::Change::APPLIED;
-    case plan::ChangeState::cancelled:
+    case changes::ChangeState::cancelled:
       return v1::Change::CANCELLED;
-    case plan::ChangeState::rejected:
+    case changes::ChangeState::rejected:
       return v1::Change::REJECTED;
   }
   FUSEDBUN_ASSERT(false, "every change state has a name in the contract");
 }
 
-plan::Refusal invalid(std::string reason, std::string message) {
-  return {plan::RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
+changes::Refusal invalid(std::string reason, std::string message) {
+  return {changes::RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
 }
 
-/// The state asked for by "state=NAME"; STATE_UNSPECIFIED for no filter.
-std::variant<v1::Change::State, plan::Refusal> read_filter(const std::string& filter) {
+/// Which changes are wanted: "state=NAME", "revision>N", or both with " AND " between them.
+struct ChangeFilter {
+  std::optional<v1::Change::State> state;
+  int64_t after = 0;  ///< this revision
+};
+std::variant<ChangeFilter, changes::Refusal> read_filter(const std::string& text) {
+  constexpr std::string_view kAnd = " AND ";
   constexpr std::string_view kState = "state=";
-  v1::Change::State state = v1::Change::STATE_UNSPECIFIED;
-  if (filter.empty()) return state;
-  if (filter.starts_with(kState) && v1::Change::State_Parse(filter.substr(kState.size()), &state))
-    return state;
-  return invalid("BAD_FILTER",
-                 "filter must be empty or state=SCHEDULED, APPLIED, CANCELLED or REJECTED");
+  constexpr std::string_view kRevision = "revision>";
+  ChangeFilter filter;
+  for (std::string_view rest = text; !rest.empty();) {
+    const size_t end = std::min(rest.find(kAnd), rest.size());
+    const std::string_view part = rest.substr(0, end);
+    rest.remove_prefix(std::min(end + kAnd.size(), rest.size()));
+    v1::Change::State state{};
+    if (part.starts_with(kState) &&
+        v1::Change::State_Parse(std::string(part.substr(kState.size())), &state)) {
+      filter.state = state;
+      continue;
+    }
+    const char* last = part.data() + part.size();
+    const bool is_revision = part.starts_with(kRevision);
+    const auto read = is_revision
+                          ? std::from_chars(part.data() + kRevision.size(), last, filter.after)
+                          : std::from_chars_result{part.data(), std::errc::invalid_argument};
+    if (read.ec != std::errc{} || read.ptr != last || filter.after < 0) {
+      return invalid("BAD_FILTER",
+                     "filter must be empty, state=SCHEDULED, APPLIED, CANCELLED or REJECTED, "
+                     "revision>N, or both with AND between them");
+    }
+  }
+  return filter;
 }
 
-int64_t revision_of(const plan::ChangeBatch::Answer& answer) {
-  if (const auto* repeated = std::get_if<plan::ChangeLedger::Replay>(&answer))
+int64_t revision_of(const changes::ChangeBatch::Answer& answer) {
+  if (const auto* repeated = std::get_if<changes::ChangeLedger::Replay>(&answer))
     return repeated->revision;
-  return std::get<plan::ChangeBatch::Accepted>(answer).revision;
+  return std::get<changes::ChangeBatch::Accepted>(answer).revision;
 }
 
 }  // namespace
@@ -57,7 +86,7 @@ std::string TrainingControlService::address_of_change(int64_t revision) const {
 }
 
 /// Adds what the schedule gave in the last finished step, and what follows from it.
-void TrainingControlService::fill_schedule(const plan::Settings& settings,
+void TrainingControlService::fill_schedule(const changes::Settings& settings,
                                            v1::Hyperparameters& message) const {
   const std::lock_guard lock(progress_mutex_);
   for (int i = 0; i < message.groups_size(); ++i) {
@@ -77,7 +106,7 @@ grpc::Status TrainingControlService::GetHyperparameters(
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
   const int64_t next_step = commit_.next_step();
-  const plan::Settings settings = ledger_.settings_at(next_step);
+  const changes::Settings settings = ledger_.settings_at(next_step);
   *reply = to_message(settings, ledger_.groups());
   fill_schedule(settings, *reply);
   reply->set_name(name_ + "/hyperparameters");
@@ -93,15 +122,15 @@ grpc::Status TrainingControlService::ListHyperparameterSpecs(
     v1::ListHyperparameterSpecsResponse* reply) {
   const auto admitted = admit(Rpc::list_hyperparameter_specs, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  for (plan::FieldSpec spec : plan::field_specs()) {
-    if (spec.field == plan::Field::max_grad_norm && !job_.capabilities.clips_gradients)
+  for (changes::FieldSpec spec : changes::field_specs()) {
+    if (spec.field == changes::Field::max_grad_norm && !job_.capabilities.clips_gradients)
       spec.max = 0;
     *reply->add_specs() = to_message(spec);
   }
   return grpc::Status::OK;
 }
 
-v1::Change TrainingControlService::change_message(const plan::AcceptedChange& change) const {
+v1::Change TrainingControlService::change_message(const changes::AcceptedChange& change) const {
   v1::Change message = to_message(change, ledger_.groups());
   message.set_name(address_of_change(change.revision));
   message.set_state(message_of(ledger_.state_of(change.revision)));
@@ -125,9 +154,12 @@ v1::Change::State TrainingControlService::state_of_change(int64_t revision) cons
 v1::Change TrainingControlService::find_change(int64_t revision) {
   {
     const std::lock_guard lock(ledger_mutex_);
-    if (const plan::AcceptedChange* held = ledger_.find(revision)) return change_message(*held);
+    if (const changes::AcceptedChange* held = ledger_.find(revision)) return change_message(*held);
   }
-  return history_.read(revision);
+  v1::Change change;
+  if (!change.ParseFromString(history_->read(revision)))
+    throw IoError("the history of changes was damaged");
+  return change;
 }
 
 grpc::Status TrainingControlService::reply_with(int64_t revision, v1::Change* reply) {
@@ -135,8 +167,15 @@ grpc::Status TrainingControlService::reply_with(int64_t revision, v1::Change* re
     *reply = find_change(revision);
     return grpc::Status::OK;
   } catch (const IoError& error) {
-    return to_status({plan::RefusalKind::unavailable, "HISTORY_READ_FAILED", error.what(), {}});
+    return to_status({changes::RefusalKind::unavailable, "HISTORY_READ_FAILED", error.what(), {}});
   }
+}
+
+changes::ChangeBatch::Answer TrainingControlService::commit(changes::ChangeRequest request,
+                                                            const Context& context) {
+  return commit_.commit(std::move(request),
+                        {.until = changes::ChangeCommit::Clock::now() + patience_of(context),
+                         .gone = [&] { return context.IsCancelled(); }});
 }
 
 grpc::Status TrainingControlService::CreateChange(Context* context,
@@ -144,15 +183,14 @@ grpc::Status TrainingControlService::CreateChange(Context* context,
                                                   v1::Change* reply) {
   const auto admitted = admit(Rpc::create_change, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  const Caller& caller = std::get<Admitted>(admitted).caller;
-  if (const auto refusal = over_rate(caller)) return to_status(*refusal);
-  const auto read = read_request(*request, caller.actor);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
-  const auto& change = std::get<plan::ChangeRequest>(read);
+  const auto read = read_request(*request, std::get<Admitted>(admitted).caller.actor);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
+  const auto& change = std::get<changes::ChangeRequest>(read);
   if (request->validate_only()) return rehearse(change, reply);
+  if (const auto refusal = over_rate(change)) return to_status(*refusal);
 
-  const plan::ChangeBatch::Answer answer = commit_.commit(change);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&answer)) return to_status(*refusal);
+  const changes::ChangeBatch::Answer answer = commit(change, *context);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&answer)) return to_status(*refusal);
   grpc::Status status = reply_with(revision_of(answer), reply);
   if (!status.ok()) return status;
   reply->clear_error();
@@ -161,19 +199,19 @@ grpc::Status TrainingControlService::CreateChange(Context* context,
   return status;
 }
 
-grpc::Status TrainingControlService::rehearse(const plan::ChangeRequest& request,
+grpc::Status TrainingControlService::rehearse(const changes::ChangeRequest& request,
                                               v1::Change* reply) {
   std::unique_lock lock(ledger_mutex_);
   const auto verdict = commit_.rehearse(request);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&verdict)) return to_status(*refusal);
-  if (const auto* repeated = std::get_if<plan::ChangeLedger::Replay>(&verdict)) {
+  if (const auto* refusal = std::get_if<changes::Refusal>(&verdict)) return to_status(*refusal);
+  if (const auto* repeated = std::get_if<changes::ChangeLedger::Replay>(&verdict)) {
     lock.unlock();
     grpc::Status status = reply_with(repeated->revision, reply);
     reply->clear_error();
     reply->clear_state();
     return status;
   }
-  *reply = to_message(std::get<plan::AcceptedChange>(verdict), ledger_.groups());
+  *reply = to_message(std::get<changes::AcceptedChange>(verdict), ledger_.groups());
   reply->clear_revision();  // none was used
   reply->clear_chain_hash();
   reply->mutable_resulting()->clear_revision();
@@ -186,17 +224,18 @@ grpc::Status TrainingControlService::CancelChange(Context* context,
   const auto admitted = admit(Rpc::cancel_change, *context, request->name());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto& [caller, within] = std::get<Admitted>(admitted);
-  if (const auto refusal = over_rate(caller)) return to_status(*refusal);
+  if (const auto refusal = check_request(*request)) return to_status(*refusal);
   const auto revision = change_revision(within, newest_revision());
-  if (const auto* refusal = std::get_if<plan::Refusal>(&revision)) return to_status(*refusal);
-  plan::ChangeRequest cancellation;
+  if (const auto* refusal = std::get_if<changes::Refusal>(&revision)) return to_status(*refusal);
+  changes::ChangeRequest cancellation;
   cancellation.cancels = std::get<int64_t>(revision);
   cancellation.reason = request->reason();
   cancellation.actor = caller.actor;
   cancellation.request_id = request->request_id();
   cancellation.create_time_us = TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
-  const plan::ChangeBatch::Answer answer = commit_.commit(cancellation);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&answer)) return to_status(*refusal);
+  if (const auto refusal = over_rate(cancellation)) return to_status(*refusal);
+  const changes::ChangeBatch::Answer answer = commit(cancellation, *context);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&answer)) return to_status(*refusal);
   return reply_with(*cancellation.cancels, reply);
 }
 
@@ -206,7 +245,7 @@ grpc::Status TrainingControlService::GetChange(Context* context,
   const auto admitted = admit(Rpc::get_change, *context, request->name());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto revision = change_revision(std::get<Admitted>(admitted).within, observed_revision());
-  if (const auto* refusal = std::get_if<plan::Refusal>(&revision)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&revision)) return to_status(*refusal);
   return reply_with(std::get<int64_t>(revision), reply);
 }
 
@@ -216,24 +255,30 @@ grpc::Status TrainingControlService::ListChanges(Context* context,
   const auto admitted = admit(Rpc::list_changes, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto filter = read_filter(request->filter());
-  if (const auto* refusal = std::get_if<plan::Refusal>(&filter)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&filter)) return to_status(*refusal);
   const auto read = read_page(request->page_size(), request->page_token(), 1);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
   const auto& page = std::get<PageRequest>(read);
-  const auto wanted = std::get<v1::Change::State>(filter);
+  const auto& [wanted, after] = std::get<ChangeFilter>(filter);
 
   // The training loop may have its turn between any two.
+  const auto until = std::chrono::steady_clock::now() + patience_of(*context);
   const int64_t newest = observed_revision();
-  for (int64_t revision = page.first; revision <= newest; ++revision) {
-    if (wanted != v1::Change::STATE_UNSPECIFIED && wanted != state_of_change(revision)) continue;
-    if (reply->changes_size() == page.size) {
+  size_t bytes = 0;
+  for (int64_t revision = std::max(page.first, after + 1); revision <= newest; ++revision) {
+    if (context->IsCancelled()) return grpc::Status::CANCELLED;
+    if (wanted && *wanted != state_of_change(revision)) continue;
+    const bool is_full = reply->changes_size() == page.size || bytes >= kPageBytesMax ||
+                         std::chrono::steady_clock::now() >= until;
+    if (is_full) {
       reply->set_next_page_token(std::to_string(revision));
       break;
     }
     const grpc::Status status = reply_with(revision, reply->add_changes());
     if (!status.ok()) return status;
-    const bool has_moved_on =
-        wanted != v1::Change::STATE_UNSPECIFIED && reply->changes().rbegin()->state() != wanted;
+    const v1::Change& change = *reply->changes().rbegin();
+    const bool has_moved_on = wanted && change.state() != *wanted;
+    bytes += change.ByteSizeLong();
     if (has_moved_on) reply->mutable_changes()->RemoveLast();
   }
   return grpc::Status::OK;

@@ -2,6 +2,7 @@
 #include <google/protobuf/util/time_util.h>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/change_messages.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/training_control_service.h"
 
@@ -20,6 +21,7 @@ v1::Job::State TrainingControlService::state_message(JobState state) {
     case JobState::succeeded:
       return v1::Job::SUCCEEDED;
     case JobState::failed:
+    case JobState::diverged:
       return v1::Job::FAILED;
     case JobState::drained:
     case JobState::stopped:
@@ -65,50 +67,68 @@ grpc::Status TrainingControlService::DrainJob(Context* context, const v1::DrainJ
                                               v1::Job* reply) {
   const auto admitted = admit(Rpc::drain_job, *context, request->name());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  if (const auto refusal = check_request(*request)) return to_status(*refusal);
   if (request->has_deadline()) {
-    return to_status({plan::RefusalKind::unimplemented,
+    return to_status({changes::RefusalKind::unimplemented,
                       "NOT_IN_THIS_VERSION",
                       "DrainJob with a deadline is not in this version: leave it out",
                       {}});
   }
-  return ask_to_leave(plan::LeaveRequest::drain, std::get<Admitted>(admitted).caller,
-                      request->reason(), reply);
+  return ask_to_leave({changes::LeaveRequest::drain, std::get<Admitted>(admitted).caller.actor,
+                       request->request_id(), request->reason(), request->preempted()},
+                      reply);
 }
 
 grpc::Status TrainingControlService::StopJob(Context* context, const v1::StopJobRequest* request,
                                              v1::Job* reply) {
   const auto admitted = admit(Rpc::stop_job, *context, request->name());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  if (const auto refusal = check_request(*request)) return to_status(*refusal);
   if (request->force()) {
     return to_status(
-        {plan::RefusalKind::unimplemented,
+        {changes::RefusalKind::unimplemented,
          "NOT_IN_THIS_VERSION",
          "StopJob with force is not in this version: leave it out, or end the processes",
          {}});
   }
-  return ask_to_leave(plan::LeaveRequest::stop, std::get<Admitted>(admitted).caller,
-                      request->reason(), reply);
+  return ask_to_leave({changes::LeaveRequest::stop, std::get<Admitted>(admitted).caller.actor,
+                       request->request_id(), request->reason()},
+                      reply);
 }
 
-grpc::Status TrainingControlService::ask_to_leave(plan::LeaveRequest leave, const Caller& caller,
-                                                  const std::string& reason, v1::Job* reply) {
-  if (reason.size() > plan::kReasonBytesMax) {
-    return to_status(
-        {plan::RefusalKind::invalid_argument,
-         "REASON_TOO_LONG",
-         "the reason has more than " + std::to_string(plan::kReasonBytesMax) + " bytes",
-         {}});
-  }
+std::optional<changes::Refusal> TrainingControlService::check_leaving(
+    const Leaving& leaving) const {
+  changes::ChangeRequest sizes;
+  sizes.reason = leaving.reason;
+  sizes.request_id = leaving.request_id;
+  if (auto refusal = changes::check_size(sizes)) return refusal;
+  const auto known = leavings_.find({leaving.actor, leaving.request_id});
+  if (leaving.request_id.empty() || known == leavings_.end() || known->second == leaving)
+    return std::nullopt;
+  return changes::Refusal{changes::RefusalKind::invalid_argument,
+                          "REQUEST_ID_REUSED",
+                          "request_id was used for another request to leave: give each its own",
+                          {}};
+}
+
+std::string TrainingControlService::sentence_of(const Leaving& leaving) {
+  return std::string(leaving.leave == changes::LeaveRequest::stop ? "stop" : "drain") +
+         " asked by " + leaving.actor +
+         (leaving.preempted ? ", because the machine is about to be taken away" : "") +
+         (leaving.reason.empty() ? "" : ": " + leaving.reason);
+}
+
+grpc::Status TrainingControlService::ask_to_leave(const Leaving& leaving, v1::Job* reply) {
   const bool degraded = is_degraded();
   {
     const std::lock_guard lock(ledger_mutex_);
+    if (const auto refusal = check_leaving(leaving)) return to_status(*refusal);
     if (const auto refusal = refused_in(Rpc::drain_job, state_)) return to_status(*refusal);
-    if (leave > leave_) {  // asking again, or to drain what stops already, changes nothing
-      leave_ = leave;
-      move_to(JobState::draining,
-              std::string(leave == plan::LeaveRequest::stop ? "stop" : "drain") + " asked by " +
-                  caller.actor + (reason.empty() ? "" : ": " + reason),
-              degraded);
+    if (!leaving.request_id.empty() && leavings_.size() < kLeavingsMax)
+      leavings_.emplace(std::pair(leaving.actor, leaving.request_id), leaving);
+    if (leaving.leave > leave_) {  // asking again, or to drain what stops already, changes nothing
+      leave_ = leaving.leave;
+      move_to(JobState::draining, sentence_of(leaving), degraded);
     }
     *reply = job_message(degraded);
   }

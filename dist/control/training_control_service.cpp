@@ -5,10 +5,11 @@
 #include <algorithm>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/changes/change_restore.h"
 #include "fusedbun/dist/control/change_messages.h"
-#include "fusedbun/dist/control/change_restore.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/resource_name.h"
+#include "fusedbun/dist/control/steady_time.h"
 
 namespace fusedbun::control {
 namespace {
@@ -19,16 +20,13 @@ int64_t now_us() {
   return TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
 }
 
-int64_t steady_us() {
-  return std::chrono::duration_cast<std::chrono::microseconds>(
-             std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
+/// How long the end of a run waits for the disk of changes.log.
+constexpr std::chrono::seconds kEndPatience{10};
 
-std::vector<plan::LedgerGroup> named_groups(const JobDescription& job) {
+std::vector<changes::LedgerGroup> named_groups(const JobDescription& job) {
   for (auto group = job.groups.begin(); group != job.groups.end(); ++group) {
     const bool taken = std::ranges::find(job.groups.begin(), group, group->name,
-                                         &plan::LedgerGroup::name) != group;
+                                         &changes::LedgerGroup::name) != group;
     FUSEDBUN_REQUIRE(
         !taken && !group->name.empty() && group->name != "*" && group->name != "all", ConfigError,
         "param group name '" + group->name + "' is taken, empty, \"*\" or \"all\": choose another");
@@ -45,25 +43,35 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
       name_(job_name(options.run_id)),
       callers_(std::move(callers)),
       start_time_us_(now_us()),
-      ledger_(named_groups(job_), job_.max_grad_norm, job_.first_step, job_.capabilities),
-      log_(options.run_dir, options.run_id),
-      history_(options.run_dir),
-      commit_(ledger_, ledger_mutex_, log_, commit_hooks()),
+      ledger_(named_groups(job_), job_.max_grad_norm, job_.first_step, job_.capabilities,
+              job_.total_steps),
+      log_(std::make_shared<changes::ChangeLog>(options.run_dir)),
+      history_(std::make_shared<changes::ChangeHistory>(options.run_dir)),
       clock_(std::chrono::microseconds(options.stall_timeout).count()),
-      rate_(options.changes_per_second) {
-  restore_changes(ledger_, log_.take_changes());
+      rate_(options.changes_per_second),
+      watch_slots_(kStreamsMax, callers_->tells_apart() ? kStreamsMax / 2 : kStreamsMax),
+      metrics_slots_(kStreamsMax, callers_->tells_apart() ? kStreamsMax / 2 : kStreamsMax),
+      commit_(ledger_, ledger_mutex_, log_, history_, commit_hooks()) {
+  const changes::LoggedRun run = log_->take_run();
+  changes::restore_changes(ledger_, run);
+  events_.begin_attempt(run.attempts);
   restored_changes_ = ledger_.newest_revision();
-  std::vector<plan::AcceptedChange> scheduled = accept_scheduled(ledger_, options.changes);
-  if (!scheduled.empty()) log_.append(scheduled, ledger_.groups());
-  for (plan::AcceptedChange& change : scheduled) ledger_.commit(std::move(change));
+  std::vector<changes::AcceptedChange> scheduled =
+      changes::accept_scheduled(ledger_, options.changes);
+  log_->begin(options.run_id);
+  if (!scheduled.empty()) log_->append(scheduled, ledger_.groups());
+  for (changes::AcceptedChange& change : scheduled) ledger_.commit(std::move(change));
   has_scheduled_ = ledger_.has_scheduled();
 }
 
-ChangeCommit::Hooks TrainingControlService::commit_hooks() {
+changes::ChangeCommit::Hooks TrainingControlService::commit_hooks() {
   return {.observe = [this] { observe_progress(); },
           .refused_by_state = [this] { return refused_in(Rpc::create_change, state_); },
           .published = [this](int64_t revision) { change_published(revision); },
-          .batch_written = [this] { forget_settled_changes(); }};
+          .text_of =
+              [this](const changes::AcceptedChange& change) {
+                return change_message(change).SerializeAsString();
+              }};
 }
 
 int64_t TrainingControlService::newest_revision() {
@@ -71,18 +79,18 @@ int64_t TrainingControlService::newest_revision() {
   return ledger_.newest_revision();
 }
 
-plan::ControlPort::Boundary TrainingControlService::close_step(int64_t job_step) {
+changes::ControlPort::Boundary TrainingControlService::close_step(int64_t job_step) {
   const std::lock_guard lock(ledger_mutex_);
   ledger_.close_step(job_step);
   return {.newest_revision = ledger_.newest_revision(), .leave = leave_};
 }
 
-std::vector<plan::ChangeEntry> TrainingControlService::entries(int64_t after, int64_t up_to) {
+std::vector<changes::ChangeEntry> TrainingControlService::entries(int64_t after, int64_t up_to) {
   const std::lock_guard lock(ledger_mutex_);
   return ledger_.entries(after, up_to);
 }
 
-void TrainingControlService::step_finished(const plan::StepReport& report) {
+void TrainingControlService::step_finished(const changes::StepReport& report) {
   {
     const std::lock_guard lock(progress_mutex_);
     last_report_ = report;
@@ -90,7 +98,7 @@ void TrainingControlService::step_finished(const plan::StepReport& report) {
     const int64_t step_us = clock_.step_ended(steady_us());
     begin_sample(report, static_cast<double>(step_us) / 1e6);
   }
-  if (report.leave != plan::LeaveRequest::none) note_leaving();
+  if (report.leave != changes::LeaveRequest::none) note_leaving();
   if (!has_scheduled_) return;
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
@@ -109,7 +117,7 @@ void TrainingControlService::note_leaving() {
 void TrainingControlService::set_state(JobState state, std::string_view reason) {
   const bool degraded = is_degraded();
   if (is_final(state)) {
-    commit_.between_batches([&] { end_run(state, reason, degraded); });
+    end_run(state, reason, degraded);
   } else {
     const std::lock_guard lock(ledger_mutex_);
     if (!is_final(state_) && state >= state_) move_to(state, reason, degraded);
@@ -120,6 +128,15 @@ void TrainingControlService::set_state(JobState state, std::string_view reason) 
 void TrainingControlService::move_to(JobState state, std::string_view reason, bool degraded) {
   state_ = state;
   if (!reason.empty() || is_final(state)) state_reason_ = reason;
+  told_degraded_ = degraded && state == JobState::running;
+  tell_job(job_message(degraded));
+}
+
+void TrainingControlService::tell_turns() {
+  const bool degraded = is_degraded();
+  const std::lock_guard lock(ledger_mutex_);
+  if (state_ != JobState::running || degraded == told_degraded_) return;
+  told_degraded_ = degraded;
   tell_job(job_message(degraded));
 }
 
@@ -141,15 +158,18 @@ void TrainingControlService::end_run(JobState state, std::string_view reason, bo
     }
     move_to(state, reason, degraded);
   }
-  const bool again = state == JobState::failed || state == JobState::drained;
-  try {
-    log_.append_end(step, v1::Job::State_Name(state_message(state)), again, rejected);
-  } catch (const IoError&) {
-    // The run ends all the same, and the changes are in the log; what is missing is that they were never used.
-  }
+  // The run ends all the same if this cannot be written: the changes are in the log, and what is missing is that some of them
+  // were never used.
+  static_cast<void>(
+      commit_.append_end({.step = step,
+                          .state = v1::Job::State_Name(state_message(state)),
+                          .again = state != JobState::succeeded && state != JobState::stopped,
+                          .diverged = state == JobState::diverged,
+                          .rejected = std::move(rejected)},
+                         changes::ChangeCommit::Clock::now() + kEndPatience));
 }
 
-plan::LeaveRequest TrainingControlService::leave_asked() const {
+changes::LeaveRequest TrainingControlService::leave_asked() const {
   const std::lock_guard lock(ledger_mutex_);
   return leave_;
 }
@@ -178,30 +198,10 @@ void TrainingControlService::observe_progress() {
 }
 
 void TrainingControlService::change_published(int64_t revision) {
-  const plan::AcceptedChange& change = ledger_.change(revision);
+  const changes::AcceptedChange& change = ledger_.change(revision);
   tell_change(change_message(change));
   if (change.request.cancels) tell_change(change_message(ledger_.change(*change.request.cancels)));
   has_scheduled_ = ledger_.has_scheduled();
-}
-
-void TrainingControlService::forget_settled_changes() {
-  constexpr size_t kAtOnce = 256;  // more than a batch brings
-  std::vector<int64_t> revisions;
-  std::vector<v1::Change> messages;
-  {
-    const std::lock_guard lock(ledger_mutex_);
-    revisions = ledger_.settled(kAtOnce);
-    for (const int64_t revision : revisions)
-      messages.push_back(change_message(ledger_.change(revision)));
-  }
-  if (revisions.empty()) return;
-  try {
-    history_.append(messages);
-  } catch (const IoError&) {
-    return;
-  }
-  const std::lock_guard lock(ledger_mutex_);
-  ledger_.forget(revisions);
 }
 
 bool TrainingControlService::is_degraded() const {
@@ -213,23 +213,36 @@ bool TrainingControlService::is_degraded() const {
 std::variant<TrainingControlService::Admitted, grpc::Status> TrainingControlService::admit(
     Rpc rpc, const Context& context, const std::string& name) {
   auto caller = callers_->identify(context);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&caller)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&caller)) return to_status(*refusal);
   Admitted admitted{std::get<Caller>(std::move(caller)), {}};
   if (const auto refusal = refused_for(rpc, admitted.caller.role)) return to_status(*refusal);
-  if (policy_of(rpc).when == When::never) return to_status(*refused_in(rpc, JobState::running));
+  if (!is_served(rpc)) return to_status(*refused_in(rpc, JobState::running));
   const auto within = within_job(name, name_);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&within)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&within)) return to_status(*refusal);
   admitted.within = std::get<std::string_view>(within);
   return admitted;
 }
 
-std::optional<plan::Refusal> TrainingControlService::over_rate(const Caller& caller) {
+std::optional<grpc::Status> TrainingControlService::lost_role(Rpc rpc, const Context& context) {
+  if (!callers_->tells_apart()) return std::nullopt;
+  const auto caller = callers_->identify(context);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&caller)) return to_status(*refusal);
+  const auto refusal = refused_for(rpc, std::get<Caller>(caller).role);
+  return refusal ? std::optional(to_status(*refusal)) : std::nullopt;
+}
+
+std::optional<changes::Refusal> TrainingControlService::over_rate(
+    const changes::ChangeRequest& request) {
+  {
+    const std::lock_guard lock(ledger_mutex_);
+    if (commit_.is_repeated(request)) return std::nullopt;
+  }
   const std::lock_guard lock(rate_mutex_);
-  if (rate_.allows(caller.actor, steady_us())) return std::nullopt;
-  return plan::Refusal{plan::RefusalKind::resource_exhausted,
-                       "RATE_LIMITED",
-                       caller.actor + " makes more changes per second than this job takes",
-                       {}};
+  if (rate_.allows(request.actor, steady_us())) return std::nullopt;
+  return changes::Refusal{changes::RefusalKind::resource_exhausted,
+                          "RATE_LIMITED",
+                          request.actor + " exceeds this job's limit of changes per second",
+                          {}};
 }
 
 }  // namespace fusedbun::control

@@ -6,11 +6,13 @@
 // against CreateChange: a change accepted before it is in the boundary's revision, one after it waits for the next. 3. The
 // state only moves forward: starting, running, draining, then one of the final ones.
 //
-// Thread safety: all members, from any thread. Locks, always in this order: commit_'s turn to write (waits for the disk; never
-// taken by the training loop), ledger_mutex_, progress_mutex_; the last two are never held for long.
+// Thread safety: all members, from any thread. Locks, always in this order: ledger_mutex_, progress_mutex_; neither is held
+// while a disk or a client is waited for.
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <map>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <span>
@@ -20,24 +22,25 @@
 #include <vector>
 
 #include "fusedbun/control/v1/control.grpc.pb.h"
+#include "fusedbun/dist/changes/change_commit.h"
+#include "fusedbun/dist/changes/change_history.h"
+#include "fusedbun/dist/changes/change_ledger.h"
+#include "fusedbun/dist/changes/change_log.h"
+#include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/control/callers.h"
-#include "fusedbun/dist/control/change_commit.h"
-#include "fusedbun/dist/control/change_history.h"
-#include "fusedbun/dist/control/change_log.h"
 #include "fusedbun/dist/control/control_server.h"
 #include "fusedbun/dist/control/job_events.h"
 #include "fusedbun/dist/control/metrics_streams.h"
 #include "fusedbun/dist/control/rate_limit.h"
 #include "fusedbun/dist/control/rpc_policy.h"
 #include "fusedbun/dist/control/stream_slots.h"
-#include "fusedbun/dist/plan/change_ledger.h"
-#include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/plan/rank_status.h"
 #include "fusedbun/dist/plan/step_clock.h"
 
 namespace fusedbun::control {
 
-class TrainingControlService final : public v1::TrainingControl::Service, public plan::ControlPort {
+class TrainingControlService final : public v1::TrainingControl::Service,
+                                     public changes::ControlPort {
  public:
   TrainingControlService(const ControlOptions& options, JobDescription job,
                          std::unique_ptr<Callers> callers);
@@ -45,10 +48,10 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   // For the training loop.
   int64_t newest_revision() override;
   Boundary close_step(int64_t job_step) override;
-  std::vector<plan::ChangeEntry> entries(int64_t after, int64_t up_to) override;
-  void step_finished(const plan::StepReport& report) override;
+  std::vector<changes::ChangeEntry> entries(int64_t after, int64_t up_to) override;
+  void step_finished(const changes::StepReport& report) override;
   /// See ControlServer.
-  void record_metrics(int64_t job_step, std::span<const plan::Metric> metrics);
+  void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);
 
   // For the server.
   void set_ranks(const plan::RankDirectory* ranks);
@@ -57,16 +60,18 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   /// Streams send what is there, and end.
   void end_streams();
   void set_state(JobState state, std::string_view reason);
+  /// Tells watchers when a rank's lateness has turned the job DEGRADED, or back. Asked for again and again.
+  void tell_turns();
   /// Changes that the run has from its earlier attempts.
   int64_t restored_changes() const { return restored_changes_; }
   bool accepts_changes() const;
   bool is_progressing() const;
   /// What clients have asked for so far.
-  plan::LeaveRequest leave_asked() const;
+  changes::LeaveRequest leave_asked() const;
   /// Called without a lock whenever accepts_changes() may have turned. Set before the first call comes in.
   void on_state_change(std::function<void()> observer) { observer_ = std::move(observer); }
 
-  /// Of WatchJob, and again of StreamMetrics.
+  /// Of WatchJob, and again of StreamMetrics; where certificates tell callers apart one of them gets at most half.
   static constexpr int kStreamsMax = 16;
 
   using Context = grpc::ServerContext;
@@ -116,28 +121,28 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   static v1::Job::State state_message(JobState state);
   /// `degraded` is read before the lock is taken.
   v1::Job job_message(bool degraded) const;
-  v1::Change change_message(const plan::AcceptedChange& change) const;
+  v1::Change change_message(const changes::AcceptedChange& change) const;
   void change_published(int64_t revision);
   void move_to(JobState state, std::string_view reason, bool degraded);
 
   /// The ranks have agreed to leave, and nobody asked for it over this service.
   void note_leaving();
   void end_run(JobState state, std::string_view reason, bool degraded);
-  ChangeCommit::Hooks commit_hooks();
+  changes::ChangeCommit::Hooks commit_hooks();
   // Take the lock:
   int64_t observed_revision();  ///< the newest, after the ledger has learned of the last step
   v1::Change::State state_of_change(int64_t revision) const;
   /// Reads without the lock: the file of the history may keep its reader waiting. Throws IoError.
   v1::Change find_change(int64_t revision);
-  /// Settled changes go from the ledger to the history. If that cannot be written they stay, and are tried again.
-  void forget_settled_changes();
   grpc::Status reply_with(int64_t revision, v1::Change* reply);
-  grpc::Status rehearse(const plan::ChangeRequest& request, v1::Change* reply);
+  grpc::Status rehearse(const changes::ChangeRequest& request, v1::Change* reply);
 
   // With progress_mutex_ held. A sample waits for what the training loop adds, at most for the next step's end.
-  void begin_sample(const plan::StepReport& report, double step_seconds);
+  void begin_sample(const changes::StepReport& report, double step_seconds);
   void publish_sample();
 
+  /// Why a stream that was admitted must end: its client has lost the role since.
+  std::optional<grpc::Status> lost_role(Rpc rpc, const Context& context);
   std::vector<plan::RankStatus> rank_statuses() const;
   bool is_degraded() const;
   void tell_job(v1::Job job);
@@ -149,11 +154,24 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   };
   std::variant<Admitted, grpc::Status> admit(Rpc rpc, const Context& context,
                                              const std::string& name);
-  std::optional<plan::Refusal> over_rate(const Caller& caller);
+  /// A repeated request gets its first answer however often it comes.
+  std::optional<changes::Refusal> over_rate(const changes::ChangeRequest& request);
+  changes::ChangeBatch::Answer commit(changes::ChangeRequest request, const Context& context);
   grpc::Status later(Rpc rpc, const Context& context);
-  grpc::Status ask_to_leave(plan::LeaveRequest leave, const Caller& caller,
-                            const std::string& reason, v1::Job* reply);
-  void fill_schedule(const plan::Settings& settings, v1::Hyperparameters& message) const;
+  /// DrainJob or StopJob.
+  struct Leaving {
+    changes::LeaveRequest leave = changes::LeaveRequest::none;
+    std::string actor;
+    std::string request_id;
+    std::string reason;
+    bool preempted = false;
+    bool operator==(const Leaving&) const = default;
+  };
+  static constexpr size_t kLeavingsMax = 1024;
+  std::optional<changes::Refusal> check_leaving(const Leaving& leaving) const;
+  static std::string sentence_of(const Leaving& leaving);
+  grpc::Status ask_to_leave(const Leaving& leaving, v1::Job* reply);
+  void fill_schedule(const changes::Settings& settings, v1::Hyperparameters& message) const;
   std::string address_of_change(int64_t revision) const;
 
   const JobDescription job_;
@@ -165,21 +183,23 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
   int64_t restored_changes_ = 0;
 
   mutable std::mutex ledger_mutex_;
-  plan::ChangeLedger ledger_;
-  ChangeLog log_;
-  ChangeHistory history_;
-  ChangeCommit commit_;
+  changes::ChangeLedger ledger_;
+  const std::shared_ptr<changes::ChangeLog> log_;
+  const std::shared_ptr<changes::ChangeHistory> history_;
   /// ledger_.has_scheduled(), for those without the lock.
   std::atomic<bool> has_scheduled_ = false;
-  plan::LeaveRequest leave_ = plan::LeaveRequest::none;
+  changes::LeaveRequest leave_ = changes::LeaveRequest::none;
+  std::map<std::pair<std::string, std::string>, Leaving>
+      leavings_;  ///< [actor, request_id], the first of them
   JobState state_ = JobState::starting;
   std::string state_reason_;
+  bool told_degraded_ = false;  ///< in the last event about the job
 
   mutable std::mutex progress_mutex_;
   plan::StepClock clock_;
-  std::optional<plan::StepReport> last_report_;
+  std::optional<changes::StepReport> last_report_;
   int64_t last_step_time_us_ = 0;
-  std::shared_ptr<v1::MetricsSample> sample_;  ///< of the last step, not yet published
+  std::shared_ptr<TimedSample> sample_;  ///< of the last step, not yet published
 
   std::mutex rate_mutex_;
   RateLimit rate_;
@@ -189,8 +209,10 @@ class TrainingControlService final : public v1::TrainingControl::Service, public
 
   JobEvents events_;
   MetricsStreams metrics_;
-  StreamSlots watch_slots_{kStreamsMax};
-  StreamSlots metrics_slots_{kStreamsMax};
+  StreamSlots watch_slots_;
+  StreamSlots metrics_slots_;
+
+  changes::ChangeCommit commit_;  ///< its thread uses what is above
 };
 
 }  // namespace fusedbun::control

@@ -8,6 +8,7 @@
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/page_request.h"
 #include "fusedbun/dist/control/resource_name.h"
+#include "fusedbun/dist/control/steady_time.h"
 #include "fusedbun/dist/control/training_control_service.h"
 
 namespace fusedbun::control {
@@ -19,11 +20,12 @@ using google::protobuf::util::TimeUtil;
 constexpr std::chrono::milliseconds kLookInterval{200};
 constexpr int64_t kIntervalSecondsMax = 86'400;
 
-plan::Refusal too_many_streams(const std::string& call) {
-  return {plan::RefusalKind::resource_exhausted,
+changes::Refusal too_many_streams(const std::string& call) {
+  return {changes::RefusalKind::resource_exhausted,
           "TOO_MANY_STREAMS",
           "this job serves " + std::to_string(TrainingControlService::kStreamsMax) +
-              " streams of " + call + " at once, and all are taken",
+              " streams of " + call +
+              " at once, with certificates half of them to one name, and none is free",
           {}};
 }
 
@@ -106,7 +108,7 @@ grpc::Status TrainingControlService::ListRanks(Context* context,
   const auto admitted = admit(Rpc::list_ranks, *context, request->parent());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const auto read = read_page(request->page_size(), request->page_token(), 0);
-  if (const auto* refusal = std::get_if<plan::Refusal>(&read)) return to_status(*refusal);
+  if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
   const auto& page = std::get<PageRequest>(read);
   const std::vector<plan::RankStatus> ranks = rank_statuses();
   const auto count = static_cast<int64_t>(ranks.size());
@@ -140,14 +142,15 @@ grpc::Status TrainingControlService::WatchJob(Context* context, const v1::WatchJ
                                               grpc::ServerWriter<v1::JobEvent>* writer) {
   const auto admitted = admit(Rpc::watch_job, *context, request->name());
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  const auto slot = watch_slots_.take();
+  const auto slot = watch_slots_.take(std::get<Admitted>(admitted).caller.actor);
   if (!slot) return to_status(too_many_streams("WatchJob"));
   int64_t seen = request->after_sequence();
   while (!context->IsCancelled()) {
+    if (const auto status = lost_role(Rpc::watch_job, *context)) return *status;
     const JobEvents::Page page = events_.after(seen, kLookInterval);
     if (page.outcome == JobEvents::Outcome::ended) break;
     if (page.outcome == JobEvents::Outcome::gone) {
-      return to_status({plan::RefusalKind::out_of_range,
+      return to_status({changes::RefusalKind::out_of_range,
                         "EVENTS_GONE",
                         "what came after event " + std::to_string(seen) +
                             " is not kept; the oldest event is " + std::to_string(page.oldest),
@@ -163,13 +166,14 @@ grpc::Status TrainingControlService::WatchJob(Context* context, const v1::WatchJ
 
 // ---- metrics -----------------------------------------------------------------------------------
 
-void TrainingControlService::begin_sample(const plan::StepReport& report, double step_seconds) {
+void TrainingControlService::begin_sample(const changes::StepReport& report, double step_seconds) {
   publish_sample();
-  sample_ = std::make_shared<v1::MetricsSample>();
-  sample_->set_step(report.job_step);
-  *sample_->mutable_time() = TimeUtil::GetCurrentTime();
-  sample_->set_config_revision(report.active_revision);
-  auto& values = *sample_->mutable_values();
+  sample_ = std::make_shared<TimedSample>();
+  sample_->steady_us = steady_us();
+  sample_->message.set_step(report.job_step);
+  *sample_->message.mutable_time() = TimeUtil::GetCurrentTime();
+  sample_->message.set_config_revision(report.active_revision);
+  auto& values = *sample_->message.mutable_values();
   values["step_seconds"] = step_seconds;
   values["gradient_norm"] = report.gradient_norm;
   values["skipped_steps"] = static_cast<double>(report.skipped_steps);
@@ -186,11 +190,11 @@ void TrainingControlService::publish_sample() {
 }
 
 void TrainingControlService::record_metrics(int64_t job_step,
-                                            std::span<const plan::Metric> metrics) {
+                                            std::span<const changes::Metric> metrics) {
   const std::lock_guard lock(progress_mutex_);
-  if (!sample_ || sample_->step() != job_step) return;
-  for (const plan::Metric& metric : metrics)
-    (*sample_->mutable_values())[std::string(metric.name)] = metric.value;
+  if (!sample_ || sample_->message.step() != job_step) return;
+  for (const changes::Metric& metric : metrics)
+    (*sample_->message.mutable_values())[std::string(metric.name)] = metric.value;
   publish_sample();
 }
 
@@ -201,27 +205,27 @@ grpc::Status TrainingControlService::StreamMetrics(Context* context,
   if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
   const google::protobuf::Duration& interval = request->min_interval();
   if (interval.seconds() < 0 || interval.seconds() > kIntervalSecondsMax || interval.nanos() < 0) {
-    return to_status({plan::RefusalKind::invalid_argument,
+    return to_status({changes::RefusalKind::invalid_argument,
                       "BAD_INTERVAL",
                       "min_interval is not from 0 to " + std::to_string(kIntervalSecondsMax) + " s",
                       {}});
   }
   const int64_t interval_us = TimeUtil::DurationToMicroseconds(interval);
-  const auto slot = metrics_slots_.take();
+  const auto slot = metrics_slots_.take(std::get<Admitted>(admitted).caller.actor);
   if (!slot) return to_status(too_many_streams("StreamMetrics"));
   MetricsStreams::Reader reader(metrics_);
   std::optional<int64_t> last_sent_us;
   while (!context->IsCancelled()) {
+    if (const auto status = lost_role(Rpc::stream_metrics, *context)) return *status;
     const auto next = reader.next(kLookInterval);
     if (next.outcome == MetricsStreams::Reader::Outcome::ended) break;
     if (next.outcome == MetricsStreams::Reader::Outcome::nothing) continue;
-    const int64_t time_us = TimeUtil::TimestampToMicroseconds(next.sample->time());
-    if (next.sample->step() < request->from_step()) continue;
-    if (last_sent_us && time_us - *last_sent_us < interval_us) continue;
-    v1::MetricsSample sample = selected(*next.sample, *request);
+    if (next.sample->message.step() < request->from_step()) continue;
+    if (last_sent_us && next.sample->steady_us - *last_sent_us < interval_us) continue;
+    v1::MetricsSample sample = selected(next.sample->message, *request);
     sample.set_dropped(next.dropped);
     if (!writer->Write(sample)) break;  // the client has gone
-    last_sent_us = time_us;
+    last_sent_us = next.sample->steady_us;
   }
   return grpc::Status::OK;
 }

@@ -37,7 +37,7 @@ std::string Job::control_address() const {
   return {};
 }
 
-void Job::record_metrics(int64_t job_step, std::span<const plan::Metric> metrics) {
+void Job::record_metrics(int64_t job_step, std::span<const changes::Metric> metrics) {
 #ifdef FUSEDBUN_HAS_CONTROL
   if (parts_->server) parts_->server->record_metrics(job_step, metrics);
 #else
@@ -46,14 +46,14 @@ void Job::record_metrics(int64_t job_step, std::span<const plan::Metric> metrics
 #endif
 }
 
-plan::LeaveRequest Job::leave_asked() const {
+changes::LeaveRequest Job::leave_asked() const {
 #ifdef FUSEDBUN_HAS_CONTROL
   if (parts_->server) return parts_->server->leave_asked();
 #endif
-  return plan::LeaveRequest::none;
+  return changes::LeaveRequest::none;
 }
 
-void Job::finish(plan::LeaveRequest left) {
+void Job::finish(changes::LeaveRequest left) {
   parts_->finish(left);
 }
 

@@ -25,9 +25,9 @@
 #include <string>
 #include <string_view>
 
+#include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/plan/backend_choice.h"
-#include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/plan/identity.h"
 #include "fusedbun/dist/plan/rank_watch.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
@@ -87,13 +87,13 @@ class Job {
   std::string control_address() const;
   /// Adds numbers of the step that has just ended ("loss") to what StreamMetrics tells. Rank 0's
   /// count; elsewhere, and without a control plane, nothing happens.
-  void record_metrics(int64_t job_step, std::span<const plan::Metric> metrics);
+  void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);
 
   /// The run ends, at its last step (none) or before it on request: waits for all ranks, however long
   /// one of them still saves, sets the job's final state, takes the control plane down. Collective; the optimizer is finished before.
-  void finish(plan::LeaveRequest left = plan::LeaveRequest::none);
+  void finish(changes::LeaveRequest left = changes::LeaveRequest::none);
   /// What the control plane has been asked for by now, agreed on or not; none on other ranks than 0 and without one.
-  plan::LeaveRequest leave_asked() const;
+  changes::LeaveRequest leave_asked() const;
   /// This rank fails with `error`, in whose handler this is called: tells the peers, the control
   /// plane and error.json, and throws. A PeerLostError that names the lost rank if that is why,
   /// waiting for its name at most as long as the heartbeats allow; a TimeoutError that says where each

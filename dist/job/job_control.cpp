@@ -1,18 +1,18 @@
 // The control plane of a job: rank 0's side of changes, and the job's final state.
 #include <algorithm>
 
+#include "fusedbun/dist/changes/changes_file.h"
 #include "fusedbun/dist/comm/object_collectives.h"
-#include "fusedbun/dist/control/changes_file.h"
 #include "fusedbun/dist/job/job_parts.h"
 
 namespace fusedbun {
 namespace {
 
-std::vector<plan::LedgerGroup> groups_of(const ShardedFusedbun& optimizer) {
-  std::vector<plan::LedgerGroup> named;
+std::vector<changes::LedgerGroup> groups_of(const ShardedFusedbun& optimizer) {
+  std::vector<changes::LedgerGroup> named;
   const auto& groups = optimizer.param_groups();
   for (size_t g = 0; g < groups.size(); ++g) {
-    plan::LedgerGroup& group = named.emplace_back();
+    changes::LedgerGroup& group = named.emplace_back();
     group.name = groups.size() == 1 ? "default" : "group" + std::to_string(g);
     for (const plan::ParameterSpec& parameter : optimizer.shard_plan().parameters) {
       if (parameter.group == static_cast<int>(g)) group.parameter_count += parameter.elements();
@@ -64,9 +64,9 @@ bool Job::Parts::may_serve() const {
 #endif
 }
 
-plan::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
-  std::vector<plan::ScheduledChange> changes;
-  if (!options.changes.empty()) changes = control::read_changes_file(options.changes);
+changes::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
+  std::vector<changes::ScheduledChange> changes;
+  if (!options.changes.empty()) changes = changes::read_changes_file(options.changes);
   const bool serving = may_serve();
 #ifdef FUSEDBUN_HAS_CONTROL
   if (serving) {
@@ -86,23 +86,23 @@ plan::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
   }
 #endif
   if (serving || changes.empty()) return nullptr;
-  schedule = std::make_unique<plan::ChangeSchedule>(
-      plan::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), optimizer.job_step(),
-                         optimizer.capabilities()),
+  schedule = std::make_unique<changes::ChangeSchedule>(
+      changes::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), optimizer.job_step(),
+                            optimizer.capabilities()),
       changes);
   return schedule.get();
 }
 
 void Job::Parts::serve(ShardedFusedbun& optimizer) {
   shard_bytes = optimizer.state_bytes();
-  plan::ControlPort* port = nullptr;
+  changes::ControlPort* port = nullptr;
   comm::rethrow_on_all_ranks(*connections.host, [&] {
     if (identity.rank == 0) port = open_port(optimizer);
   });
   optimizer.set_control(port);
 }
 
-void Job::Parts::finish(plan::LeaveRequest left) {
+void Job::Parts::finish(changes::LeaveRequest left) {
   if (!heartbeats.heartbeat) {
     // A rank may still save, and nothing is left that waiting could cost: the transport tells of one whose process ends.
     const std::chrono::milliseconds hang(options.health.hang_us / 1000);
@@ -113,13 +113,13 @@ void Job::Parts::finish(plan::LeaveRequest left) {
 #ifdef FUSEDBUN_HAS_CONTROL
   if (server) {
     switch (left) {
-      case plan::LeaveRequest::none:
+      case changes::LeaveRequest::none:
         server->set_state(control::JobState::succeeded);
         break;
-      case plan::LeaveRequest::drain:
+      case changes::LeaveRequest::drain:
         server->set_state(control::JobState::drained, "drained");
         break;
-      case plan::LeaveRequest::stop:
+      case changes::LeaveRequest::stop:
         server->set_state(control::JobState::stopped, "stopped on request");
         break;
     }

@@ -151,7 +151,9 @@ void Job::Parts::fail(int code, const std::string& reason) noexcept {
   }
 #ifdef FUSEDBUN_HAS_CONTROL
   if (!server) return;
-  server->set_state(control::JobState::failed, reason);
+  const bool of_its_values = code == static_cast<int>(ExitCode::config);
+  server->set_state(of_its_values ? control::JobState::diverged : control::JobState::failed,
+                    reason);
   server->shutdown();
 #endif
 }

@@ -7,10 +7,10 @@
 #include <optional>
 #include <string>
 
+#include "fusedbun/dist/changes/change_schedule.h"
 #include "fusedbun/dist/job/connect.h"
 #include "fusedbun/dist/job/heartbeats.h"
 #include "fusedbun/dist/job/job.h"
-#include "fusedbun/dist/plan/change_schedule.h"
 #include "fusedbun/dist/run_folder/run_folder_lock.h"
 #include "fusedbun/dist/step/position_board.h"
 #ifdef FUSEDBUN_HAS_CONTROL
@@ -27,7 +27,7 @@ class Job::Parts {
 
   void notice(std::string_view sentence) const;
   void serve(ShardedFusedbun& optimizer);
-  void finish(plan::LeaveRequest left);
+  void finish(changes::LeaveRequest left);
   /// The lost rank that explains `error`, or nothing.
   std::optional<plan::LostRank> lost_rank_behind(const std::exception& error) const;
   /// Everybody learns that this rank ends with `code`.
@@ -47,15 +47,15 @@ class Job::Parts {
   std::unique_ptr<control::ControlServer> server;
   std::atomic<control::ControlServer*> live_server = nullptr;  ///< for the heartbeat's thread
 #endif
-  std::unique_ptr<plan::ChangeSchedule> schedule;  ///< rank 0, instead of a server
-  std::atomic<bool> started = false;               ///< `heartbeats` is there
-  Heartbeats heartbeats;                           ///< its thread uses all of the above
+  std::unique_ptr<changes::ChangeSchedule> schedule;  ///< rank 0, instead of a server
+  std::atomic<bool> started = false;                  ///< `heartbeats` is there
+  Heartbeats heartbeats;                              ///< its thread uses all of the above
 
  private:
   void take_run_folder();
   bool may_serve() const;
   /// Rank 0's side of changes; null: nobody changes anything.
-  plan::ControlPort* open_port(const ShardedFusedbun& optimizer);
+  changes::ControlPort* open_port(const ShardedFusedbun& optimizer);
   void start_heartbeats_of_job();
   void abort(const std::string& reason) noexcept;
   void on_lost(const plan::LostRank& lost);

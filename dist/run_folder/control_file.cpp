@@ -17,10 +17,15 @@ constexpr const char* kFormat = "fusedbun.control";
 
 void write_control_file(const std::filesystem::path& run_dir, const ControlFile& file) {
   const nlohmann::ordered_json json = {
-      {"format", kFormat},       {"version", kControlFileVersion},
-      {"address", file.address}, {"credentials", file.credentials},
-      {"run_id", file.run_id},   {"pid", file.pid},
-      {"host", file.host},       {"start_time", file.start_time},
+      {"format", kFormat},
+      {"version", kControlFileVersion},
+      {"address", file.address},
+      {"credentials", file.credentials},
+      {"token", file.token},
+      {"run_id", file.run_id},
+      {"pid", file.pid},
+      {"host", file.host},
+      {"start_time", file.start_time},
   };
   AtomicFile out(run_dir / kControlName, 0600);
   out.write(json.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
@@ -39,6 +44,7 @@ ControlFile read_control_file(const std::filesystem::path& run_dir) {
                      DataError, path.string() + " has a format that this version does not know");
     return {.address = json.at("address"),
             .credentials = json.at("credentials"),
+            .token = json.value("token", ""),
             .run_id = json.at("run_id"),
             .pid = json.at("pid"),
             .host = json.at("host"),

@@ -12,6 +12,7 @@ namespace fusedbun::run_folder {
 struct ControlFile {
   std::string address;           ///< "unix:/runs/a/control.sock"
   std::string credentials = {};  ///< the owner's folder for client_credentials(); empty: plaintext
+  std::string token = {};  ///< that a client shows over loopback TCP; empty: none is asked for
   std::string run_id;
   int64_t pid = 0;
   std::string host;

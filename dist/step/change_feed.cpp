@@ -4,9 +4,10 @@
 
 namespace fusedbun {
 
-std::vector<plan::ChangeEntry> receive_changes(comm::Communicator& host, plan::ControlPort* port,
-                                               int64_t after, int64_t up_to) {
-  std::vector<plan::ChangeEntry> entries;
+std::vector<changes::ChangeEntry> receive_changes(comm::Communicator& host,
+                                                  changes::ControlPort* port, int64_t after,
+                                                  int64_t up_to) {
+  std::vector<changes::ChangeEntry> entries;
   if (host.rank() == 0) {
     FUSEDBUN_ASSERT(port != nullptr, "rank 0 announced a change, so it has a control port");
     entries = port->entries(after, up_to);
@@ -14,7 +15,7 @@ std::vector<plan::ChangeEntry> receive_changes(comm::Communicator& host, plan::C
   int64_t count = static_cast<int64_t>(entries.size());
   host.broadcast(comm::Buffer::of(std::span(&count, 1)), 0).wait();
   entries.resize(count);
-  const int64_t bytes = count * static_cast<int64_t>(sizeof(plan::ChangeEntry));
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(changes::ChangeEntry));
   if (bytes > 0) host.broadcast({entries.data(), bytes, comm::DataType::u8}, 0).wait();
   return entries;
 }

@@ -5,14 +5,15 @@
 // Thread safety: none; collective over `host`.
 #include <vector>
 
+#include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/comm/communicator.h"
-#include "fusedbun/dist/plan/control_port.h"
 
 namespace fusedbun {
 
 /// The entries of revisions (after, up_to], the same on every rank. `port` is rank 0's and read
 /// there alone. Collective.
-std::vector<plan::ChangeEntry> receive_changes(comm::Communicator& host, plan::ControlPort* port,
-                                               int64_t after, int64_t up_to);
+std::vector<changes::ChangeEntry> receive_changes(comm::Communicator& host,
+                                                  changes::ControlPort* port, int64_t after,
+                                                  int64_t up_to);
 
 }  // namespace fusedbun

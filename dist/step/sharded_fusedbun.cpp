@@ -140,22 +140,22 @@ void ShardedFusedbun::set_hessian_diagonal(const torch::Tensor& parameter, torch
 void ShardedFusedbun::finish() {
   engine_->finish();
 }
-void ShardedFusedbun::set_control(plan::ControlPort* port) {
+void ShardedFusedbun::set_control(changes::ControlPort* port) {
   engine_->consensus().set_control(port);
 }
-const plan::StepReport& ShardedFusedbun::report() const {
+const changes::StepReport& ShardedFusedbun::report() const {
   return engine_->consensus().report();
 }
-plan::LeaveRequest ShardedFusedbun::leave_request() const {
+changes::LeaveRequest ShardedFusedbun::leave_request() const {
   return engine_->consensus().leave_request();
 }
-void ShardedFusedbun::request_leave(plan::LeaveRequest request) noexcept {
+void ShardedFusedbun::request_leave(changes::LeaveRequest request) noexcept {
   engine_->consensus().request_leave(request);
 }
 double ShardedFusedbun::max_grad_norm() const {
   return engine_->options().max_grad_norm;
 }
-plan::JobCapabilities ShardedFusedbun::capabilities() const {
+changes::JobCapabilities ShardedFusedbun::capabilities() const {
   return {.clips_gradients = !engine_->options().step_in_backward};
 }
 bool ShardedFusedbun::shares_memory() const {

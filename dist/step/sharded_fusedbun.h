@@ -25,8 +25,8 @@
 #include <vector>
 
 #include "fusedbun/core/fusedbun.h"
+#include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/comm/communicator.h"
-#include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/plan/shard_plan.h"
 #include "fusedbun/dist/plan/transport_choice.h"
 
@@ -152,17 +152,17 @@ class ShardedFusedbun : public torch::optim::Optimizer {
 
   /// Who changes and watches this job; rank 0 gives an object, the others nullptr. All ranks call
   /// it, before the first step.
-  void set_control(plan::ControlPort* port);
+  void set_control(changes::ControlPort* port);
   /// What the last step looked like; on every rank.
-  const plan::StepReport& report() const;
+  const changes::StepReport& report() const;
   /// Set on all ranks at the same step when the job was asked to leave: the loop ends.
-  plan::LeaveRequest leave_request() const;
+  changes::LeaveRequest leave_request() const;
   /// Asks all ranks to leave (a signal arrived here); takes effect on all at the same step.
   /// Async-signal-safe.
-  void request_leave(plan::LeaveRequest request) noexcept;
+  void request_leave(changes::LeaveRequest request) noexcept;
 
   double max_grad_norm() const;  ///< as constructed; 0: off
-  plan::JobCapabilities capabilities() const;
+  changes::JobCapabilities capabilities() const;
   bool shares_memory() const;  ///< a host window is in use
   int64_t job_step() const;    ///< steps done, skipped ones too
   int64_t skipped_steps() const;

@@ -121,10 +121,10 @@ void StepConsensus::finish_previous() {
   accept_changes(headers[0].newest_revision);
   for (const plan::StepHeader& header : headers) {
     if (header.flags & plan::StepHeader::kStopping) {
-      leaving_ = plan::LeaveRequest::stop;
+      leaving_ = changes::LeaveRequest::stop;
     } else if ((header.flags & plan::StepHeader::kLeaving) &&
-               leaving_ == plan::LeaveRequest::none) {
-      leaving_ = plan::LeaveRequest::drain;
+               leaving_ == changes::LeaveRequest::none) {
+      leaving_ = changes::LeaveRequest::drain;
     }
   }
 }
@@ -139,9 +139,9 @@ bool StepConsensus::accept_changes(int64_t newest_revision) {
 uint64_t StepConsensus::close_step(double norm, std::span<const uint64_t> scaled_by,
                                    const std::vector<int64_t>& step_counts, bool skipped) {
   if (skipped) ++skipped_steps_;
-  plan::ControlPort::Boundary boundary{.newest_revision = changes_.known_revision()};
+  changes::ControlPort::Boundary boundary{.newest_revision = changes_.known_revision()};
   if (port_ != nullptr) boundary = port_->close_step(model_.job_step);
-  const auto requested = std::max(boundary.leave, plan::LeaveRequest{leave_requested_.load()});
+  const auto requested = std::max(boundary.leave, changes::LeaveRequest{leave_requested_.load()});
   plan::StepHeader header;
   header.job_step = model_.job_step;
   header.active_revision = changes_.active_revision();
@@ -150,8 +150,8 @@ uint64_t StepConsensus::close_step(double norm, std::span<const uint64_t> scaled
   header.state_digest = state_digest(scaled_by, step_counts);
   header.skipped_steps = skipped_steps_;
   header.rank = static_cast<uint32_t>(model_.rank);
-  if (requested == plan::LeaveRequest::drain) header.flags |= plan::StepHeader::kLeaving;
-  if (requested == plan::LeaveRequest::stop) header.flags |= plan::StepHeader::kStopping;
+  if (requested == changes::LeaveRequest::drain) header.flags |= plan::StepHeader::kLeaving;
+  if (requested == changes::LeaveRequest::stop) header.flags |= plan::StepHeader::kStopping;
   message_.send_header(header);
 
   make_report(norm, skipped);
@@ -216,7 +216,7 @@ void StepConsensus::enter_next_step() {
   changes_.enter_step(model_.job_step, options);
 }
 
-void StepConsensus::set_control(plan::ControlPort* port) {
+void StepConsensus::set_control(changes::ControlPort* port) {
   port_ = port;
   int64_t newest = model_.rank == 0 && port_ != nullptr ? port_->newest_revision() : 0;
   control_.broadcast(comm::Buffer::of(std::span(&newest, 1)), 0).wait();
@@ -230,7 +230,7 @@ void StepConsensus::add_groups() {
 void StepConsensus::save(torch::serialize::OutputArchive& archive) const {
   archive.write("job_step", c10::IValue(model_.job_step));
   archive.write("skipped_steps", c10::IValue(skipped_steps_));
-  const plan::ActiveChanges::Overrides overrides = changes_.overrides();
+  const changes::ActiveChanges::Overrides overrides = changes_.overrides();
   std::vector<double> values{overrides.lr_scale, overrides.max_grad_norm.value_or(kNone)};
   for (const auto& pin : overrides.lr_pin) values.push_back(pin.value_or(kNone));
   archive.write("overrides", at::tensor(values, at::kDouble), /*is_buffer=*/true);
@@ -253,7 +253,7 @@ void StepConsensus::load(torch::serialize::InputArchive& archive) {
   FUSEDBUN_REQUIRE(!(optional(1).value_or(0) > 0 && options_.step_in_backward), DataError,
                    "rank " + std::to_string(model_.rank) +
                        ": the saved state clips gradients, which step_in_backward cannot do");
-  plan::ActiveChanges::Overrides overrides;
+  changes::ActiveChanges::Overrides overrides;
   overrides.lr_scale = *optional(0);
   overrides.max_grad_norm = optional(1);
   for (int64_t i = 2; i < values.numel(); ++i) overrides.lr_pin.push_back(optional(i));

@@ -18,8 +18,8 @@
 #include <string>
 #include <vector>
 
+#include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/plan/agreement.h"
-#include "fusedbun/dist/plan/control_port.h"
 #include "fusedbun/dist/step/program_changes.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/sharded_model.h"
@@ -58,16 +58,16 @@ class StepConsensus {
   uint64_t close_step(double norm, std::span<const uint64_t> scaled_by,
                       const std::vector<int64_t>& step_counts, bool skipped);
 
-  void set_control(plan::ControlPort* port);
-  void request_leave(plan::LeaveRequest request) noexcept {
+  void set_control(changes::ControlPort* port);
+  void request_leave(changes::LeaveRequest request) noexcept {
     leave_requested_.store(static_cast<uint8_t>(request));
   }
   void add_groups();
 
   std::vector<double> effective_lr() const;
   double max_grad_norm() const { return changes_.max_grad_norm().value_or(options_.max_grad_norm); }
-  const plan::StepReport& report() const { return report_; }
-  plan::LeaveRequest leave_request() const { return leaving_; }
+  const changes::StepReport& report() const { return report_; }
+  changes::LeaveRequest leave_request() const { return leaving_; }
   int64_t skipped_steps() const { return skipped_steps_; }
 
   /// Step counters and the changes in force (pins, scale, clip limit).
@@ -88,10 +88,10 @@ class StepConsensus {
   StepMessage& message_;
   ShardedModel& model_;
   const ShardedOptions& options_;
-  plan::ControlPort* port_ = nullptr;
-  plan::ActiveChanges changes_;
-  plan::StepReport report_;
-  plan::LeaveRequest leaving_ = plan::LeaveRequest::none;
+  changes::ControlPort* port_ = nullptr;
+  changes::ActiveChanges changes_;
+  changes::StepReport report_;
+  changes::LeaveRequest leaving_ = changes::LeaveRequest::none;
   std::atomic<uint8_t> leave_requested_{0};
   int64_t skipped_steps_ = 0;
 };

@@ -7,18 +7,18 @@
 #include <vector>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/plan/change.h"
+#include "fusedbun/dist/changes/change.h"
 #include "fusedbun/launcher/cli/usage.h"
 
 namespace fusedbun::launcher {
 namespace {
 
-using plan::Field;
-using plan::FieldSpec;
+using changes::Field;
+using changes::FieldSpec;
 
 std::vector<std::string> known_names() {
   std::vector<std::string> names;
-  for (const FieldSpec& spec : plan::field_specs()) {
+  for (const FieldSpec& spec : changes::field_specs()) {
     names.emplace_back(spec.option_name);
     if (spec.name != spec.option_name) names.emplace_back(spec.name);
   }
@@ -27,9 +27,9 @@ std::vector<std::string> known_names() {
 
 /// Names as `fusedbun train` spells them are understood too: --clip, --weight-decay.
 FieldSpec find_name(const std::string& name) {
-  std::string known = name == "clip" ? std::string(plan::name_of(Field::max_grad_norm)) : name;
+  std::string known = name == "clip" ? std::string(changes::name_of(Field::max_grad_norm)) : name;
   std::ranges::replace(known, '-', '_');
-  if (const auto spec = plan::find_field(known)) return *spec;
+  if (const auto spec = changes::find_field(known)) return *spec;
   const std::string close = nearest(name, known_names());
   throw UsageError(
       "'" + name + "' cannot be changed while a job runs" +
@@ -54,7 +54,7 @@ void assign(const std::string& name, const std::string& text,
             control::v1::HyperparameterValues& values) {
   FieldSpec spec = find_name(name);
   if (spec.field == Field::learning_rate && text == "schedule") {
-    spec = *plan::find_field(plan::name_of(Field::unpin_learning_rate));
+    spec = *changes::find_field(changes::name_of(Field::unpin_learning_rate));
   }
   const auto* reflection = values.GetReflection();
   const auto* field = values.GetDescriptor()->FindFieldByNumber(static_cast<int>(spec.field));
@@ -93,7 +93,7 @@ control::v1::GroupPatch read_assignments(std::span<const std::string> words,
 
 std::string assignable_names() {
   std::string text = "Names:\n";
-  for (const FieldSpec& spec : plan::field_specs()) {
+  for (const FieldSpec& spec : changes::field_specs()) {
     if (spec.field == Field::unpin_learning_rate) continue;  // spelled lr=schedule
     std::string name(spec.option_name);
     name.resize(15, ' ');

@@ -1,6 +1,6 @@
 #include "fusedbun/launcher/control/change_text.h"
 
-#include "fusedbun/dist/plan/change.h"
+#include "fusedbun/dist/changes/change.h"
 #include "fusedbun/launcher/control/job_flags.h"
 
 namespace fusedbun::launcher {
@@ -55,8 +55,8 @@ std::string assignments_of(const GroupPatch& patch) {
   std::vector<const google::protobuf::FieldDescriptor*> fields;
   patch.values().GetReflection()->ListFields(patch.values(), &fields);
   for (const auto* field : fields) {
-    const auto spec = plan::find_field(field->name());
-    const bool unpins = field->name() == plan::name_of(plan::Field::unpin_learning_rate);
+    const auto spec = changes::find_field(field->name());
+    const bool unpins = field->name() == changes::name_of(changes::Field::unpin_learning_rate);
     const std::string name = spec && !unpins ? std::string(spec->option_name) : "lr";
     text += (text.empty() ? "" : " ") + name + "=" +
             (unpins ? "schedule" : value_text(patch.values(), field));

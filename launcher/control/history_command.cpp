@@ -6,7 +6,8 @@
 #include <iostream>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/control/change_log.h"
+#include "fusedbun/dist/changes/change_log.h"
+#include "fusedbun/dist/control/logged_changes.h"
 #include "fusedbun/launcher/cli/output_format.h"
 #include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/control/change_text.h"
@@ -38,7 +39,7 @@ void print_table(const control::v1::ListChangesResponse& all) {
 void print_file(const control::JobLocation& location) {
   FUSEDBUN_REQUIRE(!location.run_dir.empty(), UsageError,
                    "--as-toml reads changes.log: say --run-dir FOLDER");
-  std::cout << control::logged_changes_as_toml(location.run_dir);
+  std::cout << changes::logged_changes_as_toml(location.run_dir);
 }
 
 control::v1::ListChangesResponse all_of_ended(const std::filesystem::path& run_dir,

@@ -8,6 +8,14 @@ namespace {
 /// More samples would not make a smoother curve, only work for the job.
 constexpr int kSampleIntervalNs = 50'000'000;
 
+/// Up to this revision no change will be another: a change that is no longer scheduled stays as it is.
+int64_t settled_revision(const std::vector<control::v1::Change>& changes) {
+  for (const control::v1::Change& change : changes) {
+    if (change.state() == control::v1::Change::SCHEDULED) return change.revision() - 1;
+  }
+  return changes.empty() ? 0 : changes.back().revision();
+}
+
 }  // namespace
 
 LiveJob::LiveJob(const control::JobLocation& location) : client_(location) {
@@ -17,14 +25,25 @@ LiveJob::LiveJob(const control::JobLocation& location) : client_(location) {
     control::v1::StreamMetricsRequest request;
     request.mutable_min_interval()->set_nanos(kSampleIntervalNs);
     std::string trouble;
-    try {
-      client_.stream_metrics(request, [this](const control::v1::MetricsSample& sample) {
-        const std::lock_guard lock(mutex_);
-        view_.add(sample);
-        return true;
-      });
-    } catch (const Error& error) {
-      trouble = error.what();
+    // A connection with certificates has its time, and then another goes on; one that brings nothing is the last.
+    for (bool was_served = true; was_served;) {
+      was_served = false;
+      trouble.clear();
+      try {
+        client_.stream_metrics(request, [&](const control::v1::MetricsSample& sample) {
+          was_served = true;
+          request.set_from_step(sample.step() + 1);
+          const std::lock_guard lock(mutex_);
+          view_.add(sample);
+          return true;
+        });
+        break;
+      } catch (const UnavailableError& error) {
+        trouble = error.what();
+      } catch (const Error& error) {
+        trouble = error.what();
+        break;
+      }
     }
     const std::lock_guard lock(mutex_);
     ended_ = true;
@@ -40,11 +59,15 @@ LiveJob::~LiveJob() {
 void LiveJob::refresh() {
   try {
     const control::v1::Job job = client_.job();
-    const control::v1::ListChangesResponse changes = all_changes(client_);
+    const int64_t settled = settled_revision(view().changes);
+    const control::v1::ListChangesResponse changes =
+        all_changes(client_, "revision>" + std::to_string(settled));
     const control::v1::ListRanksResponse ranks = all_ranks(client_);
     const std::lock_guard lock(mutex_);
     view_.job = job;
-    view_.changes.assign(changes.changes().begin(), changes.changes().end());
+    view_.changes.resize(
+        static_cast<size_t>(settled));  // the revision of each is one more than its index
+    view_.changes.insert(view_.changes.end(), changes.changes().begin(), changes.changes().end());
     view_.ranks.assign(ranks.ranks().begin(), ranks.ranks().end());
   } catch (const Error& error) {
     const std::lock_guard lock(mutex_);

@@ -56,8 +56,8 @@ class AdamwStepper : public Stepper {
   }
 
   void finish() override {}
-  plan::LeaveRequest leave_request() const override { return leaving_; }
-  void request_leave(plan::LeaveRequest request) noexcept override { asked_ = request; }
+  changes::LeaveRequest leave_request() const override { return leaving_; }
+  void request_leave(changes::LeaveRequest request) noexcept override { asked_ = request; }
   bool skips_nonfinite() const override { return false; }
   int64_t planned_state_bytes() const override {
     return 2 * elements_ * static_cast<int64_t>(sizeof(float));
@@ -90,9 +90,9 @@ class AdamwStepper : public Stepper {
       parameter.mutable_grad() = place;
       begin += parameter.numel();
     }
-    message_[elements_] = asked_.load() == plan::LeaveRequest::none ? 0.0 : 1.0;
+    message_[elements_] = asked_.load() == changes::LeaveRequest::none ? 0.0 : 1.0;
     data_.all_reduce(buffer_of(message_), comm::ReduceOp::sum).wait();
-    if (message_[elements_].item<double>() > 0) leaving_ = plan::LeaveRequest::drain;
+    if (message_[elements_].item<double>() > 0) leaving_ = changes::LeaveRequest::drain;
     message_.narrow(0, 0, elements_).div_(divisor_);
   }
 
@@ -103,8 +103,8 @@ class AdamwStepper : public Stepper {
   double divisor_;
   int64_t elements_ = 0;
   torch::Tensor message_;  ///< [elements_ + 1]
-  std::atomic<plan::LeaveRequest> asked_{plan::LeaveRequest::none};
-  plan::LeaveRequest leaving_ = plan::LeaveRequest::none;
+  std::atomic<changes::LeaveRequest> asked_{changes::LeaveRequest::none};
+  changes::LeaveRequest leaving_ = changes::LeaveRequest::none;
 };
 
 }  // namespace

@@ -34,14 +34,14 @@ class FusedbunStepper : public Stepper {
 
   StepOutcome step() override {
     optimizer_.step();
-    const plan::StepReport& report = optimizer_.report();
+    const changes::StepReport& report = optimizer_.report();
     return {report.group_options[0].lr, report.gradient_norm, report.active_revision,
             report.skipped_steps};
   }
 
   void finish() override { optimizer_.finish(); }
-  plan::LeaveRequest leave_request() const override { return optimizer_.leave_request(); }
-  void request_leave(plan::LeaveRequest request) noexcept override {
+  changes::LeaveRequest leave_request() const override { return optimizer_.leave_request(); }
+  void request_leave(changes::LeaveRequest request) noexcept override {
     optimizer_.request_leave(request);
   }
   bool skips_nonfinite() const override { return values().nonfinite == Nonfinite::skip; }

@@ -44,7 +44,7 @@ void on_signal(int number, siginfo_t* info, void*) {
   if (!g_first_ns.compare_exchange_strong(first, now)) {
     if (now - first >= kSameRequestNs && !launchers_first) ::_exit(128 + number);
   } else if (Stepper* stepper = g_stepper.load()) {
-    stepper->request_leave(plan::LeaveRequest::drain);
+    stepper->request_leave(changes::LeaveRequest::drain);
     if (g_tells) {
       const std::string_view sentence = kSentence.substr(g_on_terminal ? 0 : 1);
       [[maybe_unused]] const ssize_t written =

@@ -13,7 +13,7 @@
 #include <string_view>
 
 #include "fusedbun/core/options.h"
-#include "fusedbun/dist/plan/control_port.h"
+#include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 
 namespace fusedbun {
@@ -44,8 +44,8 @@ class Stepper {
   /// Waits for what is under way; once, after the last step.
   virtual void finish() = 0;
 
-  virtual plan::LeaveRequest leave_request() const = 0;
-  virtual void request_leave(plan::LeaveRequest request) noexcept = 0;
+  virtual changes::LeaveRequest leave_request() const = 0;
+  virtual void request_leave(changes::LeaveRequest request) noexcept = 0;
 
   /// True if a step with NaN or inf gradients changes nothing.
   virtual bool skips_nonfinite() const = 0;

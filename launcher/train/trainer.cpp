@@ -158,13 +158,13 @@ int exit_code_of(const std::exception& error) {
   return static_cast<int>(ours != nullptr ? ours->code() : ExitCode::unclassified);
 }
 
-run_folder::RunState state_of(plan::LeaveRequest leave) {
+run_folder::RunState state_of(changes::LeaveRequest leave) {
   switch (leave) {
-    case plan::LeaveRequest::none:
+    case changes::LeaveRequest::none:
       return run_folder::RunState::succeeded;
-    case plan::LeaveRequest::drain:
+    case changes::LeaveRequest::drain:
       return run_folder::RunState::drained;
-    case plan::LeaveRequest::stop:
+    case changes::LeaveRequest::stop:
       return run_folder::RunState::stopped;
   }
   FUSEDBUN_ASSERT(false, "every way to leave is a state of the run");
@@ -189,7 +189,7 @@ class Run {
         progress_(progress) {}
 
   /// Throws what ended the job, as the job names it.
-  plan::LeaveRequest to_its_end() {
+  changes::LeaveRequest to_its_end() {
     try {
       try {
         return execute();
@@ -204,7 +204,7 @@ class Run {
   }
 
  private:
-  plan::LeaveRequest execute() {
+  changes::LeaveRequest execute() {
     const int64_t context = options_.model.context.value_or(model_->config().n_ctx);
     comm::Communicator& host = *job_.channels().host;
     require_same_run(host, options_, text_, context);
@@ -233,7 +233,7 @@ class Run {
     }
     if (!options_.trace.empty()) save_trace(host);
     if (record_) {
-      const bool early = result.leave == plan::LeaveRequest::drain;
+      const bool early = result.leave == changes::LeaveRequest::drain;
       record_->end(state_of(result.leave),
                    static_cast<int>(early ? ExitCode::left_early : ExitCode::done), "");
     }
@@ -276,7 +276,7 @@ class Run {
   /// Rank 0. Returns where it is.
   fs::path save_model() {
     job_.enter(plan::Phase::save);
-    const auto is_stopped = [this] { return job_.leave_asked() == plan::LeaveRequest::stop; };
+    const auto is_stopped = [this] { return job_.leave_asked() == changes::LeaveRequest::stop; };
     const bool was_stopped = is_stopped();  // then stopping once more can mean nothing else
     return model_file_->save(
         [this](const fs::path& path) { save_hf(path, model_); },
@@ -383,8 +383,9 @@ void train(const TrainOptions& options) {
   } catch (const std::exception& error) {
     job.fail(error);
   }
-  const plan::LeaveRequest leave = Run(options, run_dir, job, *model, *text, progress).to_its_end();
-  if (leave == plan::LeaveRequest::drain) {
+  const changes::LeaveRequest leave =
+      Run(options, run_dir, job, *model, *text, progress).to_its_end();
+  if (leave == changes::LeaveRequest::drain) {
     throw Error(
         ExitCode::left_early,
         "left before the last step as asked; the model so far is saved (a new start begins at "

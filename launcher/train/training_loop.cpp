@@ -33,7 +33,7 @@ LoopResult TrainingLoop::run() {
   const int64_t steps = options_.schedule.total_steps;
   validate(0);
   result_.first_validation_loss = result_.last_validation_loss;
-  for (int64_t job_step = 0; job_step < steps && result_.leave == plan::LeaveRequest::none;
+  for (int64_t job_step = 0; job_step < steps && result_.leave == changes::LeaveRequest::none;
        ++job_step) {
     const bool due = options_.eval_every > 0 && job_step > 0 && job_step % options_.eval_every == 0;
     if (due) validate(job_step);
@@ -44,7 +44,7 @@ LoopResult TrainingLoop::run() {
   }
   parts_.stepper.finish();
   // Who drains a job has seconds to give, not a validation.
-  if (result_.leave != plan::LeaveRequest::drain) validate(result_.steps);
+  if (result_.leave != changes::LeaveRequest::drain) validate(result_.steps);
   return result_;
 }
 
@@ -102,7 +102,7 @@ void TrainingLoop::report(int64_t job_step, double loss, const StepOutcome& outc
   if (parts_.metrics != nullptr) {
     parts_.metrics->write({job_step, loss, outcome.lr, tokens / time.whole_seconds,
                            outcome.grad_norm, outcome.revision, outcome.skipped});
-    const plan::Metric live[] = {
+    const changes::Metric live[] = {
         {"loss", loss},
         {"tokens_per_second", tokens / time.whole_seconds},
         {"gradients_seconds", time.gradients_seconds},

@@ -38,7 +38,7 @@ struct LoopResult {
   double last_validation_loss = 0;  ///< the newest there is when the job was drained
   int64_t steps = 0;
   double tokens_per_second = 0;  ///< all ranks, validation not counted
-  plan::LeaveRequest leave = plan::LeaveRequest::none;
+  changes::LeaveRequest leave = changes::LeaveRequest::none;
 };
 
 class TrainingLoop {

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/control/change_log.h"
+#include "fusedbun/dist/changes/change_log.h"
 #include "fusedbun/dist/control/control_client.h"
 #include "fusedbun/tests/dist/control/fake_loop.h"
 
@@ -39,7 +39,7 @@ double quantile(std::vector<double>& sorted, double q) {
 /// Steps until told to stop; what each took beyond its 2 ms.
 class Steps {
  public:
-  explicit Steps(plan::ControlPort& port) : rank_(port) {
+  explicit Steps(changes::ControlPort& port) : rank_(port) {
     thread_ = std::jthread([this](const std::stop_token& stop) {
       while (!stop.stop_requested()) {
         const auto start = Clock::now();
@@ -114,7 +114,7 @@ double send_all(const std::filesystem::path& run_dir, int clients, double second
 }
 
 /// Each change that was answered with OK is in the log once, and nothing else is.
-bool is_what_was_accepted(const std::vector<LoggedChange>& logged, const Tally& tally) {
+bool is_what_was_accepted(const std::vector<changes::LoggedChange>& logged, const Tally& tally) {
   bool same = logged.size() == tally.revisions.size() && !logged.empty();
   for (const auto& [revision, count] : tally.revisions)
     same &= count == 1 && revision <= static_cast<int64_t>(logged.size());
@@ -129,7 +129,7 @@ void storm(int clients, double seconds, double per_second) {
   Tally tally;
   const double took = send_all(folder.path(), clients, seconds, per_second, tally);
   std::vector<double>& own_ms = steps.finish();
-  const auto logged = read_change_log(folder.path());
+  const auto logged = changes::read_change_log(folder.path());
   const bool agree =
       is_what_was_accepted(logged, tally) && logged.back().chain_hash == steps.chain_hash();
   std::printf(
@@ -145,7 +145,7 @@ void storm_on(const std::filesystem::path& run_dir, int clients, double seconds,
               double per_second) {
   Tally tally;
   const double took = send_all(run_dir, clients, seconds, per_second, tally);
-  const bool agree = is_what_was_accepted(read_change_log(run_dir), tally);
+  const bool agree = is_what_was_accepted(changes::read_change_log(run_dir), tally);
   std::printf(
       "{\"seconds\": %.3f, \"accepted\": %zu, \"conflicts\": %d, \"refused\": %d, "
       "\"wait_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}, \"log_agrees\": %s}\n",

@@ -26,12 +26,12 @@ constexpr double kStepUs = 20'000;  ///< a short step, which the cost is compare
 constexpr int kRounds = 21;
 
 /// A job without a control plane.
-class Nobody final : public plan::ControlPort {
+class Nobody final : public changes::ControlPort {
  public:
   int64_t newest_revision() override { return 0; }
   Boundary close_step(int64_t) override { return {}; }
-  std::vector<plan::ChangeEntry> entries(int64_t, int64_t) override { return {}; }
-  void step_finished(const plan::StepReport&) override {}
+  std::vector<changes::ChangeEntry> entries(int64_t, int64_t) override { return {}; }
+  void step_finished(const changes::StepReport&) override {}
 };
 
 double us_per_step(FakeRank& rank, int steps) {
@@ -41,7 +41,7 @@ double us_per_step(FakeRank& rank, int steps) {
 }
 
 /// Median, over rounds in turns, of what a step takes longer with `port`.
-void measure(const char* what, plan::ControlPort& port, int steps) {
+void measure(const char* what, changes::ControlPort& port, int steps) {
   Nobody nobody;
   FakeRank with(port), without(nobody);
   std::vector<double> differences;
@@ -97,7 +97,7 @@ void changes_wait(const std::filesystem::path& run_dir, const Measure& measure) 
   for (int i = 0; i < 1000; ++i) {
     v1::CreateChangeRequest request;
     request.set_etag("*");
-    request.mutable_change()->set_apply_at_step(1'000'000'000);
+    request.mutable_change()->set_apply_at_step(999'999);
     request.mutable_change()->add_patches()->set_group("*");
     request.mutable_change()->mutable_patches(0)->mutable_values()->set_eps(1e-6);
     client.create_change(request);

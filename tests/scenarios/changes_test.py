@@ -23,12 +23,13 @@ class Changes(TrainingTestCase):
         return [(line["step"], line["loss"], line["lr"], line["grad_norm"]) for line in steps(self.run_dir)]
 
     def test_a_run_with_live_changes_is_repeated_by_its_file(self):
-        with start("launch", "-n", "2", "--", *self.train(700)) as job:
+        # Long enough for three commands, one after the other, on a machine that is busy.
+        with start("launch", "-n", "2", "--", *self.train(1500)) as job:
             self.wait_for_steps(5)
             first = self.set("lr=0.00123", "Lambda=0.05")
-            self.set("lr_scale=0.5", "--at-step", "600")
+            self.set("lr_scale=0.5", "--at-step", "1400")
             self.set("unpin_lr=true", "max_grad_norm=0.5")
-            self.assertEqual(job.result(120).code, 0)
+            self.assertEqual(job.result(240).code, 0)
         live, model = self.used(), (self.run_dir / "model.safetensors").read_bytes()
         self.assertEqual(live[int(first["effective_step"])][2], 0.00123)
 
@@ -38,7 +39,7 @@ class Changes(TrainingTestCase):
         self.assertEqual(history.out.count("[[changes]]"), 3, history)
         file.write_text(history.out)
         self.run_dir = self.folder / "again"
-        self.assert_trained(run("launch", "-n", "2", "--", *self.train(700, "--changes", file), seconds=120), 700)
+        self.assert_trained(run("launch", "-n", "2", "--", *self.train(1500, "--changes", file), seconds=240), 1500)
         self.assertEqual(self.used(), live)
         self.assertEqual((self.run_dir / "model.safetensors").read_bytes(), model)
 
@@ -57,6 +58,19 @@ class Changes(TrainingTestCase):
         self.assertEqual(result.code, 75, result)
         self.assertIn("apply again", result.err)
         self.assertEqual(self.used()[len(before):][:step + 5], before[:step + 5])
+
+    def test_a_run_that_diverged_of_a_live_change_is_not_repeated_blindly(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(5)
+            self.set("lr=1e30", "--reason", "a slip")
+            self.assertEqual(job.result().code, 78)
+        again = run("launch", "-n", "2", "--", *self.train(100_000))
+        self.assert_fails(again, 78, "live changes in use", "--changes FILE")
+        file = self.folder / "changes.toml"
+        file.write_text(run("history", "--as-toml", "--run-dir", self.run_dir).out.replace("1e+30", "0.001"))
+        self.assertIn("0.001", file.read_text())
+        self.run_dir = self.folder / "again"
+        self.assert_trained(run("launch", "-n", "2", "--", *self.train(20, "--changes", file), seconds=120), 20)
 
     def test_a_file_that_cannot_be_right_ends_the_job_before_its_first_step(self):
         file = self.folder / "changes.toml"

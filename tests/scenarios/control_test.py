@@ -73,10 +73,20 @@ class Control(TrainingTestCase):
             address = json.loads((self.run_dir / "control.json").read_text())["address"]
             viewer = ["--address", address, "--credentials", credentials / "viewer"]
             self.assertEqual(run("status", *viewer).code, 0)
-            self.assert_fails(run("set", "lr=0.25", *viewer), 77, "takes the role operator")
+            self.assert_fails(run("set", "lr=0.25", *viewer), 77, "requires the role operator")
             self.assert_fails(run("status", "--address", address), 69, address)
             job.signal(signal.SIGTERM)
             job.result()
+
+    def test_a_port_of_loopback_serves_who_may_read_the_run_folder(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000, "--control", "127.0.0.1:0")) as job:
+            self.wait_for_steps(3)
+            self.assertEqual(self.command("set", "lr=0.5").code, 0)
+            address = json.loads((self.run_dir / "control.json").read_text())["address"]
+            self.assert_fails(run("set", "lr=0.25", "--address", address), 77, "token")
+            self.assert_fails(run("stop", "--address", address), 77, "token")
+            job.signal(signal.SIGTERM)
+            self.assertEqual(job.result().code, 75)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 import headers_alone
 import include_direction
 import readmes
+import rpc_policy
 from source_files import SOURCE_ROOT, code_lines
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +36,24 @@ class TreeTest(unittest.TestCase):
         return code, out.getvalue()
 
 
+class RpcPolicy(TreeTest):
+    CSV = "call,role,STARTING,RUNNING,DRAINING,ENDED\nGetJob,viewer,OK,OK,OK,OK\nStopJob,admin,OK,OK,OK,X Y\n"
+    TABLE = ("| calls | role | STARTING | RUNNING | DRAINING | ended |\n| --- | --- | --- | --- | --- | --- |\n"
+             "| GetJob | viewer | OK | OK | OK | OK |\n| StopJob | admin | OK | OK | OK | X `Y` |\n")
+
+    def code(self, csv, readme):
+        self.write("dist/control/rpc_policy.csv", csv)
+        self.write("dist/control/README.md", f"# a\n\n{readme}\nmore\n")
+        return self.said(rpc_policy.main, self.root)[0]
+
+    def test_the_readme_says_what_the_service_is_compiled_from(self):
+        self.assertEqual(self.code(self.CSV, self.TABLE), 0)
+        self.assertEqual(self.code(self.CSV.replace("StopJob,admin", "StopJob,viewer"), self.TABLE), 1)
+        self.assertEqual(self.code(self.CSV, self.TABLE.replace("| OK | OK | OK | OK |", "| OK | OK | OK | X |")), 1)
+        self.assertEqual(self.code(self.CSV + "Another,admin,OK,OK,OK,OK\n", self.TABLE), 1)
+        self.assertEqual(self.code(self.CSV, ""), 1)
+
+
 class IncludeDirection(TreeTest):
     def rules(self, path, text):
         self.write(path, text)
@@ -56,7 +75,9 @@ class IncludeDirection(TreeTest):
             ("dist/comm/mpi.cpp", "dist/comm/gloo.h"), ("dist/step/a.h", "dist/control/b.h"),
             ("dist/step/a.h", "dist/checkpoint/b.h"), ("dist/step/a.cpp", "dist/comm/nccl.h"),
             ("dist/step/a.h", "dist/job/b.h"), ("dist/control/a.h", "dist/step/b.h"), ("dist/control/a.h", "core/fusedbun.h"),
-            ("dist/control/a.h", "dist/comm/b.h"), ("dist/checkpoint/a.h", "dist/step/b.h"), ("dist/job/a.h", "launcher/b.h"),
+            ("dist/control/a.h", "dist/comm/b.h"), ("dist/changes/a.h", "dist/control/b.h"), ("dist/changes/a.h", "dist/step/b.h"),
+            ("dist/changes/change.h", "dist/changes/change_log.h"), ("dist/changes/change_ledger.h", "dist/run_folder/a.h"),
+            ("dist/plan/a.h", "dist/changes/b.h"), ("dist/checkpoint/a.h", "dist/step/b.h"), ("dist/job/a.h", "launcher/b.h"),
         ]
         for path, header in refused:
             with self.subTest(path=path, header=header):

@@ -1,4 +1,4 @@
-#include "fusedbun/dist/control/change_log.h"
+#include "fusedbun/dist/changes/change_log.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -74,21 +74,27 @@ TEST_F(Served, EachAcceptedChangeIsOneRecordAndRefusedOnesNone) {
   EXPECT_TRUE(records[1].at("previous")[0].at("value").is_null()) << "was not pinned";
 }
 
-TEST_F(Served, HostileTextStaysOnItsLine) {
-  // New lines, a forged record, ANSI colours, DEL, the C1 form of CSI, and a character that turns the direction of text.
-  const std::string hostile =
-      "a\n{\"record\":\"forged\"}\r\n\x1b[31m\t\x7f\xc2\x9b"
-      "2J\xe2\x80\xae"
-      "end";
-  v1::CreateChangeRequest request = request_of("*", 0.5, hostile);
-  request.set_request_id("id\n\x1b[2J");
-  client_.create_change(request);
-  const auto records = records_in(folder_.path());
-  ASSERT_EQ(records.size(), 2U);
-  EXPECT_EQ(records[1].at("reason"), hostile);
-  EXPECT_EQ(records[1].at("request_id"), "id\n\x1b[2J");
-  for (const char c : text_of(folder_.path() / "changes.log"))
-    ASSERT_TRUE((c >= ' ' && c <= '~') || c == '\n') << static_cast<int>(c);
+TEST_F(Served, TextThatWouldReachATerminalAsMoreThanTextIsRefused) {
+  // New lines, ANSI colours, DEL, the C1 form of CSI, characters that end a line or turn the direction of text.
+  for (const char* hostile : {"a\n{\"record\":\"forged\"}", "\r", "\x1b[31m", "\t", "\x7f",
+                              "\xc2\x9b"
+                              "2J",
+                              "\xe2\x80\xae", "\xe2\x80\xa8", "\xe2\x81\xa6", "\xe2\x80\x8f"}) {
+    v1::CreateChangeRequest request = request_of("*", 0.5, std::string("b") + hostile);
+    EXPECT_THROW(client_.create_change(request), ConfigError) << hostile;
+    request = request_of("*", 0.5, "");
+    request.set_request_id(std::string("b") + hostile);
+    EXPECT_THROW(client_.create_change(request), ConfigError) << hostile;
+    EXPECT_THROW(client_.drain(hostile), ConfigError) << hostile;
+    EXPECT_THROW(client_.stop(hostile), ConfigError) << hostile;
+    v1::CancelChangeRequest cancel;
+    cancel.set_name("jobs/-/changes/1");
+    cancel.set_reason(hostile);
+    EXPECT_THROW(client_.cancel_change(cancel), ConfigError) << hostile;
+  }
+  EXPECT_EQ(client_.job().state(), v1::Job::RUNNING);
+  const std::string text = "größer, 値を下げる, \xf0\x9f\x98\x80 \xe2\x80\x93 \xe2\x82\xac";
+  EXPECT_EQ(client_.create_change(request_of("*", 0.5, text)).reason(), text);
 }
 
 TEST_F(Served, TheEndSaysWhatWasNeverUsed) {
@@ -139,7 +145,7 @@ class Attempts : public testing::Test {
     request.mutable_change()->set_apply_at_step(step);
     return request;
   }
-  std::vector<plan::ChangeEntry> entries(ControlServer& server) {
+  std::vector<changes::ChangeEntry> entries(ControlServer& server) {
     return server.port().entries(0, server.port().newest_revision());
   }
 
@@ -179,7 +185,7 @@ TEST_F(Attempts, WhatWasCancelledStaysCancelled) {
   attempt([&](ControlServer& server, ControlClient& client) {
     EXPECT_EQ(client.change(cancel.name()).state(), v1::Change::CANCELLED);
     EXPECT_EQ(client.change(cancel.name()).cancelled_by(), 2);
-    EXPECT_EQ(entries(server)[1].field, plan::Field::cancel);
+    EXPECT_EQ(entries(server)[1].field, changes::Field::cancel);
     EXPECT_THROW(client.cancel_change(cancel), ConfigError);
   });
 }
@@ -203,15 +209,15 @@ TEST_F(Attempts, AfterAnEndForGoodAnotherRunBegins) {
   };
   for (const JobState end : {JobState::failed, JobState::drained}) attempt(change, end);
   attempt(change, JobState::succeeded);
-  EXPECT_EQ(read_change_log(folder_.path()).size(), 3U);
+  EXPECT_EQ(changes::read_change_log(folder_.path()).size(), 3U);
   attempt([&](ControlServer& server, ControlClient&) { EXPECT_EQ(server.restored_changes(), 0); });
-  EXPECT_EQ(read_change_log(folder_.path()).size(), 0U) << "of the new run";
+  EXPECT_EQ(changes::read_change_log(folder_.path()).size(), 0U) << "of the new run";
 }
 
 TEST_F(Attempts, ChangesOfTheFileComeFirstAndOnce) {
-  plan::ScheduledChange scheduled{.request = {}, .where = "changes.toml:3: changes[1]"};
+  changes::ScheduledChange scheduled{.request = {}, .where = "changes.toml:3: changes[1]"};
   scheduled.request.apply_at_step = 0;
-  scheduled.request.patches = {{"head", plan::Field::learning_rate, 0.125}};
+  scheduled.request.patches = {{"head", changes::Field::learning_rate, 0.125}};
   scheduled.request.actor = "file";
   scheduled.request.request_id = "changes[1]";
   ControlOptions options = options_in(folder_.path());
@@ -240,7 +246,7 @@ TEST_F(Attempts, TheLogAsAFileHasWhatWasUsed) {
     server.port().close_step(0);
     client.create_change(request_of("body", 0.25, "because"));
   });
-  EXPECT_EQ(logged_changes_as_toml(folder_.path()),
+  EXPECT_EQ(changes::logged_changes_as_toml(folder_.path()),
             "[[changes]]\nat_step = 3\nlr = 0.25\ngroup = \"body\"\nreason = \"because\"\n");
 }
 

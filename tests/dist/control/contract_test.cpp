@@ -43,7 +43,10 @@ void add_message(const std::string& scope, const DescriptorProto& type, Facts& f
     facts[name + " field " + std::to_string(field.number())] =
         field.name() + " " + FieldDescriptorProto::Type_Name(field.type()) + " " +
         field.type_name() + " " + FieldDescriptorProto::Label_Name(field.label()) +
-        (field.proto3_optional() ? " with presence" : "");
+        (field.proto3_optional() ? " with presence" : "") +
+        (field.has_oneof_index() && !field.proto3_optional()
+             ? " in oneof " + type.oneof_decl(field.oneof_index()).name()
+             : "");
   }
   for (const DescriptorProto& nested : type.nested_type()) add_message(name + ".", nested, facts);
   for (const EnumDescriptorProto& nested : type.enum_type()) add_enum(name + ".", nested, facts);
@@ -65,6 +68,14 @@ Facts facts_of(const FileDescriptorSet& files) {
     }
   }
   return facts;
+}
+
+TEST(Contract, AFieldThatMovesIntoAOneofIsAnotherContract) {
+  FileDescriptorSet moved = present_contract();
+  for (DescriptorProto& type : *moved.mutable_file(0)->mutable_message_type()) {
+    if (type.name() == "Change") type.mutable_field(4)->set_oneof_index(0);  // reason, into "when"
+  }
+  EXPECT_NE(facts_of(moved), facts_of(present_contract()));
 }
 
 TEST(Contract, IsWireCompatibleWithTheCommittedOne) {

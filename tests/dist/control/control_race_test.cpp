@@ -30,7 +30,7 @@ TEST(ControlRace, NoUpdateIsLost) {
   {
     std::atomic<bool> done = false;
     std::jthread steps([&] {
-      plan::ActiveChanges active(2);
+      changes::ActiveChanges active(2);
       std::vector<Options> options = {job.groups[0].options, job.groups[1].options};
       for (int64_t step = 0; !done; ++step) {
         std::this_thread::sleep_for(std::chrono::microseconds(500));

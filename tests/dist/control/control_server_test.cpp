@@ -17,7 +17,9 @@
 
 #include "fusedbun/control/v1/control.grpc.pb.h"
 #include "fusedbun/dist/control/control_client.h"
+#include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/run_folder/control_file.h"
+#include "fusedbun/tests/dist/control/every_rpc.h"
 #include "fusedbun/tests/dist/control/fake_loop.h"
 
 namespace fusedbun::control {
@@ -163,6 +165,46 @@ TEST(ControlServer, TcpIsForLoopbackAlone) {
   EXPECT_THAT(server.address(), testing::StartsWith("127.0.0.1:"));
   EXPECT_NE(server.address(), "127.0.0.1:0");
   EXPECT_EQ(ControlClient({.run_dir = folder.path()}).job().run_id(), "test");
+}
+
+TEST(ControlServer, APortOfLoopbackServesOnlyWhoCanReadTheTokenInTheRunFolder) {
+  const TemporaryFolder folder;
+  ControlServer server(on_port(folder.path(), "127.0.0.1:0"), two_group_job());
+  server.set_state(JobState::running);
+  const std::string token = run_folder::read_control_file(folder.path()).token;
+  EXPECT_THAT(token, testing::MatchesRegex("[0-9a-f]{32}"));
+  EXPECT_EQ(std::filesystem::status(folder.path() / "control.json").permissions(),
+            std::filesystem::perms::owner_read | std::filesystem::perms::owner_write);
+  const auto channel = grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials());
+  const auto stub = v1::TrainingControl::NewStub(channel);
+  for (const ExpectedPolicy& policy : expected_policies()) {
+    const grpc::Status status = call(*stub, policy.rpc);
+    EXPECT_EQ(status.error_code(), grpc::StatusCode::UNAUTHENTICATED) << policy.call;
+    EXPECT_EQ(reason_of(status).reason, "NO_IDENTITY");
+  }
+  const auto shown = [&](const std::string& authorization) {
+    grpc::ClientContext context;
+    context.AddMetadata("authorization", authorization);
+    v1::GetJobRequest request;
+    request.set_name("jobs/-");
+    v1::Job job;
+    return stub->GetJob(&context, request, &job).error_code();
+  };
+  EXPECT_EQ(shown("Bearer " + token), grpc::StatusCode::OK);
+  for (const std::string& wrong :
+       {"Bearer " + token + "0", "Bearer " + token.substr(1), "bearer " + token, token,
+        std::string("Bearer "), "Bearer " + std::string(32, '0')}) {
+    EXPECT_EQ(shown(wrong), grpc::StatusCode::UNAUTHENTICATED) << wrong;
+  }
+  EXPECT_EQ(ControlClient({.run_dir = folder.path()}).job().state(), v1::Job::RUNNING);
+
+  const TemporaryFolder other;
+  const ControlServer another(on_port(other.path(), "127.0.0.1:0"), two_group_job());
+  EXPECT_NE(run_folder::read_control_file(other.path()).token, token);
+  const TemporaryFolder by_socket;
+  const ControlServer third(options_in(by_socket.path()), two_group_job());
+  EXPECT_EQ(run_folder::read_control_file(by_socket.path()).token, "")
+      << "its mode keeps others out";
 }
 
 TEST(ControlServer, ATakenPortIsNeverShared) {

@@ -37,7 +37,7 @@ def change_until_killed(address, name, answered):
         for number in range(1_000_000):
             request = control_pb2.CreateChangeRequest(parent="jobs/-", etag="*", request_id=f"{name}.{number}")
             if number % 8 == 0:
-                request.change.apply_at_step = 1_000_000_000
+                request.change.apply_at_step = 999_999
             eps = 1e-6 * (1 + number)
             patch = request.change.patches.add(group="*")
             patch.values.eps = eps

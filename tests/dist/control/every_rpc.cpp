@@ -52,14 +52,71 @@ Request of_job() {
 v1::CreateChangeRequest change_request() {
   auto request = of_job<v1::CreateChangeRequest>();
   request.set_etag("*");
-  request.mutable_change()->set_apply_at_step(1'000'000);
+  request.mutable_change()->set_apply_at_step(900'000);
   v1::GroupPatch& patch = *request.mutable_change()->add_patches();
   patch.set_group("*");
   patch.mutable_values()->set_eps(1e-6);
   return request;
 }
 
+constexpr ExpectedPolicy kExpected[] = {
+    {"GetJob", Rpc::get_job, Role::viewer, {"", "", "", ""}},
+    {"WatchJob", Rpc::watch_job, Role::viewer, {"", "", "", ""}},
+    {"ListRanks", Rpc::list_ranks, Role::viewer, {"", "", "", ""}},
+    {"GetHyperparameters", Rpc::get_hyperparameters, Role::viewer, {"", "", "", ""}},
+    {"ListHyperparameterSpecs", Rpc::list_hyperparameter_specs, Role::viewer, {"", "", "", ""}},
+    {"CreateChange",
+     Rpc::create_change,
+     Role::operator_,
+     {"STARTING", "", "DRAINING", "JOB_ENDED"}},
+    {"GetChange", Rpc::get_change, Role::viewer, {"", "", "", ""}},
+    {"ListChanges", Rpc::list_changes, Role::viewer, {"", "", "", ""}},
+    {"CancelChange",
+     Rpc::cancel_change,
+     Role::operator_,
+     {"STARTING", "", "DRAINING", "JOB_ENDED"}},
+    {"CreateCheckpoint",
+     Rpc::create_checkpoint,
+     Role::operator_,
+     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
+    {"GetCheckpoint",
+     Rpc::get_checkpoint,
+     Role::viewer,
+     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
+    {"ListCheckpoints",
+     Rpc::list_checkpoints,
+     Role::viewer,
+     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
+    {"DrainJob", Rpc::drain_job, Role::admin, {"", "", "", "JOB_ENDED"}},
+    {"StopJob", Rpc::stop_job, Role::admin, {"", "", "", "JOB_ENDED"}},
+    {"StreamMetrics", Rpc::stream_metrics, Role::viewer, {"", "", "", ""}},
+    {"PauseJob",
+     Rpc::pause_job,
+     Role::operator_,
+     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
+    {"ResumeJob",
+     Rpc::resume_job,
+     Role::operator_,
+     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
+    {"DumpDiagnostics",
+     Rpc::dump_diagnostics,
+     Role::admin,
+     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
+};
+
 }  // namespace
+
+std::span<const ExpectedPolicy> expected_policies() {
+  return kExpected;
+}
+
+grpc::StatusCode code_of_reason(std::string_view reason) {
+  if (reason.empty()) return grpc::StatusCode::OK;
+  if (reason == "STARTING" || reason == "DRAINING") return grpc::StatusCode::UNAVAILABLE;
+  if (reason == "JOB_ENDED") return grpc::StatusCode::FAILED_PRECONDITION;
+  FUSEDBUN_ASSERT(reason == "NOT_IN_THIS_VERSION", "every reason of the table has a code");
+  return grpc::StatusCode::UNIMPLEMENTED;
+}
 
 grpc::Status call(Stub& stub, Rpc rpc, int64_t cancelled) {
   switch (rpc) {

@@ -31,18 +31,20 @@ ControlOptions options_in(const std::filesystem::path& run_dir) {
           .stall_timeout = std::chrono::milliseconds(200)};
 }
 
-FakeRank::FakeRank(plan::ControlPort& port)
+FakeRank::FakeRank(changes::ControlPort& port)
     : port_(port), active_(static_cast<int>(two_group_job().groups.size())) {
-  for (const plan::LedgerGroup& group : two_group_job().groups) options_.push_back(group.options);
+  for (const changes::LedgerGroup& group : two_group_job().groups)
+    options_.push_back(group.options);
   active_.accept(port_.entries(0, port_.newest_revision()));
   announced_ = active_.known_revision();
 }
 
-plan::LeaveRequest FakeRank::step(const std::function<void(const plan::StepReport&)>& during) {
+changes::LeaveRequest FakeRank::step(
+    const std::function<void(const changes::StepReport&)>& during) {
   std::vector<Options*> pointers;
   for (Options& options : options_) pointers.push_back(&options);
   active_.enter_step(next_step_, pointers);
-  const plan::StepReport report = this->report();
+  const changes::StepReport report = this->report();
   if (during) during(report);
   // The header of the step before is read in this one, and only then the content of what it announced.
   if (announced_ > active_.known_revision())
@@ -54,8 +56,8 @@ plan::LeaveRequest FakeRank::step(const std::function<void(const plan::StepRepor
   return boundary.leave;
 }
 
-plan::StepReport FakeRank::report() const {
-  plan::StepReport report;
+changes::StepReport FakeRank::report() const {
+  changes::StepReport report;
   report.job_step = next_step_;
   report.active_revision = active_.active_revision();
   for (size_t group = 0; group < options_.size(); ++group) {
@@ -70,7 +72,7 @@ plan::StepReport FakeRank::report() const {
   return report;
 }
 
-FakeLoop::FakeLoop(plan::ControlPort& port, std::chrono::microseconds step_time)
+FakeLoop::FakeLoop(changes::ControlPort& port, std::chrono::microseconds step_time)
     : rank_(port), step_time_(step_time) {
   thread_ = std::thread([this] { run(); });
 }
@@ -95,8 +97,8 @@ std::vector<double> FakeLoop::learning_rates() const {
 }
 
 void FakeLoop::run() {
-  while (!ended_ && left_ == plan::LeaveRequest::none) {
-    left_ = rank_.step([this](const plan::StepReport& report) {
+  while (!ended_ && left_ == changes::LeaveRequest::none) {
+    left_ = rank_.step([this](const changes::StepReport& report) {
       std::this_thread::sleep_for(step_time_);
       const std::lock_guard lock(mutex_);
       learning_rates_.push_back(report.group_options[0].lr);

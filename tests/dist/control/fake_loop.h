@@ -34,25 +34,25 @@ ControlOptions options_in(const std::filesystem::path& run_dir);
 /// A rank without a model: folds changes as a rank does. One thread at a time.
 class FakeRank {
  public:
-  explicit FakeRank(plan::ControlPort& port);
+  explicit FakeRank(changes::ControlPort& port);
   /// The next job step, from its beginning to its end; in between `during`. Returns what was asked of the job.
-  plan::LeaveRequest step(const std::function<void(const plan::StepReport&)>& during = {});
+  changes::LeaveRequest step(const std::function<void(const changes::StepReport&)>& during = {});
   int64_t next_step() const { return next_step_; }
   uint64_t chain_hash() const { return active_.chain_hash(); }
 
  private:
-  plan::StepReport report() const;
+  changes::StepReport report() const;
 
-  plan::ControlPort& port_;
+  changes::ControlPort& port_;
   std::vector<Options> options_;
-  plan::ActiveChanges active_;
+  changes::ActiveChanges active_;
   int64_t next_step_ = 0;
   int64_t announced_ = 0;  ///< newest revision in the last header
 };
 
 class FakeLoop {
  public:
-  explicit FakeLoop(plan::ControlPort& port,
+  explicit FakeLoop(changes::ControlPort& port,
                     std::chrono::microseconds step_time = std::chrono::milliseconds(1));
   ~FakeLoop();
   FakeLoop(const FakeLoop&) = delete;  // owns a thread
@@ -65,7 +65,7 @@ class FakeLoop {
 
   /// Effective learning rates of group 0, [step].
   std::vector<double> learning_rates() const;
-  plan::LeaveRequest left() const { return left_; }
+  changes::LeaveRequest left() const { return left_; }
 
  private:
   void run();
@@ -76,7 +76,7 @@ class FakeLoop {
   std::vector<double> learning_rates_;
   std::atomic<bool> held_ = false;
   std::atomic<bool> ended_ = false;
-  std::atomic<plan::LeaveRequest> left_ = plan::LeaveRequest::none;
+  std::atomic<changes::LeaveRequest> left_ = changes::LeaveRequest::none;
   std::thread thread_;
 };
 

@@ -51,11 +51,11 @@ TEST(Health, AJobThatASignalDrainsSaysSoBeforeItLeaves) {
   ControlServer server(options_in(folder.path()), two_group_job());
   server.set_state(JobState::running);
   ControlClient client({.run_dir = folder.path()});
-  plan::StepReport report{.job_step = 7};
+  changes::StepReport report{.job_step = 7};
   server.port().step_finished(report);
   EXPECT_EQ(client.health(kControlHealthName), ControlClient::Health::serving);
   report.job_step = 8;
-  report.leave = plan::LeaveRequest::drain;
+  report.leave = changes::LeaveRequest::drain;
   server.port().step_finished(report);
   EXPECT_EQ(client.health(kControlHealthName), ControlClient::Health::not_serving);
   EXPECT_EQ(client.job().state(), v1::Job::DRAINING);

@@ -17,6 +17,7 @@
 #include <thread>
 
 #include "fusedbun/dist/control/control_client.h"
+#include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/rpc_policy.h"
 #include "fusedbun/tests/dist/control/fake_loop.h"
 #include "fusedbun/tests/dist/plan/random_model.h"
@@ -192,9 +193,12 @@ TEST(HostileRequests, LeaveTheServerAliveAndChangeNothingWhenRefused) {
   const TemporaryFolder folder;
   ControlServer server(options_in(folder.path()), two_group_job());
   server.set_state(JobState::running);
+  const FakeLoop loop(
+      server.port());  // uses up what is accepted, so that there is always room for more
   std::mutex mutex;
   std::set<int64_t> revisions;  ///< of changes that an OK told of
   std::atomic<int> refused = 0;
+  std::atomic<int> without_room = 0;
   {
     std::vector<std::jthread> threads;
     for (int thread = 0; thread < kThreads; ++thread) {
@@ -209,6 +213,7 @@ TEST(HostileRequests, LeaveTheServerAliveAndChangeNothingWhenRefused) {
               send(stub, "/" + method->service()->full_name() + "/" + method->name(),
                    hostile_request(*method, random), reply);
           refused += !status.ok();
+          without_room += reason_of(status).reason == "TOO_MANY_PENDING";
           v1::Change change;
           if (status.ok() && method->output_type() == change.GetDescriptor() &&
               change.ParseFromString(reply)) {
@@ -227,6 +232,7 @@ TEST(HostileRequests, LeaveTheServerAliveAndChangeNothingWhenRefused) {
   std::cout << refused << " refused, " << revisions.size() << " changes accepted\n";
   EXPECT_GT(refused, kThreads * requests_per_thread() / 2);
   EXPECT_GT(revisions.size(), 100U);
+  EXPECT_EQ(without_room, 0) << "requests that are right reach acceptance";
   for (const v1::ParamGroup& group : all.groups()) {
     EXPECT_TRUE(std::isfinite(group.values().eps())) << group.ShortDebugString();
   }

@@ -81,9 +81,11 @@ TEST(RepeatedRequests, HaveOneEffectAndOneAnswerAlsoAcrossARestart) {
   ControlServer server(options_in(folder.path()), two_group_job());
   ControlClient client({.run_dir = folder.path()});
   std::map<std::string, int> effects;
-  const std::vector<plan::ChangeEntry> entries =
+  std::vector<changes::ChangeEntry> entries =
       server.port().entries(0, server.port().newest_revision());
-  for (const plan::ChangeEntry& entry : entries) ++effects[std::to_string(entry.value)];
+  // Changes of the second attempt cancel those of the first that would overwrite them.
+  std::erase_if(entries, [](const auto& entry) { return entry.field == changes::Field::cancel; });
+  for (const changes::ChangeEntry& entry : entries) ++effects[std::to_string(entry.value)];
   for (const auto& [value, count] : effects) EXPECT_EQ(count, 1) << value;
   const auto answered =
       std::ranges::count_if(answers, [](const std::string& text) { return !text.empty(); });

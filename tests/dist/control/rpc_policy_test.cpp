@@ -17,15 +17,27 @@ namespace {
 TEST(RpcPolicy, TheTableHasEveryRpcOfTheContractInOrder) {
   const auto* service = v1::Job::descriptor()->file()->service(0);
   ASSERT_EQ(rpc_policies().size(), static_cast<size_t>(service->method_count()));
+  ASSERT_EQ(expected_policies().size(), rpc_policies().size());
   std::set<std::string_view> names;
-  for (const RpcPolicy& policy : rpc_policies()) {
-    EXPECT_EQ(&policy_of(policy.rpc), &policy);
-    EXPECT_NE(service->FindMethodByName(std::string(policy.name)), nullptr) << policy.name;
+  for (size_t i = 0; i < rpc_policies().size(); ++i) {
+    const RpcPolicy& policy = rpc_policies()[i];
+    const ExpectedPolicy& expected = expected_policies()[i];
+    EXPECT_EQ(policy.rpc, expected.rpc);
+    EXPECT_EQ(policy.name, expected.call);
+    EXPECT_NE(service->FindMethodByName(policy.name), nullptr) << policy.name;
     names.insert(policy.name);
-    EXPECT_FALSE(refused_for(policy.rpc, Role::admin));
-    EXPECT_TRUE(refused_for(policy.rpc, Role::none));
   }
   EXPECT_EQ(names.size(), rpc_policies().size());
+}
+
+TEST(RpcPolicy, ARoleMayDoWhatIsWrittenHereAndNoMore) {
+  for (const ExpectedPolicy& expected : expected_policies()) {
+    for (const Role role : {Role::none, Role::viewer, Role::operator_, Role::admin}) {
+      const auto refusal = refused_for(expected.rpc, role);
+      EXPECT_EQ(refusal ? refusal->reason : "", role >= expected.least ? "" : "ROLE_TOO_LOW")
+          << name_of(role) << " calls " << expected.call;
+    }
+  }
 }
 
 /// Everything about the job that a refused call must not change.
@@ -35,9 +47,9 @@ std::string state_of(ControlClient& client) {
 
 TEST(RpcPolicy, InEveryStateEveryRpcAnswersAsTheTableSays) {
   for (int state = 0; state <= static_cast<int>(JobState::stopped); ++state) {
-    for (const RpcPolicy& policy : rpc_policies()) {
+    for (const ExpectedPolicy& policy : expected_policies()) {
       const auto job_state = static_cast<JobState>(state);
-      SCOPED_TRACE(std::string(policy.name) + " in state " + std::to_string(state));
+      SCOPED_TRACE(std::string(policy.call) + " in state " + std::to_string(state));
       const TemporaryFolder folder;
       {
         ControlServer before(options_in(folder.path()), two_group_job());
@@ -54,12 +66,10 @@ TEST(RpcPolicy, InEveryStateEveryRpcAnswersAsTheTableSays) {
       const auto stub = v1::TrainingControl::NewStub(
           grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
       const grpc::Status status = call(*stub, policy.rpc);
-      const auto expected = refused_in(policy.rpc, job_state);
-      EXPECT_EQ(status.error_code(),
-                expected ? to_status(*expected).error_code() : grpc::StatusCode::OK)
-          << status.error_message();
-      if (expected) {
-        EXPECT_EQ(reason_of(status).reason, expected->reason);
+      const std::string expected = policy.reasons[is_final(job_state) ? 3 : state];
+      EXPECT_EQ(status.error_code(), code_of_reason(expected)) << status.error_message();
+      EXPECT_EQ(reason_of(status).reason, expected);
+      if (!expected.empty()) {
         EXPECT_EQ(state_of(client), before);
       }
     }
@@ -111,6 +121,35 @@ TEST(RateLimit, IsObeyedByTheServer) {
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(reason_of(status).reason, "RATE_LIMITED");
   EXPECT_TRUE(call(*stub, Rpc::get_job).ok());
+}
+
+TEST(RateLimit, CountsNeitherDryRunsNorWhatWasTakenBefore) {
+  const TemporaryFolder folder;
+  ControlOptions options = options_in(folder.path());
+  options.changes_per_second = 1e-6;  // one, and no other in the time of this test
+  ControlServer server(options, two_group_job());
+  server.set_state(JobState::running);
+  const auto stub = v1::TrainingControl::NewStub(
+      grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
+  v1::CreateChangeRequest request;
+  request.set_parent("jobs/-");
+  request.set_etag("*");
+  request.set_request_id("one");
+  v1::GroupPatch& patch = *request.mutable_change()->add_patches();
+  patch.set_group("*");
+  patch.mutable_values()->set_eps(1e-6);
+  const auto send = [&] {
+    grpc::ClientContext context;
+    v1::Change change;
+    const grpc::Status status = stub->CreateChange(&context, request, &change);
+    return status.ok() ? std::to_string(change.revision()) : reason_of(status).reason;
+  };
+  request.set_validate_only(true);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(send(), "0");
+  request.set_validate_only(false);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(send(), "1") << "the first answer, again";
+  request.set_request_id("two");
+  EXPECT_EQ(send(), "RATE_LIMITED");
 }
 
 }  // namespace

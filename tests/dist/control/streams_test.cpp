@@ -51,24 +51,39 @@ TEST(JobEvents, WhatIsNoLongerKeptIsSaid) {
   EXPECT_EQ(events.after(-1, milliseconds(0)).outcome, JobEvents::Outcome::gone);
 }
 
+TEST(JobEvents, OfAnotherAttemptAreGoneHoweverManyThereAre) {
+  JobEvents first;
+  for (int i = 0; i < 3; ++i) first.add(warning(""));
+  JobEvents second;
+  second.begin_attempt(1);
+  EXPECT_EQ(second.after(0, milliseconds(0)).outcome, JobEvents::Outcome::nothing);
+  for (int i = 0; i < 10; ++i) second.add(warning(""));
+  EXPECT_EQ(second.after(3, milliseconds(0)).outcome, JobEvents::Outcome::gone) << "it has ten";
+  const auto page = second.after(0, milliseconds(0));
+  ASSERT_EQ(page.events.size(), 10U);
+  EXPECT_EQ(second.after(page.events[3].sequence(), milliseconds(0)).events.size(), 6U);
+  EXPECT_EQ(first.after(page.events[3].sequence(), milliseconds(0)).outcome,
+            JobEvents::Outcome::gone);
+}
+
 TEST(MetricsStreams, ASlowReaderLosesTheOldest) {
   MetricsStreams streams;
   MetricsStreams::Reader slow(streams);
   for (int step = 0; step < 1000; ++step) {
-    auto sample = std::make_shared<v1::MetricsSample>();
-    sample->set_step(step);
+    auto sample = std::make_shared<TimedSample>();
+    sample->message.set_step(step);
     streams.publish(sample);
   }
   constexpr int kRing = MetricsStreams::kRing;
   for (int step = 1000 - kRing; step < 1000; ++step) {
     const auto next = slow.next(milliseconds(0));
     ASSERT_EQ(next.outcome, MetricsStreams::Reader::Outcome::sample);
-    EXPECT_EQ(next.sample->step(), step);
+    EXPECT_EQ(next.sample->message.step(), step);
     EXPECT_EQ(next.dropped, 1000 - kRing);
   }
   EXPECT_EQ(slow.next(milliseconds(0)).outcome, MetricsStreams::Reader::Outcome::nothing);
   MetricsStreams::Reader late(streams);
-  EXPECT_EQ(late.next(milliseconds(0)).sample->step(), 1000 - kRing);
+  EXPECT_EQ(late.next(milliseconds(0)).sample->message.step(), 1000 - kRing);
 }
 
 /// VmRSS of this process, in MiB: server and clients together.
@@ -122,10 +137,10 @@ TEST_F(Streams, WatchTellsStatesWarningsAndLostRanks) {
 
 TEST_F(Streams, SamplesCarryWhatTheLoopAdds) {
   server_.set_state(JobState::running);
-  plan::StepReport report{.job_step = 7, .active_revision = 3, .gradient_norm = 1.5};
+  changes::StepReport report{.job_step = 7, .active_revision = 3, .gradient_norm = 1.5};
   report.group_options = {preset("recommended", 2e-3), preset("compact", 1e-3)};
   server_.port().step_finished(report);
-  const plan::Metric loss[] = {{"loss", 0.25}};
+  const changes::Metric loss[] = {{"loss", 0.25}};
   server_.record_metrics(7, loss);
   v1::StreamMetricsRequest request;
   const auto first = [&] {
@@ -156,7 +171,7 @@ TEST_F(Streams, SamplesCarryWhatTheLoopAdds) {
 
 TEST_F(Streams, TheSeventeenthStreamIsRefused) {
   server_.set_state(JobState::running);
-  const plan::StepReport report{.job_step = 0};
+  const changes::StepReport report{.job_step = 0};
   server_.port().step_finished(report);
   server_.record_metrics(0, {});
   std::atomic<int> reading = 0;
@@ -204,25 +219,31 @@ TEST_F(Streams, ReadersThatDoNotReadHoldNobodyUp) {
       });
     });
   }
-  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  const auto until = std::chrono::steady_clock::now() + std::chrono::seconds(50);
   int step = 0;
   const auto do_step = [&] {
-    const plan::Metric loss[] = {{"loss", 1.0 / (step + 1)}};
+    const changes::Metric loss[] = {{"loss", 1.0 / (step + 1)}};
     server_.port().step_finished({.job_step = step});
     server_.record_metrics(step++, loss);
   };
-  while (stuck < kSlow && std::chrono::steady_clock::now() < until) do_step();
+  while (stuck < kSlow && std::chrono::steady_clock::now() < until) {
+    do_step();
+    std::this_thread::sleep_for(milliseconds(5));
+  }
   ASSERT_EQ(stuck, kSlow);
+  ASSERT_LT(step, kSteps / 2) << "most steps are measured";
   const int64_t before_mib = resident_mib();
   ASSERT_GT(before_mib, 0);
-  std::chrono::steady_clock::duration longest{};
+  std::vector<std::chrono::steady_clock::duration> times;
   while (step < kSteps) {
     const auto start = std::chrono::steady_clock::now();
     do_step();
-    longest = std::max(longest, std::chrono::steady_clock::now() - start);
+    times.push_back(std::chrono::steady_clock::now() - start);
   }
+  std::ranges::nth_element(times, times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2));
   EXPECT_LE(resident_mib() - before_mib, 64) << "MiB, with what the twelve others have in flight";
-  EXPECT_LT(longest, std::chrono::seconds(1)) << "and not for as long as somebody does not read";
+  // Of tens of thousands, so a machine that is busy does not move it.
+  EXPECT_LT(times[times.size() / 2], milliseconds(1)) << "microseconds, whoever does not read";
   enough = true;
   readers.clear();
   EXPECT_GT(dropped, 1000);
@@ -279,6 +300,21 @@ TEST_F(Streams, OnlyALateOrLostRankDegradesTheJob) {
   EXPECT_EQ(client_.job().state(), v1::Job::RUNNING) << "its heartbeats come";
   ranks.liveness = plan::Liveness::lost;
   EXPECT_EQ(client_.job().state(), v1::Job::DEGRADED);
+  server_.set_ranks(nullptr);
+}
+
+TEST_F(Streams, WatchTellsWhenTheJobTurnsDegradedAndBack) {
+  server_.set_state(JobState::running);
+  Punctual ranks;
+  server_.set_ranks(&ranks);
+  std::vector<v1::Job::State> states;
+  client_.watch(0, [&](const v1::JobEvent& event) {
+    states.push_back(event.job().state());
+    ranks.liveness = states.size() % 2 == 1 ? plan::Liveness::late : plan::Liveness::alive;
+    return states.size() < 4;
+  });
+  EXPECT_EQ(states, (std::vector{v1::Job::RUNNING, v1::Job::DEGRADED, v1::Job::RUNNING,
+                                 v1::Job::DEGRADED}));
   server_.set_ranks(nullptr);
 }
 

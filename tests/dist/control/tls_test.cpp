@@ -1,5 +1,6 @@
 // Who gets in over TLS, and what each may call.
 #include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -9,6 +10,7 @@
 #include <thread>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/callers.h"
 #include "fusedbun/dist/control/control_client.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/tests/dist/control/every_rpc.h"
@@ -82,19 +84,20 @@ TEST_F(Tls, EveryKindOfClientGetsWhatTheTableSaysFromEveryRpc) {
   ASSERT_TRUE(call(*kinds.back().stub, Rpc::create_change).ok());  // change 1, for GetChange
   JobState state = JobState::running;
   for (const Kind& kind : kinds) {
-    for (const RpcPolicy& policy : rpc_policies()) {
+    for (const ExpectedPolicy& policy : expected_policies()) {
       // Operator and admin each create a change and cancel their own: 2 by 3, and 4 by 5.
       const int64_t cancelled = kind.role == Role::admin ? 4 : 2;
       const grpc::Status status = call(*kind.stub, policy.rpc, cancelled);
       grpc::StatusCode expected = grpc::StatusCode::UNAVAILABLE;
       if (kind.role) {
-        auto refusal = refused_for(policy.rpc, *kind.role);
-        if (!refusal) refusal = refused_in(policy.rpc, state);
-        expected = refusal ? to_status(*refusal).error_code() : grpc::StatusCode::OK;
-        if (!refusal && policy.rpc == Rpc::drain_job) state = JobState::draining;
+        expected = *kind.role < policy.least
+                       ? grpc::StatusCode::PERMISSION_DENIED
+                       : code_of_reason(policy.reasons[state == JobState::draining ? 2 : 1]);
+        if (expected == grpc::StatusCode::OK && policy.rpc == Rpc::drain_job)
+          state = JobState::draining;
       }
       EXPECT_EQ(status.error_code(), expected)
-          << kind.name << " calls " << policy.name << ": " << status.error_message();
+          << kind.name << " calls " << policy.call << ": " << status.error_message();
     }
   }
 }
@@ -129,18 +132,137 @@ TEST_F(Tls, FilesThatChangeAreUsedForNewConnections) {
   EXPECT_TRUE(soon([&] { return can_call(folder("job/stranger")); }));
   EXPECT_FALSE(can_call(folder("job/admin"))) << "it has lost its role";
   EXPECT_FALSE(can_call(folder("other/viewer")));
-  std::ofstream(folder("job/roles")) << "viewer fusedbun://other/viewer\n";
+  std::ofstream(folder("job/roles"))
+      << "viewer fusedbun://other/viewer\nviewer fusedbun://test/stranger\n";
   fs::rename(folder("other/ca.pem"), folder("job/ca.pem.new"));
   const std::string servers_authority = text_of(folder("job/ca.pem"));
   fs::rename(folder("job/ca.pem.new"),
              folder("job/ca.pem"));  // clients of another authority from now on
-  EXPECT_TRUE(soon([&] {
-    const auto who = folder("other/viewer");
+  const auto code_for = [&](const fs::path& who) {
     return call(*stub(grpc::SslCredentials(
                     {servers_authority, text_of(who / "client.key"), text_of(who / "client.pem")})),
                 Rpc::get_job)
-        .ok();
-  }));
+        .error_code();
+  };
+  EXPECT_TRUE(soon([&] { return code_for(folder("other/viewer")) == grpc::StatusCode::OK; }));
+  EXPECT_EQ(code_for(folder("job/stranger")), grpc::StatusCode::UNAVAILABLE)
+      << "it has a role, but its authority is none any more";
+}
+
+TEST_F(Tls, RolesThatChangeWithinATickOfTheClockAreSeen) {
+  const auto roles = folder("job/roles");
+  const auto now = fs::file_time_type::clock::now() +
+                   std::chrono::hours(1);  // young for as long as the test takes
+  const auto write = [&](const std::string& text) {
+    std::ofstream(roles) << text;
+    fs::last_write_time(roles, now);
+  };
+  const auto viewer = client(folder("job/viewer"));
+  write("");
+  EXPECT_EQ(call(*viewer, Rpc::get_job).error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  write("viewer fusedbun://job/viewer\n");
+  EXPECT_TRUE(call(*viewer, Rpc::get_job).ok());
+}
+
+TEST_F(Tls, ARoleThatIsTakenAwayEndsItsStreams) {
+  std::atomic<bool> has_begun = false;
+  grpc::Status metrics_status;
+  grpc::Status watch_status;
+  std::jthread metrics([&] {
+    grpc::ClientContext context;
+    v1::StreamMetricsRequest request;
+    request.set_name("jobs/-");
+    const auto reader = client(folder("job/viewer"))->StreamMetrics(&context, request);
+    for (v1::MetricsSample sample; reader->Read(&sample);) {
+    }
+    metrics_status = reader->Finish();
+  });
+  std::jthread watch([&] {
+    grpc::ClientContext context;
+    v1::WatchJobRequest request;
+    request.set_name("jobs/-");
+    const auto reader = client(folder("job/viewer"))->WatchJob(&context, request);
+    for (v1::JobEvent event; reader->Read(&event);) has_begun = true;
+    watch_status = reader->Finish();
+  });
+  EXPECT_TRUE(soon([&] { return has_begun.load(); }));
+  std::ofstream(folder("job/roles")) << "admin fusedbun://job/admin\n";
+  metrics.join();
+  watch.join();
+  EXPECT_EQ(metrics_status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  EXPECT_EQ(watch_status.error_code(), grpc::StatusCode::PERMISSION_DENIED);
+}
+
+TEST_F(Tls, ANameThatTheLogHasForAnotherGetsNoRole) {
+  for (const char* name : {"uid:0", "loopback", "anybody", "file"})
+    EXPECT_THROW(parse_roles(std::string("admin ") + name + "\n", "roles"), ConfigError) << name;
+}
+
+/// Streams of one client that stay open until the object goes.
+class OpenStreams {
+ public:
+  explicit OpenStreams(std::unique_ptr<v1::TrainingControl::Stub> stub) : stub_(std::move(stub)) {}
+  ~OpenStreams() {
+    for (auto& [context, reader] : streams_) context->TryCancel();
+  }
+  /// True if it is served: its first event has come.
+  bool open() {
+    auto context = std::make_unique<grpc::ClientContext>();
+    v1::WatchJobRequest request;
+    request.set_name("jobs/-");
+    auto reader = stub_->WatchJob(context.get(), request);
+    v1::JobEvent event;
+    const bool is_served = reader->Read(&event);
+    if (!is_served) reason_ = reason_of(reader->Finish()).reason;
+    if (is_served) streams_.emplace_back(std::move(context), std::move(reader));
+    return is_served;
+  }
+  const std::string& reason() const { return reason_; }
+
+ private:
+  std::unique_ptr<v1::TrainingControl::Stub> stub_;
+  std::vector<std::pair<std::unique_ptr<grpc::ClientContext>,
+                        std::unique_ptr<grpc::ClientReader<v1::JobEvent>>>>
+      streams_;
+  std::string reason_;
+};
+
+TEST_F(Tls, OneNameGetsHalfOfTheStreamsAndLeavesTheRestToOthers) {
+  OpenStreams viewer(client(folder("job/viewer")));
+  int served = 0;
+  while (served < 20 && viewer.open()) ++served;
+  EXPECT_EQ(served, 8);
+  EXPECT_EQ(viewer.reason(), "TOO_MANY_STREAMS");
+  OpenStreams admin(client(folder("job/admin")));
+  EXPECT_TRUE(admin.open());
+}
+
+TEST_F(Tls, ReflectionIsForTheSocketAlone) {
+  const grpc::string method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+  const auto code_over = [&](const std::shared_ptr<grpc::Channel>& channel) {
+    grpc::GenericStub stub(channel);
+    grpc::ClientContext context;
+    context.set_deadline(std::chrono::system_clock::now() + seconds(20));
+    grpc::CompletionQueue queue;
+    grpc::ByteBuffer empty;
+    grpc::ByteBuffer reply;
+    grpc::Status status;
+    const auto answer = stub.PrepareUnaryCall(&context, method, empty, &queue);
+    answer->StartCall();
+    answer->Finish(&reply, &status, nullptr);
+    void* tag = nullptr;
+    bool ok = false;
+    queue.Next(&tag, &ok);
+    return status.error_code();
+  };
+  const fs::path who = folder("job/admin");
+  const auto with_tls = grpc::SslCredentials(
+      {text_of(folder("job/ca.pem")), text_of(who / "client.key"), text_of(who / "client.pem")});
+  EXPECT_EQ(code_over(grpc::CreateChannel(server_->address(), with_tls)),
+            grpc::StatusCode::UNIMPLEMENTED);
+  const ControlServer by_socket(options_in(folder("socket")), two_group_job());
+  EXPECT_NE(code_over(grpc::CreateChannel(by_socket.address(), grpc::InsecureChannelCredentials())),
+            grpc::StatusCode::UNIMPLEMENTED);
 }
 
 TEST_F(Tls, AKeyThatOthersMayReadIsRefused) {

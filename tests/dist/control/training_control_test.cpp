@@ -252,11 +252,11 @@ TEST_F(TrainingControl, OldChangesAreShownAsTheyWere) {
 
 TEST_F(TrainingControl, SpecsAreTheTableOfThePlan) {
   const v1::ListHyperparameterSpecsResponse specs = client_.specs();
-  ASSERT_EQ(specs.specs_size(), static_cast<int>(plan::field_specs().size()));
+  ASSERT_EQ(specs.specs_size(), static_cast<int>(changes::field_specs().size()));
   for (const v1::HyperparameterSpec& spec : specs.specs()) {
     const auto* field = v1::HyperparameterValues::descriptor()->FindFieldByName(spec.field());
     ASSERT_NE(field, nullptr) << spec.field();
-    EXPECT_EQ(field->number(), static_cast<int>(plan::find_field(spec.field())->field));
+    EXPECT_EQ(field->number(), static_cast<int>(changes::find_field(spec.field())->field));
   }
 }
 
@@ -268,10 +268,10 @@ TEST_F(TrainingControl, DrainLeavesAtABoundaryAndTakesNoMoreChanges) {
   EXPECT_EQ(client_.drain("again").state_reason(), first.state_reason());
   EXPECT_EQ(refusal(learning_rate(1)), "DRAINING");
   EXPECT_THROW(client_.create_change(learning_rate(1)), UnavailableError);
-  for (int i = 0; i < 5000 && loop.left() == plan::LeaveRequest::none; ++i) {
+  for (int i = 0; i < 5000 && loop.left() == changes::LeaveRequest::none; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  EXPECT_EQ(loop.left(), plan::LeaveRequest::drain);
+  EXPECT_EQ(loop.left(), changes::LeaveRequest::drain);
   server_.set_state(JobState::running);
   EXPECT_EQ(client_.job().state(), v1::Job::DRAINING) << "the state only moves forward";
 }
@@ -279,9 +279,9 @@ TEST_F(TrainingControl, DrainLeavesAtABoundaryAndTakesNoMoreChanges) {
 TEST_F(TrainingControl, StopWinsOverDrainAndEndedJobsAreLeftAlone) {
   client_.drain("");
   client_.stop("enough");
-  EXPECT_EQ(server_.port().close_step(0).leave, plan::LeaveRequest::stop);
+  EXPECT_EQ(server_.port().close_step(0).leave, changes::LeaveRequest::stop);
   client_.drain("too late");
-  EXPECT_EQ(server_.port().close_step(1).leave, plan::LeaveRequest::stop);
+  EXPECT_EQ(server_.port().close_step(1).leave, changes::LeaveRequest::stop);
   server_.set_state(JobState::stopped, "stopped at step 2");
   EXPECT_THROW(client_.stop(""), ConfigError);
   EXPECT_EQ(refusal(learning_rate(1)), "JOB_ENDED");
@@ -405,6 +405,140 @@ TEST(TrainingControlStart, AClipLimitIsRefusedWhereTheJobCannotClip) {
                                       [](const auto& spec) { return spec.field(); });
   ASSERT_NE(clip, specs.specs().end());
   EXPECT_EQ(clip->max(), 0);
+}
+
+// ---- lists --------------------------------------------------------------------------------------
+
+TEST(ListChanges, PagesFitIntoAMessageAndWhatIsNewCanBeAskedForAlone) {
+  const TemporaryFolder folder;
+  JobDescription job = two_group_job();
+  for (int i = 0; i < 60; ++i) {
+    job.groups.push_back(job.groups[0]);
+    job.groups.back().name = "more" + std::to_string(i);
+  }
+  ControlServer server(options_in(folder.path()), job);
+  server.set_state(JobState::running);
+  const auto stub = v1::TrainingControl::NewStub(
+      grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
+  constexpr int kChanges = 600;  // about 8 MB
+  ControlClient client({.run_dir = folder.path()});
+  v1::CreateChangeRequest request;
+  request.set_etag("*");
+  v1::GroupPatch& patch = *request.mutable_change()->add_patches();
+  patch.set_group("*");
+  for (int i = 0; i < kChanges; ++i) {
+    patch.mutable_values()->set_eps(1e-6 * (i + 1));
+    client.create_change(request);
+  }
+  const auto page = [&](const std::string& filter, const std::string& token) {
+    v1::ListChangesRequest list;
+    list.set_parent("jobs/-");
+    list.set_page_size(1000);
+    list.set_filter(filter);
+    list.set_page_token(token);
+    grpc::ClientContext context;
+    v1::ListChangesResponse reply;
+    const grpc::Status status = stub->ListChanges(&context, list, &reply);
+    EXPECT_TRUE(status.ok()) << status.error_message();
+    return reply;
+  };
+  const auto all = [&](const std::string& filter) {
+    std::vector<int64_t> revisions;
+    std::string token;
+    do {
+      const v1::ListChangesResponse reply = page(filter, token);
+      EXPECT_LT(reply.ByteSizeLong(), size_t{2} << 20);
+      for (const v1::Change& change : reply.changes()) revisions.push_back(change.revision());
+      token = reply.next_page_token();
+    } while (!token.empty() && !testing::Test::HasFailure());
+    return revisions;
+  };
+  const std::vector<int64_t> every = all("");
+  ASSERT_EQ(every.size(), kChanges);
+  for (int64_t i = 0; i < kChanges; ++i) ASSERT_EQ(every[i], i + 1);
+  EXPECT_THAT(all("revision>597"), testing::ElementsAre(598, 599, 600));
+  EXPECT_THAT(all("revision>600"), testing::IsEmpty());
+  EXPECT_THAT(all("state=SCHEDULED AND revision>598"), testing::ElementsAre(599, 600));
+  EXPECT_THAT(all("revision>598 AND state=APPLIED"), testing::IsEmpty());
+  for (const char* wrong :
+       {"revision>", "revision>x", "revision>-1", "revision>1x", "revision=1",
+        "state=SCHEDULED AND", "AND", "state=", "revision>99999999999999999999"}) {
+    v1::ListChangesRequest list;
+    list.set_parent("jobs/-");
+    list.set_filter(wrong);
+    grpc::ClientContext context;
+    v1::ListChangesResponse reply;
+    EXPECT_EQ(reason_of(stub->ListChanges(&context, list, &reply)).reason, "BAD_FILTER") << wrong;
+  }
+}
+
+// ---- leaving ------------------------------------------------------------------------------------
+
+TEST_F(TrainingControl, ADrainSaysThatTheMachineIsTakenAwayAndItsRequestIdIsItsOwn) {
+  v1::DrainJobRequest request;
+  request.set_name("jobs/-");
+  request.set_reason("spot");
+  request.set_request_id("one");
+  request.set_preempted(true);
+  const auto drain = [&] {
+    grpc::ClientContext context;
+    v1::Job job;
+    const grpc::Status status = stub_->DrainJob(&context, request, &job);
+    return status.ok() ? job.state_reason() : reason_of(status).reason;
+  };
+  const std::string first = drain();
+  EXPECT_THAT(first, HasSubstr("the machine is about to be taken away: spot"));
+  EXPECT_EQ(drain(), first);
+  request.set_reason("another");
+  EXPECT_EQ(drain(), "REQUEST_ID_REUSED");
+  request.set_request_id(std::string(65, 'x'));
+  EXPECT_EQ(drain(), "REQUEST_ID_TOO_LONG");
+  grpc::ClientContext context;
+  v1::StopJobRequest stop;
+  stop.set_name("jobs/-");
+  stop.set_request_id("one");
+  v1::Job job;
+  EXPECT_EQ(reason_of(stub_->StopJob(&context, stop, &job)).reason, "REQUEST_ID_REUSED");
+}
+
+/// A field that a later version of the contract may have.
+template <class Request>
+Request with_unknown_field(Request request) {
+  request.GetReflection()->MutableUnknownFields(&request)->AddVarint(999, 1);
+  return request;
+}
+
+TEST_F(TrainingControl, AFieldThatThisVersionDoesNotKnowIsRefusedInEveryCallThatChangesSomething) {
+  v1::DrainJobRequest drain;
+  drain.set_name("jobs/-");
+  v1::StopJobRequest stop;
+  stop.set_name("jobs/-");
+  v1::CancelChangeRequest cancel;
+  client_.create_change(learning_rate(0.5));
+  cancel.set_name("jobs/-/changes/1");
+  v1::Job job;
+  v1::Change change;
+  grpc::ClientContext contexts[4];
+  EXPECT_EQ(reason_of(stub_->DrainJob(&contexts[0], with_unknown_field(drain), &job)).reason,
+            "UNKNOWN_FIELD");
+  EXPECT_EQ(reason_of(stub_->StopJob(&contexts[1], with_unknown_field(stop), &job)).reason,
+            "UNKNOWN_FIELD");
+  EXPECT_EQ(
+      reason_of(stub_->CancelChange(&contexts[2], with_unknown_field(cancel), &change)).reason,
+      "UNKNOWN_FIELD");
+  EXPECT_EQ(
+      reason_of(stub_->CreateChange(&contexts[3], with_unknown_field(learning_rate(1)), &change))
+          .reason,
+      "UNKNOWN_FIELD");
+  EXPECT_EQ(client_.job().state(), v1::Job::RUNNING);
+}
+
+TEST_F(TrainingControl, AChangeAfterTheEndOfTheRunIsRefused) {
+  v1::CreateChangeRequest request = learning_rate(0.5);
+  request.mutable_change()->set_apply_at_step(1'000'000);
+  EXPECT_EQ(refusal(request), "STEP_AFTER_END");
+  request.mutable_change()->set_apply_at_step(999'999);
+  EXPECT_EQ(refusal(request), "accepted");
 }
 
 }  // namespace

@@ -8,10 +8,10 @@
 #include <thread>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/control/change_log.h"
-#include "fusedbun/dist/control/changes_file.h"
+#include "fusedbun/dist/changes/change_log.h"
+#include "fusedbun/dist/changes/change_schedule.h"
+#include "fusedbun/dist/changes/changes_file.h"
 #include "fusedbun/dist/control/control_server.h"
-#include "fusedbun/dist/plan/change_schedule.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/tests/dist/job/change_maker.h"
 #include "fusedbun/tests/dist/plan/random_model.h"
@@ -28,7 +28,7 @@ constexpr double kScheduledLr = 1e-3;
 /// What a rank used in one step, as numbers that can be compared.
 using Used = std::vector<double>;
 
-Used used_of(const plan::StepReport& report) {
+Used used_of(const changes::StepReport& report) {
   Used used = {report.lr_scale, report.max_grad_norm};
   for (const Options& options : report.group_options) {
     for (const double value :
@@ -48,12 +48,12 @@ FusedbunOptions options() {
   return FusedbunOptions::recommended(kScheduledLr);
 }
 
-std::vector<plan::LedgerGroup> ledger_groups() {
+std::vector<changes::LedgerGroup> ledger_groups() {
   return {{"body", 128, options().values()}, {"head", 64, options().values()}};
 }
 
 /// Trains until `steps` or until the port asks to leave. Gradients depend on rank and step alone.
-TrainedRun train(plan::ControlPort& port, int64_t steps, std::chrono::microseconds pause) {
+TrainedRun train(changes::ControlPort& port, int64_t steps, std::chrono::microseconds pause) {
   TrainedRun run;
   testing::run_ranks(kRanks, [&](comm::Communicator& communicator) {
     const int rank = communicator.rank();
@@ -67,7 +67,7 @@ TrainedRun train(plan::ControlPort& port, int64_t steps, std::chrono::microsecon
         torch::optim::OptimizerParamGroup(body), torch::optim::OptimizerParamGroup(head)};
     ShardedFusedbun optimizer({&communicator, &communicator}, groups, options());
     optimizer.set_control(rank == 0 ? &port : nullptr);
-    for (int64_t step = 0; step < steps && optimizer.leave_request() == plan::LeaveRequest::none;
+    for (int64_t step = 0; step < steps && optimizer.leave_request() == changes::LeaveRequest::none;
          ++step) {
       int64_t seed = 100 * step + 10 * rank;
       for (const at::Tensor& parameter : {body[0], head[0], head[1]})
@@ -135,17 +135,17 @@ LiveRun run_with_a_client(const std::filesystem::path& run_dir, uint64_t seed) {
 /// By the log alone: what holds in each step.
 std::vector<Used> expected(const std::filesystem::path& run_dir, size_t steps) {
   std::vector<Used> expected;
-  plan::ActiveChanges active(2);
-  plan::ChangeLedger ledger(ledger_groups(), 0, 0);
-  for (const control::LoggedChange& logged : control::read_change_log(run_dir)) {
+  changes::ActiveChanges active(2);
+  changes::ChangeLedger ledger(ledger_groups(), 0, 0);
+  for (const changes::LoggedChange& logged : changes::read_change_log(run_dir)) {
     auto verdict = ledger.propose_again(logged.request, logged.effective_step);
-    ledger.commit(std::get<plan::AcceptedChange>(std::move(verdict)));
+    ledger.commit(std::get<changes::AcceptedChange>(std::move(verdict)));
   }
   active.accept(ledger.entries(0, ledger.newest_revision()));
   std::vector<Options> values = {options().values(), options().values()};
   for (size_t step = 0; step < steps; ++step) {
     active.enter_step(static_cast<int64_t>(step), std::vector<Options*>{&values[0], &values[1]});
-    plan::StepReport report;
+    changes::StepReport report;
     report.lr_scale = active.lr_scale();
     report.max_grad_norm = active.max_grad_norm().value_or(0);
     report.group_options = values;
@@ -170,9 +170,9 @@ TEST(LiveChanges, AreUsedFromTheirStepOnByAllRanksAndCanBeRepeated) {
   }
 
   const auto changes =
-      control::parse_changes(control::logged_changes_as_toml(run_dir), "changes.toml");
+      changes::parse_changes(changes::logged_changes_as_toml(run_dir), "changes.toml");
   EXPECT_EQ(static_cast<int64_t>(changes.size()), kChanges - live.cancelled);
-  plan::ChangeSchedule schedule(plan::ChangeLedger(ledger_groups(), 0, 0), changes);
+  changes::ChangeSchedule schedule(changes::ChangeLedger(ledger_groups(), 0, 0), changes);
   const TrainedRun again =
       train(schedule, static_cast<int64_t>(steps), std::chrono::microseconds(0));
   for (int rank = 0; rank < kRanks; ++rank) {

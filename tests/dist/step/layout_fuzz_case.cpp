@@ -393,18 +393,19 @@ class Drawing {
     for (int64_t count = between(1, 3); count > 0; --count) {
       FuzzChange change;
       change.announced = case_.changes.empty() ? between(0, 1) : case_.changes.back().announced;
-      change.effective = change.announced + plan::kLead + between(0, steps > 3 ? 1 : 0);
+      change.effective = change.announced + changes::kLead + between(0, steps > 3 ? 1 : 0);
       change.group = -1;
-      const auto field = one_of<plan::Field>(
-          {plan::Field::learning_rate, plan::Field::unpin_learning_rate, plan::Field::lr_scale,
-           plan::Field::eps, plan::Field::beta_decay, plan::Field::weight_decay,
-           plan::Field::momentum_beta, plan::Field::centralize, plan::Field::use_rms,
-           plan::Field::max_grad_norm});
+      const auto field = one_of<changes::Field>(
+          {changes::Field::learning_rate, changes::Field::unpin_learning_rate,
+           changes::Field::lr_scale, changes::Field::eps, changes::Field::beta_decay,
+           changes::Field::weight_decay, changes::Field::momentum_beta, changes::Field::centralize,
+           changes::Field::use_rms, changes::Field::max_grad_norm});
       change.field = field;
       change.value = draw_value(field);
-      const bool is_job = field == plan::Field::lr_scale || field == plan::Field::max_grad_norm;
-      if (field == plan::Field::max_grad_norm && case_.step_in_backward) continue;
-      if (field == plan::Field::momentum_beta) {
+      const bool is_job =
+          field == changes::Field::lr_scale || field == changes::Field::max_grad_norm;
+      if (field == changes::Field::max_grad_norm && case_.step_in_backward) continue;
+      if (field == changes::Field::momentum_beta) {
         // Whether momentum is stored is fixed; the first group's may change if it has one.
         if (case_.groups[0].options().momentum_beta == 0) continue;
         change.group = 0;
@@ -415,24 +416,24 @@ class Drawing {
     }
   }
 
-  double draw_value(plan::Field field) {
+  double draw_value(changes::Field field) {
     switch (field) {
-      case plan::Field::learning_rate:
+      case changes::Field::learning_rate:
         return 0.003 * static_cast<double>(between(1, 9));
-      case plan::Field::lr_scale:
+      case changes::Field::lr_scale:
         return one_of({0.5, 2.0, 0.1});
-      case plan::Field::eps:
+      case changes::Field::eps:
         return one_of({1e-9, 1e-7});
-      case plan::Field::beta_decay:
+      case changes::Field::beta_decay:
         return one_of({0.6, 0.9});
-      case plan::Field::weight_decay:
+      case changes::Field::weight_decay:
         return one_of({0.0, 0.1});
-      case plan::Field::momentum_beta:
+      case changes::Field::momentum_beta:
         return one_of({0.5, 0.8});
-      case plan::Field::centralize:
-      case plan::Field::use_rms:
+      case changes::Field::centralize:
+      case changes::Field::use_rms:
         return chance(0.5) ? 1 : 0;
-      case plan::Field::max_grad_norm:
+      case changes::Field::max_grad_norm:
         return one_of({0.0, 0.5, 1e6});
       default:
         return 1;

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "fusedbun/core/options.h"
-#include "fusedbun/dist/plan/change.h"
+#include "fusedbun/dist/changes/change.h"
 #include "fusedbun/dist/plan/transport_choice.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 
@@ -101,7 +101,7 @@ struct FuzzStep {
 struct FuzzChange {
   int64_t announced = 0;
   int64_t effective = 2;
-  plan::Field field = plan::Field::lr_scale;
+  changes::Field field = changes::Field::lr_scale;
   int group = -1;
   double value = 1;
 };

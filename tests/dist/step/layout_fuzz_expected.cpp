@@ -376,7 +376,7 @@ class Alone {
   }
 
   void apply(const FuzzChange& change) {
-    using plan::Field;
+    using changes::Field;
     if (change.field == Field::max_grad_norm) clip_ = change.value;
     if (change.field == Field::lr_scale) lr_scale_ = change.value;
     for (size_t g = 0; g < group_count_; ++g) {

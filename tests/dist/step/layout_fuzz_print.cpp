@@ -123,7 +123,7 @@ std::string text_of(const FuzzChange& change) {
   Fields fields;
   fields.add("announced", change.announced, int64_t{0})
       .add("effective", change.effective, int64_t{2});
-  fields.put("field", "plan::Field(" + std::to_string(static_cast<int>(change.field)) + ")");
+  fields.put("field", "changes::Field(" + std::to_string(static_cast<int>(change.field)) + ")");
   return fields.add("group", change.group, -1).add("value", change.value, 1.0).text();
 }
 

@@ -31,17 +31,17 @@ struct WrongResult : std::exception {
 };
 
 /// Announces the case's changes at their steps.
-class Script : public plan::ControlPort {
+class Script : public changes::ControlPort {
  public:
   explicit Script(const FuzzCase& c) : case_(c) {}
   int64_t newest_revision() override { return 0; }
   Boundary close_step(int64_t job_step) override {
     int64_t newest = 0;
     for (const FuzzChange& change : case_.changes) newest += change.announced <= job_step ? 1 : 0;
-    return {newest, plan::LeaveRequest::none};
+    return {newest, changes::LeaveRequest::none};
   }
-  std::vector<plan::ChangeEntry> entries(int64_t after, int64_t up_to) override {
-    std::vector<plan::ChangeEntry> entries;
+  std::vector<changes::ChangeEntry> entries(int64_t after, int64_t up_to) override {
+    std::vector<changes::ChangeEntry> entries;
     for (int64_t revision = after + 1; revision <= up_to; ++revision) {
       const FuzzChange& change = case_.changes[static_cast<size_t>(revision - 1)];
       entries.push_back({.revision = revision,
@@ -52,7 +52,7 @@ class Script : public plan::ControlPort {
     }
     return entries;
   }
-  void step_finished(const plan::StepReport&) override {}
+  void step_finished(const changes::StepReport&) override {}
 
  private:
   const FuzzCase& case_;

@@ -10,7 +10,7 @@
 #include <sstream>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/plan/change_schedule.h"
+#include "fusedbun/dist/changes/change_schedule.h"
 #include "local_ranks.h"
 #include "random_model.h"
 
@@ -696,9 +696,10 @@ TEST(ShardedFusedbun, LeavesOnAllRanksAtTheSameStep) {
                               FusedbunOptions::recommended(kLr));
     for (int step = 0; step < 20; ++step) {
       model.loss(batch(step, 4)).backward();
-      if (step == 4 && communicator.rank() == 2) optimizer.request_leave(plan::LeaveRequest::drain);
+      if (step == 4 && communicator.rank() == 2)
+        optimizer.request_leave(changes::LeaveRequest::drain);
       optimizer.step();
-      if (optimizer.leave_request() != plan::LeaveRequest::none) break;
+      if (optimizer.leave_request() != changes::LeaveRequest::none) break;
     }
     left_at[communicator.rank()] = optimizer.job_step();
     optimizer.finish();
@@ -707,31 +708,31 @@ TEST(ShardedFusedbun, LeavesOnAllRanksAtTheSameStep) {
 }
 
 /// Accepts fixed changes at fixed steps.
-class ScriptedControl : public plan::ControlPort {
+class ScriptedControl : public changes::ControlPort {
  public:
   int64_t newest_revision() override { return newest_; }
   Boundary close_step(int64_t job_step) override {
     if (job_step == 2) newest_ = 1;
     if (job_step == 4) newest_ = 3;
-    return {newest_, plan::LeaveRequest::none};
+    return {newest_, changes::LeaveRequest::none};
   }
-  std::vector<plan::ChangeEntry> entries(int64_t after, int64_t up_to) override {
-    std::vector<plan::ChangeEntry> due;
-    for (const plan::ChangeEntry& entry : all_) {
+  std::vector<changes::ChangeEntry> entries(int64_t after, int64_t up_to) override {
+    std::vector<changes::ChangeEntry> due;
+    for (const changes::ChangeEntry& entry : all_) {
       if (entry.revision > after && entry.revision <= up_to) due.push_back(entry);
     }
     return due;
   }
-  void step_finished(const plan::StepReport& report) override { reports.push_back(report); }
+  void step_finished(const changes::StepReport& report) override { reports.push_back(report); }
 
-  std::vector<plan::StepReport> reports;
+  std::vector<changes::StepReport> reports;
 
  private:
   int64_t newest_ = 0;
-  std::vector<plan::ChangeEntry> all_ = {
-      {.revision = 1, .effective_step = 4, .field = plan::Field::learning_rate, .value = 0.25},
-      {.revision = 2, .effective_step = 6, .field = plan::Field::weight_decay, .value = 0.75},
-      {.revision = 3, .effective_step = 7, .field = plan::Field::max_grad_norm, .value = 2.0},
+  std::vector<changes::ChangeEntry> all_ = {
+      {.revision = 1, .effective_step = 4, .field = changes::Field::learning_rate, .value = 0.25},
+      {.revision = 2, .effective_step = 6, .field = changes::Field::weight_decay, .value = 0.75},
+      {.revision = 3, .effective_step = 7, .field = changes::Field::max_grad_norm, .value = 2.0},
   };
 };
 
@@ -745,7 +746,7 @@ TEST(ShardedFusedbun, UsesAChangeFromExactlyItsStepOnAllRanks) {
     for (int step = 0; step < 9; ++step) {
       model.loss(batch(step, 4)).backward();
       optimizer.step();
-      const plan::StepReport& report = optimizer.report();
+      const changes::StepReport& report = optimizer.report();
       EXPECT_EQ(report.job_step, step);
       EXPECT_EQ(report.group_options[0].lr, step < 4 ? kLr : 0.25) << step;
       EXPECT_EQ(report.group_options[0].Lambda, step < 6 ? 0 : 0.75) << step;
@@ -759,17 +760,18 @@ TEST(ShardedFusedbun, UsesAChangeFromExactlyItsStepOnAllRanks) {
 
 // A pinned rate, a scale and a clip limit that people set while the job ran belong to its state.
 TEST(ShardedFusedbun, SavesWhatWasChangedWhileItRan) {
-  const auto at = [](plan::Field field, double value) {
-    plan::ScheduledChange change;
+  const auto at = [](changes::Field field, double value) {
+    changes::ScheduledChange change;
     change.request.patches = {{"*", field, value}};
     change.request.apply_at_step = 0;
     return change;
   };
-  const plan::ScheduledChange scheduled[] = {at(plan::Field::learning_rate, 0.25),
-                                             at(plan::Field::lr_scale, 2),
-                                             at(plan::Field::max_grad_norm, 3)};
+  const changes::ScheduledChange scheduled[] = {at(changes::Field::learning_rate, 0.25),
+                                                at(changes::Field::lr_scale, 2),
+                                                at(changes::Field::max_grad_norm, 3)};
   const Options options = FusedbunOptions::recommended(kLr).values();
-  plan::ChangeSchedule schedule(plan::ChangeLedger({{"default", 1, options}}, 0, 0), scheduled);
+  changes::ChangeSchedule schedule(changes::ChangeLedger({{"default", 1, options}}, 0, 0),
+                                   scheduled);
   run_ranks(2, [&](comm::Communicator& communicator) {
     TinyModel model;
     std::stringstream saved;
@@ -793,17 +795,18 @@ TEST(ShardedFusedbun, SavesWhatWasChangedWhileItRan) {
 }
 
 TEST(ShardedFusedbun, ChangesKnownAtTheStartAreUsedAlreadyInTheFirstStep) {
-  const auto at = [](int64_t step, plan::Field field, double value) {
-    plan::ScheduledChange change;
+  const auto at = [](int64_t step, changes::Field field, double value) {
+    changes::ScheduledChange change;
     change.request.apply_at_step = step;
     change.request.patches = {{"*", field, value}};
     return change;
   };
-  const plan::ScheduledChange scheduled[] = {at(1, plan::Field::weight_decay, 0.5),
-                                             at(0, plan::Field::learning_rate, 0.25),
-                                             at(3, plan::Field::lr_scale, 2)};
+  const changes::ScheduledChange scheduled[] = {at(1, changes::Field::weight_decay, 0.5),
+                                                at(0, changes::Field::learning_rate, 0.25),
+                                                at(3, changes::Field::lr_scale, 2)};
   const Options options = FusedbunOptions::recommended(kLr).Lambda(0).values();
-  plan::ChangeSchedule schedule(plan::ChangeLedger({{"default", 1, options}}, 0, 0), scheduled);
+  changes::ChangeSchedule schedule(changes::ChangeLedger({{"default", 1, options}}, 0, 0),
+                                   scheduled);
   run_ranks(3, [&](comm::Communicator& communicator) {
     TinyModel model;
     ShardedFusedbun optimizer(both(communicator), model.parameters,
@@ -812,7 +815,7 @@ TEST(ShardedFusedbun, ChangesKnownAtTheStartAreUsedAlreadyInTheFirstStep) {
     for (int step = 0; step < 5; ++step) {
       model.loss(batch(step, 4)).backward();
       optimizer.step();
-      const plan::StepReport& report = optimizer.report();
+      const changes::StepReport& report = optimizer.report();
       EXPECT_EQ(report.group_options[0].lr, 0.25) << step;
       EXPECT_EQ(report.group_options[0].Lambda, step < 1 ? 0 : 0.5) << step;
       EXPECT_EQ(report.lr_scale, step < 3 ? 1 : 2) << step;

@@ -4,7 +4,7 @@
 
 #include <optional>
 
-#include "fusedbun/dist/plan/control_port.h"
+#include "fusedbun/dist/changes/control_port.h"
 #include "user_program.h"
 
 namespace fusedbun {
@@ -161,19 +161,19 @@ TEST_P(UserLoops, WithUnevenBatchesAreNamedOnBothSides) {
 }
 
 /// Changes the learning rate from step 3 on; announced at the end of step 1.
-class OneChange : public plan::ControlPort {
+class OneChange : public changes::ControlPort {
  public:
   explicit OneChange(double lr) : lr_(lr) {}
   int64_t newest_revision() override { return 0; }
   Boundary close_step(int64_t job_step) override {
-    return {job_step >= 1 ? 1 : 0, plan::LeaveRequest::none};
+    return {job_step >= 1 ? 1 : 0, changes::LeaveRequest::none};
   }
-  std::vector<plan::ChangeEntry> entries(int64_t after, int64_t up_to) override {
+  std::vector<changes::ChangeEntry> entries(int64_t after, int64_t up_to) override {
     if (after >= 1 || up_to < 1) return {};
     return {
-        {.revision = 1, .effective_step = 3, .field = plan::Field::learning_rate, .value = lr_}};
+        {.revision = 1, .effective_step = 3, .field = changes::Field::learning_rate, .value = lr_}};
   }
-  void step_finished(const plan::StepReport&) override {}
+  void step_finished(const changes::StepReport&) override {}
 
  private:
   double lr_;
