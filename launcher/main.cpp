@@ -8,13 +8,15 @@
 #include <new>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/launcher/bench/bench_command.h"
 #include "fusedbun/launcher/cli/standard_streams.h"
 #include "fusedbun/launcher/cli/usage.h"
-#include "fusedbun/launcher/env/env_command.h"
 #include "fusedbun/launcher/env/version_command.h"
 #include "fusedbun/launcher/launch/launch_command.h"
+#ifdef FUSEDBUN_HAS_TORCH
+#include "fusedbun/launcher/bench/bench_command.h"
+#include "fusedbun/launcher/env/env_command.h"
 #include "fusedbun/launcher/train/train_command.h"
+#endif
 #ifdef FUSEDBUN_HAS_CONTROL
 #include "fusedbun/launcher/control/cancel_command.h"
 #include "fusedbun/launcher/control/health_command.h"
@@ -44,7 +46,9 @@ void add_commands(CLI::App& app) {
       "  fusedbun launch -n 2 -- train --steps 100 --run-dir runs/first\n"
       "  mpirun -np 4 fusedbun train --data corpus/ --run-dir runs/second\n");
   add_launch_command(app);
+#ifdef FUSEDBUN_HAS_TORCH
   add_train_command(app);
+#endif
 #ifdef FUSEDBUN_HAS_CONTROL
   add_status_command(app);
   add_watch_command(app);
@@ -57,8 +61,10 @@ void add_commands(CLI::App& app) {
   add_stop_command(app);
   add_health_command(app);
 #endif
+#ifdef FUSEDBUN_HAS_TORCH
   add_bench_command(app);
   add_env_command(app);
+#endif
   add_version_command(app);
 }
 

@@ -114,5 +114,4 @@ if(FUSEDBUN_WITH_CONTROL)
   find_package(Protobuf QUIET)
   find_package(gRPC CONFIG QUIET)
 endif()
-fusedbun_part(CONTROL "FUSEDBUN_WITH_TORCH is OFF, or libgrpc++-dev, libprotobuf-dev or protobuf-compiler-grpc is missing"
-              FUSEDBUN_WITH_TORCH AND Protobuf_FOUND AND gRPC_FOUND)
+fusedbun_part(CONTROL "libgrpc++-dev, libprotobuf-dev or protobuf-compiler-grpc is missing" Protobuf_FOUND AND gRPC_FOUND)
