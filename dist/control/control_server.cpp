@@ -4,23 +4,27 @@
 #include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <optional>
+#include <string_view>
 #include <thread>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/control/callers.h"
 #include "fusedbun/dist/control/credentials.h"
 #include "fusedbun/dist/control/health_reporter.h"
 #include "fusedbun/dist/control/listen_address.h"
+#include "fusedbun/dist/control/socket_path.h"
 #include "fusedbun/dist/control/training_control_service.h"
 #include "fusedbun/dist/run_folder/control_file.h"
 #include "fusedbun/dist/run_folder/private_folder.h"
@@ -94,8 +98,23 @@ std::string own_credentials(const ControlOptions& options) {
   return std::filesystem::exists(folder) ? folder.string() : std::string();
 }
 
+/// 32 hexadecimal digits that nobody can guess.
+std::string new_token() {
+  std::array<unsigned char, 16> bytes{};
+  FUSEDBUN_REQUIRE(
+      ::getrandom(bytes.data(), bytes.size(), 0) == ssize_t{bytes.size()}, IoError,
+      std::string("no random numbers for the control plane's token: ") + std::strerror(errno));
+  std::string token;
+  for (const unsigned char byte : bytes) {
+    constexpr std::string_view kDigits = "0123456789abcdef";
+    token += {kDigits[byte >> 4], kDigits[byte & 15]};
+  }
+  return token;
+}
+
 ControlOptions prepared(ControlOptions options) {
   run_folder::make_private_folder(options.run_dir);
+  if (options.token.empty()) options.token = new_token();
   return options;
 }
 
@@ -118,6 +137,9 @@ class ControlServer::Parts {
       : options_(prepared(std::move(given))),
         address_(free_address(options_)),
         service_(options_, std::move(job), callers_of(address_, options_)) {
+    service_.on_state_change([this] {
+      if (auto* const health = live_health_.load()) health->update();
+    });
     listen();
     const auto interval =
         std::clamp(options_.stall_timeout / 4, std::chrono::milliseconds(10), kHealthIntervalMax);
@@ -126,16 +148,10 @@ class ControlServer::Parts {
         HealthReporter::Sources{[this] { return service_.accepts_changes(); },
                                 [this] { return service_.is_progressing(); }},
         interval);
-    service_.on_state_change([this] { health_->update(); });
+    live_health_ = health_.get();
+    health_->update();  // a call may have come before it was there
     if (options_.credentials.empty() && !address_.is_local()) warn_each_minute();
-    run_folder::write_control_file(options_.run_dir,
-                                   {.address = address_.text(),
-                                    .credentials = own_credentials(options_),
-                                    .run_id = options_.run_id,
-                                    .pid = ::getpid(),
-                                    .host = host_name(),
-                                    .start_time = google::protobuf::util::TimeUtil::ToString(
-                                        google::protobuf::util::TimeUtil::GetCurrentTime())});
+    run_folder::write_control_file(options_.run_dir, control_file());
   }
 
   ~Parts() { shutdown(); }
@@ -156,6 +172,28 @@ class ControlServer::Parts {
   std::string address() const { return address_.text(); }
 
  private:
+  run_folder::ControlFile control_file() const {
+    const bool is_tcp = address_.socket.empty();
+    const bool is_plaintext = options_.credentials.empty();
+    const bool is_in_run_folder = !is_tcp && address_.socket.parent_path() == folder_of_run();
+    run_folder::ControlFile file;
+    file.addresses = address_.reachable_under(options_.host_addresses);
+    file.address = is_tcp ? file.addresses.front() : address_.text();
+    file.socket = is_in_run_folder ? address_.socket.filename().string() : std::string();
+    file.token = is_tcp && is_plaintext && address_.is_local() ? options_.token : std::string();
+    file.credentials = own_credentials(options_);
+    file.tls_name = is_plaintext ? std::string() : server_name(options_.credentials);
+    file.run_id = options_.run_id;
+    file.place = run_folder::this_process();
+    file.start_time = google::protobuf::util::TimeUtil::ToString(
+        google::protobuf::util::TimeUtil::GetCurrentTime());
+    return file;
+  }
+
+  std::filesystem::path folder_of_run() const {
+    return (std::filesystem::absolute(options_.run_dir) / "").lexically_normal().parent_path();
+  }
+
   void warn_each_minute() {
     warning_ = std::jthread([this](const std::stop_token& stop) {
       std::mutex mutex;
@@ -184,7 +222,9 @@ class ControlServer::Parts {
     grpc::ServerBuilder builder;
     set_limits(builder);
     int port = 0;
-    builder.AddListeningPort(address_.text(), credentials_of(options_), &port);
+    if (!address_.socket.empty()) socket_.emplace(address_.socket);
+    builder.AddListeningPort(socket_ ? socket_->for_grpc() : address_.text(),
+                             credentials_of(options_), &port);
     builder.RegisterService(&service_);
     {
       const PrivateUmask umask;
@@ -204,9 +244,11 @@ class ControlServer::Parts {
 
   const ControlOptions options_;
   ListenAddress address_;
+  std::optional<SocketPath> socket_;  ///< to the end: gRPC unlinks it
   TrainingControlService service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<HealthReporter> health_;
+  std::atomic<HealthReporter*> live_health_ = nullptr;  ///< for calls that come at once
   std::mutex shutdown_mutex_;
   bool is_down_ = false;
   std::jthread warning_;

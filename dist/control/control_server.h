@@ -34,6 +34,12 @@ struct ControlOptions {
   /// machine or "localhost"; port 0 takes a free one. Off loopback it needs credentials, or
   /// `insecure`.
   std::string address = {};
+  /// Under which addresses other hosts reach this one, as numbers: what control.json names for a job
+  /// that listens on all interfaces (0.0.0.0, [::]).
+  std::vector<std::string> host_addresses = {};
+  /// What a client must show on a port of loopback, which every user of the machine can open
+  /// ("authorization: Bearer TOKEN"). Empty: one is made. control.json has it, mode 0600.
+  std::string token = {};
   /// Folder with ca.pem, server.pem, server.key and roles (roles.h): TLS, with certificates on both
   /// sides. Files that change are read again. Empty: plaintext.
   std::filesystem::path credentials = {};

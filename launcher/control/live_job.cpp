@@ -46,6 +46,7 @@ void LiveJob::refresh() {
     view_.job = job;
     view_.changes.assign(changes.changes().begin(), changes.changes().end());
     view_.ranks.assign(ranks.ranks().begin(), ranks.ranks().end());
+    if (!ended_) view_.trouble.clear();  // it answers again
   } catch (const Error& error) {
     const std::lock_guard lock(mutex_);
     view_.trouble = error.what();

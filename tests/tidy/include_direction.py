@@ -50,7 +50,7 @@ PARTS = [
     (r"dist/comm/", r"core/(element_type|error|gradient_kernels)\.h|dist/comm/(?!gloo|mpi|nccl)", SYSTEM),
     (r"dist/run_folder/", CORE_VALUES + r"|dist/plan/rank_watch\.h|dist/run_folder/", {"json"} | SYSTEM),
     (r"dist/step/", r"core/|dist/(plan|step)/|dist/comm/(?!gloo|mpi|nccl)", {"torch", "hash"} | SYSTEM),
-    (r"dist/control/", CORE_VALUES + r"|dist/(plan|control|run_folder)/", {"grpc", "proto", "json", "toml", "hash", "log"} | SYSTEM),
+    (r"dist/control/", CORE_VALUES + r"|dist/(plan|control|run_folder)/", {"crypto", "grpc", "proto", "json", "toml", "hash", "log"} | SYSTEM),
     (r"dist/health/", CORE_VALUES + r"|dist/(plan|health)/", {"crypto"} | SYSTEM),
     (r"dist/checkpoint/", r"core/|dist/(plan|run_folder|checkpoint)/", {"json", "hash"} | SYSTEM),
     (r"dist/job/", r"core/|dist/", {"torch", "json", "hash"} | SYSTEM),
