@@ -98,9 +98,11 @@ class Control(TrainingTestCase):
         with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
             self.wait_for_steps(2)
             evil = "\x1b]0;owned\x07\x9b31m\u202e\nfusedbun: nothing was changed"
-            self.command("set", "lr=0.5", "--wait", "--reason", evil)
+            asked = self.command("set", "lr=0.5", "--wait", "--reason", evil)
+            self.assertIn(asked.code, (0, 78), asked)  # a job may refuse such a reason in the first place
             answers = [self.command(*words) for words in (["history"], ["watch", "--snapshot"], ["status"])]
-            self.assertTrue(any("owned" in answer.out for answer in answers), answers)
+            if asked.code == 0:
+                self.assertTrue(any("owned" in answer.out for answer in answers), answers)
             job.signal(signal.SIGTERM)
             job.result()
         for answer in answers:
