@@ -9,7 +9,8 @@ set -euo pipefail
 [ $# -ge 1 ] || { usage >&2; exit 64; }
 case "$1" in -h | --help) usage; exit 0 ;; esac
 command -v cmake >/dev/null || fail 69 "cmake is missing; run: deploy/install.sh cpu"
-[ -e .venv ] || fail 69 "there is no LibTorch in .venv; run: deploy/install.sh cpu"
+# A preset may be told where LibTorch is instead: -DFUSEDBUN_PYTHON_ENV=DIR.
+[ -e .venv ] || [[ " ${*:2}" == *" -DFUSEDBUN_PYTHON_ENV"[:=]* ]] || fail 69 "there is no LibTorch in .venv; run: deploy/install.sh cpu"
 
 # Memory that this shell may still take, in GB: what the host has free, or less where a cgroup says so.
 memory_gb() {
@@ -20,10 +21,26 @@ memory_gb() {
   echo "$free"
 }
 
+# Cores of the affinity mask, or as many as the cgroup's quota of time is worth (docker --cpus, limits of Kubernetes) if that is less.
+cores_paid() {
+  local cores quota=max period=100000 paid
+  cores=$(nproc)
+  if [ -r /sys/fs/cgroup/cpu.max ]; then
+    read -r quota period < /sys/fs/cgroup/cpu.max
+  elif [ -r /sys/fs/cgroup/cpu/cpu.cfs_quota_us ]; then
+    quota=$(cat /sys/fs/cgroup/cpu/cpu.cfs_quota_us) period=$(cat /sys/fs/cgroup/cpu/cpu.cfs_period_us)
+  fi
+  if [ "$quota" != max ] && [ "$quota" -gt 0 ]; then
+    paid=$(((quota + period - 1) / period))
+    cores=$((paid < cores ? paid : cores))
+  fi
+  echo "$cores"
+}
+
 # A file that includes LibTorch takes the compiler about 1.5 GB.
 jobs_allowed() {
   local cores by_memory
-  cores=$(nproc) by_memory=$(($(memory_gb) * 2 / 3))
+  cores=$(cores_paid) by_memory=$(($(memory_gb) * 2 / 3))
   echo $((by_memory < 1 ? 1 : by_memory < cores ? by_memory : cores))
 }
 

@@ -30,19 +30,25 @@ fi
 umask 077
 mkdir -p "$folder"
 cd "$folder"
-job=$(basename "$PWD")
+# In names of certificates and in `roles` a space or a comma would begin something else.
+job=$(basename "$PWD" | tr -c 'A-Za-z0-9._~\n-' _)
+
+# openssl tells on standard error how it gets on; people see that where it fails.
+quietly() {
+  "$@" 2> .openssl-errors || { cat .openssl-errors >&2; return 1; }
+}
+trap 'rm -f .openssl-errors' EXIT
 
 new_key() {
-  openssl genpkey -quiet -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1" 2>/dev/null ||
-    openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1"
+  quietly openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$1"
 }
 
 # sign NAME SUBJECT_ALTERNATIVE_NAMES USAGE: NAME.key and NAME.pem, each in place at once
 sign() {
   new_key "$1.key.new"
   openssl req -new -key "$1.key.new" -subj "/CN=fusedbun control plane" |
-    openssl x509 -req -CA ca.pem -CAkey ca.key -days "$days" -set_serial "0x$(openssl rand -hex 8)" -out "$1.pem.new" \
-      -extfile <(printf 'subjectAltName=%s\nextendedKeyUsage=%s\nbasicConstraints=CA:FALSE\n' "$2" "$3") 2>/dev/null
+    quietly openssl x509 -req -CA ca.pem -CAkey ca.key -days "$days" -set_serial "0x$(openssl rand -hex 8)" -out "$1.pem.new" \
+      -extfile <(printf 'subjectAltName=%s\nextendedKeyUsage=%s\nbasicConstraints=CA:FALSE\n' "$2" "$3")
   mv "$1.key.new" "$1.key"
   mv "$1.pem.new" "$1.pem"
 }

@@ -25,9 +25,13 @@ missing_packages() {
 }
 
 install_packages() {
-  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get) missing
+  # A machine that has just started updates itself: apt waits for that instead of failing at once.
+  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600) missing
   command -v dpkg-query >/dev/null ||
     fail 69 "this is not Debian: install the equivalents of $(listed packages | xargs) and pass --skip-install"
+  [ "$(. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}")" = "debian 12" ] ||
+    echo "this is $(. /etc/os-release 2>/dev/null && echo "${PRETTY_NAME:-unknown}"), not the Debian 12 that is tested: packages may be" \
+      "missing here or too new" >&2
   mapfile -t missing < <(missing_packages)
   [ ${#missing[@]} -gt 0 ] || { echo "nothing is missing"; return; }
   echo "missing: ${missing[*]}"
@@ -46,13 +50,15 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 missing_wheels() { comm -23 <(listed requirements) <(pip freeze --all 2>/dev/null | sort -u); }
 
 install_wheels() {
-  local missing free_gb
+  local missing free_gb place
   pip --version >/dev/null 2>&1 || python3 -m venv .venv
   mapfile -t missing < <(missing_wheels)
   [ ${#missing[@]} -gt 0 ] || { echo "nothing is missing"; return; }
-  free_gb=$(df --output=avail -BG . | tail -1 | tr -dc 0-9)
-  [ "$free_gb" -ge "$space_gb" ] ||
-    fail 74 "$ROOT has $free_gb GB of free space, and downloading and unpacking needs $space_gb GB: make room"
+  for place in "$ROOT" "${TMPDIR:-/tmp}"; do  # pip unpacks in the second
+    free_gb=$(df --output=avail -BG "$place" | tail -1 | tr -dc 0-9)
+    [ "$free_gb" -ge "$space_gb" ] ||
+      fail 74 "$place has $free_gb GB of free space, and downloading and unpacking needs $space_gb GB: make room, or set TMPDIR"
+  done
   echo "missing: ${missing[*]}"
   pip install --quiet --progress-bar off --no-deps "${missing[@]}"
   echo "installed ${#missing[@]} wheels; .venv now takes $(du -sh .venv | cut -f1)"

@@ -1,4 +1,6 @@
 // The `fusedbun` command: finds the subcommand, and turns every way to fail into one line and an exit code.
+#include <sys/resource.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -9,6 +11,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/cli/standard_streams.h"
+#include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/cli/usage.h"
 #include "fusedbun/launcher/env/version_command.h"
 #include "fusedbun/launcher/launch/launch_command.h"
@@ -31,8 +34,22 @@
 namespace fusedbun::launcher {
 namespace {
 
-/// A broken invariant aborts after it has printed its sentence; launchers know that by code 70, not by SIGABRT.
+/// A broken invariant aborts after it has printed its sentence; launchers know that by code 70, not by SIGABRT. Where core dumps are
+/// wanted (ulimit -c) a copy of the process leaves one.
 void leave_as_our_bug(int) {
+  rlimit core{};
+  if (::getrlimit(RLIMIT_CORE, &core) == 0 && core.rlim_cur > 0) {
+    const pid_t copy = ::fork();
+    if (copy == 0) {
+      std::signal(SIGABRT, SIG_DFL);
+      sigset_t abort;
+      ::sigemptyset(&abort);
+      ::sigaddset(&abort, SIGABRT);
+      ::sigprocmask(SIG_UNBLOCK, &abort, nullptr);
+      ::raise(SIGABRT);
+    }
+    if (copy > 0) ::waitpid(copy, nullptr, 0);
+  }
   ::_exit(static_cast<int>(ExitCode::internal));
 }
 
@@ -70,7 +87,7 @@ void add_commands(CLI::App& app) {
 
 int fail(ExitCode code, const std::string& sentence) {
   std::cout.flush();
-  std::cerr << "fusedbun: " << sentence << std::endl;
+  std::cerr << "fusedbun: " << shown(sentence) << std::endl;
   return static_cast<int>(code);
 }
 

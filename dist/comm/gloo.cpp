@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <future>
 #include <numeric>
 #include <thread>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -43,13 +44,14 @@ std::string rank_text(const GlooOptions& options) {
 
 class TcpStoreServer final : public StoreServer {
  public:
-  explicit TcpStoreServer(ListeningSocket socket) : port_(socket.port) {
+  /// `loopback`: under which of this host's addresses it is reached here.
+  TcpStoreServer(ListeningSocket socket, const std::string& loopback) : port_(socket.port) {
     c10d::TCPStoreOptions server;
     server.port = socket.port;
     server.isServer = true;
     server.waitWorkers = false;
     server.masterListenFd = socket.descriptor;  // the store closes it
-    store_ = c10::make_intrusive<c10d::TCPStore>("127.0.0.1", server);
+    store_ = c10::make_intrusive<c10d::TCPStore>(loopback, server);
   }
   uint16_t port() const override { return port_; }
 
@@ -70,13 +72,29 @@ StorePtr connect_store(const GlooOptions& options) {
   client.port = options.master_port;
   client.waitWorkers = false;
   client.timeout = options.timeout;
+  const auto refuse = [&](const std::string& why) {
+    throw UnavailableError(rank_text(options) + " found no store behind " + where + " (" + why +
+                           "): does another program use the port?");
+  };
+  // A server of another kind that waits for more would be waited for without end: LibTorch's first question has no time-out.
+  // The thread is left behind then, with what it needs.
+  std::promise<c10::intrusive_ptr<c10d::TCPStore>> promise;
+  auto answer = promise.get_future();
+  std::thread([promise = std::move(promise), host = options.master_addr, client]() mutable {
+    try {
+      promise.set_value(c10::make_intrusive<c10d::TCPStore>(host, client));
+    } catch (...) {
+      promise.set_exception(std::current_exception());
+    }
+  }).detach();
+  if (answer.wait_for(options.timeout) != std::future_status::ready)
+    refuse("what listens there does not answer as one");
   try {
-    const auto store = c10::make_intrusive<c10d::TCPStore>(options.master_addr, client);
-    return c10::make_intrusive<c10d::PrefixStore>(options.run_id, store);
+    return c10::make_intrusive<c10d::PrefixStore>(options.run_id, answer.get());
   } catch (const std::exception& error) {
-    throw UnavailableError(rank_text(options) + " found no store behind " + where + " (" +
-                           first_line(error) + "): does another program use the port?");
+    refuse(first_line(error));
   }
+  return {};
 }
 
 std::string key_of(int rank) {
@@ -139,7 +157,14 @@ void meet(c10d::Store& store, const GlooOptions& options) {
 std::shared_ptr<gloo::transport::Device> device_for(const GlooOptions& options) {
   const char* const interface = std::getenv("GLOO_SOCKET_IFNAME");
   if (interface != nullptr && *interface != '\0' && !is_loopback(options.master_addr)) {
-    return c10d::ProcessGroupGloo::createDeviceForInterface(interface);
+    try {
+      return c10d::ProcessGroupGloo::createDeviceForInterface(interface);
+    } catch (const std::exception& error) {
+      throw ConfigError(rank_text(options) + ": GLOO_SOCKET_IFNAME='" + interface +
+                        "' names no interface of this host (" + first_line(error) +
+                        "): set it to the name of one, as `ip -br address` lists them, or leave it "
+                        "out");
+    }
   }
   return c10d::ProcessGroupGloo::createDeviceForHostname(
       local_address_towards(options.master_addr));
@@ -217,7 +242,8 @@ GlooChannel wrapped_channel(const std::shared_ptr<PointToPoint>& messages, std::
 }  // namespace
 
 std::unique_ptr<StoreServer> serve_store(const std::string& address, uint16_t port) {
-  return std::make_unique<TcpStoreServer>(listen_on(address, port));
+  return std::make_unique<TcpStoreServer>(listen_on(address, port),
+                                          address == "::1" ? address : "127.0.0.1");
 }
 
 std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {

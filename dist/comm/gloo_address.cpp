@@ -100,7 +100,7 @@ bool is_loopback(const std::string& address) {
 }
 
 std::string local_address_towards(const std::string& address) {
-  if (is_loopback(address)) return "127.0.0.1";
+  if (is_loopback(address)) return address == "::1" ? "::1" : "127.0.0.1";
   const Addresses addresses = resolve(address);
   for (const addrinfo* each = addresses.get(); each != nullptr; each = each->ai_next) {
     const Descriptor probe(::socket(each->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
@@ -121,7 +121,13 @@ std::string local_address_towards(const std::string& address) {
 
 ListeningSocket listen_on(const std::string& address, uint16_t port) {
   int descriptor = -1;
-  if (is_loopback(address)) {
+  if (address == "::1") {
+    sockaddr_in6 loopback{};
+    loopback.sin6_family = AF_INET6;
+    loopback.sin6_addr = in6addr_loopback;
+    loopback.sin6_port = htons(port);
+    descriptor = listen_once(reinterpret_cast<const sockaddr*>(&loopback), sizeof loopback);
+  } else if (is_loopback(address)) {
     sockaddr_in loopback{};
     loopback.sin_family = AF_INET;
     loopback.sin_addr.s_addr = htonl(INADDR_LOOPBACK);

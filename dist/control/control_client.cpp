@@ -3,12 +3,16 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
-#include <csignal>
 #include <mutex>
+#include <optional>
 #include <set>
+#include <string_view>
+#include <utility>
+#include <vector>
 
 #include "fusedbun/dist/control/credentials.h"
 #include "fusedbun/dist/control/error_details.h"
+#include "fusedbun/dist/control/socket_path.h"
 #include "fusedbun/dist/run_folder/control_file.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 
@@ -16,14 +20,83 @@ namespace fusedbun::control {
 namespace {
 
 constexpr const char* kThisJob = "jobs/-";
+/// Each of several addresses is waited for so long before the next one has its turn.
+constexpr std::chrono::milliseconds kTurn{20};
 
-/// What the run folder knows of a job that does not answer.
-std::string about_dead_job(const std::optional<run_folder::ControlFile>& file) {
+/// How to reach a job that has to be asked where it runs.
+std::string go_there(const run_folder::ProcessPlace& place) {
+  return "run the command there, as in 'ssh " + place.host +
+         " fusedbun status --run-dir FOLDER', or start the job with --control 0.0.0.0:PORT and "
+         "--control-credentials";
+}
+
+/// What the run folder knows of a job that does not answer. Only one whose process could be seen from here is called gone.
+std::string about_silent_job(const std::optional<run_folder::ControlFile>& file) {
   if (!file) return {};
-  const bool is_gone = ::kill(static_cast<pid_t>(file->pid), 0) != 0 && errno == ESRCH;
-  return is_gone
-             ? "; its process, pid " + std::to_string(file->pid) + " on " + file->host + ", is gone"
-             : "; control.json names pid " + std::to_string(file->pid) + " on " + file->host;
+  const std::string process = describe(file->place);
+  if (is_surely_gone(file->place)) return "; its process, " + process + ", is gone";
+  const run_folder::ProcessPlace here = run_folder::this_process();
+  const bool is_seen =
+      file->place.boot_id == here.boot_id && file->place.pid_namespace == here.pid_namespace;
+  return is_seen
+             ? "; control.json names " + process
+             : "; it may well live: control.json names " + process + ": " + go_there(file->place);
+}
+
+/// Under which addresses a job can be reached from here.
+struct Targets {
+  std::unique_ptr<SocketPath> socket = {};
+  std::vector<std::string> addresses = {};  ///< as gRPC takes them, not empty
+};
+
+Targets targets_of(const std::string& address) {
+  constexpr std::string_view kSocket = "unix:";
+  if (!address.starts_with(kSocket)) return {.addresses = {address}};
+  // A path and nothing else, whatever characters it has.
+  auto socket = std::make_unique<SocketPath>(address.substr(kSocket.size()));
+  const std::string target = socket->for_grpc();
+  return {.socket = std::move(socket), .addresses = {target}};
+}
+
+bool is_loopback(const std::string& address) {
+  return address.starts_with("127.") || address.starts_with("[::1]");
+}
+
+Targets targets_of(const run_folder::ControlFile& file, const std::filesystem::path& run_dir) {
+  const bool is_tcp = !file.addresses.empty();
+  if (!is_tcp && is_on_this_kernel(file.place)) {
+    return targets_of(file.socket.empty() ? file.address
+                                          : "unix:" + (run_dir / file.socket).string());
+  }
+  Targets targets;
+  for (const std::string& address : file.addresses) {
+    if (!is_loopback(address) || shares_loopback(file.place)) targets.addresses.push_back(address);
+  }
+  FUSEDBUN_REQUIRE(!targets.addresses.empty(), UnavailableError,
+                   "the job of " + run_dir.string() + " runs elsewhere (" + describe(file.place) +
+                       ") and listens on " + file.address + " there: " + go_there(file.place));
+  return targets;
+}
+
+/// The first of several channels that answers, or the first of all where none does.
+std::shared_ptr<grpc::Channel> first_to_answer(
+    const std::vector<std::shared_ptr<grpc::Channel>>& channels,
+    std::chrono::milliseconds deadline) {
+  if (channels.size() == 1) return channels.front();
+  const auto end = std::chrono::steady_clock::now() + deadline;
+  while (std::chrono::steady_clock::now() < end) {
+    bool may_answer = false;
+    for (const auto& channel : channels) {
+      const grpc_connectivity_state state = channel->GetState(/*try_to_connect=*/true);
+      if (state == GRPC_CHANNEL_READY) return channel;
+      if (state == GRPC_CHANNEL_TRANSIENT_FAILURE) continue;
+      may_answer = true;
+      // A channel of gRPC connects only while somebody waits for it.
+      channel->WaitForStateChange(state, std::chrono::system_clock::now() + kTurn);
+    }
+    if (!may_answer) break;
+  }
+  return channels.front();
 }
 
 [[noreturn]] void throw_error(const grpc::Status& status, const std::string& address,
@@ -64,17 +137,13 @@ class ControlClient::Connection {
       : deadline_(deadline) {
     FUSEDBUN_REQUIRE(!location.address.empty() || !location.run_dir.empty(), UsageError,
                      "say which job: --run-dir FOLDER or --address ADDRESS");
-    if (location.address.empty()) file_ = run_folder::read_control_file(location.run_dir);
-    address_ = file_ ? file_->address : location.address;
-    if (file_ && !file_->token.empty()) authorization_ = "Bearer " + file_->token;
-    grpc::ChannelArguments arguments;
-    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // the job is on this machine
-    const std::filesystem::path folder = location.credentials.empty() && file_
-                                             ? std::filesystem::path(file_->credentials)
-                                             : location.credentials;
-    const auto channel = grpc::CreateCustomChannel(
-        address_, folder.empty() ? grpc::InsecureChannelCredentials() : client_credentials(folder),
-        arguments);
+    if (location.address.empty()) {
+      file_ = run_folder::read_control_file(location.run_dir);
+    } else if (!location.run_dir.empty()) {
+      file_ = control_file_if_any(location.run_dir);
+    }
+    token_ = location.token.empty() && file_ ? file_->token : location.token;
+    const auto channel = connect(location);
     control_ = v1::TrainingControl::NewStub(channel);
     health_ = grpc::health::v1::Health::NewStub(channel);
   }
@@ -85,11 +154,11 @@ class ControlClient::Connection {
                                                                         const Request&, Reply*),
              const Request& request) {
     grpc::ClientContext context;
-    authorize(context);
+    show_token(context);
     context.set_deadline(std::chrono::system_clock::now() + deadline_);
     Reply reply;
     const grpc::Status status = (control_.get()->*method)(&context, request, &reply);
-    if (!status.ok()) throw_error(status, address_, about_dead_job(file_));
+    if (!status.ok()) throw_error(status, address_, about_silent_job(file_));
     return reply;
   }
 
@@ -99,7 +168,7 @@ class ControlClient::Connection {
                        v1::TrainingControl::Stub::*method)(grpc::ClientContext*, const Request&),
                    const Request& request, const std::function<bool(const Message&)>& on_message) {
     grpc::ClientContext context;
-    authorize(context);
+    show_token(context);
     const StreamUnderWay under_way(*this, context);
     const auto reader = (control_.get()->*method)(&context, request);
     bool is_wanted = true;
@@ -107,7 +176,7 @@ class ControlClient::Connection {
     if (!is_wanted) context.TryCancel();
     const grpc::Status status = reader->Finish();
     if (is_wanted && !are_cancelled_ && !status.ok())
-      throw_error(status, address_, about_dead_job(file_));
+      throw_error(status, address_, about_silent_job(file_));
   }
 
   void cancel_streams() {
@@ -118,20 +187,52 @@ class ControlClient::Connection {
 
   Health check(const std::string& name) {
     grpc::ClientContext context;
+    show_token(context);
     context.set_deadline(std::chrono::system_clock::now() + deadline_);
     grpc::health::v1::HealthCheckRequest request;
     request.set_service(name);
     grpc::health::v1::HealthCheckResponse reply;
     const grpc::Status status = health_->Check(&context, request, &reply);
     if (status.error_code() == grpc::StatusCode::NOT_FOUND) return Health::unknown_name;
-    if (!status.ok()) throw_error(status, address_, about_dead_job(file_));
+    if (!status.ok()) throw_error(status, address_, about_silent_job(file_));
     return reply.status() == grpc::health::v1::HealthCheckResponse::SERVING ? Health::serving
                                                                             : Health::not_serving;
   }
 
  private:
-  void authorize(grpc::ClientContext& context) const {
-    if (!authorization_.empty()) context.AddMetadata("authorization", authorization_);
+  /// With an address the folder is asked for the token alone, and may say nothing.
+  static std::optional<run_folder::ControlFile> control_file_if_any(
+      const std::filesystem::path& run_dir) {
+    try {
+      return run_folder::read_control_file(run_dir);
+    } catch (const Error&) {
+      return std::nullopt;
+    }
+  }
+
+  std::shared_ptr<grpc::Channel> connect(const JobLocation& location) {
+    Targets targets = location.address.empty() ? targets_of(*file_, location.run_dir)
+                                               : targets_of(location.address);
+    socket_ = std::move(targets.socket);
+    address_ = location.address.empty() ? file_->address : location.address;
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // a cluster's proxy leads out of it
+    const std::filesystem::path folder = location.credentials.empty() && file_
+                                             ? std::filesystem::path(file_->credentials)
+                                             : location.credentials;
+    // Whichever address answers, it is the job's only if it holds the certificate of that name.
+    if (file_ && location.address.empty() && !file_->tls_name.empty())
+      arguments.SetSslTargetNameOverride(file_->tls_name);
+    const auto credentials =
+        folder.empty() ? grpc::InsecureChannelCredentials() : client_credentials(folder);
+    std::vector<std::shared_ptr<grpc::Channel>> channels;
+    for (const std::string& target : targets.addresses)
+      channels.push_back(grpc::CreateCustomChannel(target, credentials, arguments));
+    return first_to_answer(channels, deadline_);
+  }
+
+  void show_token(grpc::ClientContext& context) const {
+    if (!token_.empty()) context.AddMetadata("authorization", "Bearer " + token_);
   }
 
   /// Where cancel_streams() finds it.
@@ -159,8 +260,9 @@ class ControlClient::Connection {
   std::atomic<bool> are_cancelled_ = false;
   const std::chrono::milliseconds deadline_;
   std::optional<run_folder::ControlFile> file_;
+  std::string token_;
+  std::unique_ptr<SocketPath> socket_;
   std::string address_;
-  std::string authorization_;  ///< the job's token; empty: it asks for none
   std::unique_ptr<v1::TrainingControl::Stub> control_;
   std::unique_ptr<grpc::health::v1::Health::StubInterface> health_;
 };

@@ -25,17 +25,22 @@ class EtagConflict : public Error {
   explicit EtagConflict(const std::string& message) : Error(ExitCode::unclassified, message) {}
 };
 
-/// Where a job is found. One of the two is given; the address wins.
+/// Where a job is found: by its run folder, on this host or a shared file system, in or outside of a container, or by an
+/// address. Where both are given the address says where, and the folder's control.json what to show there.
 struct JobLocation {
   std::filesystem::path run_dir = {};  ///< whose control.json says where
   std::string address = {};            ///< "unix:/runs/a/control.sock", "127.0.0.1:41373"
   /// Folder with ca.pem, client.pem and client.key; empty: what control.json names, else plaintext.
   std::filesystem::path credentials = {};
+  /// What a job on a port of loopback wants to be shown; empty: what control.json has.
+  std::string token = {};
 };
 
 class ControlClient {
  public:
-  /// Throws UnavailableError if the run folder has no control.json, UsageError if neither is given; does not connect yet.
+  /// Throws UnavailableError if the run folder has no control.json or names a job that this host cannot reach, UsageError if
+  /// neither is given. Does not connect yet, unless there are several addresses to choose from: the first that answers within
+  /// `deadline` is taken.
   explicit ControlClient(const JobLocation& location,
                          std::chrono::milliseconds deadline = std::chrono::seconds(10));
   ~ControlClient();

@@ -16,15 +16,16 @@
 #include <condition_variable>
 #include <cstring>
 #include <mutex>
+#include <optional>
 #include <string_view>
 #include <thread>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/control/callers.h"
 #include "fusedbun/dist/control/credentials.h"
 #include "fusedbun/dist/control/health_reporter.h"
 #include "fusedbun/dist/control/listen_address.h"
+#include "fusedbun/dist/control/socket_path.h"
 #include "fusedbun/dist/control/training_control_service.h"
 #include "fusedbun/dist/run_folder/control_file.h"
 #include "fusedbun/dist/run_folder/private_folder.h"
@@ -160,7 +161,7 @@ class ControlServer::Parts {
         address_(free_address(options_)),
         service_(options_, std::move(job), callers_of(address_, options_)) {
     service_.on_state_change([this] {
-      if (HealthReporter* health = live_health_) health->update();
+      if (auto* const health = live_health_.load()) health->update();
     });
     listen();
     const auto interval =
@@ -172,19 +173,9 @@ class ControlServer::Parts {
                                 [this] { service_.tell_turns(); }},
         interval);
     live_health_ = health_.get();
-    if (options_.credentials.empty() && !address_.is_local()) warn_each_minute();
     health_->update();  // a call may have come before it was there
-    const bool asks_for_token =
-        address_.socket.empty() && address_.is_local() && options_.credentials.empty();
-    run_folder::write_control_file(options_.run_dir,
-                                   {.address = address_.text(),
-                                    .credentials = own_credentials(options_),
-                                    .token = asks_for_token ? options_.token : "",
-                                    .run_id = options_.run_id,
-                                    .pid = ::getpid(),
-                                    .host = host_name(),
-                                    .start_time = google::protobuf::util::TimeUtil::ToString(
-                                        google::protobuf::util::TimeUtil::GetCurrentTime())});
+    if (options_.credentials.empty() && !address_.is_local()) warn_each_minute();
+    run_folder::write_control_file(options_.run_dir, control_file());
   }
 
   ~Parts() { shutdown(); }
@@ -205,6 +196,28 @@ class ControlServer::Parts {
   std::string address() const { return address_.text(); }
 
  private:
+  run_folder::ControlFile control_file() const {
+    const bool is_tcp = address_.socket.empty();
+    const bool is_plaintext = options_.credentials.empty();
+    const bool is_in_run_folder = !is_tcp && address_.socket.parent_path() == folder_of_run();
+    run_folder::ControlFile file;
+    file.addresses = address_.reachable_under(options_.host_addresses);
+    file.address = is_tcp ? file.addresses.front() : address_.text();
+    file.socket = is_in_run_folder ? address_.socket.filename().string() : std::string();
+    file.token = is_tcp && is_plaintext && address_.is_local() ? options_.token : std::string();
+    file.credentials = own_credentials(options_);
+    file.tls_name = is_plaintext ? std::string() : server_name(options_.credentials);
+    file.run_id = options_.run_id;
+    file.place = run_folder::this_process();
+    file.start_time = google::protobuf::util::TimeUtil::ToString(
+        google::protobuf::util::TimeUtil::GetCurrentTime());
+    return file;
+  }
+
+  std::filesystem::path folder_of_run() const {
+    return (std::filesystem::absolute(options_.run_dir) / "").lexically_normal().parent_path();
+  }
+
   void warn_each_minute() {
     warning_ = std::jthread([this](const std::stop_token& stop) {
       std::mutex mutex;
@@ -233,7 +246,9 @@ class ControlServer::Parts {
     grpc::ServerBuilder builder;
     set_limits(builder, !options_.credentials.empty());
     int port = 0;
-    builder.AddListeningPort(address_.text(), credentials_of(options_), &port);
+    if (!address_.socket.empty()) socket_.emplace(address_.socket);
+    builder.AddListeningPort(socket_ ? socket_->for_grpc() : address_.text(),
+                             credentials_of(options_), &port);
     builder.RegisterService(&service_);
     // Behind the socket there is only the job's owner.
     if (address_.socket.empty()) builder.SetOption(std::make_unique<WithoutReflection>());
@@ -255,11 +270,11 @@ class ControlServer::Parts {
 
   const ControlOptions options_;
   ListenAddress address_;
+  std::optional<SocketPath> socket_;  ///< to the end: gRPC unlinks it
   TrainingControlService service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<HealthReporter> health_;
-  std::atomic<HealthReporter*> live_health_ =
-      nullptr;  ///< for calls that come while it is being made
+  std::atomic<HealthReporter*> live_health_ = nullptr;  ///< for calls that come at once
   std::mutex shutdown_mutex_;
   bool is_down_ = false;
   std::jthread warning_;

@@ -35,6 +35,9 @@ struct ControlOptions {
   /// machine or "localhost"; port 0 takes a free one. Off loopback it needs credentials, or
   /// `insecure`.
   std::string address = {};
+  /// Under which addresses other hosts reach this one, as numbers: what control.json names for a job
+  /// that listens on all interfaces (0.0.0.0, [::]).
+  std::vector<std::string> host_addresses = {};
   /// What a client must show on a port of loopback, which every user of the machine can open
   /// ("authorization: Bearer TOKEN"). Empty: one is made. control.json has it, mode 0600.
   std::string token = {};

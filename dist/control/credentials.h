@@ -10,6 +10,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <string>
 
 namespace fusedbun::control {
 
@@ -19,6 +20,9 @@ inline constexpr unsigned kCertificateSeconds = 2;
 /// TLS that asks every client for a certificate. Throws ConfigError (78) for a folder that lacks a file, PermissionError (77) for
 /// a key that others may read.
 std::shared_ptr<grpc::ServerCredentials> server_credentials(const std::filesystem::path& folder);
+/// A host name or address that the certificate in `folder`/server.pem holds, localhost if it is among them: what clients may check
+/// it against, under whichever address they call. Empty if there is none, or in a build without OpenSSL.
+std::string server_name(const std::filesystem::path& folder);
 /// The other end; the server's certificate must name the host that the client has called.
 std::shared_ptr<grpc::ChannelCredentials> client_credentials(const std::filesystem::path& folder);
 

@@ -16,13 +16,12 @@
 #include <string_view>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/control/socket_path.h"
 #include "fusedbun/dist/run_folder/file_names.h"
 #include "fusedbun/dist/run_folder/private_folder.h"
 
 namespace fusedbun::control {
 namespace {
-
-constexpr size_t kSocketPathBytesMax = sizeof(sockaddr_un::sun_path) - 1;  // 107
 
 /// A socket that closes itself.
 class Socket {
@@ -37,13 +36,6 @@ class Socket {
  private:
   int fd_;
 };
-
-sockaddr_un unix_address(const std::filesystem::path& path) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  path.native().copy(address.sun_path, kSocketPathBytesMax);
-  return address;
-}
 
 /// The pid of whoever listens on the connected socket, as text for a message.
 std::string owner_of(int connected) {
@@ -60,7 +52,7 @@ void require_free_socket(const std::filesystem::path& path) {
       S_ISSOCK(found.st_mode), IoError,
       path.string() + " is in the way of the control socket and is no socket: move it");
   const Socket probe(AF_UNIX);
-  const sockaddr_un address = unix_address(path);
+  const sockaddr_un address = SocketPath(path).for_kernel();
   if (::connect(probe.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0) {
     throw UnavailableError(owner_of(probe.fd()) + " already listens on " + path.string() +
                            ": end it, or give this job another run folder");
@@ -99,6 +91,19 @@ std::optional<IpAddress> ip_address(const std::string& host, int port) {
   return ip;
 }
 
+/// The one way to write it: "[0::0]" is "[::]".
+std::string text_of(const IpAddress& ip) {
+  char text[INET6_ADDRSTRLEN] = {};
+  if (ip.family() == AF_INET) {
+    ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in&>(ip.storage).sin_addr, text,
+                sizeof text);
+    return text;
+  }
+  ::inet_ntop(AF_INET6, &reinterpret_cast<const sockaddr_in6&>(ip.storage).sin6_addr, text,
+              sizeof text);
+  return "[" + std::string(text) + "]";
+}
+
 void require_free_port(const ListenAddress& address) {
   if (address.port == 0) return;
   const auto ip = ip_address(address.host, address.port);
@@ -112,25 +117,37 @@ void require_free_port(const ListenAddress& address) {
           ": choose another port, or 0 for any free one");
 }
 
-/// gRPC takes "unix:PATH" for a URI with a list of paths: it decodes %41, cuts at ? and #, splits at commas. What is not
-/// surely a path to it, and to clients in other languages, does not become part of an address.
-bool is_plain(std::string_view path) {
-  return std::ranges::all_of(path, [](char c) {
-    const bool is_letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
-    return is_letter || (c >= '0' && c <= '9') ||
-           std::string_view("/._-+=@~").find(c) != std::string_view::npos;
-  });
+/// Whether a socket can be made beside `path`; some network, FUSE and Windows file systems take none.
+bool takes_sockets(const std::filesystem::path& path) {
+  const std::filesystem::path probe_path =
+      path.parent_path() / ("." + std::to_string(::getpid()) + ".sock");
+  const SocketPath in_short(probe_path);
+  const sockaddr_un address = in_short.for_kernel();
+  const Socket probe(AF_UNIX);
+  const bool is_bound =
+      ::bind(probe.fd(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
+  if (is_bound) ::unlink(probe_path.c_str());
+  return is_bound;
 }
 
 std::filesystem::path socket_path(const std::filesystem::path& run_dir) {
   const std::filesystem::path folder = std::filesystem::absolute(run_dir).lexically_normal();
   const std::filesystem::path usual = folder / run_folder::kSocketName;
-  if (usual.native().size() <= kSocketPathBytesMax && is_plain(usual.native())) return usual;
+  std::error_code error;
+  if (std::filesystem::exists(std::filesystem::symlink_status(usual, error)) ||
+      takes_sockets(usual))
+    return usual;
   char digits[16];
   const auto end = std::to_chars(std::begin(digits), std::end(digits),
                                  std::hash<std::string>{}(folder.native()), 16)
                        .ptr;
   return run_folder::runtime_folder() / (std::string(digits, end) + ".sock");
+}
+
+/// "10.0.0.7:5000", "[fd00::7]:5000"
+std::string with_port(const std::string& host, int port) {
+  const bool needs_brackets = host.find(':') != host.npos && host.front() != '[';
+  return (needs_brackets ? "[" + host + "]" : host) + ":" + std::to_string(port);
 }
 
 }  // namespace
@@ -143,6 +160,22 @@ bool ListenAddress::is_local() const {
   if (!socket.empty() || host == "[::1]") return true;
   in_addr v4{};
   return ::inet_pton(AF_INET, host.c_str(), &v4) == 1 && ntohl(v4.s_addr) >> 24 == 127;
+}
+
+std::vector<std::string> ListenAddress::reachable_under(
+    std::span<const std::string> of_this_host) const {
+  if (!socket.empty()) return {};
+  const bool is_any_v4 = host == "0.0.0.0";
+  const bool is_any = is_any_v4 || host == "[::]";
+  if (!is_any) return {text()};
+  // gRPC serves both families on either.
+  std::vector<std::string> addresses = {with_port("127.0.0.1", port)};
+  if (!is_any_v4) addresses.push_back(with_port("::1", port));
+  for (const std::string& own : of_this_host) {
+    const bool is_v6 = own.find(':') != own.npos;
+    if (!(is_any_v4 && is_v6)) addresses.push_back(with_port(own, port));
+  }
+  return addresses;
 }
 
 ListenAddress choose_address(const std::filesystem::path& run_dir, const std::string& address) {
@@ -158,11 +191,12 @@ ListenAddress choose_address(const std::filesystem::path& run_dir, const std::st
                        port >= 0 && port <= 65535,
                    ConfigError, "control address '" + address + "' has no port from 0 to 65535");
   if (host == "localhost") host = "127.0.0.1";
+  const auto ip = ip_address(host, port);
   FUSEDBUN_REQUIRE(
-      ip_address(host, port).has_value(), ConfigError,
+      ip.has_value(), ConfigError,
       "control address '" + address +
           "' does not begin with an IP address of this machine, as 127.0.0.1 or [::1]");
-  return {.socket = {}, .host = std::move(host), .port = port};
+  return {.socket = {}, .host = text_of(*ip), .port = port};
 }
 
 void require_free(const ListenAddress& address) {

@@ -4,7 +4,9 @@
 //
 // Thread safety: values and functions without state.
 #include <filesystem>
+#include <span>
 #include <string>
+#include <vector>
 
 namespace fusedbun::control {
 
@@ -13,14 +15,17 @@ struct ListenAddress {
   std::string host;              ///< "127.0.0.1", "[::1]": an IP address
   int port = 0;                  ///< 0: any free one
 
-  /// As gRPC spells it: "unix:/runs/a/control.sock", "127.0.0.1:41373".
+  /// For people: "unix:/runs/a/control.sock", "127.0.0.1:41373".
   std::string text() const;
   /// Only processes of this machine reach it.
   bool is_local() const;
+  /// TCP: under which addresses clients reach it, those of this host's loopback first; `of_this_host` are its own. An address
+  /// that stands for all interfaces is none of them. Nothing for a socket.
+  std::vector<std::string> reachable_under(std::span<const std::string> of_this_host) const;
 };
 
-/// Reads `address` ("" or HOST:PORT; "localhost" is 127.0.0.1). A socket path over 107 bytes, the kernel's limit, or with
-/// characters that gRPC reads as more than a path, goes to the runtime folder. Throws ConfigError (78) for text that is no address.
+/// Reads `address` ("" or HOST:PORT; "localhost" is 127.0.0.1). The socket is in the run folder, or in the runtime folder if
+/// that file system takes no sockets. Throws ConfigError (78) for text that is no address.
 ListenAddress choose_address(const std::filesystem::path& run_dir, const std::string& address);
 
 /// Throws UnavailableError (69) if something listens there, naming its pid where the kernel tells it. The socket file of a dead

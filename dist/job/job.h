@@ -48,7 +48,7 @@ struct JobOptions {
   std::filesystem::path control_credentials = {};
   bool insecure_control = false;  ///< plaintext off loopback all the same; warns each minute
   double control_rate = 50;       ///< changes per second of one actor; 0: any number
-  /// Changes of hyperparameters that are known before the first step (TOML, control/changes_file.h);
+  /// Changes of hyperparameters that are known before the first step (TOML, changes/changes_file.h);
   /// read by rank 0. Used with and without a control plane.
   std::filesystem::path changes = {};
   bool use_gpu = false;  ///< the job's parameters live on a GPU

@@ -3,6 +3,7 @@
 
 #include "fusedbun/dist/changes/changes_file.h"
 #include "fusedbun/dist/comm/object_collectives.h"
+#include "fusedbun/dist/health/socket.h"
 #include "fusedbun/dist/job/job_parts.h"
 
 namespace fusedbun {
@@ -42,6 +43,7 @@ control::ControlOptions control_options(const JobOptions& options, const plan::I
   control::ControlOptions control;
   control.run_dir = options.run_dir;
   control.address = options.control_address;
+  control.host_addresses = health::addresses_of_this_host();
   control.credentials = options.control_credentials;
   control.insecure = options.insecure_control;
   control.changes_per_second = options.control_rate;

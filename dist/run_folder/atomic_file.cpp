@@ -48,9 +48,18 @@ bool rename_unless_taken(const fs::path& from, const fs::path& to) {
     return true;
   if (errno != EINVAL && errno != ENOSYS) return false;
   // A file system without that flag, as NFS: a second name leaves what is there as well.
-  if (::link(from.c_str(), to.c_str()) != 0) return false;
-  ::unlink(from.c_str());
-  return true;
+  if (::link(from.c_str(), to.c_str()) == 0) {
+    ::unlink(from.c_str());
+    return true;
+  }
+  if (errno == EEXIST) return false;
+  // Nor second names, as exFAT and some FUSE: two writers at once may then both be the first.
+  std::error_code unknown;
+  if (fs::exists(to, unknown)) {
+    errno = EEXIST;
+    return false;
+  }
+  return std::rename(from.c_str(), to.c_str()) == 0;
 }
 
 }  // namespace

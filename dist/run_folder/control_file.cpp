@@ -10,21 +10,28 @@
 namespace fusedbun::run_folder {
 namespace {
 
-constexpr int kControlFileVersion = 1;
+constexpr int kControlFileVersion = 2;
 constexpr const char* kFormat = "fusedbun.control";
 
 }  // namespace
 
 void write_control_file(const std::filesystem::path& run_dir, const ControlFile& file) {
+  const ProcessPlace& place = file.place;
   const nlohmann::ordered_json json = {
       {"format", kFormat},
       {"version", kControlFileVersion},
       {"address", file.address},
-      {"credentials", file.credentials},
+      {"socket", file.socket},
+      {"addresses", file.addresses},
       {"token", file.token},
+      {"credentials", file.credentials},
+      {"tls_name", file.tls_name},
       {"run_id", file.run_id},
-      {"pid", file.pid},
-      {"host", file.host},
+      {"pid", place.pid},
+      {"host", place.host},
+      {"boot_id", place.boot_id},
+      {"pid_namespace", place.pid_namespace},
+      {"network_namespace", place.network_namespace},
       {"start_time", file.start_time},
   };
   AtomicFile out(run_dir / kControlName, 0600);
@@ -43,11 +50,17 @@ ControlFile read_control_file(const std::filesystem::path& run_dir) {
     FUSEDBUN_REQUIRE(json.at("format") == kFormat && json.at("version") == kControlFileVersion,
                      DataError, path.string() + " has a format that this version does not know");
     return {.address = json.at("address"),
+            .socket = json.at("socket"),
+            .addresses = json.at("addresses"),
+            .token = json.at("token"),
             .credentials = json.at("credentials"),
-            .token = json.value("token", ""),
+            .tls_name = json.at("tls_name"),
             .run_id = json.at("run_id"),
-            .pid = json.at("pid"),
-            .host = json.at("host"),
+            .place = {.host = json.at("host"),
+                      .pid = json.at("pid"),
+                      .boot_id = json.at("boot_id"),
+                      .pid_namespace = json.at("pid_namespace"),
+                      .network_namespace = json.at("network_namespace")},
             .start_time = json.at("start_time")};
   } catch (const nlohmann::json::exception& error) {
     throw DataError(path.string() + " is damaged: " + error.what());

@@ -14,6 +14,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr int kKeptMax = 1000;
+
+fs::path earlier(const fs::path& run_dir, int number) {
+  return run_dir / ("error-" + std::to_string(number) + ".json");
+}
+
 std::string name_of(plan::LostRank::Cause cause) {
   switch (cause) {
     case plan::LostRank::Cause::gone:
@@ -65,9 +71,20 @@ void write_error_file(const fs::path& run_dir, const plan::LostRank& lost) noexc
   }
 }
 
-void remove_error_file(const fs::path& run_dir) noexcept {
+void keep_earlier_error_file(const fs::path& run_dir) noexcept {
+  std::error_code error;
+  if (!fs::exists(run_dir / kErrorName, error)) return;
+  int number = 1;
+  while (number < kKeptMax && fs::exists(earlier(run_dir, number), error)) ++number;
+  fs::rename(run_dir / kErrorName, earlier(run_dir, number), error);
+  if (error) fs::remove(run_dir / kErrorName, error);  // it must not be taken for this attempt's
+}
+
+void remove_error_files(const fs::path& run_dir) noexcept {
   std::error_code ignored;
   fs::remove(run_dir / kErrorName, ignored);
+  for (int number = 1; number <= kKeptMax && fs::remove(earlier(run_dir, number), ignored);)
+    ++number;
 }
 
 }  // namespace fusedbun::run_folder

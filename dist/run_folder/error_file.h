@@ -16,7 +16,10 @@ namespace fusedbun::run_folder {
 /// Appears whole or not at all; keeps what an earlier writer wrote. Never throws: there is a greater trouble to tell
 /// of.
 void write_error_file(const std::filesystem::path& run_dir, const plan::LostRank& lost) noexcept;
-/// At the start of an attempt, so that what is found later is of it.
-void remove_error_file(const std::filesystem::path& run_dir) noexcept;
+/// Call at the start of each attempt, so that a later error.json belongs to it: the earlier one becomes error-1.json, the next
+/// error-2.json.
+void keep_earlier_error_file(const std::filesystem::path& run_dir) noexcept;
+/// Removes all of them.
+void remove_error_files(const std::filesystem::path& run_dir) noexcept;
 
 }  // namespace fusedbun::run_folder

@@ -1,7 +1,5 @@
 #include "fusedbun/dist/run_folder/run_record.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <ctime>
@@ -9,8 +7,8 @@
 #include <nlohmann/json.hpp>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/run_folder/atomic_file.h"
+#include "fusedbun/dist/run_folder/error_file.h"
 #include "fusedbun/dist/run_folder/file_names.h"
 #include "fusedbun/dist/run_folder/utc_time.h"
 
@@ -51,8 +49,10 @@ Json to_json(const Attempt& attempt) {
           {"seed", attempt.seed},
           {"world_size", attempt.world_size},
           {"run_id", attempt.run_id},
-          {"host", attempt.host},
-          {"pid", attempt.pid},
+          {"host", attempt.place.host},
+          {"pid", attempt.place.pid},
+          {"boot_id", attempt.place.boot_id},
+          {"pid_namespace", attempt.place.pid_namespace},
           {"started", attempt.started},
           {"ended", attempt.ended.empty() ? Json() : Json(attempt.ended)},
           {"model", attempt.model},
@@ -72,8 +72,10 @@ Attempt from_json(const Json& json) {
   attempt.seed = json.at("seed");
   attempt.world_size = json.at("world_size");
   attempt.run_id = json.at("run_id");
-  attempt.host = json.at("host");
-  attempt.pid = json.at("pid");
+  attempt.place.host = json.at("host");
+  attempt.place.pid = json.at("pid");
+  attempt.place.boot_id = json.value("boot_id", "");  // earlier versions did not note them
+  attempt.place.pid_namespace = json.value("pid_namespace", "");
   attempt.started = json.at("started");
   if (!json.at("ended").is_null()) attempt.ended = json.at("ended");
   attempt.model = json.at("model");
@@ -91,9 +93,9 @@ std::string text_of(const Json& json) {
 /// Everything of the earlier run but its model: that goes when there is another.
 void remove_earlier_run(const fs::path& run_dir) {
   std::error_code ignored;
-  for (const char* name :
-       {kRecordName, kMetricsName, kLogName, kPlanName, kErrorName, kChangesName})
+  for (const char* name : {kRecordName, kMetricsName, kLogName, kPlanName, kChangesName})
     fs::remove(run_dir / name, ignored);
+  remove_error_files(run_dir);
 }
 
 }  // namespace
@@ -139,8 +141,7 @@ RunRecorder::RunRecorder(fs::path run_dir, Attempt attempt, Reuse reuse, Notice 
   require_usable(run_dir_, reuse);
   if (reuse == Reuse::overwrite) remove_earlier_run(run_dir_);
   earlier_ = read_run_record(run_dir_);
-  attempt_.host = host_name();
-  attempt_.pid = ::getpid();
+  attempt_.place = this_process();
   attempt_.started = utc_text(std::time(nullptr));
   write();
 }

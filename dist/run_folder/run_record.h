@@ -2,7 +2,7 @@
 // run.json: what a run was asked for and how it ended, attempt by attempt, for those who come after its processes:
 //   {"format":"fusedbun.run","version":1,"attempts":[
 //     {"state":"DRAINED","exit_code":75,"reason":"...","steps":120,"total_steps":300,"seed":1,"world_size":2,
-//      "run_id":"...","host":"node3","pid":4711,"started":"2026-11-22T08:00:00Z","ended":"2026-11-22T08:09:00Z",
+//      "run_id":"...","host":"node3","pid":4711,"boot_id":"...","pid_namespace":"pid:[...]","started":"2026-11-22T08:00:00Z","ended":"2026-11-22T08:09:00Z",
 //      "model":"runs/a/model.safetensors","optimizer":"fusedbun recommended, ...","command":["fusedbun",...],"flags":{"--batch":"16",...},
 //      "versions":{"fusedbun":"0.1.0",...}}, ...]}
 // The last attempt is the newest. While it runs its state is RUNNING and exit_code and ended are null; that they stay so
@@ -16,6 +16,8 @@
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "fusedbun/dist/run_folder/process_place.h"
 
 namespace fusedbun::run_folder {
 
@@ -39,8 +41,7 @@ struct Attempt {
   uint64_t seed = 0;
   int world_size = 1;
   std::string run_id = {};  ///< of the launcher, or empty
-  std::string host = {};
-  int64_t pid = 0;  ///< of rank 0
+  ProcessPlace place = {};  ///< of rank 0
   std::string started = {};
   std::string ended = {};      ///< empty: it has not
   std::string model = {};      ///< where it is or will be saved
@@ -75,7 +76,7 @@ class RunRecorder {
  public:
   using Notice = std::function<void(const std::string& sentence)>;
 
-  /// Notes that `attempt` starts; host, pid and the time are filled in. Throws what require_usable throws.
+  /// Notes that `attempt` starts; place and time are filled in. Throws what require_usable throws.
   RunRecorder(std::filesystem::path run_dir, Attempt attempt, Reuse reuse, Notice notice);
 
   /// The attempts before this one.

@@ -1,6 +1,7 @@
 #include "fusedbun/launcher/control/change_text.h"
 
 #include "fusedbun/dist/changes/change.h"
+#include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/control/job_flags.h"
 
 namespace fusedbun::launcher {
@@ -44,7 +45,7 @@ std::string headline(const Change& change) {
     case Change::CANCELLED:
       return revision + "cancelled, so step " + step + " will not use it\n";
     case Change::REJECTED:
-      return revision + "not used: " + change.error() + "\n";
+      return revision + "not used: " + shown(change.error()) + "\n";
     default:
       return revision + "accepted, used from step " + step + " on\n";
   }

@@ -1,13 +1,10 @@
 #include "fusedbun/launcher/control/ended_run.h"
 
-#include <cerrno>
-#include <csignal>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
-#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/run_folder/file_names.h"
 
 namespace fusedbun::launcher {
@@ -15,10 +12,6 @@ namespace {
 
 using run_folder::Attempt;
 using run_folder::RunState;
-
-bool is_gone(int64_t pid) {
-  return ::kill(static_cast<pid_t>(pid), 0) != 0 && errno == ESRCH;
-}
 
 /// Steps done, from the last whole line of metrics.jsonl that tells of one: a process that is killed writes nothing else.
 int64_t steps_in_metrics(const std::filesystem::path& run_dir) {
@@ -37,10 +30,10 @@ std::optional<Attempt> newest_ended(const control::JobLocation& location) {
   if (attempts.empty()) return {};
   Attempt newest = std::move(attempts.back());
   if (newest.state != RunState::running) return newest;
-  if (newest.host != host_name() || !is_gone(newest.pid)) return {};
+  if (!run_folder::is_surely_gone(newest.place)) return {};
   newest.state = RunState::failed;
   newest.steps = steps_in_metrics(location.run_dir);
-  newest.reason = "its process, pid " + std::to_string(newest.pid) +
+  newest.reason = "its process, pid " + std::to_string(newest.place.pid) +
                   ", is gone and did not say why: it was killed, or left at a second signal";
   return newest;
 }

@@ -4,6 +4,7 @@
 
 #include <CLI/CLI.hpp>
 #include <charconv>
+#include <cstdlib>
 #include <fstream>
 
 namespace fusedbun::launcher {
@@ -21,8 +22,10 @@ std::shared_ptr<const control::JobLocation> add_job_flags(CLI::App& command) {
       ->envname("FUSEDBUN_RUN_DIR")
       ->group("Which job");
   command
-      .add_option("--address", location->address,
-                  "Where it listens: unix:/path/control.sock or 127.0.0.1:PORT")
+      .add_option(
+          "--address", location->address,
+          "Where it listens: unix:/path/control.sock or HOST:PORT (loopback: with --run-dir or "
+          "$FUSEDBUN_TOKEN, for control.json's token)")
       ->group("Which job");
   command
       .add_option("--credentials", location->credentials,
@@ -30,6 +33,8 @@ std::shared_ptr<const control::JobLocation> add_job_flags(CLI::App& command) {
       ->default_str("what control.json names")
       ->envname("FUSEDBUN_CREDENTIALS")
       ->group("Which job");
+  // A variable and no flag: what stands on a command line every user of the machine can read.
+  if (const char* token = std::getenv("FUSEDBUN_TOKEN"); token != nullptr) location->token = token;
   return location;
 }
 

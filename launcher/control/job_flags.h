@@ -12,7 +12,8 @@
 
 namespace fusedbun::launcher {
 
-/// Adds --run-dir (or $FUSEDBUN_RUN_DIR), --address and --credentials (or $FUSEDBUN_CREDENTIALS); the value is there once the command line has been read.
+/// Adds --run-dir (or $FUSEDBUN_RUN_DIR), --address and --credentials (or $FUSEDBUN_CREDENTIALS), and reads $FUSEDBUN_TOKEN; the value
+/// is there once the command line has been read.
 std::shared_ptr<const control::JobLocation> add_job_flags(CLI::App& command);
 
 /// All pages.

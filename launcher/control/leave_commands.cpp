@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/control/job_flags.h"
 
 namespace fusedbun::launcher {
@@ -45,7 +46,7 @@ void run(Ask ask, const LeaveFlags& flags, const control::JobLocation& location,
   if (format == OutputFormat::json) {
     std::cout << json_of(job);
   } else {
-    std::cout << "step " << job.step() << ": " << job.state_reason()
+    std::cout << "step " << job.step() << ": " << shown(job.state_reason())
               << (flags.wait ? "; the job has left\n" : "; it leaves at a step boundary\n");
   }
 }

@@ -69,6 +69,7 @@ void LiveJob::refresh() {
         static_cast<size_t>(settled));  // the revision of each is one more than its index
     view_.changes.insert(view_.changes.end(), changes.changes().begin(), changes.changes().end());
     view_.ranks.assign(ranks.ranks().begin(), ranks.ranks().end());
+    if (!ended_) view_.trouble.clear();  // it answers again
   } catch (const Error& error) {
     const std::lock_guard lock(mutex_);
     view_.trouble = error.what();

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/control/ended_run.h"
 #include "fusedbun/launcher/control/job_flags.h"
 
@@ -26,7 +27,8 @@ std::string age_of(const google::protobuf::Timestamp& time) {
 }
 
 void line(const std::string& name, const std::string& text) {
-  std::cout << name << std::string(name.size() < 10 ? 10 - name.size() : 1, ' ') << text << '\n';
+  std::cout << name << std::string(name.size() < 10 ? 10 - name.size() : 1, ' ') << shown(text)
+            << '\n';
 }
 
 void print_job(const Job& job) {
@@ -100,7 +102,7 @@ void print_ended(const run_folder::Attempt& attempt, OutputFormat format) {
                     "; started " + attempt.started);
   line("step", std::to_string(attempt.steps) + " of " + std::to_string(attempt.total_steps));
   line("ranks", std::to_string(attempt.world_size) + ", rank 0 was pid " +
-                    std::to_string(attempt.pid) + " on " + attempt.host);
+                    std::to_string(attempt.place.pid) + " on " + attempt.place.host);
   line("model", attempt.model);
 }
 

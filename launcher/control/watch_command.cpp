@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/control/job_flags.h"
 #include "fusedbun/launcher/control/live_job.h"
 #include "fusedbun/launcher/control/watch_lines.h"
@@ -49,7 +50,7 @@ void watch_on_screen(const control::JobLocation& location) {
   last.pop_back();  // the line about keys
   print(last);
   if (const std::string trouble = job.view().trouble; !trouble.empty())
-    std::cout << trouble << '\n';
+    std::cout << shown(trouble) << '\n';
 }
 
 /// $COLUMNS and $LINES, as a shell knows them.

@@ -6,6 +6,7 @@
 #include <iostream>
 #include <mutex>
 
+#include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/control/change_text.h"
 #include "fusedbun/launcher/control/job_flags.h"
 #include "fusedbun/launcher/control/watch_view.h"
@@ -51,13 +52,13 @@ bool is_the_end(const JobEvent& event) {
 void watch_as_lines(const control::JobLocation& location, OutputFormat format) {
   control::ControlClient client(location);
   const int64_t total_steps = client.job().total_steps();
+  const bool json = format == OutputFormat::json;
   std::mutex mutex;
   const auto put = [&](const std::string& line) {
     const std::lock_guard lock(mutex);
-    std::cout << line << std::endl;
+    std::cout << (json ? line : shown(line)) << std::endl;
     return std::cout.good();  // nobody reads any more: watch ends
   };
-  const bool json = format == OutputFormat::json;
   auto metrics = std::async(std::launch::async, [&] {
     control::v1::StreamMetricsRequest request;
     if (!json) request.mutable_min_interval()->set_seconds(1);

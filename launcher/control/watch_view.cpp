@@ -175,7 +175,7 @@ std::vector<std::string> render(const WatchView& view, const TerminalSize& size)
   const auto room = static_cast<size_t>(std::max(size.lines - 1, 1));
   if (lines.size() > room) lines.resize(room);
   lines.push_back(view.trouble.empty() ? "q quits" : view.trouble + "   q quits");
-  for (std::string& line : lines) line = cut(line, static_cast<size_t>(size.columns));
+  for (std::string& line : lines) line = cut(shown(line), static_cast<size_t>(size.columns));
   return lines;
 }
 

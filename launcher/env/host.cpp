@@ -3,17 +3,85 @@
 #include <dlfcn.h>
 #include <malloc.h>
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/statvfs.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <limits>
 #include <memory>
+#include <sstream>
 
 namespace fusedbun::launcher {
 
+namespace {
+
+/// Of one cgroup, of either version; nothing without a quota.
+std::optional<double> quota_of(const std::filesystem::path& cgroup) {
+  std::string quota;
+  double period = 0;
+  if (std::ifstream file(cgroup / "cpu.max"); file >> quota >> period) {  // "max 100000"
+    if (quota == "max" || period <= 0) return {};
+    return std::strtod(quota.c_str(), nullptr) / period;
+  }
+  double used = 0;
+  std::ifstream quota_file(cgroup / "cpu.cfs_quota_us");
+  std::ifstream period_file(cgroup / "cpu.cfs_period_us");
+  if (quota_file >> used && period_file >> period && used > 0 && period > 0) return used / period;
+  return {};
+}
+
+std::string text_of(const std::filesystem::path& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+}  // namespace
+
+std::optional<int> cores_of_quota(const std::string& cgroups, const std::filesystem::path& mount) {
+  std::optional<double> least;
+  std::istringstream lines(cgroups);
+  for (std::string line; std::getline(lines, line);) {  // "0::/user.slice", "4:cpu,cpuacct:/job"
+    const size_t controllers = line.find(':') + 1;
+    const size_t path = line.find(':', controllers) + 1;
+    if (controllers == 0 || path == 0) continue;
+    const std::string names = line.substr(controllers, path - 1 - controllers);
+    const bool is_cpu = names.empty() || ("," + names + ",").find(",cpu,") != std::string::npos;
+    if (!is_cpu) continue;
+    const std::filesystem::path root = names.empty() ? mount : mount / names;
+    // Each level above may be tighter. Inside a container the path may be the host's: then only the root is there.
+    std::filesystem::path below = std::filesystem::path(line.substr(path)).relative_path();
+    for (bool is_root = false; !is_root; below = below.parent_path()) {
+      is_root = below.empty();
+      const auto quota = quota_of(root / below);
+      if (quota) least = std::min(*quota, least.value_or(*quota));
+    }
+  }
+  if (!least) return {};
+  return std::max(1, static_cast<int>(std::ceil(*least - 1e-9)));
+}
+
 int usable_cores() {
   cpu_set_t set;
-  return ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  const int allowed = ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  const auto paid = cores_of_quota(text_of("/proc/self/cgroup"), "/sys/fs/cgroup");
+  return std::min(allowed, paid.value_or(allowed));
+}
+
+int64_t raise_descriptor_limit() {
+  constexpr rlim_t kEnough = 65'536;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
+  const rlim_t wanted = std::min(limit.rlim_max, kEnough);
+  if (limit.rlim_cur < wanted) {
+    limit.rlim_cur = wanted;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+  }
+  return static_cast<int64_t>(limit.rlim_cur);
 }
 
 std::optional<SharedMemory> shared_memory() {

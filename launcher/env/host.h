@@ -3,6 +3,7 @@
 //
 // Thread safety: any thread.
 #include <cstdint>
+#include <filesystem>
 #include <optional>
 #include <string>
 #include <vector>
@@ -14,8 +15,14 @@ struct SharedMemory {
   int64_t total_bytes = 0;
 };
 
-/// How many cores this process may use.
+/// How many cores this process may use: those it may run on, or as many as its cgroups' quota of time is worth (docker --cpus,
+/// limits of Kubernetes), rounded up, if that is less.
 int usable_cores();
+/// What the quota is worth; nothing without one. `cgroups` is what /proc/self/cgroup says, `mount` where cgroups are mounted.
+std::optional<int> cores_of_quota(const std::string& cgroups, const std::filesystem::path& mount);
+
+/// Raises the soft limit of open files of this process to the hard one, at most 65,536, and returns what it is then.
+int64_t raise_descriptor_limit();
 /// Of /dev/shm, where the ranks of one host share gradients; nothing if it is not mounted.
 std::optional<SharedMemory> shared_memory();
 /// From now on memory that is freed stays with this process (glibc; elsewhere nothing happens). A training step frees and asks

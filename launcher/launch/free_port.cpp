@@ -12,27 +12,30 @@
 
 namespace fusedbun::launch {
 
-int free_port(int wanted) {
-  const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  FUSEDBUN_REQUIRE(listener >= 0, IoError, std::string("no socket: ") + std::strerror(errno));
-  // As the store binds: a port whose old connections are still closing counts as free, one that is listened on does
-  // not.
+HeldPort::HeldPort(int wanted) : descriptor_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+  FUSEDBUN_REQUIRE(descriptor_ >= 0, IoError, std::string("no socket: ") + std::strerror(errno));
+  // As the store binds: a port whose old connections are still closing counts as free, one that is listened on does not.
   const int on = 1;
-  ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  ::setsockopt(descriptor_, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_addr.s_addr = htonl(INADDR_ANY);
   address.sin_port = htons(static_cast<uint16_t>(wanted));
   socklen_t size = sizeof(address);
   auto* const raw = reinterpret_cast<sockaddr*>(&address);
-  const bool bound = ::bind(listener, raw, size) == 0 && ::listen(listener, 1) == 0 &&
-                     ::getsockname(listener, raw, &size) == 0;
+  if (::bind(descriptor_, raw, size) == 0 && ::getsockname(descriptor_, raw, &size) == 0) {
+    number_ = ntohs(address.sin_port);
+    return;
+  }
   const int error = errno;
-  ::close(listener);
-  if (bound) return ntohs(address.sin_port);
+  ::close(std::exchange(descriptor_, -1));
   const std::string where = "--master-port " + std::to_string(wanted) + ": ";
   FUSEDBUN_REQUIRE(error != EACCES, PermissionError, where + "ports below 1024 need root");
   throw UnavailableError(where + std::strerror(error) + "; leave the flag out to get a free port");
+}
+
+HeldPort::~HeldPort() {
+  if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 }  // namespace fusedbun::launch

@@ -14,6 +14,9 @@ namespace fusedbun::launcher {
 namespace {
 
 constexpr int kRanksMax = 1024;
+/// A pipe and a log file for each of its two streams.
+constexpr int64_t kDescriptorsPerRank = 4;
+constexpr int64_t kDescriptorsBesides = 64;
 
 struct Flags {
   launch::LaunchOptions options;
@@ -71,7 +74,7 @@ void set_streams(Flags& flags) {
 
 void print_dry_run(const launch::LaunchOptions& options) {
   launch::AttemptIdentity identity = {.ranks = options.ranks,
-                                      .master_port = launch::free_port(options.master_port),
+                                      .master_port = launch::HeldPort(options.master_port).number(),
                                       .run_id = launch::new_run_id(),
                                       .max_restarts = options.max_restarts,
                                       .cores = usable_cores()};
@@ -95,6 +98,13 @@ void launch_ranks(const CLI::App& app, Flags flags) {
     command.insert(command.begin(), std::filesystem::read_symlink("/proc/self/exe"));
   }
   if (flags.dry_run) return print_dry_run(flags.options);
+  const int64_t descriptors = raise_descriptor_limit();
+  const int64_t needed = kDescriptorsPerRank * flags.options.ranks + kDescriptorsBesides;
+  FUSEDBUN_REQUIRE(descriptors >= needed, ConfigError,
+                   "-n " + std::to_string(flags.options.ranks) + " needs " +
+                       std::to_string(needed) +
+                       " file descriptors for the ranks' output, and the hard limit is " +
+                       std::to_string(descriptors) + ": raise it (ulimit -Hn, LimitNOFILE)");
   launch::ProcessLoop(flags.options).run();
 }
 

@@ -22,6 +22,8 @@ namespace fusedbun::launch {
 namespace {
 
 constexpr Milliseconds kFailureGrace = 10'000;
+/// Before the first restart; each further one waits twice as long.
+constexpr Milliseconds kRestartDelay = 500;
 /// How long output is awaited that a rank's surviving descendants may still hold open.
 constexpr Milliseconds kDrain = 1'000;
 
@@ -35,7 +37,8 @@ SupervisionOptions supervision_options(const LaunchOptions& options) {
   return {.ranks = options.ranks,
           .grace = grace,
           .failure_grace = std::min(grace, kFailureGrace),
-          .max_restarts = options.max_restarts};
+          .max_restarts = options.max_restarts,
+          .restart_delay = kRestartDelay};
 }
 
 std::string signal_name(int signal) {
@@ -68,7 +71,7 @@ ProcessLoop::ProcessLoop(const LaunchOptions& options)
       out_(STDOUT_FILENO, options.ranks > 1 && ::isatty(STDOUT_FILENO) != 0),
       err_(STDERR_FILENO, options.ranks > 1 && ::isatty(STDERR_FILENO) != 0) {
   ::sigemptyset(&served_);
-  for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD}) {
+  for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGTSTP, SIGCHLD}) {
     ::sigaddset(&served_, signal);
   }
   ::signal(SIGPIPE, SIG_IGN);
@@ -117,7 +120,9 @@ void ProcessLoop::start_attempt() {
            std::to_string(options_.max_restarts) + " more starts");
   }
   identity_.attempt = supervision_.attempt();
-  identity_.master_port = free_port(options_.master_port);
+  port_ = HeldPort();  // the same one may be wanted again
+  port_ = HeldPort(options_.master_port);
+  identity_.master_port = port_.number();
   if (has_logs(options_)) {
     identity_.log_dir =
         options_.log_dir / identity_.run_id / ("attempt_" + std::to_string(identity_.attempt));
@@ -190,6 +195,10 @@ void ProcessLoop::serve_signals() {
   while (::read(signals_, &info, sizeof(info)) == sizeof(info)) {
     const int signal = static_cast<int>(info.ssi_signo);
     if (signal == SIGCHLD) continue;  // several may have merged into one: reap() asks for all
+    if (signal == SIGTSTP) {
+      stop_with_ranks();
+      continue;
+    }
     // A second request that comes when the ranks have ended is about their output, whichever is seen first. Before the
     // first one it is the other way round: whoever signals the whole tree does not want another attempt.
     if (!finished_ && supervision_.asked_to_stop()) reap();
@@ -202,6 +211,12 @@ void ProcessLoop::serve_signals() {
     perform(actions);
   }
   if (!finished_) reap();
+}
+
+void ProcessLoop::stop_with_ranks() {
+  signal_ranks(SIGSTOP);  // they have groups of their own, which Ctrl-Z does not reach
+  ::raise(SIGSTOP);
+  signal_ranks(SIGCONT);  // fg or bg has come
 }
 
 void ProcessLoop::reap() {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fusedbun/launcher/launch/console.h"
+#include "fusedbun/launcher/launch/free_port.h"
 #include "fusedbun/launcher/launch/launch_options.h"
 #include "fusedbun/launcher/launch/rank_process.h"
 #include "fusedbun/launcher/launch/rank_stream.h"
@@ -37,6 +38,7 @@ class ProcessLoop {
   void capture(int rank, StreamBits stream, int descriptor);
   void wait(int timeout_ms);
   void serve_signals();
+  void stop_with_ranks();
   void reap();
   void signal_ranks(int signal);
   void read_streams();
@@ -49,6 +51,7 @@ class ProcessLoop {
 
   LaunchOptions options_;
   AttemptIdentity identity_;
+  HeldPort port_;  ///< of this attempt
   Supervision supervision_;
   Console out_;
   Console err_;

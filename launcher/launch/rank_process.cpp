@@ -57,6 +57,8 @@ struct ChildSetup {
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
   ::signal(SIGPIPE, SIG_DFL);
+  // Rank 0 may write to the terminal by itself, from a group that is not the terminal's: under `stty tostop` that would stop it.
+  ::signal(SIGTTOU, SIG_IGN);
   const int nothing = ::open("/dev/null", O_RDONLY);
   if (nothing >= 0) ::dup2(nothing, STDIN_FILENO);
   if (setup.out >= 0) ::dup2(setup.out, STDOUT_FILENO);

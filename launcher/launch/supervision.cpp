@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <csignal>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 
@@ -14,6 +15,8 @@ int signal_of(const RankEnd& end) {
   if (end.signal != 0) return end.signal;
   return end.code > 128 && end.code < 128 + NSIG ? end.code - 128 : 0;
 }
+
+constexpr Milliseconds kRestartDelayMax = 60'000;
 
 bool asks_to_stop(int signal) {
   return signal == SIGTERM || signal == SIGINT || signal == SIGQUIT;
@@ -50,7 +53,7 @@ Actions Supervision::rank_ended(const RankEnd& end, Milliseconds now) {
   --living_;
   const Outcome outcome = classify(end);
   judge(end, outcome);
-  if (living_ == 0) return attempt_over();
+  if (living_ == 0) return attempt_over(now);
   return outcome == Outcome::done ? Actions{} : end_others(outcome, now);
 }
 
@@ -58,6 +61,7 @@ Actions Supervision::signal_received(int signal, Milliseconds now) {
   received_.insert(signal);
   if (asks_to_stop(signal)) {
     stop_signal_ = signal;
+    if (std::exchange(restart_waits_, false)) return {.finished = true};
     if (first_stop_ && now - *first_stop_ >= kSameRequest) return kill_now();
     if (first_stop_ && sent_.contains(signal)) return {};
     if (!first_stop_) {
@@ -70,7 +74,8 @@ Actions Supervision::signal_received(int signal, Milliseconds now) {
 }
 
 Actions Supervision::time_passed(Milliseconds now) {
-  return deadline_ && now >= *deadline_ ? kill_now() : Actions{};
+  if (!deadline_ || now < *deadline_) return {};
+  return std::exchange(restart_waits_, false) ? begin() : kill_now();
 }
 
 Outcome Supervision::classify(const RankEnd& end) const {
@@ -110,11 +115,16 @@ Actions Supervision::end_others(Outcome outcome, Milliseconds now) {
   return {.signal = SIGTERM};
 }
 
-Actions Supervision::attempt_over() {
+Actions Supervision::attempt_over(Milliseconds now) {
   deadline_.reset();
   if (!may_restart()) return {.finished = true};
   ++attempt_;
-  return begin();
+  if (options_.restart_delay == 0) return begin();
+  // What failed at once would fail as fast again, and fill logs and a cluster's scheduler.
+  const int doublings = std::min(attempt_ - 1, 20);
+  deadline_ = now + std::min(options_.restart_delay << doublings, kRestartDelayMax);
+  restart_waits_ = true;
+  return {};
 }
 
 bool Supervision::may_restart() const {

@@ -30,6 +30,8 @@ struct SupervisionOptions {
       30'000;  ///< from a stop signal, or the first rank leaving with 75, to SIGKILL
   Milliseconds failure_grace = 10'000;  ///< from a failure to SIGKILL
   int max_restarts = 0;
+  Milliseconds restart_delay =
+      0;  ///< before the first restart; doubled each time, at most a minute
 };
 
 /// How a rank ended: by itself with `code`, or by `signal` when that is not 0.
@@ -88,7 +90,7 @@ class Supervision {
   Outcome classify(const RankEnd& end) const;
   void judge(const RankEnd& end, Outcome outcome);
   Actions end_others(Outcome outcome, Milliseconds now);
-  Actions attempt_over();
+  Actions attempt_over(Milliseconds now);
   bool may_restart() const;
   void kill_by(Milliseconds time);
   Actions kill_now();
@@ -98,6 +100,7 @@ class Supervision {
   int living_ = 0;
   Verdict verdict_;
   std::optional<Milliseconds> deadline_;
+  bool restart_waits_ = false;              ///< for deadline_; no rank lives
   std::set<int> sent_;                      ///< to the ranks of this attempt
   std::set<int> received_;                  ///< by the launcher, in all attempts
   int stop_signal_ = 0;                     ///< the newest of SIGTERM, SIGINT, SIGQUIT received

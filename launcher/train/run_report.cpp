@@ -26,15 +26,23 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Gpt2
                                          int64_t parameters, const TextData& text) {
   std::string sources;
   for (const auto& source : options.data) sources += " " + source.string();
-  return {"model: GPT-2, " + grouped(parameters) + " parameters (" +
-              std::to_string(config.n_layer) + " layers, " + std::to_string(config.n_head) +
-              " heads, width " + std::to_string(config.n_embd) + ", context " +
-              std::to_string(config.n_ctx) + "), " +
-              (options.init.empty() ? "from seed " + std::to_string(options.seed)
-                                    : "from " + options.init.string()),
-          "text:" + sources + ": " + grouped(text.files()) + " files, " +
-              grouped(static_cast<int64_t>(text.training().size())) + " bytes to train on, " +
-              grouped(static_cast<int64_t>(text.validation().size())) + " to validate"};
+  std::vector<std::string> sentences = {
+      "model: GPT-2, " + grouped(parameters) + " parameters (" + std::to_string(config.n_layer) +
+          " layers, " + std::to_string(config.n_head) + " heads, width " +
+          std::to_string(config.n_embd) + ", context " + std::to_string(config.n_ctx) + "), " +
+          (options.init.empty() ? "from seed " + std::to_string(options.seed)
+                                : "from " + options.init.string()),
+      "text:" + sources + ": " + grouped(text.files()) + " files, " +
+          grouped(static_cast<int64_t>(text.training().size())) + " bytes to train on, " +
+          grouped(static_cast<int64_t>(text.validation().size())) + " to validate"};
+  if (options.warmup_steps >= options.steps)
+    sentences.push_back("the learning rate only rises: --warmup " +
+                        std::to_string(options.warmup_steps) + " takes all of --steps " +
+                        std::to_string(options.steps));
+  if (options.optimizer.kind == OptimizerKind::adamw && options.control)
+    sentences.emplace_back(
+        "control plane: none, --optimizer adamw is for comparison and takes no changes");
+  return sentences;
 }
 
 std::string bytes_per_rank(const std::vector<int64_t>& bytes) {

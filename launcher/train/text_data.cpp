@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <fstream>
-#include <iterator>
 #include <system_error>
 
 #include "fusedbun/core/error.h"
@@ -15,6 +14,18 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr size_t kTextProbeBytes = 8 << 10;  // as git tells text from binary
+
+constexpr size_t kPieceBytes = 4 << 20;
+
+/// What a file is that begins so and is often given for text; empty if it is none of them.
+std::string_view other_format(std::string_view start) {
+  if (start.starts_with("\x1f\x8b")) return "compressed by gzip";
+  if (start.starts_with("\x28\xb5\x2f\xfd")) return "compressed by zstd";
+  if (start.starts_with("PK\x03\x04")) return "a zip archive";
+  if (start.starts_with("PAR1")) return "a Parquet file";
+  if (start.starts_with("\xff\xfe") || start.starts_with("\xfe\xff")) return "UTF-16 text";
+  return {};
+}
 
 /// splitmix64's finaliser (Steele, Lea, Flood 2014): a bijection that leaves no visible pattern.
 uint64_t mixed(uint64_t x) {
@@ -52,9 +63,10 @@ void require_present(const std::vector<fs::path>& sources) {
   for (const fs::path& source : sources) {
     std::error_code error;
     const bool is_there = fs::exists(source, error);
-    FUSEDBUN_REQUIRE(
-        is_there, DataError,
-        "no text at " + source.string() + ": " + (error ? error.message() : "it does not exist"));
+    FUSEDBUN_REQUIRE(is_there, DataError,
+                     "no text at " + source.string() + ": " +
+                         (error ? error.message() : "it does not exist") +
+                         "; --data says which files and folders to read");
   }
 }
 
@@ -86,17 +98,38 @@ void TextData::read(const fs::path& source) {
 }
 
 void TextData::append(const fs::path& file, bool must_be_text) {
+  std::error_code error;
+  // A pipe or a device may have no end.
+  FUSEDBUN_REQUIRE(!fs::exists(file, error) || fs::is_regular_file(file, error), DataError,
+                   file.string() + " is neither a file nor a folder: --data reads what has an end");
   std::ifstream in(file, std::ios::binary);
   FUSEDBUN_REQUIRE(in.good(), DataError,
                    "cannot read " + file.string() + ": " + std::generic_category().message(errno));
-  std::string content{std::istreambuf_iterator<char>(in), {}};
+  // Straight to the end of the text, so that a large corpus is in memory once.
+  const size_t before = text_.size();
+  const auto expected = fs::file_size(file, error);
+  if (!error) text_.reserve(before + expected + 1);
+  for (bool ended = false; !ended;) {
+    const size_t has = text_.size();
+    text_.resize(has + kPieceBytes);
+    in.read(text_.data() + has, static_cast<std::streamsize>(kPieceBytes));
+    text_.resize(has + static_cast<size_t>(in.gcount()));
+    ended = in.eof() || !in.good();
+    const auto start = std::string_view(text_).substr(before, kTextProbeBytes);
+    if (has != before) continue;
+    const std::string_view format = other_format(start);
+    FUSEDBUN_REQUIRE(must_be_text || format.empty(), DataError,
+                     file.string() + " is " + std::string(format) +
+                         ", whose bytes are no text to learn from: give --data what is in it");
+    if (must_be_text && (!format.empty() || start.find('\0') != start.npos)) {
+      text_.resize(before);
+      return;
+    }
+  }
   FUSEDBUN_REQUIRE(!in.bad(), DataError, "cannot read " + file.string() + " to its end");
-  const bool is_text =
-      std::string_view(content).substr(0, kTextProbeBytes).find('\0') == std::string_view::npos;
-  if (must_be_text && !is_text) return;
-  FUSEDBUN_REQUIRE(must_be_text || !content.empty(), DataError, file.string() + " is empty");
-  text_ += content;
-  if (!content.empty() && content.back() != '\n') text_ += '\n';
+  const bool is_empty = text_.size() == before;
+  FUSEDBUN_REQUIRE(must_be_text || !is_empty, DataError, file.string() + " is empty");
+  if (!is_empty && text_.back() != '\n') text_ += '\n';
   ++files_;
 }
 

@@ -5,8 +5,11 @@
 #include <map>
 #include <memory>
 
+#include "fusedbun/core/error.h"
+#include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/env/versions.h"
 #include "fusedbun/launcher/train/text_data.h"
+#include "fusedbun/launcher/train/torchelastic_error.h"
 #include "fusedbun/launcher/train/trainer.h"
 
 namespace fusedbun::launcher {
@@ -245,6 +248,7 @@ std::vector<std::string> own_words() {
 }
 
 void run(Flags flags) {
+  raise_descriptor_limit();  // connections of others must not cost the run its files
   TrainOptions& options = flags.options;
   if (options.data.empty()) options.data = {train::kDefaultTextFolder};
   options.backend = plan::parse_backend(flags.backend);
@@ -278,7 +282,15 @@ CLI::App* add_train_command(CLI::App& app) {
     flags->options.flags = values_of(*command);
     for (const auto& [name, version] : versions())
       flags->options.versions.emplace_back(name, version);
-    run(*flags);
+    try {
+      run(*flags);
+    } catch (const Error& error) {
+      if (error.code() != ExitCode::left_early) train::write_torchelastic_error(error.what());
+      throw;
+    } catch (const std::exception& error) {
+      train::write_torchelastic_error(error.what());
+      throw;
+    }
   });
   return command;
 }

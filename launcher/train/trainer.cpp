@@ -246,18 +246,18 @@ class Run {
     const auto say = [this](const std::string& sentence) { progress_.say(sentence); };
     const fs::path model_path =
         options_.save.empty() ? run_dir_ / run_folder::kModelName : options_.save;
-    record_ = std::make_unique<run_folder::RunRecorder>(
-        run_dir_,
-        run_folder::Attempt{.total_steps = options_.steps,
-                            .seed = options_.seed,
-                            .world_size = job_.world_size(),
-                            .run_id = job_.identity().run_id,
-                            .model = model_path.string(),
-                            .optimizer = describe(options_.optimizer),
-                            .command = options_.command,
-                            .flags = options_.flags,
-                            .versions = options_.versions},
-        reuse_of(options_, job_.identity()), say);
+    run_folder::Attempt attempt;
+    attempt.total_steps = options_.steps;
+    attempt.seed = options_.seed;
+    attempt.world_size = job_.world_size();
+    attempt.run_id = job_.identity().run_id;
+    attempt.model = model_path.string();
+    attempt.optimizer = describe(options_.optimizer);
+    attempt.command = options_.command;
+    attempt.flags = options_.flags;
+    attempt.versions = options_.versions;
+    record_ = std::make_unique<run_folder::RunRecorder>(run_dir_, std::move(attempt),
+                                                        reuse_of(options_, job_.identity()), say);
     progress_.write_to(run_dir_ / run_folder::kLogName);
     if (!record_->earlier().empty()) {
       const run_folder::Attempt& last = record_->earlier().back();

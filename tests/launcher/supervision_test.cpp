@@ -27,6 +27,24 @@ RankEnd dies(int rank, int signal) {
   return {.rank = rank, .signal = signal};
 }
 
+TEST(Supervision, RestartsWaitTwiceAsLongEachTimeAndAStopEndsTheWait) {
+  Supervision supervision = started({.ranks = 1, .max_restarts = 9, .restart_delay = 500});
+  Milliseconds now = 0;
+  for (const Milliseconds wait : {500, 1'000, 2'000, 4'000}) {
+    const Actions after = supervision.rank_ended({.rank = 0, .code = 1}, now);
+    EXPECT_FALSE(after.start_attempt || after.finished);
+    EXPECT_FALSE(supervision.time_passed(now + wait - 1).start_attempt);
+    now += wait;
+    EXPECT_TRUE(supervision.time_passed(now).start_attempt);
+    EXPECT_EQ(supervision.living(), 1);
+  }
+  supervision.rank_ended({.rank = 0, .code = 1}, now);
+  const Actions stopped = supervision.signal_received(SIGTERM, now + 1);
+  EXPECT_TRUE(stopped.finished);
+  EXPECT_EQ(stopped.signal, 0);
+  EXPECT_EQ(supervision.verdict().exit_code, 1);
+}
+
 TEST(Supervision, AllDoneEndsWithZero) {
   Supervision supervision = started(kTwo);
   EXPECT_EQ(supervision.rank_ended(exits(1, 0), 0).signal, 0);

@@ -88,6 +88,38 @@ class Control(TrainingTestCase):
             job.signal(signal.SIGTERM)
             self.assertEqual(job.result().code, 75)
 
+    def test_all_interfaces_over_tls_with_the_owners_own_commands(self):
+        script = Path(__file__).resolve().parents[2] / "deploy" / "control_certificates.sh"
+        credentials = self.folder / "credentials"
+        subprocess.run([script, credentials], check=True, stdout=subprocess.DEVNULL)
+        for address in ("0.0.0.0:0", "[::]:0"):
+            with self.subTest(address):
+                self.run_dir = self.folder / address
+                words = self.train(100_000, "--control", address, "--control-credentials", credentials)
+                with start(*words) as job:
+                    self.wait_for_steps(3)
+                    for command in ("status", "health", "ranks", "history"):
+                        self.assertEqual(self.command(command).code, 0, command)
+                    stopped = self.command("stop", "--wait")
+                    self.assertEqual(stopped.code, 0, stopped)
+                    self.assertEqual(job.result().code, 0)
+
+    def test_what_others_wrote_cannot_steer_the_terminal(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(2)
+            evil = "\x1b]0;owned\x07\x9b31m\u202e\nfusedbun: nothing was changed"
+            asked = self.command("set", "lr=0.5", "--wait", "--reason", evil)
+            self.assertIn(asked.code, (0, 78), asked)  # a job may refuse such a reason in the first place
+            answers = [self.command(*words) for words in (["history"], ["watch", "--snapshot"], ["status"])]
+            if asked.code == 0:
+                self.assertTrue(any("owned" in answer.out for answer in answers), answers)
+            job.signal(signal.SIGTERM)
+            job.result()
+        for answer in answers:
+            self.assertEqual(answer.code, 0, answer)
+            self.assertIsNone(re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", answer.out), answer)
+            self.assertNotRegex(answer.out, "(?m)^fusedbun: nothing was changed")
+
 
 if __name__ == "__main__":
     unittest.main()

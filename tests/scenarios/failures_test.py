@@ -2,18 +2,50 @@
 
 import os
 import signal
+import socket
 import sys
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
-from bare_ranks import bare_ranks  # noqa: E402
+from bare_ranks import bare_ranks, free_port  # noqa: E402
 from job_process import BINARY, run, start  # noqa: E402
 from training import TrainingTestCase  # noqa: E402
 
 
 def launch(*words, **options):
     return run("launch", "-n", "2", "--", *words, **options)
+
+
+class Rendezvous(TrainingTestCase):
+    def rank(self, number, port, *more, address="127.0.0.1", **environment):
+        words = self.train(3, "--rank", number, "--world-size", 2, "--master-addr", address, "--master-port", port, *more)
+        return start(*words, environment=environment)
+
+    def test_a_foreign_service_on_the_port_is_named_in_time(self):
+        # It accepts and waits for more, as a web server does.
+        with socket.create_server(("127.0.0.1", 0)) as stranger:
+            port = stranger.getsockname()[1]
+            with self.rank(1, port, "--timeout", "5") as rank:
+                self.assert_fails(rank.result(90), 69, f"found no store behind 127.0.0.1:{port}")
+
+    def test_ranks_meet_over_ipv6(self):
+        if not Path("/proc/net/if_inet6").exists():
+            self.skipTest("no IPv6")
+        port = free_port()
+        with self.rank(0, port, address="::1") as first, self.rank(1, port, address="::1") as second:
+            self.assertEqual(first.result(120).code, 0)
+            self.assertEqual(second.result(120).code, 0)
+
+    def test_an_interface_that_is_none_is_named(self):
+        port = free_port()
+        address = socket.gethostbyname(socket.gethostname())
+        if address.startswith("127."):
+            address = "0.0.0.0"  # off loopback, as far as Gloo is concerned
+        wrong = {"GLOO_SOCKET_IFNAME": "^lo,docker"}
+        with self.rank(0, port, address=address, **wrong) as first, self.rank(1, port, address=address, **wrong) as second:
+            for rank in (first, second):
+                self.assert_fails(rank.result(120), 78, "GLOO_SOCKET_IFNAME='^lo,docker'")
 
 
 class BadInput(TrainingTestCase):

@@ -2,6 +2,7 @@
 addresses, wherever the store is. Needs root.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -82,10 +83,7 @@ class TwoHosts(TrainingTestCase):
 
     def test_rank_0_is_heard_though_the_store_is_elsewhere(self):
         store, port = self.hosts[1], free_port()
-        serving = Process(store.words(os.environ["FUSEDBUN_PYTHON"], "-c", STORE, store.address, str(port)))
-        serving.__enter__()
-        self.addCleanup(serving.__exit__)
-        serving.popen.stdout.readline()
+        self.serve_store(store, port)
         ranks = [self.rank(number, store, port, [*self.train(1_000_000), *QUICK]) for number in (0, 1)]
         self.wait_for_steps(3)
         self.assertNotIn("no heartbeats", (self.run_dir / "train.log").read_text())
@@ -93,6 +91,59 @@ class TwoHosts(TrainingTestCase):
         stopped = time.monotonic()
         self.assert_fails(ranks[0].result(30), 76, "rank 1 ", "on node-1) is lost: no heartbeat for 1.")
         self.assertLess(time.monotonic() - stopped, 10)
+
+    def serve_store(self, store, port):
+        serving = Process(store.words(os.environ["FUSEDBUN_PYTHON"], "-c", STORE, store.address, str(port)))
+        serving.__enter__()
+        self.addCleanup(serving.__exit__)
+        serving.popen.stdout.readline()
+
+    def command(self, host, *words):
+        """A command about the job, on a host that sees its run folder."""
+        with Process(self.hosts[host].words(BINARY, *words, "--run-dir", self.run_dir)) as process:
+            return process.result(60)
+
+    def test_a_job_is_asked_from_another_host(self):
+        script = Path(__file__).resolve().parents[2] / "deploy" / "control_certificates.sh"
+        credentials = self.folder / "credentials"
+        subprocess.run([script, credentials], check=True, stdout=subprocess.DEVNULL)
+        job = Process(self.hosts[0].words(BINARY, *self.train(
+            1_000_000, "--control", "0.0.0.0:0", "--control-credentials", credentials)))
+        job.__enter__()
+        self.addCleanup(job.__exit__)
+        self.wait_for_steps(3)
+        file = self.run_dir / "control.json"
+        control = json.loads(file.read_text())
+        port = control["address"].rpartition(":")[2]
+        self.assertEqual(control["addresses"], [f"127.0.0.1:{port}", f"{self.hosts[0].address}:{port}"])
+        for host in (0, 1):
+            answer = self.command(host, "status")
+            self.assertEqual(answer.code, 0, answer)
+        control["boot_id"] = "another"  # both namespaces have one kernel, two hosts have not
+        file.write_text(json.dumps(control))
+        self.assertEqual(self.command(1, "status").code, 0)
+        # Packets that are lost on the way there, then on the way back, as a firewall drops them: that costs time, and nobody is
+        # called dead.
+        for sender, receiver in ((1, 0), (0, 1)):
+            neighbour = ["neigh", "replace", self.hosts[receiver].address, "dev", "cable"]
+            self.hosts[sender].ip(*neighbour, "lladdr", "02:00:00:00:00:99", "nud", "permanent")
+            answer = self.command(1, "status")
+            self.assertIn(answer.code, (69, 124), answer)
+            self.assertNotIn("is gone", answer.err)
+            self.assertIn(self.hosts[0].name, answer.err)
+            self.hosts[sender].ip("neigh", "del", self.hosts[receiver].address, "dev", "cable")
+        self.assertEqual(self.command(1, "status").code, 0)
+
+    def test_a_socket_of_another_host_says_where_to_go(self):
+        job = Process(self.hosts[0].words(BINARY, *self.train(1_000_000)))
+        job.__enter__()
+        self.addCleanup(job.__exit__)
+        self.wait_for_steps(3)
+        file = self.run_dir / "control.json"
+        control = json.loads(file.read_text())
+        control["boot_id"] = "another"
+        file.write_text(json.dumps(control))
+        self.assert_fails(self.command(1, "status"), 69, "runs elsewhere", "on node-0", "ssh node-0 ")
 
 
 if __name__ == "__main__":

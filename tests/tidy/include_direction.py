@@ -53,7 +53,7 @@ PARTS = [
      CORE_VALUES + r"|dist/plan/|dist/changes/(change|change_request|change_ledger|change_batch|change_schedule|control_port)\.h", {"hash"}),
     (r"dist/changes/", CORE_VALUES + r"|dist/(plan|changes|run_folder)/", {"json", "toml", "hash"} | SYSTEM),
     (r"dist/step/", r"core/|dist/(plan|changes|step)/|dist/comm/(?!gloo|mpi|nccl)", {"torch", "hash"} | SYSTEM),
-    (r"dist/control/", CORE_VALUES + r"|dist/(plan|changes|control|run_folder)/", {"grpc", "proto", "json", "hash", "log"} | SYSTEM),
+    (r"dist/control/", CORE_VALUES + r"|dist/(plan|changes|control|run_folder)/", {"crypto", "grpc", "proto", "json", "hash", "log"} | SYSTEM),
     (r"dist/health/", CORE_VALUES + r"|dist/(plan|health)/", {"crypto"} | SYSTEM),
     (r"dist/checkpoint/", r"core/|dist/(plan|run_folder|checkpoint)/", {"json", "hash"} | SYSTEM),
     (r"dist/job/", r"core/|dist/", {"torch", "json", "hash"} | SYSTEM),

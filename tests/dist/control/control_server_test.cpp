@@ -14,6 +14,7 @@
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "fusedbun/control/v1/control.grpc.pb.h"
 #include "fusedbun/dist/control/control_client.h"
@@ -114,19 +115,27 @@ TEST(ControlServer, AFolderThatEverybodyMayWriteIsRefused) {
   EXPECT_THROW(ControlServer(options_in(folder.path()), two_group_job()), PermissionError);
 }
 
-TEST(ControlServer, ALongPathGoesToTheRuntimeFolder) {
+TEST(ControlServer, APathLongerThanASocketsStillHoldsTheSocket) {
   const TemporaryFolder folder;
-  const TemporaryFolder runtime;
-  ::setenv("XDG_RUNTIME_DIR", runtime.path().c_str(), 1);
-  const auto run_dir = folder.path() / std::string(120, 'x');
-  ControlServer server(options_in(run_dir), two_group_job());
-  ::unsetenv("XDG_RUNTIME_DIR");
-  EXPECT_THAT(server.address(),
-              testing::StartsWith("unix:" + runtime.path().string() + "/fusedbun/"));
-  EXPECT_EQ(mode_of(runtime.path() / "fusedbun"), 0700U);
-  EXPECT_EQ(mode_of(server.address().substr(5)), 0600U);
-  EXPECT_EQ(ControlClient({.run_dir = run_dir}).job().run_id(), "test")
-      << "control.json says where";
+  const auto run_dir = folder.path() / std::string(200, 'x') / "run";
+  {
+    const ControlServer server(options_in(run_dir), two_group_job());
+    EXPECT_EQ(mode_of(run_dir / "control.sock"), 0600U);
+    EXPECT_EQ(ControlClient({.run_dir = run_dir}).job().run_id(), "test");
+    EXPECT_THROW(ControlServer(options_in(run_dir), two_group_job()), UnavailableError);
+  }
+  EXPECT_FALSE(std::filesystem::exists(run_dir / "control.sock"));
+}
+
+/// As a run folder that is mounted elsewhere in the job's container than outside of it.
+TEST(ControlServer, ARunFolderIsReachedUnderAnyOfItsNames) {
+  const TemporaryFolder folder;
+  const auto inside = folder.path() / "inside";
+  const ControlServer server(options_in(inside), two_group_job());
+  const auto outside = folder.path() / "outside";
+  std::filesystem::rename(inside, outside);
+  EXPECT_EQ(ControlClient({.run_dir = outside}).job().run_id(), "test");
+  std::filesystem::rename(outside, inside);  // where the server takes it down
 }
 
 TEST(ControlServer, ARunFolderMayHaveAnyName) {
@@ -137,19 +146,6 @@ TEST(ControlServer, ARunFolderMayHaveAnyName) {
     const ControlServer server(options_in(run_dir), two_group_job());
     EXPECT_EQ(ControlClient({.run_dir = run_dir}).job().run_id(), "test") << name;
     EXPECT_EQ(ControlClient({.address = server.address()}).job().run_id(), "test") << name;
-  }
-}
-
-TEST(ControlServer, ARuntimeFolderOfAnotherUserIsPassedOver) {
-  const TemporaryFolder folder;
-  const auto run_dir = folder.path() / std::string(120, 'x');
-  for (const char* runtime :
-       {"/proc", "/no/such/folder"}) {  // /proc: nobody can make a folder there
-    ::setenv("XDG_RUNTIME_DIR", runtime, 1);
-    const ControlServer server(options_in(run_dir), two_group_job());
-    ::unsetenv("XDG_RUNTIME_DIR");
-    EXPECT_THAT(server.address(),
-                testing::StartsWith("unix:/tmp/fusedbun-" + std::to_string(::geteuid()) + "/"));
   }
 }
 
@@ -269,20 +265,98 @@ TEST(ControlServer, GroupNamesAreUnique) {
   EXPECT_FALSE(std::filesystem::exists(folder.path() / "control.sock"));
 }
 
-TEST(ControlServer, AClientOfADeadJobIsToldSo) {
+nlohmann::json control_json(const std::filesystem::path& run_dir) {
+  std::ifstream stream(run_dir / "control.json");
+  return nlohmann::json::parse(stream);
+}
+
+TEST(ControlServer, AllInterfacesAreReachedOverLoopbackFirstAndNeverUnderTheirOwnName) {
   const TemporaryFolder folder;
-  run_folder::write_control_file(folder.path(),
-                                 {.address = "unix:" + (folder.path() / "control.sock").string(),
-                                  .run_id = "dead",
-                                  .pid = 999'999'999,
-                                  .host = "here",
-                                  .start_time = ""});
-  ControlClient client({.run_dir = folder.path()});
-  EXPECT_THAT(message_of<UnavailableError>([&] { client.job(); }),
+  for (const char* address : {"0.0.0.0:0", "[::]:0", "[0::0]:0"}) {
+    const auto run_dir = folder.path() / address;
+    ControlOptions options = on_port(run_dir, address);
+    options.insecure = true;
+    options.host_addresses = {"10.1.2.3", "fd00::7"};
+    ControlServer server(options, two_group_job());
+    const std::string port = server.address().substr(server.address().rfind(':'));
+    const auto json = control_json(run_dir);
+    const std::vector<std::string> v4 = {"127.0.0.1" + port, "10.1.2.3" + port};
+    const std::vector<std::string> both = {"127.0.0.1" + port, "[::1]" + port, "10.1.2.3" + port,
+                                           "[fd00::7]" + port};
+    EXPECT_EQ(json.at("addresses"), address[0] == '0' ? v4 : both);
+    EXPECT_EQ(json.at("address"), "127.0.0.1" + port);
+    EXPECT_EQ(json.at("token"), "") << "off loopback it would travel in the clear";
+    EXPECT_EQ(ControlClient({.run_dir = run_dir}).job().run_id(), "test");
+  }
+}
+
+TEST(ControlServer, APortOfLoopbackHasATokenOfItsOwn) {
+  const TemporaryFolder folder;
+  std::set<std::string> tokens;
+  for (const char* name : {"a", "b"}) {
+    ControlServer server(on_port(folder.path() / name, "127.0.0.1:0"), two_group_job());
+    EXPECT_EQ(mode_of(folder.path() / name / "control.json"), 0600U);
+    tokens.insert(control_json(folder.path() / name).at("token"));
+  }
+  EXPECT_EQ(tokens.size(), 2);
+  EXPECT_THAT(tokens, testing::Each(testing::MatchesRegex("[0-9a-f]{32}")));
+  const ControlServer server(options_in(folder.path() / "c"), two_group_job());
+  EXPECT_EQ(control_json(folder.path() / "c").at("token"), "") << "a socket needs none";
+}
+
+/// What a client is told of the job that `file` names, which does not answer.
+std::string told_of(run_folder::ControlFile file) {
+  const TemporaryFolder folder;
+  file.socket = "control.sock";
+  file.address = "unix:/runs/a/control.sock";
+  run_folder::write_control_file(folder.path(), file);
+  return message_of<UnavailableError>([&] { ControlClient({.run_dir = folder.path()}).job(); });
+}
+
+TEST(ControlServer, AClientOfADeadJobIsToldSo) {
+  run_folder::ProcessPlace place = run_folder::this_process();
+  place.pid = 999'999'999;
+  place.host = "here";
+  EXPECT_THAT(told_of({.run_id = "dead", .place = place}),
               HasSubstr("pid 999999999 on here, is gone"));
+  const TemporaryFolder folder;
   std::ofstream(folder.path() / "control.json") << "{";
   EXPECT_THROW(ControlClient({.run_dir = folder.path()}), DataError);
   EXPECT_THROW(ControlClient({}), UsageError);
+}
+
+TEST(ControlServer, AJobElsewhereIsNeverCalledGone) {
+  const auto elsewhere = [](auto change) {
+    run_folder::ProcessPlace place = run_folder::this_process();
+    place.pid = 999'999'999;
+    place.host = "node3";
+    change(place);
+    return told_of({.run_id = "elsewhere", .place = place});
+  };
+  const auto another_host = elsewhere([](auto& place) { place.boot_id = "another"; });
+  EXPECT_THAT(another_host, HasSubstr("on node3, another host than this one"));
+  EXPECT_THAT(another_host, HasSubstr("ssh node3 "));
+  EXPECT_THAT(elsewhere([](auto& place) { place.pid_namespace = "pid:[1]"; }),
+              HasSubstr("it may well live: control.json names pid 999999999 on node3, in another "
+                        "container of this host"));
+  for (const std::string& said :
+       {another_host, elsewhere([](auto& place) { place.pid_namespace = "pid:[1]"; }),
+        elsewhere([](auto& place) { place.boot_id.clear(); })})
+    EXPECT_THAT(said, testing::Not(HasSubstr("is gone")));
+}
+
+TEST(ControlServer, LoopbackOfAnotherHostIsNotCalled) {
+  const TemporaryFolder here;
+  const ControlServer stranger(on_port(here.path() / "stranger", "127.0.0.1:0"), two_group_job());
+  run_folder::ProcessPlace place = run_folder::this_process();
+  place.host = "node3";
+  place.network_namespace = "net:[1]";
+  run_folder::write_control_file(here.path(), {.address = stranger.address(),
+                                               .addresses = {stranger.address()},
+                                               .run_id = "elsewhere",
+                                               .place = place});
+  EXPECT_THAT(message_of<UnavailableError>([&] { ControlClient({.run_dir = here.path()}); }),
+              HasSubstr("runs elsewhere"));
 }
 
 }  // namespace

@@ -54,8 +54,22 @@ TEST(ErrorFile, TheFirstOfManyWritersWinsAndNothingElseIsLeft) {
   EXPECT_EQ(read(folder / "error.json"), first);
   std::filesystem::directory_iterator files(folder / "");
   EXPECT_EQ(std::distance(begin(files), end(files)), 1);
-  remove_error_file(folder / "");
-  EXPECT_FALSE(std::filesystem::exists(folder / "error.json"));
+}
+
+TEST(ErrorFile, OfEarlierAttemptsIsKept) {
+  const support::ScratchFolder folder;
+  for (int attempt = 0; attempt < 3; ++attempt) {
+    keep_earlier_error_file(folder / "");
+    EXPECT_FALSE(std::filesystem::exists(folder / "error.json"));
+    plan::LostRank lost = kLost;
+    lost.rank = attempt;
+    write_error_file(folder / "", lost);
+  }
+  EXPECT_EQ(read(folder / "error-1.json").at("rank"), 0);
+  EXPECT_EQ(read(folder / "error-2.json").at("rank"), 1);
+  EXPECT_EQ(read(folder / "error.json").at("rank"), 2);
+  remove_error_files(folder / "");
+  EXPECT_TRUE(std::filesystem::is_empty(folder / ""));
 }
 
 TEST(ErrorFile, OfAJobThatHungNamesNoRankButItsSentenceAll) {
@@ -81,7 +95,8 @@ TEST(ErrorFile, WithoutAFolderNothingIsWritten) {
   std::filesystem::current_path(folder / "");
   write_error_file("", kLost);
   write_error_file(folder / "missing", kLost);
-  remove_error_file(folder / "missing");
+  keep_earlier_error_file(folder / "missing");
+  remove_error_files(folder / "missing");
   EXPECT_TRUE(std::filesystem::is_empty(folder / ""));
   std::ofstream(folder / "file") << "no folder";
   write_error_file(folder / "file", kLost);

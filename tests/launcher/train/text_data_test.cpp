@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <set>
 
@@ -103,6 +104,26 @@ TEST_F(TextDataTest, DigestTellsTextsApart) {
   write_text(folder_ / "two", numbered(1001));
   EXPECT_EQ(TextData({folder_ / "one"}, 10).digest(), TextData({folder_ / "one"}, 20).digest());
   EXPECT_NE(TextData({folder_ / "one"}, 10).digest(), TextData({folder_ / "two"}, 10).digest());
+}
+
+TEST_F(TextDataTest, WhatHasNoEndOrIsNoTextIsRefusedByName) {
+  ASSERT_EQ(::mkfifo((folder_ / "pipe").c_str(), 0600), 0);
+  EXPECT_THAT([&] { TextData({folder_ / "pipe"}, 2); },
+              ThrowsMessage<DataError>(HasSubstr("pipe is neither a file nor a folder")));
+  EXPECT_THROW(TextData({"/dev/zero"}, 2), DataError);
+  const std::pair<std::string, std::string> formats[] = {
+      {"\x1f\x8b\x08", "gzip"}, {"PAR1", "Parquet"}, {"\xff\xfeh", "UTF-16"}};
+  for (const auto& [start, name] : formats) {
+    write_text(folder_ / "a", start + numbered(100));
+    EXPECT_THAT([&] { TextData({folder_ / "a"}, 2); }, ThrowsMessage<DataError>(HasSubstr(name)));
+  }
+}
+
+TEST_F(TextDataTest, AFileOfManyPiecesIsReadWhole) {
+  const std::string content = numbered(9'000'000) + "\n";
+  write_text(folder_ / "a", content);
+  const TextData text({folder_ / "a"}, 2);
+  EXPECT_TRUE(std::string(text.training()) + std::string(text.validation()) == content);
 }
 
 TEST_F(TextDataTest, RefusalsNameThePath) {
