@@ -99,9 +99,12 @@ void TextData::read(const fs::path& source) {
 
 void TextData::append(const fs::path& file, bool must_be_text) {
   std::error_code error;
-  // A pipe or a device may have no end.
-  FUSEDBUN_REQUIRE(!fs::exists(file, error) || fs::is_regular_file(file, error), DataError,
-                   file.string() + " is neither a file nor a folder: --data reads what has an end");
+  // A pipe ends when its writer closes it (`--data <(zcat corpus.gz)`); /dev/zero never does.
+  const auto type = fs::status(file, error).type();
+  FUSEDBUN_REQUIRE(
+      type != fs::file_type::character && type != fs::file_type::block &&
+          type != fs::file_type::socket,
+      DataError, file.string() + " is a device or a socket: --data reads files, folders and pipes");
   std::ifstream in(file, std::ios::binary);
   FUSEDBUN_REQUIRE(in.good(), DataError,
                    "cannot read " + file.string() + ": " + std::generic_category().message(errno));
