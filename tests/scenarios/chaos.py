@@ -116,7 +116,8 @@ def words_of(case, folder):
     train = [BINARY, "train", "--data", folder / "text.txt", "--run-dir", folder / "run", *WATCH, *itertools.chain(*flags.items())]
     if not case.window:
         train.append("--no-host-window")
-    grace = 20 if case.fault == "disk" else 5  # saving is tried again every 5 s
+    # A full disk, or more connections than descriptors, delay the model: saving is tried again every 5 s.
+    grace = 20 if case.fault in ("disk", "flood") else 5
     before = {"launch": [BINARY, "launch", "-n", case.ranks, "--grace", grace, "--"],
               "mpirun": [os.environ["FUSEDBUN_MPIRUN"], "-np", case.ranks, "--oversubscribe",
                          "--mca", "odls_base_sigkill_timeout", grace],
