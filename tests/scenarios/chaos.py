@@ -232,8 +232,8 @@ def make_noise(family, address, dice):
             held[-1].connect(address)
             if dice.random() < 0.7:
                 held[-1].sendall(dice.randbytes(dice.choice((1, 16, 152, 4096))))
-            if len(held) > 100 or dice.random() < 0.3:
-                held.pop(0).close()
+        if len(held) > 100 or (held and dice.random() < 0.3):
+            held.pop(0).close()
     for connection in held:
         connection.close()
 
