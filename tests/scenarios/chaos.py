@@ -262,8 +262,9 @@ def do_fault(case, job, seed):
         fill(job.folder)
         time.sleep(0.5)
     elif case.fault == "pipe":
-        for stream in (job.popen.stdout, job.popen.stderr):
-            os.close(stream.fileno())  # as `| head` does
+        with open(os.devnull, "rb") as nothing:
+            for stream in (job.popen.stdout, job.popen.stderr):
+                os.dup2(nothing.fileno(), stream.fileno())  # the pipe has no reader any more, as after `| head`
         time.sleep(0.5)
     if case.fault in ("pause", "flood", "disk", "pipe") and case.phase != "saving":
         job.signal(signal.SIGTERM)
