@@ -10,7 +10,7 @@ using Answer = ChangeBatch::Answer;
 
 namespace {
 
-/// How soon it is noticed that nobody waits any more.
+/// How often a waiting request checks whether its client has gone.
 constexpr std::chrono::milliseconds kLookInterval{100};
 
 bool repeats_known(const Answer& answer, int64_t newest_revision) {

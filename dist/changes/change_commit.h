@@ -35,13 +35,13 @@ class ChangeCommit {
     std::function<void()> observe;  ///< the ledger learns of the last finished step
     std::function<std::optional<Refusal>()> refused_by_state;
     std::function<void(int64_t revision)> published;
-    /// What the history shall hold of a settled change.
+    /// Serializes a settled change for the history.
     std::function<std::string(const AcceptedChange& change)> text_of;
   };
   /// How long one who asks waits.
   struct Patience {
     Clock::time_point until;
-    std::function<bool()> gone = {};  ///< looked at every 0.1 s: nobody waits for the answer
+    std::function<bool()> gone = {};  ///< the client has gone; checked every 0.1 s
   };
   /// Requests that wait for the disk; more are refused at once.
   static constexpr size_t kWaitingMax = 32;

@@ -13,9 +13,9 @@
 #include <utility>
 #include <vector>
 
+#include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/broken_pipes.h"
-#include "fusedbun/dist/comm/descriptor_limit.h"
 #include "fusedbun/dist/comm/gloo_address.h"
 #include "fusedbun/dist/comm/gloo_process_group.h"
 #include "fusedbun/dist/comm/gloo_transport.h"
@@ -72,9 +72,9 @@ StorePtr connect_store(const GlooOptions& options) {
   client.port = options.master_port;
   client.waitWorkers = false;
   client.timeout = options.timeout;
-  const auto refuse = [&](const std::string& why) {
-    throw UnavailableError(rank_text(options) + " found no store behind " + where + " (" + why +
-                           "): does another program use the port?");
+  const auto no_store = [&](const std::string& why) {
+    return UnavailableError(rank_text(options) + " found no store behind " + where + " (" + why +
+                            "): does another program use the port?");
   };
   // A server of another kind that waits for more would be waited for without end: LibTorch's first question has no time-out.
   // The thread is left behind then, with what it needs.
@@ -88,13 +88,12 @@ StorePtr connect_store(const GlooOptions& options) {
     }
   }).detach();
   if (answer.wait_for(options.timeout) != std::future_status::ready)
-    refuse("what listens there does not answer as one");
+    throw no_store("what listens there does not answer as one");
   try {
     return c10::make_intrusive<c10d::PrefixStore>(options.run_id, answer.get());
   } catch (const std::exception& error) {
-    refuse(first_line(error));
+    throw no_store(first_line(error));
   }
-  return {};
 }
 
 std::string key_of(int rank) {
@@ -185,7 +184,7 @@ std::shared_ptr<PointToPoint> connect_ranks(const StorePtr& store, const Rendezv
   const auto group_options = c10d::ProcessGroupGloo::Options::create(options.timeout);
   group_options->threads = 1;  // they run collectives, of which there are none
   group_options->devices.push_back(rendezvous.device);
-  raise_descriptor_limit(rank_text(options), kDescriptorsPerPeer * size);
+  require_descriptors(rank_text(options), kDescriptorsPerPeer * size, "its connections");
   try {
     return std::make_shared<PointToPointOf<c10d::ProcessGroupGloo>>(
         c10::make_intrusive<c10d::ProcessGroupGloo>(store, rank, size, group_options));

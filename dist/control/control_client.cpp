@@ -35,10 +35,7 @@ std::string about_silent_job(const std::optional<run_folder::ControlFile>& file)
   if (!file) return {};
   const std::string process = describe(file->place);
   if (is_surely_gone(file->place)) return "; its process, " + process + ", is gone";
-  const run_folder::ProcessPlace here = run_folder::this_process();
-  const bool is_seen =
-      file->place.boot_id == here.boot_id && file->place.pid_namespace == here.pid_namespace;
-  return is_seen
+  return shares_processes(file->place)
              ? "; control.json names " + process
              : "; it may well live: control.json names " + process + ": " + go_there(file->place);
 }

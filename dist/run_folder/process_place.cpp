@@ -49,12 +49,15 @@ bool shares_loopback(const ProcessPlace& place) {
          may_be_equal(place.network_namespace, namespace_of_this_process("/proc/self/ns/net"));
 }
 
-bool is_surely_gone(const ProcessPlace& place) {
+bool shares_processes(const ProcessPlace& place) {
   const ProcessPlace here = this_process();
-  const bool is_known = !place.boot_id.empty() && place.boot_id == here.boot_id &&
-                        !place.pid_namespace.empty() && place.pid_namespace == here.pid_namespace;
-  return is_known && place.pid > 0 && ::kill(static_cast<pid_t>(place.pid), 0) != 0 &&
-         errno == ESRCH;
+  return !place.boot_id.empty() && place.boot_id == here.boot_id && !place.pid_namespace.empty() &&
+         place.pid_namespace == here.pid_namespace;
+}
+
+bool is_surely_gone(const ProcessPlace& place) {
+  return shares_processes(place) && place.pid > 0 &&
+         ::kill(static_cast<pid_t>(place.pid), 0) != 0 && errno == ESRCH;
 }
 
 std::string describe(const ProcessPlace& place) {

@@ -24,6 +24,9 @@ ProcessPlace this_process();
 bool is_on_this_kernel(const ProcessPlace& place);
 /// Whether its 127.0.0.1 is this process's; true if that is unknown.
 bool shares_loopback(const ProcessPlace& place);
+/// Whether `place.pid` surely means the same process here: false on another host, after a reboot, in another container, or if one of
+/// them is unknown.
+bool shares_processes(const ProcessPlace& place);
 /// Whether it is certain that the process has ended: never of one on another host, after a reboot or in another container.
 bool is_surely_gone(const ProcessPlace& place);
 

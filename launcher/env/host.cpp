@@ -3,7 +3,6 @@
 #include <dlfcn.h>
 #include <malloc.h>
 #include <sched.h>
-#include <sys/resource.h>
 #include <sys/statvfs.h>
 
 #include <algorithm>
@@ -70,18 +69,6 @@ int usable_cores() {
   const int allowed = ::sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
   const auto paid = cores_of_quota(text_of("/proc/self/cgroup"), "/sys/fs/cgroup");
   return std::min(allowed, paid.value_or(allowed));
-}
-
-int64_t raise_descriptor_limit() {
-  constexpr rlim_t kEnough = 65'536;
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return 0;
-  const rlim_t wanted = std::min(limit.rlim_max, kEnough);
-  if (limit.rlim_cur < wanted) {
-    limit.rlim_cur = wanted;
-    ::setrlimit(RLIMIT_NOFILE, &limit);
-  }
-  return static_cast<int64_t>(limit.rlim_cur);
 }
 
 std::optional<SharedMemory> shared_memory() {

@@ -21,8 +21,6 @@ int usable_cores();
 /// What the quota is worth; nothing without one. `cgroups` is what /proc/self/cgroup says, `mount` where cgroups are mounted.
 std::optional<int> cores_of_quota(const std::string& cgroups, const std::filesystem::path& mount);
 
-/// Raises the soft limit of open files of this process to the hard one, at most 65,536, and returns what it is then.
-int64_t raise_descriptor_limit();
 /// Of /dev/shm, where the ranks of one host share gradients; nothing if it is not mounted.
 std::optional<SharedMemory> shared_memory();
 /// From now on memory that is freed stays with this process (glibc; elsewhere nothing happens). A training step frees and asks

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <memory>
 
+#include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/launch/free_port.h"
@@ -16,7 +17,6 @@ namespace {
 constexpr int kRanksMax = 1024;
 /// A pipe and a log file for each of its two streams.
 constexpr int64_t kDescriptorsPerRank = 4;
-constexpr int64_t kDescriptorsBesides = 64;
 
 struct Flags {
   launch::LaunchOptions options;
@@ -98,13 +98,9 @@ void launch_ranks(const CLI::App& app, Flags flags) {
     command.insert(command.begin(), std::filesystem::read_symlink("/proc/self/exe"));
   }
   if (flags.dry_run) return print_dry_run(flags.options);
-  const int64_t descriptors = raise_descriptor_limit();
-  const int64_t needed = kDescriptorsPerRank * flags.options.ranks + kDescriptorsBesides;
-  FUSEDBUN_REQUIRE(descriptors >= needed, ConfigError,
-                   "-n " + std::to_string(flags.options.ranks) + " needs " +
-                       std::to_string(needed) +
-                       " file descriptors for the ranks' output, and the hard limit is " +
-                       std::to_string(descriptors) + ": raise it (ulimit -Hn, LimitNOFILE)");
+  raise_descriptor_limit();  // the ranks inherit it
+  require_descriptors("-n " + std::to_string(flags.options.ranks),
+                      kDescriptorsPerRank * flags.options.ranks, "the ranks' output");
   launch::ProcessLoop(flags.options).run();
 }
 

@@ -14,8 +14,10 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr size_t kTextProbeBytes = 8 << 10;  // as git tells text from binary
-
-constexpr size_t kPieceBytes = 4 << 20;
+/// Files are read in pieces of their own size and one byte, which finds their end, within these bounds: a folder may have a hundred
+/// thousand small ones, and a pipe has no size.
+constexpr size_t kPieceBytesMin = 64 << 10;
+constexpr size_t kPieceBytesMax = 4 << 20;
 
 /// What a file is that begins so and is often given for text; empty if it is none of them.
 std::string_view other_format(std::string_view start) {
@@ -110,16 +112,18 @@ void TextData::append(const fs::path& file, bool must_be_text) {
                    "cannot read " + file.string() + ": " + std::generic_category().message(errno));
   // Straight to the end of the text, so that a large corpus is in memory once.
   const size_t before = text_.size();
-  const auto expected = fs::file_size(file, error);
+  const size_t expected = fs::file_size(file, error);
   if (!error) text_.reserve(before + expected + 1);
+  const size_t piece =
+      error ? kPieceBytesMax : std::clamp(expected + 1, kPieceBytesMin, kPieceBytesMax);
   for (bool ended = false; !ended;) {
     const size_t has = text_.size();
-    text_.resize(has + kPieceBytes);
-    in.read(text_.data() + has, static_cast<std::streamsize>(kPieceBytes));
+    text_.resize(has + piece);
+    in.read(text_.data() + has, static_cast<std::streamsize>(piece));
     text_.resize(has + static_cast<size_t>(in.gcount()));
     ended = in.eof() || !in.good();
-    const auto start = std::string_view(text_).substr(before, kTextProbeBytes);
     if (has != before) continue;
+    const auto start = std::string_view(text_).substr(before, kTextProbeBytes);
     const std::string_view format = other_format(start);
     FUSEDBUN_REQUIRE(must_be_text || format.empty(), DataError,
                      file.string() + " is " + std::string(format) +

@@ -5,8 +5,8 @@
 #include <map>
 #include <memory>
 
+#include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
-#include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/env/versions.h"
 #include "fusedbun/launcher/train/text_data.h"
 #include "fusedbun/launcher/train/torchelastic_error.h"

@@ -282,6 +282,23 @@ class Signals(TestCase):
             self.assertEqual(job.result().code, 75)
 
 
+class Stopping(TestCase):
+    """Ctrl-Z, as a shell's terminal sends it: to the launcher's process group, in which the ranks are not."""
+
+    def state(self, pid):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+    def test_the_ranks_stop_and_go_on_with_the_launcher(self):
+        with launch(2, "sleep 100") as job:
+            pids = [*job.ranks(2), job.pid]
+            os.killpg(job.pid, signal.SIGTSTP)
+            wait_until(lambda: all(self.state(pid) == "T" for pid in pids), 10, "all to stop")
+            os.killpg(job.pid, signal.SIGCONT)
+            wait_until(lambda: all(self.state(pid) != "T" for pid in pids), 10, "all to go on")
+            job.signal(signal.SIGTERM)
+            self.assertEqual(job.result().code, 143)
+
+
 class Restarts(TestCase):
     def test_all_ranks_start_again_until_they_are_done(self):
         script = "echo $TORCHELASTIC_RESTART_COUNT; [ $RANK$TORCHELASTIC_RESTART_COUNT = 10 ] && sleep 0.3 && exit 1; sleep 0.5"

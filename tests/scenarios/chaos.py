@@ -29,13 +29,13 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
-from job_process import BINARY, Process, children, lives, run, wait_until  # noqa: E402
+from job_process import BINARY, MPI_ENVIRONMENT, Process, lives, run, tree, wait_until  # noqa: E402
+from small_disk import CannotMount, empty, fill, small_disk  # noqa: E402
 from training import SMALL, TEXT, metrics, steps  # noqa: E402
 
 NAMED_WITHIN = 10  # seconds from a fault to the sentence that names the lost rank
 WATCH = ["--heartbeat", "0.1", "--stall-timeout", "0.4", "--lost-timeout", "2"]
 ENDS_WITHIN = 60  # seconds from the last thing that is done to a job to its end; torchrun gives a stopped rank 30
-MPI_ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 SIGNALS = {"launch": ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"), "mpirun": ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"),
            "torchrun": ("SIGTERM", "SIGINT", "SIGHUP")}
 
@@ -125,29 +125,6 @@ def words_of(case, folder):
     return before[case.launcher] + train
 
 
-class CannotMount(Exception):
-    pass
-
-
-@contextlib.contextmanager
-def small_disk(folder):
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", folder], capture_output=True, text=True)
-    if mounted.returncode != 0:
-        raise CannotMount(mounted.stderr.strip())
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
-
-
-def fill(folder):
-    with open(folder / "filler", "ab", buffering=0) as filler:
-        for size in (1 << 20, 1 << 12, 1):
-            with contextlib.suppress(OSError):
-                while filler.write(b"x" * size) == size:
-                    pass
-
-
 class Job:
     """The started job, its lines with the moment at which each came, and its processes."""
 
@@ -173,9 +150,8 @@ class Job:
     def ends(self):
         return self.popen.poll() is not None
 
-    def tree(self, pid=None):
-        pid = self.process.pid if pid is None else pid
-        found = [each for child in children(pid) for each in self.tree(child)] + [pid]
+    def tree(self):
+        found = tree(self.process.pid)
         self.pids.update(found)
         return found
 
@@ -270,7 +246,7 @@ def do_fault(case, job, seed):
         job.signal(signal.SIGTERM)
     if case.fault == "disk":
         time.sleep(1)
-        (job.folder / "filler").unlink()
+        empty(job.folder)
     return began
 
 
@@ -339,7 +315,7 @@ def run_case(seed):
     with tempfile.TemporaryDirectory(prefix="fusedbun-chaos-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         if case.fault == "disk":
-            stack.enter_context(small_disk(folder))
+            stack.enter_context(small_disk(folder, 6))
         (folder / "text.txt").write_text(TEXT)
         job = Job(case, folder)
         try:
@@ -365,7 +341,7 @@ def run_unless_late(seed, end):
     try:
         return run_case(seed)
     except CannotMount as error:
-        return f"no file system can be mounted here: {error}"
+        return str(error)
 
 
 def main():

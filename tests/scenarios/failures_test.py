@@ -1,5 +1,6 @@
 """What goes wrong in a job ends in one clear sentence and the right exit code, on the real binary."""
 
+import json
 import os
 import signal
 import socket
@@ -69,6 +70,12 @@ class BadInput(TrainingTestCase):
             with self.subTest(flag=flag, value=value):
                 self.assert_fails(launch(*self.train(5, flag, value)), 78, part)
         self.assert_nothing_written()
+
+    def test_the_reason_is_where_torchruns_agent_looks(self):
+        reason = self.folder / "error.json"
+        environment = {"TORCHELASTIC_ERROR_FILE": str(reason)}
+        self.assert_fails(run(*self.train(5, "--lr", "nan"), environment=environment), 78, "lr")
+        self.assertIn("lr", json.loads(reason.read_text())["message"]["message"])
 
     def test_unknown_flag(self):
         result = run(*self.train(5), "--stpes", "3")

@@ -8,11 +8,10 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
-from job_process import BINARY, Process, lives, run, start, wait_until  # noqa: E402
+from job_process import BINARY, MPI_ENVIRONMENT, Process, lives, run, start, wait_until  # noqa: E402
 from training import TrainingTestCase, steps  # noqa: E402
 
 MPIRUN = [os.environ["FUSEDBUN_MPIRUN"], "-np", "2", "--oversubscribe"]
-MPI_ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 TORCHRUN = [os.environ["FUSEDBUN_TORCHRUN"], "--standalone", "--no-python", "--nproc-per-node", "2"]
 
 

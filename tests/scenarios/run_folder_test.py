@@ -1,15 +1,16 @@
 """What a run has learned is never thrown away: full disks, names of folders, folders used twice, and what is known after the end."""
 
+import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 from job_process import Process, BINARY, run, start, wait_until  # noqa: E402
+from small_disk import CannotMount, empty, fill, small_disk  # noqa: E402
 from training import TrainingTestCase, metrics, steps  # noqa: E402
 
 
@@ -20,24 +21,13 @@ class SmallDisk(TrainingTestCase):
         super().setUp()
         self.disk = self.folder / "disk"
         self.disk.mkdir()
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", self.disk], capture_output=True, text=True)
-        if mounted.returncode != 0:
-            self.skipTest(f"no file system can be mounted here: {mounted.stderr.strip()}")
-        self.addCleanup(subprocess.run, ["umount", "--lazy", self.disk], check=True)
+        self.mounted = contextlib.ExitStack()
+        try:
+            self.mounted.enter_context(small_disk(self.disk, 4))
+        except CannotMount as error:
+            self.skipTest(str(error))
+        self.addCleanup(self.mounted.close)
         self.run_dir = self.disk / "run"
-
-    def fill(self):
-        with open(self.disk / "filler", "ab", buffering=0) as filler:
-            for size in (1 << 20, 1 << 12, 1):
-                try:
-                    while filler.write(b"x" * size) == size:
-                        pass
-                except OSError:
-                    pass
-        self.assertEqual(os.statvfs(self.disk).f_bavail, 0)
-
-    def free(self):
-        (self.disk / "filler").unlink()
 
     def step(self):
         status = run("status", "--run-dir", self.run_dir, "--output", "json")
@@ -47,11 +37,11 @@ class SmallDisk(TrainingTestCase):
     def test_a_full_disk_costs_lines_of_metrics_and_nothing_else(self):
         with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
             self.wait_for_steps(3)
-            self.fill()
+            fill(self.disk)
             full = self.step()
             wait_until(lambda: self.step() > full + 50, 60, "the run to go on")
             lines = len(steps(self.run_dir))
-            self.free()
+            empty(self.disk)
             self.wait_for_steps(lines + 5)
             job.signal(signal.SIGTERM)
             result = job.result()
@@ -65,14 +55,14 @@ class SmallDisk(TrainingTestCase):
     def test_a_full_disk_never_costs_the_model(self):
         with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
             self.wait_for_steps(3)
-            self.fill()
+            fill(self.disk)
             job.signal(signal.SIGTERM)
             lines = []
             while "saving is tried again" not in "".join(lines[-1:]):
                 lines.append(job.popen.stderr.readline())
                 self.assertTrue(lines[-1], lines)
             self.assertFalse((self.run_dir / "model.safetensors").exists())
-            self.free()
+            empty(self.disk)
             result = job.result()
         self.assertEqual(result.code, 75, result)
         self.assertTrue((self.run_dir / "model.safetensors").exists())
@@ -81,7 +71,7 @@ class SmallDisk(TrainingTestCase):
     def test_stop_leaves_without_the_model(self):
         with start(*self.train(100_000)) as job:
             self.wait_for_steps(3)
-            self.fill()
+            fill(self.disk)
             job.signal(signal.SIGTERM)
             while "saving is tried again" not in (line := job.popen.stderr.readline()):
                 self.assertTrue(line)
@@ -102,7 +92,7 @@ class SmallDisk(TrainingTestCase):
         with start(*self.train(100_000, "--trace", self.disk / "trace.json", "--save", model, "--run-dir", self.folder / "run")) as job:
             self.run_dir = self.folder / "run"
             self.wait_for_steps(3)
-            self.fill()
+            fill(self.disk)
             job.signal(signal.SIGTERM)
             result = job.result()
         self.assert_fails(result, 75, "left before the last step")

@@ -11,18 +11,12 @@ import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
-from job_process import BINARY, Process, children, lives, run, start, wait_until  # noqa: E402
+from job_process import BINARY, MPI_ENVIRONMENT, Process, lives, run, start, tree, wait_until  # noqa: E402
 from training import TrainingTestCase, metrics, steps  # noqa: E402
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 MPIRUN = [os.environ["FUSEDBUN_MPIRUN"], "-np", "2", "--oversubscribe", "--mca", "odls_base_sigkill_timeout", "3"]
-MPI_ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 TORCHRUN = [os.environ["FUSEDBUN_TORCHRUN"], "--standalone", "--no-python", "--nproc-per-node", "2"]
-
-
-def tree(pid):
-    """The process and all its living descendants, the process last."""
-    return [each for child in children(pid) for each in tree(child)] + [pid]
 
 
 class SignalTestCase(TrainingTestCase):

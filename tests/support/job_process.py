@@ -12,6 +12,9 @@ import unittest
 
 BINARY = os.environ["FUSEDBUN_BINARY"]
 
+# Open MPI refuses root otherwise.
+MPI_ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
 # A test run that was started by nohup, or in the background of a script, has these ignored, and its children would inherit that.
 for number in (signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(number) == signal.SIG_IGN:
@@ -45,6 +48,11 @@ def children(pid):
             return [int(word) for word in listed.read().split() if lives(int(word))]
     except FileNotFoundError:
         return []
+
+
+def tree(pid):
+    """The process and all its living descendants, the process last."""
+    return [each for child in children(pid) for each in tree(child)] + [pid]
 
 
 class Result:

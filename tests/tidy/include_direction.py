@@ -44,7 +44,7 @@ PARTS = [
     (r"core/.*\.cu$", r"core/", {"cuda"} | SYSTEM),
     (r"core/", r"core/(?!fusedbun\.h|segment_step\.h|step_reference\.h)", SYSTEM),
     (r"dist/plan/", CORE_VALUES + r"|dist/plan/", {"hash"}),
-    (r"dist/comm/gloo\w*\.", r"core/error\.h|dist/comm/(?!mpi|nccl)", {"torch", "gloo"} | SYSTEM),
+    (r"dist/comm/gloo\w*\.", r"core/(descriptor_limit|error)\.h|dist/comm/(?!mpi|nccl)", {"torch", "gloo"} | SYSTEM),
     (r"dist/comm/mpi\w*\.", r"core/error\.h|dist/comm/(?!gloo|nccl)", {"mpi"} | SYSTEM),
     (r"dist/comm/nccl\w*\.", r"core/error\.h|dist/comm/(?!gloo|mpi)", {"nccl", "cuda"} | SYSTEM),
     (r"dist/comm/", r"core/(element_type|error|gradient_kernels)\.h|dist/comm/(?!gloo|mpi|nccl)", SYSTEM),

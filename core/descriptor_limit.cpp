@@ -1,4 +1,4 @@
-#include "fusedbun/dist/comm/descriptor_limit.h"
+#include "fusedbun/core/descriptor_limit.h"
 
 #include <sys/resource.h>
 
@@ -8,7 +8,7 @@
 
 #include "fusedbun/core/error.h"
 
-namespace fusedbun::comm {
+namespace fusedbun {
 namespace {
 
 /// For what the program opens besides: files, libraries, threads' event descriptors.
@@ -22,17 +22,27 @@ int64_t open_descriptors() {
 
 }  // namespace
 
-void raise_descriptor_limit(const std::string& actor, int needed) {
+void raise_descriptor_limit() {
+  constexpr rlim_t kEnough = 65'536;
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  const rlim_t wanted = std::min(limit.rlim_max, kEnough);
+  if (limit.rlim_cur >= wanted) return;
+  limit.rlim_cur = wanted;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+void require_descriptors(const std::string& actor, int64_t needed, const std::string& purpose) {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
   const auto wanted = static_cast<rlim_t>(open_descriptors() + needed + kSpare);
   if (limit.rlim_cur >= wanted) return;
   FUSEDBUN_REQUIRE(limit.rlim_max >= wanted, ConfigError,
-                   actor + " needs " + std::to_string(wanted) +
-                       " file descriptors for its connections, and the hard limit is " +
-                       std::to_string(limit.rlim_max) + ": raise it (ulimit -Hn, LimitNOFILE)");
+                   actor + " needs " + std::to_string(wanted) + " file descriptors for " + purpose +
+                       ", and the hard limit is " + std::to_string(limit.rlim_max) +
+                       ": raise it (ulimit -Hn, LimitNOFILE)");
   limit.rlim_cur = wanted;
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
-}  // namespace fusedbun::comm
+}  // namespace fusedbun
