@@ -139,7 +139,8 @@ class ControlClient::Connection {
     } else if (!location.run_dir.empty()) {
       file_ = control_file_if_any(location.run_dir);
     }
-    token_ = location.token.empty() && file_ ? file_->token : location.token;
+    // The folder's own comes first: a variable may still hold another job's.
+    token_ = file_ && !file_->token.empty() ? file_->token : location.token;
     const auto channel = connect(location);
     control_ = v1::TrainingControl::NewStub(channel);
     health_ = grpc::health::v1::Health::NewStub(channel);

@@ -135,7 +135,12 @@ void TextData::append(const fs::path& file, bool must_be_text) {
   }
   FUSEDBUN_REQUIRE(!in.bad(), DataError, "cannot read " + file.string() + " to its end");
   const bool is_empty = text_.size() == before;
-  FUSEDBUN_REQUIRE(must_be_text || !is_empty, DataError, file.string() + " is empty");
+  const bool is_pipe = type == fs::file_type::fifo;
+  FUSEDBUN_REQUIRE(must_be_text || !is_empty, DataError,
+                   file.string() + " is empty" +
+                       (is_pipe ? ": a pipe gives its text once, so with several ranks, or read a "
+                                  "second time, write it to a file"
+                                : ""));
   if (!is_empty && text_.back() != '\n') text_ += '\n';
   ++files_;
 }

@@ -85,6 +85,9 @@ class Control(TrainingTestCase):
             address = json.loads((self.run_dir / "control.json").read_text())["address"]
             self.assert_fails(run("set", "lr=0.25", "--address", address), 77, "token")
             self.assert_fails(run("stop", "--address", address), 77, "token")
+            another_jobs = {"FUSEDBUN_TOKEN": "0" * 32}
+            self.assert_fails(run("stop", "--address", address, environment=another_jobs), 77, "token")
+            self.assertEqual(run("status", "--run-dir", self.run_dir, environment=another_jobs).code, 0)
             job.signal(signal.SIGTERM)
             self.assertEqual(job.result().code, 75)
 

@@ -124,6 +124,12 @@ TEST_F(TextDataTest, APipeIsReadToItsEnd) {
   std::thread writer([&] { write_text(pipe, numbered(100)); });
   EXPECT_EQ(TextData({pipe}, 2).files(), 1);
   writer.join();
+
+  // What a second rank would find.
+  std::thread none([&] { write_text(pipe, ""); });
+  EXPECT_THAT([&] { TextData({pipe}, 2); },
+              ThrowsMessage<DataError>(HasSubstr("is empty: a pipe gives its text once")));
+  none.join();
 }
 
 TEST_F(TextDataTest, AFileOfManyPiecesIsReadWhole) {
