@@ -72,30 +72,11 @@ double squares_of(const Tensor& rows) {
                                            : sum_of_squares(rows.data_ptr<float>(), rows.numel());
 }
 
-// Inference tensors have no version.
-int64_t version_of(const Tensor& parameter) {
-  return parameter.is_inference() ? 0 : static_cast<int64_t>(parameter._version());
-}
-
-// At most 64 values of [rows, m], evenly spaced: a view.
-Tensor sample_of(const Tensor& rows) {
-  constexpr int64_t kSamples = 64;
-  const int64_t stride = std::max<int64_t>(1, rows.numel() / kSamples);
-  return rows.view({-1}).slice(/*dim=*/0, 0, rows.numel(), stride).slice(0, 0, kSamples);
-}
-
-CachedSumOfSquares cache(double sum, const Tensor& parameter, const Tensor& rows) {
-  return {sum, parameter.const_data_ptr(), version_of(parameter), sample_of(rows).clone()};
-}
-
 // Known from the last step, so that the values need not be read once more; added up anew if the program has written them since.
 double root_mean_square(const Tensor& parameter, const Tensor& rows, FusedbunParamState& state) {
-  const CachedSumOfSquares& known = state.squares;
-  const bool is_known =
-      known.data == parameter.const_data_ptr() && known.version == version_of(parameter) &&
-      known.sample.scalar_type() == rows.scalar_type() && known.sample.equal(sample_of(rows));
-  double sum = known.sum;
-  if (!is_known) {
+  using Difference = TensorSnapshot::Difference;
+  double sum = state.squares.sum;
+  if (state.squares.of.difference(parameter) != Difference::none) {
     follow_parameter(rows, state.segment);
     sum = squares_of(state.segment.master.defined() ? state.segment.master : rows);
   }
@@ -133,7 +114,9 @@ void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
   // The passes write through pointers, of which autograd knows nothing: with this it refuses a backward pass that needs the
   // values from before the step.
   if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();
-  if (options.scale_by_parameter_rms) state.squares = cache(new_squares, parameter, rows);
+  if (options.scale_by_parameter_rms) {
+    state.squares = {new_squares, TensorSnapshot(parameter, TensorSnapshot::Sampling::few)};
+  }
 }
 
 // "parameter 3 of group 0 [4, 5]"

@@ -18,6 +18,7 @@
 
 #include "fusedbun/core/options.h"
 #include "fusedbun/core/segment_step.h"
+#include "fusedbun/core/tensor_snapshot.h"
 
 namespace fusedbun {
 
@@ -84,15 +85,12 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   Options values_;
 };
 
-/// The sum of squares of a parameter's values as the last step left them, and how to see that somebody has changed them
-/// since: another memory, another version, or another value among some that were remembered. Writes through `.data()` or a
-/// raw pointer do not change the version; one that misses all remembered values goes unseen, and the step after it takes
-/// the old sum.
+/// The sum of squares of a parameter's values as the last step left them, and what the parameter was then: a program that
+/// has written it since is noticed, and the values are added up anew. A write that TensorSnapshot does not see (its header
+/// says which) makes the next step take the old sum.
 struct CachedSumOfSquares {
   double sum = 0;
-  const void* data = nullptr;  ///< null: not known
-  int64_t version = 0;         ///< of the parameter's tensor
-  torch::Tensor sample;        ///< some values, evenly spaced
+  TensorSnapshot of;  ///< of an undefined tensor: not known
 };
 
 /// What is kept about one parameter: the state of its one segment (all rows) and its own step count.

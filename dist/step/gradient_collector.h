@@ -24,12 +24,12 @@
 #include <string>
 #include <vector>
 
+#include "fusedbun/core/tensor_snapshot.h"
 #include "fusedbun/dist/comm/work.h"
 #include "fusedbun/dist/plan/schedule.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/sharded_model.h"
 #include "fusedbun/dist/step/step_progress.h"
-#include "fusedbun/dist/step/tensor_snapshot.h"
 
 namespace fusedbun {
 

@@ -15,8 +15,8 @@
 #include <optional>
 #include <string>
 
+#include "fusedbun/core/tensor_snapshot.h"
 #include "fusedbun/dist/plan/shard_plan.h"
-#include "fusedbun/dist/step/tensor_snapshot.h"
 
 namespace fusedbun {
 

@@ -40,9 +40,9 @@ CORE_VALUES = r"core/(element_type|error|host_name|options|option_fields|row_ran
 
 # (files, project headers they may include, libraries they may see). The first row that matches a file holds for it.
 PARTS = [
-    (r"core/(fusedbun|segment_step|step_reference)\.", r"core/", {"torch"} | SYSTEM),
+    (r"core/(fusedbun|segment_step|step_reference|tensor_snapshot)\.", r"core/", {"torch", "hash"} | SYSTEM),
     (r"core/.*\.cu$", r"core/", {"cuda"} | SYSTEM),
-    (r"core/", r"core/(?!fusedbun\.h|segment_step\.h|step_reference\.h)", SYSTEM),
+    (r"core/", r"core/(?!fusedbun\.h|segment_step\.h|step_reference\.h|tensor_snapshot\.h)", SYSTEM),
     (r"dist/plan/", CORE_VALUES + r"|dist/plan/", {"hash"}),
     (r"dist/comm/gloo\w*\.", r"core/(descriptor_limit|error)\.h|dist/comm/(?!mpi|nccl)", {"torch", "gloo"} | SYSTEM),
     (r"dist/comm/mpi\w*\.", r"core/error\.h|dist/comm/(?!gloo|nccl)", {"mpi"} | SYSTEM),

@@ -1,4 +1,4 @@
-#include "fusedbun/dist/step/tensor_snapshot.h"
+#include "fusedbun/core/tensor_snapshot.h"
 
 #include <ATen/ops/any.h>
 
@@ -17,6 +17,11 @@ constexpr int64_t kFew = 16, kSpread = 32, kSpreadWide = 2048;
 constexpr int64_t kNonzeroWanted = 12;
 /// What is read in one go when a tensor of mostly zeros is searched, bytes.
 constexpr int64_t kSearchBlock = 4096;
+
+// Inference tensors have no version.
+uint32_t version_of(const at::Tensor& tensor) {
+  return tensor.is_inference() ? 0 : static_cast<uint32_t>(tensor._version());
+}
 
 uint64_t bits_at(const std::byte* memory, int64_t element, int64_t width) {
   uint64_t bits = 0;
@@ -105,7 +110,7 @@ TensorSnapshot::TensorSnapshot(const at::Tensor& tensor, Sampling sampling) {
   if (!tensor.defined()) return;
   tensor_ = tensor.unsafeGetTensorImpl();
   type_ = tensor.scalar_type();
-  version_ = tensor._version();
+  version_ = version_of(tensor);
   if (tensor.layout() != at::kStrided) return;
   data_ = tensor.const_data_ptr();
   if (!is_sampled(tensor)) return;
@@ -116,7 +121,7 @@ TensorSnapshot::TensorSnapshot(const at::Tensor& tensor, Sampling sampling) {
 }
 
 bool TensorSnapshot::has_same_version(const at::Tensor& now) const {
-  return now.defined() && tensor_ == now.unsafeGetTensorImpl() && version_ == now._version();
+  return now.defined() && tensor_ == now.unsafeGetTensorImpl() && version_ == version_of(now);
 }
 
 TensorSnapshot::Difference TensorSnapshot::difference(const at::Tensor& now) const {
@@ -125,7 +130,7 @@ TensorSnapshot::Difference TensorSnapshot::difference(const at::Tensor& now) con
   if (tensor_ != now.unsafeGetTensorImpl() || data != data_ || type_ != now.scalar_type()) {
     return Difference::storage;
   }
-  if (version_ != now._version()) return Difference::values;
+  if (version_ != version_of(now)) return Difference::values;
   const auto width = static_cast<int64_t>(now.element_size());
   const bool same = std::ranges::all_of(sample_, [&](const auto& element) {
     return element.first < now.numel() &&
