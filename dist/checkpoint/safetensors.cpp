@@ -54,13 +54,30 @@ std::span<const std::byte> map_file(const std::filesystem::path& path) {
   return {static_cast<const std::byte*>(memory), bytes};
 }
 
+/// What a file is that begins so, read as a length too large for any header, and is often taken for safetensors; empty if it is none of them.
+std::string_view other_format(std::string_view start) {
+  if (start.starts_with("{"))
+    return "JSON, perhaps the index of a model in several shards: one file is read, so save it "
+           "again "
+           "with max_shard_size above its size";
+  if (start.starts_with("PK\x03\x04") || start.starts_with("\x80\x02"))
+    return "a file of torch.save, which could run code when read: write it anew as safetensors";
+  if (start.starts_with("GGUF")) return "a GGUF file: convert it to safetensors";
+  if (start.starts_with("version https:")) return "a pointer of Git LFS: fetch the file itself";
+  return {};
+}
+
 /// Bytes of the header's text, checked against the file's length.
 size_t header_bytes(std::span<const std::byte> mapping) {
   uint64_t length = 0;
   std::memcpy(&length, mapping.data(), kPrefixBytes);
-  FUSEDBUN_REQUIRE(
-      length <= kHeaderBytesMax, DataError,
-      "the header claims " + std::to_string(length) + " bytes; at most 100000000 are read");
+  if (length > kHeaderBytesMax) {
+    const std::string_view format = other_format(
+        {reinterpret_cast<const char*>(mapping.data()), std::min<size_t>(mapping.size(), 16)});
+    throw DataError(format.empty() ? "the header claims " + std::to_string(length) +
+                                         " bytes; at most 100000000 are read"
+                                   : "this is " + std::string(format));
+  }
   FUSEDBUN_REQUIRE(
       length <= mapping.size() - kPrefixBytes, DataError,
       "the header claims " + std::to_string(length) + " bytes, more than the file has");

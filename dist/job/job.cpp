@@ -53,8 +53,8 @@ changes::LeaveRequest Job::leave_asked() const {
   return changes::LeaveRequest::none;
 }
 
-void Job::finish(changes::LeaveRequest left) {
-  parts_->finish(left);
+bool Job::finish(changes::LeaveRequest left, bool has_result) {
+  return parts_->finish(left, has_result);
 }
 
 void Job::fail(const std::exception& error) {

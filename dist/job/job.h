@@ -91,7 +91,8 @@ class Job {
 
   /// The run ends, at its last step (none) or before it on request: waits for all ranks, however long
   /// one of them still saves, sets the job's final state, takes the control plane down. Collective; the optimizer is finished before.
-  void finish(changes::LeaveRequest left = changes::LeaveRequest::none);
+  /// `has_result` is false on a rank that was told to leave without what it was to save. Returns whether all ranks have theirs.
+  bool finish(changes::LeaveRequest left = changes::LeaveRequest::none, bool has_result = true);
   /// What the control plane has been asked for by now, agreed on or not; none on other ranks than 0 and without one.
   changes::LeaveRequest leave_asked() const;
   /// This rank fails with `error`, in whose handler this is called: tells the peers, the control

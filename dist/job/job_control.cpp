@@ -104,14 +104,16 @@ void Job::Parts::serve(ShardedFusedbun& optimizer) {
   optimizer.set_control(port);
 }
 
-void Job::Parts::finish(changes::LeaveRequest left) {
+bool Job::Parts::finish(changes::LeaveRequest left, bool has_result) {
   if (!heartbeats.heartbeat) {
     // A rank may still save, and nothing is left that waiting could cost: the transport tells of one whose process ends.
     const std::chrono::milliseconds hang(options.health.hang_us / 1000);
     connections.host->set_timeout(hang.count() == 0 ? comm::kNoDeadline
                                                     : std::max(options.timeout, hang));
   }
-  connections.host->barrier().wait();
+  const std::vector<uint8_t> results =
+      comm::all_gather_object(*connections.host, static_cast<uint8_t>(has_result));
+  const bool all_have = std::ranges::all_of(results, [](uint8_t has) { return has != 0; });
 #ifdef FUSEDBUN_HAS_CONTROL
   if (server) {
     switch (left) {
@@ -122,7 +124,9 @@ void Job::Parts::finish(changes::LeaveRequest left) {
         server->set_state(control::JobState::drained, "drained");
         break;
       case changes::LeaveRequest::stop:
-        server->set_state(control::JobState::stopped, "stopped on request");
+        server->set_state(
+            control::JobState::stopped,
+            all_have ? "stopped on request" : "stopped on request, without its result");
         break;
     }
     server->shutdown();
@@ -131,6 +135,7 @@ void Job::Parts::finish(changes::LeaveRequest left) {
   static_cast<void>(left);
 #endif
   if (heartbeats.heartbeat) heartbeats.heartbeat->leave();
+  return all_have;
 }
 
 }  // namespace fusedbun

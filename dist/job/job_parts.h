@@ -27,7 +27,7 @@ class Job::Parts {
 
   void notice(std::string_view sentence) const;
   void serve(ShardedFusedbun& optimizer);
-  void finish(changes::LeaveRequest left);
+  bool finish(changes::LeaveRequest left, bool has_result);
   /// The lost rank that explains `error`, or nothing.
   std::optional<plan::LostRank> lost_rank_behind(const std::exception& error) const;
   /// Everybody learns that this rank ends with `code`.

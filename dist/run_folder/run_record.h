@@ -44,7 +44,7 @@ struct Attempt {
   ProcessPlace place = {};  ///< of rank 0
   std::string started = {};
   std::string ended = {};      ///< empty: it has not
-  std::string model = {};      ///< where it is or will be saved
+  std::string model = {};      ///< where it is or will be saved; empty: left without it, as told
   std::string optimizer = {};  ///< as the run describes it
   std::vector<std::string> command = {};
   NamedTexts flags = {};  ///< with their defaults

@@ -62,19 +62,15 @@ const StoredTensor& matrix(const SafetensorsFile& file, const TensorsByName& ten
   return tensor;
 }
 
-int64_t heads_of(const SafetensorsFile& file, std::optional<int64_t> asked, int64_t width) {
+// As the metadata says, which we write.
+std::optional<int64_t> heads_inside(const SafetensorsFile& file) {
   const auto stored = file.metadata().find(kHeads);
-  if (stored == file.metadata().end()) return asked.value_or(std::max<int64_t>(1, width / 64));
+  if (stored == file.metadata().end()) return std::nullopt;
   int64_t heads = 0;
   const char* end = stored->second.data() + stored->second.size();
   const auto [rest, error] = std::from_chars(stored->second.data(), end, heads);
-  if (error != std::errc() || rest != end || heads < 1 || width % heads != 0) {
-    refuse(file, "its metadata says n_head = " + stored->second + " for a width of " +
-                     std::to_string(width));
-  }
-  FUSEDBUN_REQUIRE(!asked || *asked == heads, ConfigError,
-                   "heads = " + std::to_string(asked.value_or(0)) + ": " + file.path().string() +
-                       " has " + std::to_string(heads));
+  if (error != std::errc() || rest != end || heads < 1)
+    refuse(file, "its metadata says n_head = " + stored->second);
   return heads;
 }
 
@@ -113,19 +109,29 @@ void require_tied(const SafetensorsFile& file, const TensorsByName& tensors) {
 
 }  // namespace
 
-Gpt2Config config_of(const SafetensorsFile& file, std::optional<int64_t> heads) {
+FoundSizes sizes_of(const SafetensorsFile& file, const std::optional<HeadsSaid>& said) {
   const TensorsByName tensors = by_name(file);
   const StoredTensor& wte = matrix(file, tensors, "wte.weight");
   const StoredTensor& wpe = matrix(file, tensors, "wpe.weight");
   Gpt2Config config{.n_layer = 0,
-                    .n_head = 1,
+                    .n_head = std::max<int64_t>(1, wte.shape[1] / 64),
                     .n_embd = wte.shape[1],
                     .n_ctx = wpe.shape[0],
                     .vocab = wte.shape[0]};
   while (tensors.contains("h." + std::to_string(config.n_layer) + ".ln_1.weight")) ++config.n_layer;
   if (config.n_layer == 0) refuse(file, "'h.0.ln_1.weight' is missing");
-  config.n_head = heads_of(file, heads, config.n_embd);
-  return config;
+  const std::optional<int64_t> inside = heads_inside(file);
+  FUSEDBUN_REQUIRE(!inside || !said || *inside == said->heads, ConfigError,
+                   said->by + " = " + std::to_string(said->heads) + ": " + file.path().string() +
+                       " has " + std::to_string(*inside));
+  const bool is_known = inside || said;
+  if (is_known) config.n_head = inside ? *inside : said->heads;
+  if (config.n_embd % config.n_head != 0) {
+    refuse(file, "a width of " + std::to_string(config.n_embd) + " does not divide by " +
+                     std::to_string(config.n_head) +
+                     (is_known ? " heads" : " heads of about 64; --heads says how many it has"));
+  }
+  return {config, !is_known};
 }
 
 void load_hf(const SafetensorsFile& file, Gpt2& model) {

@@ -10,15 +10,27 @@
 // Thread safety: pure functions of the model and the file.
 #include <filesystem>
 #include <optional>
+#include <string>
 
 #include "fusedbun/dist/checkpoint/safetensors.h"
 #include "fusedbun/launcher/train/gpt2.h"
 
 namespace fusedbun::train {
 
-/// The sizes of the model in `file`. `heads`, if given, must agree with the file's metadata; without either, a head is
-/// 64 wide as in all of OpenAI's. Throws DataError if this is no GPT-2, ConfigError if `heads` contradicts.
-Gpt2Config config_of(const checkpoint::SafetensorsFile& file, std::optional<int64_t> heads);
+/// A number of heads that did not come from the model's file, and who says so: "--heads".
+struct HeadsSaid {
+  int64_t heads;
+  std::string by;
+};
+
+struct FoundSizes {
+  Gpt2Config config;
+  bool heads_are_assumed;  ///< nobody says: a head is then 64 wide, as in all of OpenAI's
+};
+
+/// The sizes of the model in `file`. Throws DataError if this is no GPT-2, ConfigError if `said` contradicts the file's
+/// metadata.
+FoundSizes sizes_of(const checkpoint::SafetensorsFile& file, const std::optional<HeadsSaid>& said);
 
 /// Copies the file's values (F32, F16, BF16) into `model`. Throws DataError naming the tensor that is missing, unknown,
 /// of another shape or type, or an output layer that is not tied.

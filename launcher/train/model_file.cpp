@@ -34,7 +34,7 @@ ModelFile::ModelFile(std::filesystem::path path, int64_t bytes)
   run_folder::require_space(path_, bytes);
 }
 
-std::filesystem::path ModelFile::save(
+std::optional<std::filesystem::path> ModelFile::save(
     const std::function<void(const std::filesystem::path&)>& write,
     const Patience& patience) const {
   for (bool told = false;;) {
@@ -50,7 +50,8 @@ std::filesystem::path ModelFile::save(
                         " s: make room, or leave without it by 'fusedbun stop' or one more signal");
       }
       if (wait_in_vain(patience)) {
-        throw IoError(std::string(error.what()) + "; left without saving the model, as told");
+        patience.notice(std::string(error.what()) + "; left without saving the model, as told");
+        return std::nullopt;
       }
     }
   }

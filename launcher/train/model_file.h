@@ -23,9 +23,10 @@ class ModelFile {
     std::chrono::milliseconds between_tries{5000};
   };
   /// Calls `write` with a path until it does not throw IoError, and returns that path: the one given, or, if another job
-  /// has saved its model there meanwhile, a name beside it. Throws IoError when patience gives up.
-  std::filesystem::path save(const std::function<void(const std::filesystem::path&)>& write,
-                             const Patience& patience) const;
+  /// has saved its model there meanwhile, a name beside it. Nothing if patience gives up: the model is not saved.
+  std::optional<std::filesystem::path> save(
+      const std::function<void(const std::filesystem::path&)>& write,
+      const Patience& patience) const;
 
  private:
   /// Tells one content of a file from the next.

@@ -20,10 +20,21 @@ std::string fixed(double value, int digits) {
   return text;
 }
 
+// "12 binary files (first corpus/a.png), 1 compressed by gzip (first corpus/b.gz)"
+std::string left_out(const TextData& text) {
+  std::string sentence;
+  for (const auto& [kind, left] : text.left_out()) {
+    sentence += (sentence.empty() ? "" : ", ") + grouped(left.count) + " " + std::string(kind) +
+                " (first " + left.first.string() + ")";
+  }
+  return sentence;
+}
+
 }  // namespace
 
-std::vector<std::string> start_sentences(const TrainOptions& options, const Gpt2Config& config,
+std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
                                          int64_t parameters, const TextData& text) {
+  const Gpt2Config& config = initial.config;
   std::string sources;
   for (const auto& source : options.data) sources += " " + source.string();
   std::vector<std::string> sentences = {
@@ -35,6 +46,8 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Gpt2
       "text:" + sources + ": " + grouped(text.files()) + " files, " +
           grouped(static_cast<int64_t>(text.training().size())) + " bytes to train on, " +
           grouped(static_cast<int64_t>(text.validation().size())) + " to validate"};
+  if (!initial.assumption.empty()) sentences.push_back(initial.assumption);
+  if (!text.left_out().empty()) sentences.push_back("text left out: " + left_out(text));
   if (options.warmup_steps >= options.steps)
     sentences.push_back("the learning rate only rises: --warmup " +
                         std::to_string(options.warmup_steps) + " takes all of --steps " +
@@ -67,7 +80,8 @@ void print_end(const RunEnd& end, std::ostream& out) {
               : "; planned: " + bytes_per_rank(end.planned_bytes))
       << "\n"
       << "metrics            " << end.metrics << "\n"
-      << "model              " << end.model.string() << std::endl;
+      << "model              " << (end.model ? end.model->string() : "not saved, as told")
+      << std::endl;
 }
 
 }  // namespace fusedbun::train

@@ -3,19 +3,20 @@
 //
 // Thread safety: pure functions, but for the streams and files given.
 #include <filesystem>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <vector>
 
-#include "fusedbun/launcher/train/gpt2_config.h"
+#include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/text_data.h"
 #include "fusedbun/launcher/train/train_options.h"
 #include "fusedbun/launcher/train/training_loop.h"
 
 namespace fusedbun::train {
 
-/// The model and the text, one sentence each.
-std::vector<std::string> start_sentences(const TrainOptions& options, const Gpt2Config& config,
+/// The model and the text, one sentence each, and what is unusual about them.
+std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
                                          int64_t parameters, const TextData& text);
 
 /// "1,234 bytes per rank", or "1,234 bytes (rank 1) to 2,345 bytes (rank 0)".
@@ -23,10 +24,10 @@ std::string bytes_per_rank(const std::vector<int64_t>& bytes);
 
 struct RunEnd {
   LoopResult result;
-  std::vector<int64_t> planned_bytes;   ///< [rank] of optimizer state
-  std::vector<int64_t> measured_bytes;  ///< [rank]
-  std::string metrics;                  ///< where they are, and what is missing
-  std::filesystem::path model;
+  std::vector<int64_t> planned_bytes;          ///< [rank] of optimizer state
+  std::vector<int64_t> measured_bytes;         ///< [rank]
+  std::string metrics;                         ///< where they are, and what is missing
+  std::optional<std::filesystem::path> model;  ///< nothing: not saved, as told
 };
 void print_end(const RunEnd& end, std::ostream& out);
 

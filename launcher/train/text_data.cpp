@@ -1,5 +1,7 @@
 #include "fusedbun/launcher/train/text_data.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <cerrno>
 #include <fstream>
@@ -23,9 +25,9 @@ constexpr size_t kPieceBytesMax = 4 << 20;
 std::string_view other_format(std::string_view start) {
   if (start.starts_with("\x1f\x8b")) return "compressed by gzip";
   if (start.starts_with("\x28\xb5\x2f\xfd")) return "compressed by zstd";
-  if (start.starts_with("PK\x03\x04")) return "a zip archive";
-  if (start.starts_with("PAR1")) return "a Parquet file";
-  if (start.starts_with("\xff\xfe") || start.starts_with("\xfe\xff")) return "UTF-16 text";
+  if (start.starts_with("PK\x03\x04")) return "packed by zip";
+  if (start.starts_with("PAR1")) return "in Parquet's format";
+  if (start.starts_with("\xff\xfe") || start.starts_with("\xfe\xff")) return "in UTF-16";
   return {};
 }
 
@@ -42,15 +44,13 @@ void copy_tokens(std::string_view text, size_t offset, std::span<int64_t> tokens
                  [](char byte) { return static_cast<unsigned char>(byte); });
 }
 
-std::vector<fs::path> files_below(const fs::path& folder) {
-  std::vector<fs::path> files;
-  // A folder inside that is closed to us is passed over; the walk does not follow links.
-  for (const auto& entry :
-       fs::recursive_directory_iterator(folder, fs::directory_options::skip_permission_denied)) {
-    if (entry.is_regular_file() && !entry.is_symlink()) files.push_back(entry.path());
+// Why the walk through a folder passes `entry` over; empty if it does not.
+std::string_view why_passed_over(const fs::directory_entry& entry) {
+  if (entry.is_symlink()) return "symbolic links";
+  if (entry.is_directory()) {
+    return ::access(entry.path().c_str(), R_OK | X_OK) == 0 ? "" : "folders that are closed to us";
   }
-  std::sort(files.begin(), files.end());
-  return files;
+  return entry.is_regular_file() ? "" : "devices, sockets and pipes";
 }
 
 std::string joined(const std::vector<fs::path>& paths) {
@@ -93,10 +93,26 @@ void TextData::read(const fs::path& source) {
     return;
   }
   try {
-    for (const fs::path& file : files_below(source)) append(file, true);
+    std::vector<fs::path> files;
+    for (const auto& entry :
+         fs::recursive_directory_iterator(source, fs::directory_options::skip_permission_denied)) {
+      if (const std::string_view why = why_passed_over(entry); !why.empty()) {
+        leave_out(entry.path(), why);
+      } else if (entry.is_regular_file()) {
+        files.push_back(entry.path());
+      }
+    }
+    std::sort(files.begin(), files.end());
+    for (const fs::path& file : files) append(file, true);
   } catch (const fs::filesystem_error& failure) {
     throw DataError("cannot walk " + source.string() + ": " + failure.code().message());
   }
+}
+
+void TextData::leave_out(const fs::path& path, std::string_view why) {
+  LeftOut& kind = left_out_[why];
+  // The walk's order is the file system's; what is said is not.
+  if (kind.count++ == 0 || path < kind.first) kind.first = path;
 }
 
 void TextData::append(const fs::path& file, bool must_be_text) {
@@ -130,6 +146,7 @@ void TextData::append(const fs::path& file, bool must_be_text) {
                          ", whose bytes are no text to learn from: give --data what is in it");
     if (must_be_text && (!format.empty() || start.find('\0') != start.npos)) {
       text_.resize(before);
+      leave_out(file, format.empty() ? "binary files" : format);
       return;
     }
   }

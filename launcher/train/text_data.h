@@ -9,6 +9,7 @@
 // Thread safety: read-only after construction.
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -38,6 +39,12 @@ class TextData {
   std::string_view training() const { return std::string_view(text_).substr(0, training_bytes_); }
   std::string_view validation() const { return std::string_view(text_).substr(training_bytes_); }
   int64_t files() const { return files_; }
+  /// What lies in the folders and is not read, by kind: "symbolic links", "binary files", "compressed by gzip".
+  struct LeftOut {
+    int64_t count = 0;
+    std::filesystem::path first;  ///< in order of path
+  };
+  const std::map<std::string_view, LeftOut>& left_out() const { return left_out_; }
   /// XXH3 of the text: equal on ranks that read the same.
   uint64_t digest() const;
 
@@ -50,10 +57,12 @@ class TextData {
  private:
   void read(const std::filesystem::path& source);
   void append(const std::filesystem::path& file, bool must_be_text);
+  void leave_out(const std::filesystem::path& path, std::string_view why);
 
   std::string text_;
   size_t training_bytes_ = 0;
   int64_t files_ = 0;
+  std::map<std::string_view, LeftOut> left_out_;  // keys are literals
 };
 
 }  // namespace fusedbun::train

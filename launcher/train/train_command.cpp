@@ -38,7 +38,10 @@ void add_data_flags(CLI::App& command, TrainOptions& options) {
       ->default_str(std::string(train::kDefaultTextFolder))
       ->group("Data and files");
   command
-      .add_option("--init", options.init, "Start from this GPT-2 (safetensors, Hugging Face names)")
+      .add_option(
+          "--init", options.init,
+          "Start from this GPT-2: a safetensors file in Hugging Face's naming, or a folder with a "
+          "model.safetensors")
       ->group("Data and files");
   command.add_option("--save", options.save, "Write the model here")
       ->default_str("RUN_DIR/model.safetensors")

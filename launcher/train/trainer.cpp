@@ -22,6 +22,7 @@
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/train/across_ranks.h"
 #include "fusedbun/launcher/train/hf_gpt2.h"
+#include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/leave_signals.h"
 #include "fusedbun/launcher/train/model_file.h"
 #include "fusedbun/launcher/train/run_report.h"
@@ -32,62 +33,6 @@ namespace fusedbun::train {
 namespace {
 
 namespace fs = std::filesystem;
-
-void require_finite(const Gpt2& model, const fs::path& file) {
-  for (const auto& parameter : model->named_parameters()) {
-    FUSEDBUN_REQUIRE(at::isfinite(parameter.value()).all().item<bool>(), ConfigError,
-                     "--init " + file.string() + ": '" + parameter.key() +
-                         "' holds NaN or inf, from which nothing can be learned: take a checkpoint "
-                         "from before that");
-  }
-}
-
-fs::path init_file(const TrainOptions& options) {
-  std::error_code error;  // a path that a person gave may be a link, as in Hugging Face's cache
-  const fs::path file_path = fs::canonical(options.init, error);
-  FUSEDBUN_REQUIRE(!error, DataError,
-                   "cannot read --init " + options.init.string() + ": " + error.message());
-  return file_path;
-}
-
-/// From the flags and the header of --init: no weight is read.
-Gpt2Config choose_config(const TrainOptions& options) {
-  const ModelChoice& asked = options.model;
-  if (options.init.empty()) {
-    const Gpt2Config base;
-    return {.n_layer = asked.layers.value_or(base.n_layer),
-            .n_head = asked.heads.value_or(base.n_head),
-            .n_embd = asked.width.value_or(base.n_embd),
-            .n_ctx = asked.context.value_or(base.n_ctx),
-            .vocab = base.vocab};
-  }
-  const checkpoint::SafetensorsFile file(init_file(options));
-  const Gpt2Config config = config_of(file, asked.heads);
-  const auto require_fits = [&](const char* flag, std::optional<int64_t> wish, int64_t found) {
-    FUSEDBUN_REQUIRE(wish.value_or(found) == found, ConfigError,
-                     std::string(flag) + " = " + std::to_string(wish.value_or(found)) + ": " +
-                         options.init.string() + " has " + std::to_string(found));
-  };
-  require_fits("--layers", asked.layers, config.n_layer);
-  require_fits("--width", asked.width, config.n_embd);
-  FUSEDBUN_REQUIRE(asked.context.value_or(1) <= config.n_ctx, ConfigError,
-                   "--context = " + std::to_string(asked.context.value_or(1)) + ": " +
-                       options.init.string() + " knows " + std::to_string(config.n_ctx) +
-                       " positions");
-  FUSEDBUN_REQUIRE(config.vocab == Gpt2Config{}.vocab, DataError,
-                   options.init.string() + " has " + std::to_string(config.vocab) +
-                       " token ids; text is read as bytes here, which needs 256");
-  return config;
-}
-
-Gpt2 make_model(const TrainOptions& options, const Gpt2Config& config) {
-  Gpt2 model(config, options.seed);
-  if (!options.init.empty()) {
-    load_hf(checkpoint::SafetensorsFile(init_file(options)), model);
-    require_finite(model, options.init);
-  }
-  return model;
-}
 
 fs::path run_folder_of(const TrainOptions& options) {
   if (!options.run_dir.empty()) return options.run_dir;
@@ -179,9 +124,10 @@ run_folder::Reuse reuse_of(const TrainOptions& options, const plan::Identity& id
 /// From a connected job to a saved model.
 class Run {
  public:
-  Run(const TrainOptions& options, const fs::path& run_dir, Job& job, Gpt2& model,
-      const TextData& text, Progress& progress)
+  Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
+      Gpt2& model, const TextData& text, Progress& progress)
       : options_(options),
+        initial_(initial),
         run_dir_(run_dir),
         job_(job),
         model_(model),
@@ -189,7 +135,11 @@ class Run {
         progress_(progress) {}
 
   /// Throws what ended the job, as the job names it.
-  changes::LeaveRequest to_its_end() {
+  struct End {
+    changes::LeaveRequest leave;
+    bool is_saved;  ///< the model; false only if somebody said to leave without it
+  };
+  End to_its_end() {
     try {
       try {
         return execute();
@@ -204,7 +154,7 @@ class Run {
   }
 
  private:
-  changes::LeaveRequest execute() {
+  End execute() {
     const int64_t context = options_.model.context.value_or(model_->config().n_ctx);
     comm::Communicator& host = *job_.channels().host;
     require_same_run(host, options_, text_, context);
@@ -222,23 +172,25 @@ class Run {
     if (job_.rank() == 0) say_start(*stepper, planned);
 
     launcher::keep_freed_memory();
-    const LoopResult result =
+    LoopResult result =
         TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get()}, loop).run();
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
+    std::optional<fs::path> model_path;
     if (job_.rank() == 0) {
-      const fs::path model_path = save_model();
+      model_path = save_model();
+      if (!model_path) result.leave = changes::LeaveRequest::stop;
       record_->set_steps(result.steps);
-      record_->set_model(model_path);
+      record_->set_model(model_path.value_or(""));
       print_end({result, planned, measured, metrics_->description(), model_path}, std::cout);
     }
     if (!options_.trace.empty()) save_trace(host);
     if (record_) {
-      const bool early = result.leave == changes::LeaveRequest::drain;
+      const bool early = result.leave == changes::LeaveRequest::drain || !model_path;
       record_->end(state_of(result.leave),
                    static_cast<int>(early ? ExitCode::left_early : ExitCode::done), "");
     }
-    job_.finish(result.leave);
-    return result.leave;
+    const bool is_saved = job_.finish(result.leave, job_.rank() != 0 || model_path.has_value());
+    return {result.leave, is_saved};
   }
 
   /// Rank 0. The folder is this job's: its lock is held.
@@ -273,8 +225,8 @@ class Run {
     metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName, say);
   }
 
-  /// Rank 0. Returns where it is.
-  fs::path save_model() {
+  /// Rank 0. Returns where it is; nothing if somebody has said to leave without it.
+  std::optional<fs::path> save_model() {
     job_.enter(plan::Phase::save);
     const auto is_stopped = [this] { return job_.leave_asked() == changes::LeaveRequest::stop; };
     const bool was_stopped = is_stopped();  // then stopping once more can mean nothing else
@@ -311,7 +263,7 @@ class Run {
 
   void say_start(const Stepper& stepper, const std::vector<int64_t>& planned_bytes) {
     for (const std::string& sentence :
-         start_sentences(options_, model_->config(), model_->parameter_count(), text_)) {
+         start_sentences(options_, initial_, model_->parameter_count(), text_)) {
       progress_.say(sentence);
     }
     progress_.say("ranks: " + std::to_string(job_.world_size()) + ", " +
@@ -332,6 +284,7 @@ class Run {
   }
 
   const TrainOptions& options_;
+  const InitialModel& initial_;
   const fs::path& run_dir_;
   Job& job_;
   Gpt2& model_;
@@ -349,7 +302,7 @@ void train(const TrainOptions& options) {
   validate(options);
   const plan::Identity identity = plan::identify(read_environment(), options.identity);
   if (options.use_gpu) require_gpu(identity.rank);
-  const Gpt2Config config = choose_config(options);
+  const InitialModel initial = choose_initial_model(options);
   require_present(options.data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
   if (identity.rank == 0 && !options.save.empty()) run_folder::require_writable(options.save);
@@ -377,15 +330,15 @@ void train(const TrainOptions& options) {
   try {
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
     comm::rethrow_on_all_ranks(*job.channels().host, [&] {
-      model.emplace(make_model(options, config));
-      text.emplace(options.data, options.model.context.value_or(config.n_ctx));
+      model.emplace(make_model(initial, options));
+      text.emplace(options.data, options.model.context.value_or(initial.config.n_ctx));
     });
   } catch (const std::exception& error) {
     job.fail(error);
   }
-  const changes::LeaveRequest leave =
-      Run(options, run_dir, job, *model, *text, progress).to_its_end();
-  if (leave == changes::LeaveRequest::drain) {
+  const Run::End end = Run(options, initial, run_dir, job, *model, *text, progress).to_its_end();
+  if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
+  if (end.leave == changes::LeaveRequest::drain) {
     throw Error(
         ExitCode::left_early,
         "left before the last step as asked; the model so far is saved (a new start begins at "

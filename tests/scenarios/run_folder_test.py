@@ -76,7 +76,7 @@ class SmallDisk(TrainingTestCase):
             while "saving is tried again" not in (line := job.popen.stderr.readline()):
                 self.assertTrue(line)
             self.assertEqual(run("stop", "--run-dir", self.run_dir).code, 0)
-            self.assert_fails(job.result(), 74, "left without saving the model, as told")
+            self.assert_fails(job.result(), 75, "left without saving the model, as told")
 
     def test_a_model_that_cannot_fit_is_refused_before_training(self):
         result = run("launch", "-n", "2", "--", *self.train(5, "--width", "256", "--layers", "2"))

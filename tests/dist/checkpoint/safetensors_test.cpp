@@ -50,6 +50,21 @@ class Safetensors : public testing::Test {
   std::array<float, 6> floats_{};
 };
 
+TEST_F(Safetensors, OtherFormatsAreNamed) {
+  expect_refused("{\"metadata\": {\"total_size\": 4}}",
+                 "this is JSON, perhaps the index of a model");
+  expect_refused(std::string("PK\x03\x04\0\0\x08\x08", 8) + "archive",
+                 "this is a file of torch.save");
+  expect_refused(
+      "\x80\x02\x8a\nl\xfc\x9c"
+      "F",
+      "this is a file of torch.save");
+  expect_refused(std::string("GGUF\x03\0\0\0", 8), "this is a GGUF file");
+  expect_refused("version https://git-lfs.github.com/spec/v1", "this is a pointer of Git LFS");
+  // A header of 123 bytes begins with a brace too.
+  expect_refused(with_length('{', std::string(200, 'x')), "does not start with '{'");
+}
+
 TEST_F(Safetensors, WhatIsWrittenIsReadBack) {
   write_example();
   const SafetensorsFile file(file_);

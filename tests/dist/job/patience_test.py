@@ -59,6 +59,8 @@ class Patience(TestCase):
         # Its own code and sentence, although the heartbeat's thread had to end it.
         self.assert_fails(failed[1], 78, "--data: there is no such text", "ended while it was busy")
         self.assert_fails(failed[0], 76, "rank 1 ", "failed with exit code 78", "--data: there is no such text")
+        error = self.error_of("slow_failure")
+        self.assertEqual((error["cause"], error["rank"], error["exit_code"]), ("failed", 1, 78))
 
     @unittest.skipUnless(os.environ.get("FUSEDBUN_HAS_MPI") == "ON", "no Open MPI built in")
     def test_under_mpirun(self):

@@ -31,7 +31,7 @@ class HfGpt2Test : public testing::Test {
     return folder_ / "rewritten";
   }
   void expect_same_weights(const SafetensorsFile& file) {
-    Gpt2 loaded(config_of(file, {}), /*seed=*/99);
+    Gpt2 loaded(sizes_of(file, {}).config, /*seed=*/99);
     load_hf(file, loaded);
     const auto expected = model_->named_parameters();
     for (const auto& item : loaded->named_parameters()) {
@@ -41,7 +41,7 @@ class HfGpt2Test : public testing::Test {
   void expect_refused(const std::filesystem::path& path, const std::string& why) {
     const SafetensorsFile file(path);
     const auto load = [&] {
-      Gpt2 target(config_of(file, {}), 1);
+      Gpt2 target(sizes_of(file, {}).config, 1);
       load_hf(file, target);
     };
     EXPECT_THAT(load, ThrowsMessage<DataError>(HasSubstr(why)));
@@ -57,7 +57,7 @@ class HfGpt2Test : public testing::Test {
 
 TEST_F(HfGpt2Test, WhatIsSavedIsLoaded) {
   const SafetensorsFile file(saved_);
-  EXPECT_EQ(config_of(file, {}), kSmall);
+  EXPECT_EQ(sizes_of(file, {}).config, kSmall);
   EXPECT_EQ(file.metadata().at("format"), "pt");
   expect_same_weights(file);
 }
@@ -98,14 +98,26 @@ TEST_F(HfGpt2Test, HalfPrecisionIsRead) {
 
 TEST_F(HfGpt2Test, HeadsComeFromMetadataFlagOrWidth) {
   const SafetensorsFile with(saved_);
-  EXPECT_EQ(config_of(with, 2).n_head, 2);
-  EXPECT_THAT([&] { config_of(with, 4); }, ThrowsMessage<ConfigError>(HasSubstr("heads = 4")));
+  EXPECT_EQ(sizes_of(with, HeadsSaid{2, "--heads"}).config.n_head, 2);
+  EXPECT_THAT(
+      [&] {
+        sizes_of(with, HeadsSaid{4, "--heads"});
+      },
+      ThrowsMessage<ConfigError>(HasSubstr("--heads = 4: ")));
+  EXPECT_FALSE(sizes_of(with, {}).heads_are_assumed);
   const SafetensorsFile without(rewritten([](auto&) {}, {}));
-  EXPECT_EQ(config_of(without, 4).n_head, 4);
-  EXPECT_EQ(config_of(without, {}).n_head, 1) << "64 wide, as OpenAI's";
+  EXPECT_EQ(sizes_of(without, HeadsSaid{4, "--heads"}).config.n_head, 4);
+  EXPECT_FALSE(sizes_of(without, HeadsSaid{4, "--heads"}).heads_are_assumed);
+  EXPECT_EQ(sizes_of(without, {}).config.n_head, 1) << "64 wide, as OpenAI's";
+  EXPECT_TRUE(sizes_of(without, {}).heads_are_assumed);
+  EXPECT_THAT(
+      [&] {
+        sizes_of(without, HeadsSaid{3, "--heads"});
+      },
+      ThrowsMessage<DataError>(HasSubstr("a width of 8 does not divide by 3 heads")));
   for (const char* bad : {"0", "-2", "3", "2x", "", "99999999999999999999"}) {
     const SafetensorsFile file(rewritten([](auto&) {}, {{"n_head", bad}}));
-    EXPECT_THROW(config_of(file, {}), DataError) << bad;
+    EXPECT_THROW(sizes_of(file, {}).config, DataError) << bad;
   }
 }
 

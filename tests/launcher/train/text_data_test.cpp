@@ -50,6 +50,27 @@ TEST_F(TextDataTest, FoldersAreWalkedInOrderAndOnlyTextIsTaken) {
   EXPECT_EQ(text.files(), 4);
 }
 
+TEST_F(TextDataTest, WhatIsLeftOutOfAFolderIsCountedByKind) {
+  write_text(folder_ / "text", "words\n");
+  write_text(folder_ / "b.bin", std::string("\0", 1));
+  write_text(folder_ / "a.bin", std::string("\0", 1));
+  write_text(folder_ / "c.gz", "\x1f\x8b and so on");
+  write_text(folder_ / "wide", "\xff\xfew");
+  std::filesystem::create_symlink("text", folder_ / "link");
+  ASSERT_EQ(::mkfifo((folder_ / "pipe").c_str(), 0600), 0);
+  const TextData text({folder_ / ""}, 2);
+  EXPECT_EQ(text.files(), 1);
+  std::string said;
+  for (const auto& [kind, left] : text.left_out()) {
+    said += std::to_string(left.count) + " " + std::string(kind) + " " +
+            left.first.filename().string() + "\n";
+  }
+  EXPECT_EQ(said,
+            "2 binary files a.bin\n1 compressed by gzip c.gz\n1 devices, sockets and pipes pipe\n"
+            "1 in UTF-16 wide\n1 symbolic links link\n");
+  EXPECT_TRUE(TextData({folder_ / "text"}, 2).left_out().empty());
+}
+
 TEST_F(TextDataTest, AFileThatIsNamedIsTakenAsItIs) {
   write_text(folder_ / "bytes", std::string("\0\xff\0\xfe\0\n", 6));
   const TextData text({folder_ / "bytes"}, 2);
