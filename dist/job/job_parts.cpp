@@ -51,6 +51,7 @@ void Job::Parts::take_run_folder() {
   comm::rethrow_on_all_ranks(*connections.host, [&] {
     if (identity.rank != 0 || options.run_dir.empty()) return;
     lock = std::make_unique<run_folder::RunFolderLock>(options.run_dir);
+    for (const std::string& warning : lock->warnings()) notice(warning);
     run_folder::keep_earlier_error_file(options.run_dir);
   });
 }

@@ -1,9 +1,7 @@
 #include "fusedbun/dist/run_folder/atomic_file.h"
 
 #include <fcntl.h>
-#include <linux/fs.h>
 #include <sys/statvfs.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -42,11 +40,15 @@ fs::path folder_of(const fs::path& target) {
   return target.has_parent_path() ? target.parent_path() : fs::path(".");
 }
 
+/// The file system has no such operation.
+bool is_unknown_here(int error) {
+  return error == ENOSYS || error == EOPNOTSUPP;
+}
+
 /// Gives `from` the name `to` unless that is taken (then errno is EEXIST).
 bool rename_unless_taken(const fs::path& from, const fs::path& to) {
-  if (::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0)
-    return true;
-  if (errno != EINVAL && errno != ENOSYS) return false;
+  if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return true;
+  if (errno != EINVAL && !is_unknown_here(errno)) return false;
   // A file system without that flag, as NFS: a second name leaves what is there as well.
   if (::link(from.c_str(), to.c_str()) == 0) {
     ::unlink(from.c_str());
@@ -113,7 +115,8 @@ bool AtomicFile::commit_new() {
 void AtomicFile::sync_folder() const {
   const int descriptor = ::open(folder_of(target_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor < 0) fail("open the folder of");
-  const bool synced = ::fsync(descriptor) == 0;
+  // Some file systems sync no folders: they have an order of their own.
+  const bool synced = ::fsync(descriptor) == 0 || errno == EINVAL || is_unknown_here(errno);
   const int error = errno;
   ::close(descriptor);
   errno = error;

@@ -1,5 +1,7 @@
 #include "fusedbun/dist/run_folder/private_folder.h"
 
+#include <grp.h>
+#include <pwd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -30,6 +32,22 @@ struct stat make_and_look(const std::filesystem::path& given) {
   return found;
 }
 
+std::string name_of_user(uid_t user) {
+  const struct passwd* const entry = ::getpwuid(user);
+  return entry != nullptr ? entry->pw_name : std::to_string(user);
+}
+
+// "user bob", "the members of group staff", or empty. Root may write everything anyway, and a group that is named as its user
+// is that user's own (Debian and Red Hat give everybody one, with umask 002).
+std::string others_who_may_write(const struct stat& folder) {
+  if (folder.st_uid != ::geteuid() && folder.st_uid != 0)
+    return "user " + name_of_user(folder.st_uid);
+  if ((folder.st_mode & S_IWGRP) == 0 || folder.st_gid == 0) return {};
+  const struct group* const entry = ::getgrgid(folder.st_gid);
+  const std::string group = entry != nullptr ? entry->gr_name : std::to_string(folder.st_gid);
+  return group == name_of_user(folder.st_uid) ? "" : "the members of group " + group;
+}
+
 bool is_of_this_user_alone(const std::filesystem::path& folder) {
   const struct stat found = make_and_look(folder);
   return found.st_uid == ::geteuid() && (found.st_mode & (S_IRWXG | S_IRWXO)) == 0;
@@ -37,12 +55,16 @@ bool is_of_this_user_alone(const std::filesystem::path& folder) {
 
 }  // namespace
 
-void make_private_folder(const std::filesystem::path& folder) {
+std::string make_private_folder(const std::filesystem::path& folder) {
   const struct stat found = make_and_look(folder);
   FUSEDBUN_REQUIRE(
       (found.st_mode & S_IWOTH) == 0, PermissionError,
       "every user of this machine may write " + folder.string() +
           ", so the control plane cannot trust it: take a folder of your own, or chmod o-w");
+  const std::string others = others_who_may_write(found);
+  if (others.empty()) return {};
+  return others + " may change what lies in " + folder.string() +
+         ", its socket and tokens included: take a folder of your own if you do not trust them";
 }
 
 std::filesystem::path runtime_folder() {

@@ -27,6 +27,11 @@ std::string holder_of(int fd) {
   return line.substr(0, line.find('\n'));
 }
 
+// Lustre without -o flock, some FUSE; NFS whose lock service does not answer.
+bool has_no_locks(int error) {
+  return error == ENOSYS || error == EOPNOTSUPP || error == ENOLCK;
+}
+
 void write_holder(int fd) {
   const std::string line = "pid " + std::to_string(::getpid()) + " on host " + host_name() + "\n";
   // Only for people: the lock holds without it, so a full disk is no reason to refuse the run here.
@@ -38,18 +43,24 @@ void write_holder(int fd) {
 }  // namespace
 
 RunFolderLock::RunFolderLock(const std::filesystem::path& run_dir) {
-  make_private_folder(run_dir);
+  if (const std::string others = make_private_folder(run_dir); !others.empty())
+    warnings_.push_back(others);
   const std::filesystem::path file = run_dir / kLockName;
   fd_ = ::open(file.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
   FUSEDBUN_REQUIRE(fd_ >= 0, IoError, "cannot open " + file.string() + ": " + std::strerror(errno));
   if (::flock(fd_, LOCK_EX | LOCK_NB) != 0) {
     const int error = errno;
-    const std::string holder = holder_of(fd_);
-    ::close(fd_);
-    FUSEDBUN_REQUIRE(error == EWOULDBLOCK, IoError,
-                     "cannot lock " + file.string() + ": " + std::strerror(error));
-    throw UnavailableError("the run folder " + run_dir.string() + " is in use by " + holder +
-                           ": end that job, or give this one another run folder");
+    if (!has_no_locks(error)) {
+      const std::string holder = holder_of(fd_);
+      ::close(fd_);
+      FUSEDBUN_REQUIRE(error == EWOULDBLOCK, IoError,
+                       "cannot lock " + file.string() + ": " + std::strerror(error));
+      throw UnavailableError("the run folder " + run_dir.string() + " is in use by " + holder +
+                             ": end that job, or give this one another run folder");
+    }
+    warnings_.push_back(
+        "the file system of " + run_dir.string() + " has no locks (" + std::strerror(error) +
+        "), so nothing keeps a second job out: give each job a run folder of its own");
   }
   write_holder(fd_);
   remove_leftovers(run_dir);

@@ -202,6 +202,31 @@ class AfterTheEnd(TrainingTestCase):
         self.assertEqual(run("status", "--run-dir", self.run_dir).code, 69)
 
 
+class PoorFileSystem(TrainingTestCase):
+    """One without locks, second names, sockets and synced folders, as some that clusters and containers have."""
+
+    def test_a_job_runs_there_and_is_reached(self):
+        runtime = self.folder / "runtime"  # for the socket
+        runtime.mkdir(mode=0o700)
+        poor = self.folder / "poor"
+        environment = {"LD_PRELOAD": os.environ["FUSEDBUN_SLOW_WORLD"], "FUSEDBUN_TEST_POOR_FOLDER": str(poor),
+                       "XDG_RUNTIME_DIR": str(runtime)}
+        self.run_dir = poor / "trained"
+        self.assert_trained(run("launch", "-n", "2", "--", *self.train(3), environment=environment), 3)
+        self.run_dir = poor / "killed"
+        with start("launch", "-n", "2", "--", *self.train(100_000), environment=environment) as job:
+            self.wait_for_steps(3)
+            status = run("status", "--run-dir", self.run_dir, "--output", "json")
+            self.assertEqual(json.loads(status.out)["job"]["state"], "RUNNING", status)
+            os.kill(job.ranks(2)[1], signal.SIGKILL)
+            result = job.result()
+        self.assertNotEqual(result.code, 0)
+        self.assertIn(f"the file system of {self.run_dir} has no locks (Function not implemented)", result.err)
+        error = json.loads((self.run_dir / "error.json").read_text())
+        self.assertEqual((error["rank"], error["cause"]), (1, "gone"))
+        self.assertEqual([path.name for path in self.run_dir.glob("*.tmp")], [])
+
+
 class Start(TrainingTestCase):
     def test_a_model_with_nan_or_inf_is_refused(self):
         self.assert_trained(run(*self.train(2)), 2)

@@ -241,7 +241,8 @@ TEST_F(Streams, ReadersThatDoNotReadHoldNobodyUp) {
     times.push_back(std::chrono::steady_clock::now() - start);
   }
   std::ranges::nth_element(times, times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2));
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // they have memory of their own
+// Sanitizers have memory of their own.
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   EXPECT_LE(resident_mib() - before_mib, 64) << "MiB, with what the twelve others have in flight";
 #endif
   // Of tens of thousands, so a machine that is busy does not move it.

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <optional>
@@ -36,6 +37,23 @@ TEST(RunFolderLock, OtherFoldersAreOthers) {
   const support::ScratchFolder folder;
   const RunFolderLock a(folder / "a");
   EXPECT_NO_THROW(RunFolderLock(folder / "b"));
+}
+
+TEST(RunFolderLock, WhoElseMayWriteTheFolderIsSaid) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root can give a folder away";
+  const support::ScratchFolder folder;
+  std::filesystem::create_directory(folder / "run");
+  EXPECT_THAT(RunFolderLock(folder / "run").warnings(), testing::IsEmpty());
+  ASSERT_EQ(::chmod((folder / "run").c_str(), 0770), 0);
+  EXPECT_THAT(RunFolderLock(folder / "run").warnings(), testing::IsEmpty()) << "root's own group";
+  constexpr gid_t kGames = 60;  // as in every Debian
+  ASSERT_EQ(::chown((folder / "run").c_str(), 0, kGames), 0);
+  EXPECT_THAT(RunFolderLock(folder / "run").warnings(),
+              testing::ElementsAre(testing::StartsWith("the members of group games may change ")));
+  constexpr uid_t kNobody = 65534;
+  ASSERT_EQ(::chown((folder / "run").c_str(), kNobody, 0), 0);
+  EXPECT_THAT(RunFolderLock(folder / "run").warnings(),
+              testing::ElementsAre(testing::StartsWith("user nobody may change ")));
 }
 
 }  // namespace
