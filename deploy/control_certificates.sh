@@ -6,7 +6,8 @@
 # FOLDER is what `fusedbun train --control-credentials` takes; FOLDER/admin, FOLDER/operator and FOLDER/viewer are what
 # clients take (--credentials); copy only those to other people. --host names the addresses that clients call; localhost and
 # 127.0.0.1 are always among them. Whoever holds FOLDER/ca.key can make more clients; it is not needed while jobs run.
-# Run again, the authority stays and everything else is made anew: a running job uses it within seconds.
+# Run again, the authority stays and everything else is made anew: a running job uses it within seconds. The server's files are
+# links into a hidden folder beside them.
 set -euo pipefail
 
 folder=
@@ -53,12 +54,28 @@ sign() {
   mv "$1.pem.new" "$1.pem"
 }
 
+# point NAME TARGET: NAME becomes a link to TARGET, whatever it was
+point() {
+  ln -s "$2" "$1.new"
+  mv -T "$1.new" "$1"
+}
+
 if [ ! -f ca.key ]; then
   new_key ca.key
   openssl req -x509 -new -key ca.key -days 3650 -subj "/CN=fusedbun control plane of $job" -out ca.pem \
     -addext "basicConstraints=critical,CA:TRUE" -addext "keyUsage=critical,keyCertSign,cRLSign"
 fi
-sign server "$(IFS=,; echo "${names[*]}")" serverAuth
+# A running server reads the key and its certificate one after the other, and must never see the old one of one and the new one of
+# the other: they are links through one link, which changes at once.
+new=.server-$(date +%Y%m%d-%H%M%S)-$$
+mkdir "$new"
+sign "$new/server" "$(IFS=,; echo "${names[*]}")" serverAuth
+point .server "$new"
+point server.key .server/server.key
+point server.pem .server/server.pem
+for old in .server-*; do
+  if [ "$old" != "$new" ]; then rm -r "$old"; fi
+done
 echo "# role     name: the subject alternative name of a client's certificate" > roles.new
 for role in admin operator viewer; do
   mkdir -p "$role"

@@ -11,21 +11,12 @@ skipped. Ranks compare a hash of every change in every step, and leave with 79 w
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-CONTEXT = 64
-
-
-def quartiles(steps, tokens):
-    """Of the milliseconds that steps of `tokens` tokens took."""
-    low, middle, high = statistics.quantiles([1000 * tokens / step["tokens_per_second"] for step in steps], n=4)
-    return {"low": low, "median": middle, "high": high}
+from live_training import ROOT, LiveTraining
 
 
 def main():
@@ -39,49 +30,36 @@ def main():
     given = arguments.parse_args()
     subprocess.run(["cmake", "--build", given.build, "--target", "change_storm", "fusedbun"], check=True,
                    stdout=subprocess.DEVNULL)
-    tokens = 2 * given.ranks * CONTEXT
-    binary, storm = given.build / "launcher" / "fusedbun", given.build / "tests" / "bench" / "change_storm"
-    os.environ["FUSEDBUN_BINARY"] = str(binary)  # job_process.py reads it when it is imported
-    sys.path.insert(0, str(ROOT / "tests" / "support"))
-    from job_process import wait_until
-    from training import TEXT, steps as steps_in
-    with tempfile.TemporaryDirectory(prefix="fusedbun-storm-") as folder:
-        text, run_dir = Path(folder) / "text.txt", Path(folder) / "run"
-        text.write_text(TEXT)
-        words = [binary, "launch", "-n", given.ranks, "--", "train", "--data", text, "--run-dir", run_dir, "--steps", 10_000_000,
-                 "--layers", 2, "--heads", 2, "--width", 64, "--context", CONTEXT, "--batch", 2 * given.ranks, "--warmup", 2,
-                 "--eval-every", 0, "--validation-batches", 1, "--threads", 1, "--control-rate", 0]
-        job = subprocess.Popen([str(word) for word in words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        try:
-            wait_until(lambda: len(steps_in(run_dir)) >= 20, 60, "the first steps")
-            begin = len(steps_in(run_dir))
-            time.sleep(given.seconds / 6)
-            before = len(steps_in(run_dir))
-            # Clients live on other machines; here they get what the ranks leave.
-            result = json.loads(subprocess.run(["nice", "-n", "19", storm, str(given.seconds), str(given.rate), str(given.clients), run_dir],
-                                               check=True, capture_output=True, text=True).stdout)
-            after = len(steps_in(run_dir))
-            time.sleep(given.seconds / 6)
-            end = len(steps_in(run_dir))
-            ranks = json.loads(subprocess.run([binary, "ranks", "--run-dir", run_dir, "--output", "json"], check=True,
-                                              capture_output=True, text=True).stdout)["ranks"]
-            subprocess.run([binary, "drain", "--run-dir", run_dir, "--wait"], check=True, capture_output=True)
-            errors = job.communicate(timeout=60)[1]
-        finally:
-            job.kill()
-        steps = steps_in(run_dir)
+    storm = given.build / "tests" / "bench" / "change_storm"
+    with LiveTraining(given.build, given.ranks, "--width", 64) as training:
+        begin = len(training.steps())
+        time.sleep(given.seconds / 6)
+        before = len(training.steps())
+        # Clients live on other machines; here they get what the ranks leave.
+        result = json.loads(subprocess.run(
+            ["nice", "-n", "19", storm, str(given.seconds), str(given.rate), str(given.clients), training.run_dir],
+            check=True, capture_output=True, text=True).stdout)
+        after = len(training.steps())
+        time.sleep(given.seconds / 6)
+        end = len(training.steps())
+        ranks = json.loads(subprocess.run([training.binary, "ranks", "--run-dir", training.run_dir, "--output", "json"], check=True,
+                                          capture_output=True, text=True).stdout)["ranks"]
+        errors = training.drain()
+        steps = training.steps()
+        code = training.job.returncode
+        quiet, busy = training.quartiles(steps[begin:before] + steps[after:end]), training.quartiles(steps[before:after])
     result |= {
         "ranks": given.ranks, "clients": given.clients, "asked_per_second": given.rate,
         "accepted_per_second": result["accepted"] / result["seconds"],
-        "step_ms_quiet": quartiles(steps[begin:before] + steps[after:end], tokens), "step_ms_storm": quartiles(steps[before:after], tokens),
+        "step_ms_quiet": quiet, "step_ms_storm": busy,
         "steps_in_order": [step["step"] for step in steps] == list(range(len(steps))),
-        "ranks_listed": len(ranks), "exit_code": job.returncode}
+        "ranks_listed": len(ranks), "exit_code": code}
     result["step_ratio"] = result["step_ms_storm"]["median"] / result["step_ms_quiet"]["median"]
     whole = result["log_agrees"] and result["steps_in_order"] and result["refused"] == 0 and result["exit_code"] == 75
     if given.json:
         print(json.dumps(result, indent=2))
     else:
-        wait, quiet, busy = result["wait_ms"], result["step_ms_quiet"], result["step_ms_storm"]
+        wait = result["wait_ms"]
         print(f"{given.ranks} ranks on {os.cpu_count()} cores, {given.clients} clients, {result['seconds']:.0f} s: "
               f"{result['accepted_per_second']:.0f} changes/s, {result['conflicts']} conflicts, {result['refused']} refused\n"
               f"wait p50 {wait['p50']:.1f}, p99 {wait['p99']:.1f}, max {wait['max']:.1f} ms\n"
