@@ -42,9 +42,6 @@ constexpr size_t kMemoryBytesMax = 64 << 20;
 constexpr int kThreadsMax = 2 * TrainingControlService::kStreamsMax +
                             static_cast<int>(changes::ChangeCommit::kWaitingMax) + 32;
 constexpr int kHandshakeMs = 5'000;
-// With certificates a connection ends after a while, so that one that has expired or was taken back is found out.
-constexpr int kConnectionAgeMs = 10 * 60'000;
-constexpr int kConnectionAgeGraceMs = 60'000;
 constexpr int kIdleMs = 15 * 60'000;
 constexpr int kKeepaliveMs = 60'000;
 constexpr int kKeepaliveTimeoutMs = 20'000;
@@ -53,10 +50,12 @@ constexpr std::chrono::milliseconds kHealthIntervalMax{500};  ///< a turn is see
 constexpr std::chrono::milliseconds kShutdownGrace{500};
 constexpr std::chrono::minutes kWarningInterval{1};
 
-void set_limits(grpc::ServerBuilder& builder, bool with_certificates) {
-  if (with_certificates) {
-    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS, kConnectionAgeMs);
-    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS, kConnectionAgeGraceMs);
+void set_limits(grpc::ServerBuilder& builder, const ControlOptions& options) {
+  if (!options.credentials.empty()) {
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
+                               static_cast<int>(options.connection_age.count()));
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_GRACE_MS,
+                               static_cast<int>(options.connection_age_grace.count()));
   }
   builder.SetMaxReceiveMessageSize(kMessageBytesMax);
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMetadataBytesMax);
@@ -244,7 +243,7 @@ class ControlServer::Parts {
       grpc::EnableDefaultHealthCheckService(true);
     });
     grpc::ServerBuilder builder;
-    set_limits(builder, !options_.credentials.empty());
+    set_limits(builder, options_);
     int port = 0;
     if (!address_.socket.empty()) socket_.emplace(address_.socket);
     builder.AddListeningPort(socket_ ? socket_->for_grpc() : address_.text(),

@@ -44,6 +44,10 @@ struct ControlOptions {
   /// Folder with ca.pem, server.pem, server.key and roles (callers.h): TLS, with certificates on both
   /// sides. Files that change are read again. Empty: plaintext.
   std::filesystem::path credentials = {};
+  /// With certificates a connection ends after a while, and its streams a little later, so that a certificate that has expired or
+  /// was taken back is found out; clients open the next one by themselves.
+  std::chrono::milliseconds connection_age{std::chrono::minutes(10)};
+  std::chrono::milliseconds connection_age_grace{std::chrono::minutes(1)};
   bool insecure = false;  ///< plaintext off loopback; warns each minute
   /// How many changes one actor may make per second, after a burst of as many; 0: any number.
   double changes_per_second = 50;

@@ -40,6 +40,15 @@ class Environment(TestCase):
         self.assertEqual(values[0][6:8], values[1][6:8])
         self.assertGreater(int(values[0][6]), 1023)
 
+    def test_a_thousand_ranks_under_the_usual_limit_of_descriptors(self):
+        words = [BINARY, "launch", "-n", "1024", "--", "sh", "-c", "echo $RANK"]
+        with Process(["prlimit", "--nofile=1024:", *words]) as job:
+            result = job.result(120)
+        self.assertEqual(result.code, 0, result.err)
+        self.assertEqual(sorted(int(line.split()[-1]) for line in result.out.splitlines()), list(range(1024)))
+        with Process(["prlimit", "--nofile=1024:1024", *words]) as job:
+            self.assert_fails(job.result(120), 78, "4164 file descriptors", "ulimit -Hn")
+
     def test_the_users_thread_count_and_port_stay(self):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 from bare_ranks import bare_ranks, free_port  # noqa: E402
-from job_process import BINARY, run, start  # noqa: E402
+from job_process import BINARY, Process, run, start  # noqa: E402
 from training import TrainingTestCase  # noqa: E402
 
 
@@ -145,6 +145,17 @@ class LostRank(TrainingTestCase):
             self.wait_for_steps(2)
             os.kill(victim, signal.SIGABRT)  # as a broken assertion does
             self.assert_fails(job.result(), 70, f"rank 0 (pid {victim} ")
+
+    def test_it_leaves_a_core_where_cores_are_wanted(self):
+        pattern = Path("/proc/sys/kernel/core_pattern").read_text().strip()
+        if not pattern or pattern[0] in "|/":
+            self.skipTest(f"cores go to '{pattern}' here")
+        words = ["sh", "-c", 'cd "$0" && ulimit -c unlimited && exec "$@"', str(self.folder), BINARY, *self.train(100_000)]
+        with Process(words) as process:
+            self.wait_for_steps(2)
+            process.signal(signal.SIGABRT)
+            self.assertEqual(process.result().code, 70)
+        self.assertTrue([path.name for path in self.folder.glob("*core*")], "no core")
 
 
 class SharedRunFolder(TrainingTestCase):

@@ -237,6 +237,25 @@ TEST_F(Tls, OneNameGetsHalfOfTheStreamsAndLeavesTheRestToOthers) {
   EXPECT_TRUE(admin.open());
 }
 
+TEST_F(Tls, AConnectionAndItsStreamsHaveTheirTime) {
+  server_.reset();
+  ControlOptions options = options_in(folder("run"));
+  options.address = "127.0.0.1:0";
+  options.credentials = folder("job");
+  options.connection_age = options.connection_age_grace = std::chrono::milliseconds(200);
+  server_ = std::make_unique<ControlServer>(options, two_group_job());
+  server_->set_state(JobState::running);
+  const auto viewer = client(folder("job/viewer"));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + seconds(20));
+  v1::StreamMetricsRequest request;
+  request.set_name("jobs/-");
+  const auto stream = viewer->StreamMetrics(&context, request);
+  for (v1::MetricsSample sample; stream->Read(&sample);) continue;
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(call(*viewer, Rpc::get_job).ok()) << "over the next connection";
+}
+
 TEST_F(Tls, ReflectionIsForTheSocketAlone) {
   const grpc::string method = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
   const auto code_over = [&](const std::shared_ptr<grpc::Channel>& channel) {
