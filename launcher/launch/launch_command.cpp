@@ -15,6 +15,8 @@ namespace fusedbun::launcher {
 namespace {
 
 constexpr int kRanksMax = 1024;
+/// What another program gets to leave in, seconds; torchrun's.
+constexpr double kGraceOfOthers = 30;
 /// A pipe and a log file for each of its two streams.
 constexpr int64_t kDescriptorsPerRank = 4;
 
@@ -51,9 +53,9 @@ void check(const Flags& flags) {
   FUSEDBUN_REQUIRE(options.master_port >= 0 && options.master_port <= 65535, ConfigError,
                    "--master-port = " + std::to_string(options.master_port) +
                        ": must be 1 to 65535, or 0 for a free one");
-  FUSEDBUN_REQUIRE(
-      options.grace_seconds >= 0 && options.grace_seconds <= 86400, ConfigError,
-      "--grace = " + std::to_string(options.grace_seconds) + ": must be 0 to 86400 seconds");
+  const double grace = options.grace_seconds.value_or(0);
+  FUSEDBUN_REQUIRE(grace >= 0 && grace <= 86400, ConfigError,
+                   "--grace = " + std::to_string(grace) + ": must be 0 to 86400 seconds");
   FUSEDBUN_REQUIRE(
       options.max_restarts >= 0, ConfigError,
       "--max-restarts = " + std::to_string(options.max_restarts) + ": must not be negative");
@@ -95,7 +97,10 @@ void launch_ranks(const CLI::App& app, Flags flags) {
   std::vector<std::string>& command = flags.options.command;
   const auto named = [&](const CLI::App* other) { return other->get_name() == command.front(); };
   if (!app.get_subcommands(named).empty()) {
+    // They end by themselves: a rank that hangs is found by the others, and one that still saves is not killed.
     command.insert(command.begin(), std::filesystem::read_symlink("/proc/self/exe"));
+  } else if (!flags.options.grace_seconds) {
+    flags.options.grace_seconds = kGraceOfOthers;
   }
   if (flags.dry_run) return print_dry_run(flags.options);
   raise_descriptor_limit();  // the ranks inherit it
@@ -141,6 +146,7 @@ CLI::App* add_launch_command(CLI::App& app) {
   command
       ->add_option("--grace", options.grace_seconds,
                    "Seconds from a forwarded SIGTERM or SIGINT to SIGKILL")
+      ->default_str("30; no limit for 'train', which leaves when its model is saved")
       ->group("Ending");
   command
       ->add_option("--max-restarts", options.max_restarts,

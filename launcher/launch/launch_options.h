@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,7 +21,8 @@ struct LaunchOptions {
   std::filesystem::path log_dir = {};   ///< empty: no log files
   std::vector<uint8_t> redirects = {};  ///< [rank] StreamBits that go to the log file alone
   std::vector<uint8_t> tee = {};        ///< [rank] StreamBits that go to the log file and on
-  double grace_seconds = 30;
+  std::optional<double> grace_seconds =
+      {};  ///< none: ranks leave in their own time, or by a second signal
   int max_restarts = 0;
   std::vector<std::string> command = {};  ///< program and arguments
 };

@@ -33,10 +33,11 @@ Milliseconds now_ms() {
 }
 
 SupervisionOptions supervision_options(const LaunchOptions& options) {
-  const auto grace = static_cast<Milliseconds>(std::llround(options.grace_seconds * 1000));
+  std::optional<Milliseconds> grace;
+  if (options.grace_seconds) grace = std::llround(*options.grace_seconds * 1000);
   return {.ranks = options.ranks,
           .grace = grace,
-          .failure_grace = std::min(grace, kFailureGrace),
+          .failure_grace = std::min(grace.value_or(kFailureGrace), kFailureGrace),
           .max_restarts = options.max_restarts,
           .restart_delay = kRestartDelay};
 }

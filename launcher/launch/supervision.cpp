@@ -66,7 +66,7 @@ Actions Supervision::signal_received(int signal, Milliseconds now) {
     if (first_stop_ && sent_.contains(signal)) return {};
     if (!first_stop_) {
       first_stop_ = now;
-      kill_by(now + options_.grace);
+      if (options_.grace) kill_by(now + *options_.grace);
     }
   }
   sent_.insert(signal);
@@ -106,7 +106,7 @@ void Supervision::judge(const RankEnd& end, Outcome outcome) {
 
 Actions Supervision::end_others(Outcome outcome, Milliseconds now) {
   if (outcome == Outcome::left_early) {  // the others were asked the same and are on their way
-    kill_by(now + options_.grace);
+    if (options_.grace) kill_by(now + *options_.grace);
     return {};
   }
   kill_by(now + options_.failure_grace);

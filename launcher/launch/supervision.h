@@ -5,8 +5,8 @@
 // Invariants: 1. An attempt starts all ranks and is over when all have ended; only then comes the next one or the
 // end. 2. The first rank that fails ends the others: SIGTERM at once, SIGKILL after `failure_grace`. 3. A signal that
 // the launcher receives goes to all ranks; after the first SIGTERM, SIGINT or SIGQUIT, SIGKILL follows within
-// `grace`, after one that comes kSameRequest or more later at once. What comes sooner is the same request: whoever
-// signals a whole process tree reaches the launcher once and may do so twice. 4. SIGTERM is never sent a second time by our own decision, because ranks take
+// `grace`, if there is one, after one that comes kSameRequest or more later at once. What comes sooner is the same
+// request: whoever signals a whole process tree reaches the launcher once and may do so twice. 4. SIGTERM is never sent a second time by our own decision, because ranks take
 // a second one for "leave now, without a checkpoint". 5. Nothing is restarted once the launcher itself was told to
 // stop.
 //
@@ -26,8 +26,8 @@ inline constexpr Milliseconds kSameRequest = 1'000;
 
 struct SupervisionOptions {
   int ranks = 1;
-  Milliseconds grace =
-      30'000;  ///< from a stop signal, or the first rank leaving with 75, to SIGKILL
+  /// From a stop signal, or the first rank leaving with 75, to SIGKILL; none: for as long as it takes.
+  std::optional<Milliseconds> grace = {};
   Milliseconds failure_grace = 10'000;  ///< from a failure to SIGKILL
   int max_restarts = 0;
   Milliseconds restart_delay =

@@ -73,6 +73,24 @@ TEST(Supervision, ADeadRankIsTheCauseOfAPeerThatNoticed) {
   EXPECT_EQ(supervision.verdict().culprit.rank, 1);
 }
 
+TEST(Supervision, WithoutAGraceOnlyASecondSignalKillsWhatStillSaves) {
+  Supervision supervision = started({.ranks = 2});
+  EXPECT_EQ(supervision.signal_received(SIGTERM, 1'000).signal, SIGTERM);
+  EXPECT_EQ(supervision.deadline(), std::nullopt);
+  supervision.rank_ended(exits(1, 75), 2'000);
+  EXPECT_EQ(supervision.deadline(), std::nullopt);
+  EXPECT_EQ(supervision.signal_received(SIGTERM, 1'000'000).signal, SIGKILL);
+  EXPECT_TRUE(supervision.rank_ended(dies(0, SIGKILL), 1'000'001).finished);
+  EXPECT_EQ(supervision.verdict().exit_code, 128 + SIGTERM);
+}
+
+TEST(Supervision, WithoutAGraceAFailureStillEndsTheOthersInTime) {
+  Supervision supervision = started({.ranks = 2, .failure_grace = 10'000});
+  supervision.signal_received(SIGTERM, 0);
+  supervision.rank_ended(exits(1, 78), 500);
+  EXPECT_EQ(supervision.deadline(), 10'500);
+}
+
 TEST(Supervision, ForwardsASignalAndKillsAfterTheGrace) {
   Supervision supervision = started(kTwo);
   EXPECT_EQ(supervision.signal_received(SIGTERM, 1'000).signal, SIGTERM);

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -14,7 +15,8 @@ from training import TrainingTestCase  # noqa: E402
 
 TIMEOUT = 4  # seconds that a rank would wait for another without heartbeats
 # Of each sync, about a dozen in a run; FUSEDBUN_LONG=1 makes it ten minutes in all.
-SYNC_SECONDS = 60 if os.environ.get("FUSEDBUN_LONG") == "1" else TIMEOUT * 3 // 2 + 1
+LONG = os.environ.get("FUSEDBUN_LONG") == "1"
+SYNC_SECONDS = 60 if LONG else TIMEOUT * 3 // 2 + 1
 SLOW_WORLD = {"LD_PRELOAD": os.environ["FUSEDBUN_SLOW_WORLD"]}
 
 
@@ -29,6 +31,17 @@ class Patience(TrainingTestCase):
             self.assert_trained(job.result(90 + 20 * SYNC_SECONDS), 3)
         self.assertGreater(time.time() - (self.run_dir / "metrics.jsonl").stat().st_mtime, 3 * TIMEOUT)
         self.assertFalse((self.run_dir / "error.json").exists())
+
+    @unittest.skipUnless(LONG, "takes minutes: FUSEDBUN_LONG=1")
+    def test_a_signal_to_the_launcher_waits_for_the_model(self):
+        with start("launch", "-n", "2", "--", *self.train(100_000),
+                   environment={**SLOW_WORLD, "FUSEDBUN_TEST_FSYNC_SECONDS": "20"}) as job:
+            self.wait_for_steps(3, 300)
+            began = time.monotonic()
+            job.signal(signal.SIGTERM)
+            self.assert_fails(job.result(200), 75, "the model so far is saved")
+        self.assertGreater(time.monotonic() - began, 35, "longer than another program's 30 s")
+        self.assertTrue((self.run_dir / "model.safetensors").exists())
 
     def test_rank_1_reads_its_data_for_three_times_the_timeout(self):
         slow = self.folder / "slow-text"
