@@ -50,9 +50,9 @@ struct Attempt {
   NamedTexts flags = {};  ///< with their defaults
   NamedTexts versions = {};
 
-  /// It will not be run again.
+  /// It will not be run again; one that was stopped without its model may be.
   bool finished_for_good() const {
-    return state == RunState::succeeded || state == RunState::stopped;
+    return state == RunState::succeeded || (state == RunState::stopped && exit_code == 0);
   }
 };
 

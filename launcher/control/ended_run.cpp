@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "fusedbun/core/error.h"
 #include "fusedbun/dist/run_folder/file_names.h"
 
 namespace fusedbun::launcher {
@@ -24,6 +25,8 @@ int64_t steps_in_metrics(const std::filesystem::path& run_dir) {
   return steps;
 }
 
+}  // namespace
+
 std::optional<Attempt> newest_ended(const control::JobLocation& location) {
   if (!location.address.empty()) return {};
   std::vector<Attempt> attempts = run_folder::read_run_record(location.run_dir);
@@ -38,7 +41,22 @@ std::optional<Attempt> newest_ended(const control::JobLocation& location) {
   return newest;
 }
 
-}  // namespace
+FinalState final_state(const Attempt& attempt) {
+  using control::v1::Job;
+  switch (attempt.state) {
+    case RunState::running:
+      return {Job::RUNNING, attempt.reason};
+    case RunState::succeeded:
+      return {Job::SUCCEEDED, attempt.reason};
+    case RunState::drained:
+      return {Job::STOPPED, attempt.reason.empty() ? "drained" : attempt.reason};
+    case RunState::stopped:
+      return {Job::STOPPED, attempt.reason};
+    case RunState::failed:
+      return {Job::FAILED, attempt.reason};
+  }
+  FUSEDBUN_ASSERT(false, "every state of a run is one of the contract");
+}
 
 void ask_job_or_record(const control::JobLocation& location, const std::function<void()>& live,
                        const std::function<void(const Attempt&)>& ended) {

@@ -1,5 +1,6 @@
 #include "fusedbun/launcher/control/live_job.h"
 
+#include "fusedbun/launcher/control/ended_run.h"
 #include "fusedbun/launcher/control/job_flags.h"
 
 namespace fusedbun::launcher {
@@ -18,7 +19,7 @@ int64_t settled_revision(const std::vector<control::v1::Change>& changes) {
 
 }  // namespace
 
-LiveJob::LiveJob(const control::JobLocation& location) : client_(location) {
+LiveJob::LiveJob(const control::JobLocation& location) : location_(location), client_(location) {
   view_.where = location.address.empty() ? location.run_dir.string() : location.address;
   view_.job = client_.job();
   metrics_ = std::thread([this] {
@@ -71,8 +72,25 @@ void LiveJob::refresh() {
     view_.ranks.assign(ranks.ranks().begin(), ranks.ranks().end());
     if (!ended_) view_.trouble.clear();  // it answers again
   } catch (const Error& error) {
-    const std::lock_guard lock(mutex_);
-    view_.trouble = error.what();
+    show_end(error);
+  }
+}
+
+void LiveJob::show_end(const Error& unanswered) {
+  std::optional<run_folder::Attempt> attempt;
+  if (unanswered.code() == ExitCode::unavailable) attempt = newest_ended(location_);
+  const std::lock_guard lock(mutex_);
+  // Another job may have begun in the folder meanwhile.
+  const bool is_this_job =
+      attempt && !view_.ranks.empty() && view_.ranks.front().pid() == attempt->place.pid;
+  if (is_this_job) {
+    const FinalState final = final_state(*attempt);
+    view_.job->set_state(final.state);
+    view_.job->set_state_reason(final.reason);
+    view_.job->set_step(attempt->steps);
+    view_.trouble.clear();
+  } else {
+    view_.trouble = unanswered.what();
   }
 }
 

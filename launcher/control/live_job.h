@@ -6,6 +6,7 @@
 #include <mutex>
 #include <thread>
 
+#include "fusedbun/core/error.h"
 #include "fusedbun/dist/control/control_client.h"
 #include "fusedbun/launcher/control/watch_view.h"
 
@@ -18,7 +19,8 @@ class LiveJob {
   ~LiveJob();
   LiveJob(const LiveJob&) = delete;  // owns a thread
 
-  /// Asks for state, changes and ranks. Where the job has gone, the view keeps what was known and says so.
+  /// Asks for state, changes and ranks. Where the job has gone, the view keeps what was known; its state is the final one if
+  /// the run folder tells it, else the view says that nobody answers.
   void refresh();
   WatchView view() const;
   /// The stream of metrics has ended: the job has, or does not answer.
@@ -27,6 +29,9 @@ class LiveJob {
   bool is_up_to_date() const;
 
  private:
+  void show_end(const Error& unanswered);
+
+  const control::JobLocation location_;
   control::ControlClient client_;
   mutable std::mutex mutex_;  // guards what follows
   WatchView view_;

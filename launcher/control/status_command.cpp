@@ -78,14 +78,11 @@ void print_hyperparameters(const Hyperparameters& all, int64_t revision_in_use) 
 
 /// In the contract's words, so that programs find the state where a running job has it.
 nlohmann::ordered_json job_json(const run_folder::Attempt& attempt) {
-  using run_folder::RunState;
-  const bool drained = attempt.state == RunState::drained;
-  return {{"state", drained ? "STOPPED" : name_of(attempt.state)},
-          {"state_reason", drained && attempt.reason.empty() ? "drained" : attempt.reason},
-          {"step", std::to_string(attempt.steps)},
-          {"total_steps", std::to_string(attempt.total_steps)},
-          {"world_size", attempt.world_size},
-          {"run_id", attempt.run_id}};
+  const FinalState final = final_state(attempt);
+  return {
+      {"state", Job::State_Name(final.state)}, {"state_reason", final.reason},
+      {"step", std::to_string(attempt.steps)}, {"total_steps", std::to_string(attempt.total_steps)},
+      {"world_size", attempt.world_size},      {"run_id", attempt.run_id}};
 }
 
 void print_ended(const run_folder::Attempt& attempt, OutputFormat format) {

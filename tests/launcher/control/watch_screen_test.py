@@ -18,6 +18,11 @@ BINARY, FAKE_JOB = os.environ["FUSEDBUN_BINARY"], os.environ["FUSEDBUN_FAKE_JOB"
 ENTER, LEAVE = "\x1b[?1049h", "\x1b[?1049l"
 
 
+def plain(text):
+    """Its lines without what steers a terminal."""
+    return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", text).split("\n")]
+
+
 class Screen:
     """A terminal with `fusedbun watch` on it."""
 
@@ -102,10 +107,14 @@ class WatchScreen(unittest.TestCase):
 
     def test_ends_with_the_job_and_leaves_the_last_frame(self):
         self.job.stdin.close()
-        self.screen.end()
+        self.assertEqual(self.screen.end(), 0)
         self.assert_restored()
-        self.screen.text = self.screen.text.rpartition(LEAVE)[2]
-        self.screen.read_until("step ")
+        frames, _, left = self.screen.text.rpartition(LEAVE)
+        while select.select([self.screen.master], [], [], 0.2)[0]:
+            left += self.screen.decoder.decode(os.read(self.screen.master, 65536))
+        last = plain(frames.rpartition("\x1b[H")[2])
+        self.assertRegex(last[0], r"  step [1-9]\d* of 1,000,000 ")
+        self.assertEqual([line for line in plain(left) if line], [line for line in last if line])
 
 
 if __name__ == "__main__":
