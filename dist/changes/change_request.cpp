@@ -99,11 +99,11 @@ std::optional<Refusal> check_clipping(const ValuePatch& patch,
       {{"field", std::string(name_of(patch.field))}}};
 }
 
+}  // namespace
+
 Refusal invalid(std::string reason, std::string message) {
   return {RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
 }
-
-}  // namespace
 
 std::string echo(std::string_view text) {
   constexpr size_t kEchoBytesMax = 100;

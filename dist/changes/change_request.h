@@ -61,6 +61,9 @@ struct Refusal {
   std::vector<std::pair<std::string, std::string>> metadata;
 };
 
+/// An invalid argument without metadata.
+Refusal invalid(std::string reason, std::string message);
+
 /// A param group as changes see it.
 struct LedgerGroup {
   std::string name;

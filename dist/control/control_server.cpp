@@ -23,6 +23,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/control/callers.h"
 #include "fusedbun/dist/control/credentials.h"
+#include "fusedbun/dist/control/grpc_log.h"
 #include "fusedbun/dist/control/health_reporter.h"
 #include "fusedbun/dist/control/listen_address.h"
 #include "fusedbun/dist/control/socket_path.h"
@@ -135,6 +136,7 @@ std::string new_token() {
 }
 
 ControlOptions prepared(ControlOptions options) {
+  limit_grpc_log();
   run_folder::make_private_folder(options.run_dir);
   if (options.token.empty()) options.token = new_token();
   return options;

@@ -9,21 +9,17 @@ namespace {
 constexpr int kPageDefault = 50;
 constexpr int kPageMax = 1000;
 
-changes::Refusal invalid(std::string reason, std::string message) {
-  return {changes::RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
-}
-
 }  // namespace
 
 std::variant<PageRequest, changes::Refusal> read_page(int size, const std::string& token,
                                                       int64_t begin) {
-  if (size < 0) return invalid("BAD_PAGE_SIZE", "page_size is negative");
+  if (size < 0) return changes::invalid("BAD_PAGE_SIZE", "page_size is negative");
   PageRequest page{.first = begin, .size = size == 0 ? kPageDefault : std::min(size, kPageMax)};
   if (token.empty()) return page;
   const char* end = token.data() + token.size();
   const auto read = std::from_chars(token.data(), end, page.first);
   if (read.ec != std::errc{} || read.ptr != end || page.first < begin)
-    return invalid("BAD_PAGE_TOKEN", "page_token is none that this server gave");
+    return changes::invalid("BAD_PAGE_TOKEN", "page_token is none that this server gave");
   return page;
 }
 

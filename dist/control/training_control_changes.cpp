@@ -35,10 +35,6 @@ v1::Change::State message_of(changes::ChangeState state) {
   FUSEDBUN_ASSERT(false, "every change state has a name in the contract");
 }
 
-changes::Refusal invalid(std::string reason, std::string message) {
-  return {changes::RefusalKind::invalid_argument, std::move(reason), std::move(message), {}};
-}
-
 /// Which changes are wanted: "state=NAME", "revision>N", or both with " AND " between them.
 struct ChangeFilter {
   std::optional<v1::Change::State> state;
@@ -65,9 +61,10 @@ std::variant<ChangeFilter, changes::Refusal> read_filter(const std::string& text
                           ? std::from_chars(part.data() + kRevision.size(), last, filter.after)
                           : std::from_chars_result{part.data(), std::errc::invalid_argument};
     if (read.ec != std::errc{} || read.ptr != last || filter.after < 0) {
-      return invalid("BAD_FILTER",
-                     "filter must be empty, state=SCHEDULED, APPLIED, CANCELLED or REJECTED, "
-                     "revision>N, or both with AND between them");
+      return changes::invalid(
+          "BAD_FILTER",
+          "filter must be empty, state=SCHEDULED, APPLIED, CANCELLED or REJECTED, "
+          "revision>N, or both with AND between them");
     }
   }
   return filter;

@@ -2,8 +2,12 @@
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
@@ -254,6 +258,27 @@ TEST_F(Tls, AConnectionAndItsStreamsHaveTheirTime) {
   for (v1::MetricsSample sample; stream->Read(&sample);) continue;
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_TRUE(call(*viewer, Rpc::get_job).ok()) << "over the next connection";
+}
+
+TEST_F(Tls, StrangersDoNotFillTheLog) {
+  const std::string address = server_->address();
+  sockaddr_in there{
+      .sin_family = AF_INET,
+      .sin_port = htons(static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1)))),
+      .sin_addr = {htonl(INADDR_LOOPBACK)},
+      .sin_zero = {}};
+  testing::internal::CaptureStderr();
+  constexpr int kStrangers = 50;
+  for (int i = 0; i < kStrangers; ++i) {
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    ASSERT_EQ(::connect(fd, reinterpret_cast<const sockaddr*>(&there), sizeof there), 0);
+    ASSERT_EQ(::send(fd, "GET / HTTP/1.1\r\n\r\n", 18, MSG_NOSIGNAL), 18);
+    char answer[64];
+    while (::recv(fd, answer, sizeof answer, 0) > 0) continue;  // until the server has closed it
+    ::close(fd);
+  }
+  const std::string log = testing::internal::GetCapturedStderr();
+  EXPECT_LE(std::ranges::count(log, '\n'), 1) << log;
 }
 
 TEST_F(Tls, ReflectionIsForTheSocketAlone) {
