@@ -250,10 +250,13 @@ std::string ProcessLoop::sentence_about(int received, int sent) const {
                          (received == sent ? "forwarding it" : "sending " + signal_name(sent)) +
                          " to " + std::to_string(supervision_.living()) +
                          (supervision_.living() == 1 ? " rank" : " ranks");
-  if (const auto deadline = supervision_.deadline(); deadline && sent != SIGKILL) {
-    const Milliseconds seconds = (std::max<Milliseconds>(0, *deadline - now_ms()) + 500) / 1000;
-    sentence += ", which have " + std::to_string(seconds) + " s to leave; once more after " +
-                std::to_string(kSameRequest / 1000) + " s kills them at once";
+  if (sent != SIGKILL && supervision_.asked_to_stop()) {
+    const auto deadline = supervision_.deadline();
+    const Milliseconds left = deadline ? std::max<Milliseconds>(0, *deadline - now_ms()) : 0;
+    sentence += (deadline ? ", which have " + std::to_string((left + 500) / 1000) + " s to leave"
+                          : std::string(", which leave when they have saved")) +
+                "; once more after " + std::to_string(kSameRequest / 1000) +
+                " s kills them at once";
   }
   return sentence;
 }

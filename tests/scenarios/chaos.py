@@ -118,7 +118,7 @@ def words_of(case, folder):
         train.append("--no-host-window")
     # A full disk, or more connections than descriptors, delay the model: saving is tried again every 5 s.
     grace = 20 if case.fault in ("disk", "flood") else 5
-    before = {"launch": [BINARY, "launch", "-n", case.ranks, "--grace", grace, "--"],
+    before = {"launch": [BINARY, "launch", "-n", case.ranks, "--"],
               "mpirun": [os.environ["FUSEDBUN_MPIRUN"], "-np", case.ranks, "--oversubscribe",
                          "--mca", "odls_base_sigkill_timeout", grace],
               "torchrun": [os.environ["FUSEDBUN_TORCHRUN"], "--standalone", "--no-python", "--nproc-per-node", case.ranks]}
