@@ -10,6 +10,7 @@
 #include <new>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/run_folder/standard_error.h"
 #include "fusedbun/launcher/cli/standard_streams.h"
 #include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/cli/usage.h"
@@ -87,7 +88,7 @@ void add_commands(CLI::App& app) {
 
 int fail(ExitCode code, const std::string& sentence) {
   std::cout.flush();
-  std::cerr << "fusedbun: " << shown(sentence) << std::endl;
+  run_folder::write_to_standard_error("fusedbun: " + shown(sentence) + "\n");
   return static_cast<int>(code);
 }
 

@@ -3,12 +3,12 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <iostream>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/run_folder/error_file.h"
+#include "fusedbun/dist/run_folder/standard_error.h"
 
 namespace fusedbun {
 namespace {
@@ -85,7 +85,7 @@ void Job::Parts::notice(std::string_view sentence) const {
   if (options.notice) {
     options.notice(sentence);
   } else {
-    std::cerr << "fusedbun: " << sentence << '\n';
+    run_folder::write_to_standard_error("fusedbun: " + std::string(sentence) + "\n");
   }
 }
 

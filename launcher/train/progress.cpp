@@ -38,7 +38,7 @@ std::string format(const StepLine& line) {
 }
 
 Progress::~Progress() {
-  if (line_open_) *screen_ << '\n' << std::flush;
+  if (line_open_) screen_("\n");
 }
 
 void Progress::write_to(const std::filesystem::path& log) {
@@ -57,10 +57,17 @@ void Progress::put(std::string_view line) {
 }
 
 void Progress::show(std::string_view line) {
-  if (screen_ == nullptr) return;
-  if (line_open_) *screen_ << kEraseLine;
-  line_open_ = false;
-  *screen_ << line << '\n' << std::flush;
+  if (!screen_) return;
+  std::string text(line_open_ ? kEraseLine : "");
+  if (not_shown_ > 0)
+    text += "(" + std::to_string(not_shown_) + " lines are missing here: nobody read them)\n";
+  text += std::string(line) + "\n";
+  if (screen_(text)) {
+    line_open_ = false;
+    not_shown_ = 0;
+  } else {
+    ++not_shown_;
+  }
 }
 
 void Progress::step(const StepLine& line, Clock::time_point now) {
@@ -71,8 +78,7 @@ void Progress::step(const StepLine& line, Clock::time_point now) {
   last_shown_ = now;
   if (style_ == Style::plain) {
     put(format(line));
-  } else if (screen_ != nullptr) {
-    *screen_ << kEraseLine << format(line) << std::flush;
+  } else if (screen_ && screen_(std::string(kEraseLine) + format(line))) {
     line_open_ = true;
   }
 }

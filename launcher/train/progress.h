@@ -4,18 +4,20 @@
 // colours, so NO_COLOR has nothing to switch off.
 //
 // Invariants: 1. A sentence never lands in the middle of the rewritten line. 2. Ranks other than 0 are silent: they
-// hold an object without a screen.
+// hold an object without a screen. 3. A screen that takes nothing costs lines, which are counted there when it takes some again;
+// the log has them.
 //
 // Thread safety: say() may be called from any thread; step() from one.
 #include <chrono>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <ostream>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "fusedbun/dist/run_folder/line_file.h"
 
@@ -36,8 +38,11 @@ class Progress {
   using Clock = std::chrono::steady_clock;
   enum class Style : uint8_t { rewritten, plain };
 
-  /// `screen` may be nullptr (silent). It outlives the object.
-  Progress(std::ostream* screen, Style style) : screen_(screen), style_(style) {}
+  /// Shows a text; false if nobody took it.
+  using Screen = std::function<bool(std::string_view text)>;
+
+  /// `screen` may be null (silent).
+  Progress(Screen screen, Style style) : screen_(std::move(screen)), style_(style) {}
   ~Progress();
   Progress(const Progress&) = delete;  // one line of one screen
 
@@ -53,11 +58,12 @@ class Progress {
   void show(std::string_view line);
 
   std::mutex mutex_;
-  std::ostream* screen_;
+  Screen screen_;
   Style style_;
   std::unique_ptr<run_folder::LineFile> log_;
   std::optional<Clock::time_point> last_shown_;
   bool line_open_ = false;
+  int64_t not_shown_ = 0;  ///< lines since one was
 };
 
 /// How standard error wants it: rewritten on a terminal that can, plain otherwise.

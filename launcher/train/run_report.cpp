@@ -44,8 +44,8 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
           (options.init.empty() ? "from seed " + std::to_string(options.seed)
                                 : "from " + options.init.string()),
       "text:" + sources + ": " + grouped(text.files()) + " files, " +
-          grouped(static_cast<int64_t>(text.training().size())) + " bytes to train on, " +
-          grouped(static_cast<int64_t>(text.validation().size())) + " to validate"};
+          grouped(static_cast<int64_t>(text.training_bytes())) + " bytes to train on, " +
+          grouped(static_cast<int64_t>(text.validation_bytes())) + " to validate"};
   if (!initial.assumption.empty()) sentences.push_back(initial.assumption);
   if (!text.left_out().empty()) sentences.push_back("text left out: " + left_out(text));
   if (options.warmup_steps >= options.steps)

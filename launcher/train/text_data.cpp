@@ -1,25 +1,21 @@
 #include "fusedbun/launcher/train/text_data.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <fstream>
 #include <system_error>
+#include <utility>
 
 #include "fusedbun/core/error.h"
-#define XXH_INLINE_ALL
-#include <xxhash.h>
 
 namespace fusedbun::train {
 namespace {
 
 namespace fs = std::filesystem;
 constexpr size_t kTextProbeBytes = 8 << 10;  // as git tells text from binary
-/// Files are read in pieces of their own size and one byte, which finds their end, within these bounds: a folder may have a hundred
-/// thousand small ones, and a pipe has no size.
-constexpr size_t kPieceBytesMin = 64 << 10;
-constexpr size_t kPieceBytesMax = 4 << 20;
+constexpr size_t kReadBytes = 1 << 20;       // at once; most files are smaller
 
 /// What a file is that begins so and is often given for text; empty if it is none of them.
 std::string_view other_format(std::string_view start) {
@@ -39,11 +35,6 @@ uint64_t mixed(uint64_t x) {
   return x ^ (x >> 31);
 }
 
-void copy_tokens(std::string_view text, size_t offset, std::span<int64_t> tokens) {
-  std::transform(text.begin() + offset, text.begin() + offset + tokens.size(), tokens.begin(),
-                 [](char byte) { return static_cast<unsigned char>(byte); });
-}
-
 // Why the walk through a folder passes `entry` over; empty if it does not.
 std::string_view why_passed_over(const fs::directory_entry& entry) {
   if (entry.is_symlink()) return "symbolic links";
@@ -52,6 +43,43 @@ std::string_view why_passed_over(const fs::directory_entry& entry) {
   }
   return entry.is_regular_file() ? "" : "devices, sockets and pipes";
 }
+
+class OpenFile {
+ public:
+  explicit OpenFile(const fs::path& path)
+      : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+    if (descriptor_ < 0) fail("");
+  }
+  ~OpenFile() {
+    if (descriptor_ >= 0) ::close(descriptor_);
+  }
+  OpenFile(const OpenFile&) = delete;  // owns the descriptor
+
+  /// The next bytes; none at the end.
+  std::string read() {
+    std::string bytes(kReadBytes, '\0');
+    size_t has = 0;
+    while (has < bytes.size()) {  // a pipe gives less at once
+      const ssize_t got = ::read(descriptor_, bytes.data() + has, bytes.size() - has);
+      if (got < 0 && errno == EINTR) continue;
+      if (got < 0) fail(" to its end");
+      if (got == 0) break;
+      has += static_cast<size_t>(got);
+    }
+    bytes.resize(has);
+    return bytes;
+  }
+  int release() { return std::exchange(descriptor_, -1); }
+
+ private:
+  [[noreturn]] void fail(const char* how_far) const {
+    throw DataError("cannot read " + path_.string() + how_far + ": " +
+                    std::generic_category().message(errno));
+  }
+
+  fs::path path_;
+  int descriptor_;
+};
 
 std::string joined(const std::vector<fs::path>& paths) {
   std::string text;
@@ -72,18 +100,19 @@ void require_present(const std::vector<fs::path>& sources) {
   }
 }
 
-TextData::TextData(const std::vector<fs::path>& sources, int64_t context) {
+TextData::TextData(const std::vector<fs::path>& sources, int64_t context, TextOptions options)
+    : large_from_(options.large_from), store_(std::move(options.notice)) {
   require_present(sources);
   for (const fs::path& source : sources) read(source);
   const size_t sequence = static_cast<size_t>(context) + 1;
-  FUSEDBUN_REQUIRE(!text_.empty(), DataError, "no text in " + joined(sources));
-  FUSEDBUN_REQUIRE(text_.size() >= 2 * sequence, DataError,
-                   joined(sources) + ": " + std::to_string(text_.size()) +
+  FUSEDBUN_REQUIRE(bytes() > 0, DataError, "no text in " + joined(sources));
+  FUSEDBUN_REQUIRE(bytes() >= 2 * sequence, DataError,
+                   joined(sources) + ": " + std::to_string(bytes()) +
                        " bytes of text are too few; training and validation need " +
                        std::to_string(2 * sequence) + " at a context of " +
                        std::to_string(context));
   training_bytes_ =
-      text_.size() - std::max(sequence, std::min<size_t>(text_.size() / 10, kValidationBytesMax));
+      bytes() - std::max(sequence, std::min<size_t>(bytes() / 10, kValidationBytesMax));
 }
 
 void TextData::read(const fs::path& source) {
@@ -123,62 +152,56 @@ void TextData::append(const fs::path& file, bool must_be_text) {
       type != fs::file_type::character && type != fs::file_type::block &&
           type != fs::file_type::socket,
       DataError, file.string() + " is a device or a socket: --data reads files, folders and pipes");
-  std::ifstream in(file, std::ios::binary);
-  FUSEDBUN_REQUIRE(in.good(), DataError,
-                   "cannot read " + file.string() + ": " + std::generic_category().message(errno));
-  // Straight to the end of the text, so that a large corpus is in memory once.
-  const size_t before = text_.size();
-  const size_t expected = fs::file_size(file, error);
-  if (!error) text_.reserve(before + expected + 1);
-  const size_t piece =
-      error ? kPieceBytesMax : std::clamp(expected + 1, kPieceBytesMin, kPieceBytesMax);
-  for (bool ended = false; !ended;) {
-    const size_t has = text_.size();
-    text_.resize(has + piece);
-    in.read(text_.data() + has, static_cast<std::streamsize>(piece));
-    text_.resize(has + static_cast<size_t>(in.gcount()));
-    ended = in.eof() || !in.good();
-    if (has != before) continue;
-    const auto start = std::string_view(text_).substr(before, kTextProbeBytes);
-    const std::string_view format = other_format(start);
-    FUSEDBUN_REQUIRE(must_be_text || format.empty(), DataError,
-                     file.string() + " is " + std::string(format) +
-                         ", whose bytes are no text to learn from: give --data what is in it");
-    if (must_be_text && (!format.empty() || start.find('\0') != start.npos)) {
-      text_.resize(before);
-      leave_out(file, format.empty() ? "binary files" : format);
-      return;
-    }
+  OpenFile in(file);
+  std::string piece = in.read();
+  const auto start = std::string_view(piece).substr(0, kTextProbeBytes);
+  const std::string_view format = other_format(start);
+  FUSEDBUN_REQUIRE(must_be_text || format.empty(), DataError,
+                   file.string() + " is " + std::string(format) +
+                       ", whose bytes are no text to learn from: give --data what is in it");
+  if (must_be_text && (!format.empty() || start.find('\0') != start.npos)) {
+    leave_out(file, format.empty() ? "binary files" : format);
+    return;
   }
-  FUSEDBUN_REQUIRE(!in.bad(), DataError, "cannot read " + file.string() + " to its end");
-  const bool is_empty = text_.size() == before;
   const bool is_pipe = type == fs::file_type::fifo;
-  FUSEDBUN_REQUIRE(must_be_text || !is_empty, DataError,
+  FUSEDBUN_REQUIRE(must_be_text || !piece.empty(), DataError,
                    file.string() + " is empty" +
                        (is_pipe ? ": a pipe gives its text once, so with several ranks, or read a "
                                   "second time, write it to a file"
                                 : ""));
-  if (!is_empty && text_.back() != '\n') text_ += '\n';
+  if (!is_pipe && static_cast<int64_t>(fs::file_size(file, error)) >= large_from_ && !error) {
+    store_.append_file(file, in.release());
+  } else {
+    for (; !piece.empty(); piece = in.read()) store_.append(piece);
+  }
+  if (bytes() > 0 && store_.last() != '\n') store_.append("\n");
   ++files_;
 }
 
-uint64_t TextData::digest() const {
-  return XXH3_64bits(text_.data(), text_.size());
+std::string TextData::part(size_t begin, size_t count) const {
+  std::string bytes(count, '\0');
+  store_.read(begin, bytes);
+  return bytes;
+}
+
+void TextData::read_tokens(size_t begin, std::span<int64_t> tokens) const {
+  std::ranges::transform(part(begin, tokens.size()), tokens.begin(),
+                         [](char byte) { return static_cast<unsigned char>(byte); });
 }
 
 void TextData::training_sample(const SampleId& id, std::span<int64_t> tokens) const {
   const uint64_t key = mixed(mixed(mixed(id.seed) ^ static_cast<uint64_t>(id.job_step)) ^
                              static_cast<uint64_t>(id.index));
-  copy_tokens(training(), key % (training_bytes_ - tokens.size() + 1), tokens);
+  read_tokens(key % (training_bytes_ - tokens.size() + 1), tokens);
 }
 
 int64_t TextData::validation_samples(int64_t context) const {
-  return (static_cast<int64_t>(text_.size() - training_bytes_) - 1) / context;
+  return (static_cast<int64_t>(validation_bytes()) - 1) / context;
 }
 
 void TextData::validation_sample(int64_t index, std::span<int64_t> tokens) const {
   const size_t context = tokens.size() - 1;
-  copy_tokens(validation(), static_cast<size_t>(index) * context, tokens);
+  read_tokens(training_bytes_ + static_cast<size_t>(index) * context, tokens);
 }
 
 }  // namespace fusedbun::train

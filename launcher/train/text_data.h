@@ -15,6 +15,8 @@
 #include <string_view>
 #include <vector>
 
+#include "fusedbun/launcher/train/text_store.h"
+
 namespace fusedbun::train {
 
 /// Where Debian keeps the texts of common licences: English that every installation has.
@@ -31,13 +33,23 @@ struct SampleId {
 /// Throws DataError naming the first source that does not exist. Reads no text.
 void require_present(const std::vector<std::filesystem::path>& sources);
 
+struct TextOptions {
+  /// Files of so many bytes are read where they are when they are needed, smaller ones kept in memory.
+  int64_t large_from = 64 << 20;
+  TextStore::Notice notice = [](const std::string&) {
+  };  ///< about a file that is lost while the run goes on
+};
+
 class TextData {
  public:
   /// Throws DataError naming the path that is missing, unreadable or empty, or saying how much text is too little.
-  TextData(const std::vector<std::filesystem::path>& sources, int64_t context);
+  TextData(const std::vector<std::filesystem::path>& sources, int64_t context,
+           TextOptions options = {});
 
-  std::string_view training() const { return std::string_view(text_).substr(0, training_bytes_); }
-  std::string_view validation() const { return std::string_view(text_).substr(training_bytes_); }
+  size_t bytes() const { return store_.size(); }  ///< training text, then validation text
+  size_t training_bytes() const { return training_bytes_; }
+  size_t validation_bytes() const { return bytes() - training_bytes_; }
+  std::string part(size_t begin, size_t count) const;  ///< of bytes()
   int64_t files() const { return files_; }
   /// What lies in the folders and is not read, by kind: "symbolic links", "binary files", "compressed by gzip".
   struct LeftOut {
@@ -46,7 +58,7 @@ class TextData {
   };
   const std::map<std::string_view, LeftOut>& left_out() const { return left_out_; }
   /// XXH3 of the text: equal on ranks that read the same.
-  uint64_t digest() const;
+  uint64_t digest() const { return store_.digest(); }
 
   /// Fills `tokens`: context inputs and one more, so that tokens[i + 1] is the target of tokens[i].
   void training_sample(const SampleId& id, std::span<int64_t> tokens) const;
@@ -58,8 +70,10 @@ class TextData {
   void read(const std::filesystem::path& source);
   void append(const std::filesystem::path& file, bool must_be_text);
   void leave_out(const std::filesystem::path& path, std::string_view why);
+  void read_tokens(size_t begin, std::span<int64_t> tokens) const;
 
-  std::string text_;
+  int64_t large_from_;
+  TextStore store_;
   size_t training_bytes_ = 0;
   int64_t files_ = 0;
   std::map<std::string_view, LeftOut> left_out_;  // keys are literals

@@ -19,6 +19,7 @@
 #include "fusedbun/dist/run_folder/atomic_file.h"
 #include "fusedbun/dist/run_folder/file_names.h"
 #include "fusedbun/dist/run_folder/run_record.h"
+#include "fusedbun/dist/run_folder/standard_error.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/train/across_ranks.h"
 #include "fusedbun/launcher/train/hf_gpt2.h"
@@ -134,11 +135,11 @@ class Run {
         text_(text),
         progress_(progress) {}
 
-  /// Throws what ended the job, as the job names it.
   struct End {
     changes::LeaveRequest leave;
     bool is_saved;  ///< the model; false only if somebody said to leave without it
   };
+  /// Throws what ended the job, as the job names it.
   End to_its_end() {
     try {
       try {
@@ -310,7 +311,9 @@ void train(const TrainOptions& options) {
   set_threads(options.threads, identity.local_world_size);
   const fs::path run_dir = run_folder_of(options);
   if (identity.rank == 0) run_folder::require_usable(run_dir, reuse_of(options, identity));
-  Progress progress(identity.rank == 0 && !options.quiet ? &std::cerr : nullptr, style_of_stderr());
+  const bool is_shown = identity.rank == 0 && !options.quiet;
+  Progress progress(is_shown ? Progress::Screen(run_folder::write_to_standard_error) : nullptr,
+                    style_of_stderr());
   Job job({.backend = options.backend,
            .identity = options.identity,
            .run_dir = run_dir,
@@ -331,7 +334,10 @@ void train(const TrainOptions& options) {
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
     comm::rethrow_on_all_ranks(*job.channels().host, [&] {
       model.emplace(make_model(initial, options));
-      text.emplace(options.data, options.model.context.value_or(initial.config.n_ctx));
+      text.emplace(options.data, options.model.context.value_or(initial.config.n_ctx),
+                   TextOptions{.notice = [&progress](const std::string& sentence) {
+                     progress.say(sentence);
+                   }});
     });
   } catch (const std::exception& error) {
     job.fail(error);

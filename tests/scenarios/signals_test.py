@@ -75,6 +75,23 @@ class UnderLaunch(SignalTestCase):
             self.assertEqual(job.result(120).code, 75)
         self.assert_saved(pids)
 
+    def test_a_reader_of_standard_error_that_has_stopped_holds_nothing_up(self):
+        # Nobody reads the pipe before the end; a step says a line of 40 bytes, a pipe holds 64 KiB. The launcher keeps what ranks
+        # said until somebody reads it.
+        for words in ([], ["launch", "-n", "2", "--"]):
+            self.run_dir = self.folder / f"run-{len(words)}"
+            with self.subTest(words=words), start(*words, *self.train(1_000_000, "--eval-every", "1")) as job:
+                self.wait_for_steps(3_000)
+                pids = tree(job.pid)[:-1]
+                job.signal(signal.SIGTERM)
+                if not words:
+                    self.assertEqual(job.popen.wait(30), 75)
+                self.assert_saved(pids)
+                result = job.result()
+                self.assertEqual(result.code, 75)
+                self.assertGreater((self.run_dir / "train.log").read_text().count("validation loss"), 3_000)
+                self.assertLess(result.err.count("validation loss"), 3_000)
+
     def test_nohup_keeps_a_run_alive(self):
         with Process(["sh", "-c", 'trap "" HUP; exec "$0" "$@"', BINARY, "launch", "-n", "2", "--", *self.into("run")]) as job:
             self.send(job, signal.SIGHUP, True)

@@ -13,6 +13,13 @@ namespace {
 using namespace std::chrono_literals;
 constexpr Progress::Clock::time_point kStart{};
 
+Progress::Screen onto(std::ostringstream& screen) {
+  return [&](std::string_view text) {
+    screen << text;
+    return true;
+  };
+}
+
 StepLine line(int64_t job_step) {
   return {job_step, 100, 2.5, 12'345, 83};
 }
@@ -25,7 +32,7 @@ TEST(Progress, FormatsAStep) {
 TEST(Progress, ATerminalLineIsRewrittenAtMostTenTimesASecond) {
   std::ostringstream screen;
   {
-    Progress progress(&screen, Progress::Style::rewritten);
+    Progress progress(onto(screen), Progress::Style::rewritten);
     progress.step(line(0), kStart);
     progress.step(line(1), kStart + 99ms);
     progress.step(line(2), kStart + 100ms);
@@ -37,7 +44,7 @@ TEST(Progress, ATerminalLineIsRewrittenAtMostTenTimesASecond) {
 
 TEST(Progress, PlainLinesComeEachTenSecondsAndAtTheEnd) {
   std::ostringstream screen;
-  Progress progress(&screen, Progress::Style::plain);
+  Progress progress(onto(screen), Progress::Style::plain);
   progress.step(line(0), kStart);
   progress.step(line(1), kStart + 9s);
   progress.step(line(2), kStart + 10s);
@@ -48,8 +55,31 @@ TEST(Progress, PlainLinesComeEachTenSecondsAndAtTheEnd) {
 
 TEST(Progress, AnOpenLineIsEnded) {
   std::ostringstream screen;
-  { Progress(&screen, Progress::Style::rewritten).step(line(0), kStart); }
+  { Progress(onto(screen), Progress::Style::rewritten).step(line(0), kStart); }
   EXPECT_EQ(screen.str().back(), '\n');
+}
+
+TEST(Progress, AScreenThatTakesNothingCostsLinesAndTheyAreCounted) {
+  const support::ScratchFolder folder;
+  std::ostringstream screen;
+  bool takes = true;
+  Progress progress(
+      [&](std::string_view text) {
+        if (takes) screen << text;
+        return takes;
+      },
+      Progress::Style::rewritten);
+  progress.write_to(folder / "train.log");
+  progress.step(line(0), kStart);
+  takes = false;
+  progress.say("one");
+  progress.say("two");
+  progress.step(line(1), kStart + 1s);
+  takes = true;
+  progress.say("three");
+  EXPECT_EQ(screen.str(), "\r\033[K" + format(line(0)) +
+                              "\r\033[K(2 lines are missing here: nobody read them)\nthree\n");
+  EXPECT_EQ(support::read_text(folder / "train.log"), "one\ntwo\nthree\n");
 }
 
 TEST(Progress, TheLogHasSentencesAndNoEscapes) {
@@ -64,7 +94,7 @@ TEST(Progress, TheLogHasSentencesAndNoEscapes) {
 
 TEST(Progress, ALogThatCannotBeWrittenIsToldOnTheScreenOnce) {
   std::ostringstream screen;
-  Progress progress(&screen, Progress::Style::plain);
+  Progress progress(onto(screen), Progress::Style::plain);
   progress.write_to("/dev/full");
   progress.say("one");
   progress.say("two");

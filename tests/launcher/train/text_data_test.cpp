@@ -45,8 +45,7 @@ TEST_F(TextDataTest, FoldersAreWalkedInOrderAndOnlyTextIsTaken) {
   write_text(folder_ / "empty", "");
   std::filesystem::create_symlink("a.txt", folder_ / "link");
   const TextData text({folder_ / ""}, 2);
-  EXPECT_EQ(std::string(text.training()) + std::string(text.validation()),
-            "first\nsecond\nthird\n");
+  EXPECT_EQ(text.part(0, text.bytes()), "first\nsecond\nthird\n");
   EXPECT_EQ(text.files(), 4);
 }
 
@@ -81,10 +80,10 @@ TEST_F(TextDataTest, AFileThatIsNamedIsTakenAsItIs) {
 
 TEST_F(TextDataTest, TheLastTenthIsHeldBackWithinLimits) {
   write_text(folder_ / "text", numbered(10'000));
-  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation().size(), 1000u);
-  EXPECT_EQ(TextData({folder_ / "text"}, 2000).validation().size(), 2001u) << "at least a context";
+  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation_bytes(), 1000u);
+  EXPECT_EQ(TextData({folder_ / "text"}, 2000).validation_bytes(), 2001u) << "at least a context";
   write_text(folder_ / "text", numbered(1'000'000));
-  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation().size(), size_t{kValidationBytesMax});
+  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation_bytes(), size_t{kValidationBytesMax});
 }
 
 TEST_F(TextDataTest, SamplesDependOnSeedStepAndIndexAlone) {
@@ -96,7 +95,8 @@ TEST_F(TextDataTest, SamplesDependOnSeedStepAndIndexAlone) {
   EXPECT_NE(sample(text, {1, 8, 3}, 16), once);
   EXPECT_NE(sample(text, {1, 7, 4}, 16), once);
   const std::string bytes(once.begin(), once.end());
-  EXPECT_NE(text.training().find(bytes), std::string_view::npos) << "a piece of the training text";
+  EXPECT_NE(text.part(0, text.training_bytes()).find(bytes), std::string::npos)
+      << "a piece of the training text";
 }
 
 TEST_F(TextDataTest, SamplesReachTheWholeTrainingText) {
@@ -104,13 +104,13 @@ TEST_F(TextDataTest, SamplesReachTheWholeTrainingText) {
   const TextData text({folder_ / "text"}, 7);
   std::set<std::vector<int64_t>> seen;
   for (int64_t step = 0; step < 2000; ++step) seen.insert(sample(text, {5, step, 0}, 7));
-  EXPECT_EQ(seen.size(), text.training().size() - 7) << "every start whose targets lie in the text";
+  EXPECT_EQ(seen.size(), text.training_bytes() - 7) << "every start whose targets lie in the text";
 }
 
 TEST_F(TextDataTest, ValidationSamplesCoverTheValidationTextOnce) {
   write_text(folder_ / "text", numbered(3'000));
   const TextData text({folder_ / "text"}, 20);
-  ASSERT_EQ(text.validation().size(), 300u);
+  ASSERT_EQ(text.validation_bytes(), 300u);
   ASSERT_EQ(text.validation_samples(20), 14);
   std::string targets;
   for (int64_t i = 0; i < 14; ++i) {
@@ -118,7 +118,7 @@ TEST_F(TextDataTest, ValidationSamplesCoverTheValidationTextOnce) {
     text.validation_sample(i, tokens);
     targets.append(tokens.begin() + 1, tokens.end());
   }
-  EXPECT_EQ(targets, text.validation().substr(1, 280));
+  EXPECT_EQ(targets, text.part(text.training_bytes() + 1, 280));
 }
 
 TEST_F(TextDataTest, DigestTellsTextsApart) {
@@ -157,7 +157,44 @@ TEST_F(TextDataTest, AFileOfManyPiecesIsReadWhole) {
   const std::string content = numbered(9'000'000) + "\n";
   write_text(folder_ / "a", content);
   const TextData text({folder_ / "a"}, 2);
-  EXPECT_TRUE(std::string(text.training()) + std::string(text.validation()) == content);
+  EXPECT_TRUE(text.part(0, text.bytes()) == content);
+}
+
+// Small files in memory and large ones where they are make one text.
+TEST_F(TextDataTest, WhereTheBytesAreMakesNoDifference) {
+  write_text(folder_ / "a", "small\n");
+  write_text(folder_ / "b",
+             numbered(5'000'000));  // more than is read at once, without a newline at the end
+  write_text(folder_ / "c", "small too");
+  write_text(folder_ / "d", numbered(3'000) + "\n");
+  const TextData in_memory({folder_ / ""}, 16);
+  const TextData in_files({folder_ / ""}, 16, {.large_from = 1'000});
+  EXPECT_EQ(in_files.bytes(), 5'000'000u + 1 + 3'001 + 6 + 10);
+  EXPECT_EQ(in_files.digest(), in_memory.digest());
+  ASSERT_TRUE(in_files.part(0, in_files.bytes()) == in_memory.part(0, in_memory.bytes()));
+  for (size_t begin = 4'999'990; begin < in_files.bytes() - 40; ++begin)
+    ASSERT_EQ(in_files.part(begin, 40), in_memory.part(begin, 40)) << begin;
+  for (int64_t step = 0; step < 100; ++step)
+    ASSERT_EQ(sample(in_files, {1, step, 0}, 16), sample(in_memory, {1, step, 0}, 16));
+}
+
+TEST_F(TextDataTest, AFileThatIsRemovedIsStillReadAndOneThatIsCutCostsItsBytesAlone) {
+  const std::string content = numbered(5'000) + "\n";
+  write_text(folder_ / "kept", content);
+  write_text(folder_ / "cut", content);
+  std::vector<std::string> said;
+  const TextOptions options{.large_from = 1'000,
+                            .notice = [&](const std::string& what) { said.push_back(what); }};
+  const TextData text({folder_ / "kept", folder_ / "cut"}, 16, options);
+  std::filesystem::remove(folder_ / "kept");
+  EXPECT_EQ(text.part(0, text.bytes()), content + content);
+  EXPECT_TRUE(said.empty());
+  std::filesystem::resize_file(folder_ / "cut", 100);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(text.part(content.size() + 90, 20), content.substr(90, 10) + std::string(10, '\n'));
+  }
+  ASSERT_EQ(said.size(), 1u) << "once";
+  EXPECT_THAT(said[0], HasSubstr((folder_ / "cut").string()));
 }
 
 TEST_F(TextDataTest, RefusalsNameThePath) {
