@@ -90,7 +90,8 @@ class UnderLaunch(SignalTestCase):
                 result = job.result()
                 self.assertEqual(result.code, 75)
                 self.assertGreater((self.run_dir / "train.log").read_text().count("validation loss"), 3_000)
-                self.assertLess(result.err.count("validation loss"), 3_000)
+                if not words:
+                    self.assertLess(result.err.count("validation loss"), 3_000)
 
     def test_nohup_keeps_a_run_alive(self):
         with Process(["sh", "-c", 'trap "" HUP; exec "$0" "$@"', BINARY, "launch", "-n", "2", "--", *self.into("run")]) as job:
