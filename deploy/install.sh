@@ -50,17 +50,20 @@ pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 missing_wheels() { comm -23 <(listed requirements) <(pip freeze --all 2>/dev/null | sort -u); }
 
 install_wheels() {
-  local missing free_gb place
+  # pip unpacks here: /tmp is often small, and in memory.
+  local missing free_gb place unpack=${TMPDIR:-$ROOT/.venv/unpack}
   pip --version >/dev/null 2>&1 || python3 -m venv .venv
   mapfile -t missing < <(missing_wheels)
   [ ${#missing[@]} -gt 0 ] || { echo "nothing is missing"; return; }
-  for place in "$ROOT" "${TMPDIR:-/tmp}"; do  # pip unpacks in the second
+  for place in "$ROOT" ${TMPDIR:+"$TMPDIR"}; do
     free_gb=$(df --output=avail -BG "$place" | tail -1 | tr -dc 0-9)
     [ "$free_gb" -ge "$space_gb" ] ||
       fail 74 "$place has $free_gb GB of free space, and downloading and unpacking needs $space_gb GB: make room, or set TMPDIR"
   done
   echo "missing: ${missing[*]}"
-  pip install --quiet --progress-bar off --no-deps "${missing[@]}"
+  mkdir -p "$unpack"
+  TMPDIR=$unpack pip install --quiet --progress-bar off --no-deps "${missing[@]}"
+  rm -rf .venv/unpack
   echo "installed ${#missing[@]} wheels; .venv now takes $(du -sh .venv | cut -f1)"
 }
 
