@@ -27,6 +27,7 @@
 #include "fusedbun/launcher/control/history_command.h"
 #include "fusedbun/launcher/control/leave_commands.h"
 #include "fusedbun/launcher/control/ranks_command.h"
+#include "fusedbun/launcher/control/save_to_command.h"
 #include "fusedbun/launcher/control/set_command.h"
 #include "fusedbun/launcher/control/status_command.h"
 #include "fusedbun/launcher/control/watch_command.h"
@@ -77,6 +78,7 @@ void add_commands(CLI::App& app) {
   add_history_command(app);
   add_drain_command(app);
   add_stop_command(app);
+  add_save_to_command(app);
   add_health_command(app);
 #endif
 #ifdef FUSEDBUN_HAS_TORCH

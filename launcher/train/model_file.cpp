@@ -13,43 +13,43 @@
 namespace fusedbun::train {
 namespace {
 
+namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 using Clock = std::chrono::steady_clock;
 
-/// Returns early, and true, if patience has come to its end.
-bool wait_in_vain(const ModelFile::Patience& patience) {
-  const auto end = Clock::now() + patience.between_tries;
-  while (Clock::now() < end) {
-    if (patience.gives_up()) return true;
-    std::this_thread::sleep_for(std::min<Clock::duration>(100ms, end - Clock::now()));
-  }
-  return false;
+void require_unused(const fs::path& path) {
+  std::error_code error;
+  FUSEDBUN_REQUIRE(!fs::exists(fs::symlink_status(path, error)), IoError,
+                   path.string() + " is there already");
 }
 
 }  // namespace
 
-ModelFile::ModelFile(std::filesystem::path path, int64_t bytes)
-    : path_(std::move(path)), at_start_(version_of(path_)) {
+ModelFile::ModelFile(fs::path path, int64_t bytes, fs::path elsewhere)
+    : path_(std::move(path)), elsewhere_(std::move(elsewhere)), at_start_(version_of(path_)) {
+  std::error_code error;
+  if (fs::is_symlink(elsewhere_, error)) fs::remove(elsewhere_, error);
   run_folder::require_writable(path_);
   run_folder::require_space(path_, bytes);
 }
 
-std::optional<std::filesystem::path> ModelFile::save(
-    const std::function<void(const std::filesystem::path&)>& write,
-    const Patience& patience) const {
-  for (bool told = false;;) {
-    const std::filesystem::path path = target();
+std::optional<fs::path> ModelFile::save(const std::function<void(const fs::path&)>& write,
+                                        const Patience& patience) const {
+  for (fs::path told;;) {
+    const fs::path path = target();
     try {
+      if (has_other_place()) require_unused(path);
       write(path);
       return path;
     } catch (const IoError& error) {
-      if (!std::exchange(told, true)) {
+      if (std::exchange(told, path) != path) {
         patience.notice(std::string(error.what()) +
                         "; the model is kept in memory and saving is tried again every " +
                         std::to_string(patience.between_tries.count() / 1000) +
-                        " s: make room, or leave without it by 'fusedbun stop' or one more signal");
+                        " s: make room, name another place with 'fusedbun save-to', or leave "
+                        "without it by 'fusedbun stop' or one more signal");
       }
-      if (wait_in_vain(patience)) {
+      if (wait_in_vain(path, patience)) {
         patience.notice(std::string(error.what()) + "; left without saving the model, as told");
         return std::nullopt;
       }
@@ -57,17 +57,35 @@ std::optional<std::filesystem::path> ModelFile::save(
   }
 }
 
-std::optional<ModelFile::Version> ModelFile::version_of(const std::filesystem::path& path) {
+// Returns early if there is another place, and, with true, if patience has come to its end.
+bool ModelFile::wait_in_vain(const fs::path& tried, const Patience& patience) const {
+  const auto end = Clock::now() + patience.between_tries;
+  while (Clock::now() < end && target() == tried) {
+    if (patience.gives_up()) return true;
+    std::this_thread::sleep_for(std::min<Clock::duration>(100ms, end - Clock::now()));
+  }
+  return false;
+}
+
+std::optional<ModelFile::Version> ModelFile::version_of(const fs::path& path) {
   struct stat found {};
   if (::stat(path.c_str(), &found) != 0) return {};
   return Version{found.st_dev, found.st_ino,
                  found.st_mtim.tv_sec * 1'000'000'000 + found.st_mtim.tv_nsec};
 }
 
-std::filesystem::path ModelFile::target() const {
+bool ModelFile::has_other_place() const {
+  std::error_code error;
+  return fs::is_symlink(elsewhere_, error);
+}
+
+fs::path ModelFile::target() const {
+  std::error_code error;
+  if (const fs::path named = fs::read_symlink(elsewhere_, error); !error)
+    return elsewhere_.parent_path() / named;
   const std::optional<Version> now = version_of(path_);
   if (!now || now == at_start_) return path_;
-  std::filesystem::path beside = path_.parent_path() / path_.stem();
+  fs::path beside = path_.parent_path() / path_.stem();
   beside += "-" + std::to_string(::getpid());
   beside += path_.extension();
   return beside;

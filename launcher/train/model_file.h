@@ -14,16 +14,17 @@ namespace fusedbun::train {
 
 class ModelFile {
  public:
-  /// Throws IoError if `path` cannot be written, or `bytes` do not fit there.
-  ModelFile(std::filesystem::path path, int64_t bytes);
+  /// Throws IoError if `path` cannot be written, or `bytes` do not fit there. Whoever makes `elsewhere` a link while the run goes
+  /// on gives the model another place, where nothing is yet; one that is there already is of an earlier run, and removed.
+  ModelFile(std::filesystem::path path, int64_t bytes, std::filesystem::path elsewhere);
 
   struct Patience {
     std::function<void(const std::string& sentence)> notice;  ///< after the first failure
     std::function<bool()> gives_up;                           ///< asked while it waits
     std::chrono::milliseconds between_tries{5000};
   };
-  /// Calls `write` with a path until it does not throw IoError, and returns that path: the one given, or, if another job
-  /// has saved its model there meanwhile, a name beside it. Nothing if patience gives up: the model is not saved.
+  /// Calls `write` with a path until it does not throw IoError, and returns that path: where the link `elsewhere` points, or the
+  /// one given, or, if another job has saved its model there meanwhile, a name beside it. Nothing if patience gives up: the model is not saved.
   std::optional<std::filesystem::path> save(
       const std::function<void(const std::filesystem::path&)>& write,
       const Patience& patience) const;
@@ -36,9 +37,11 @@ class ModelFile {
     bool operator==(const Version&) const = default;
   };
   static std::optional<Version> version_of(const std::filesystem::path& path);
+  bool has_other_place() const;
   std::filesystem::path target() const;
+  bool wait_in_vain(const std::filesystem::path& tried, const Patience& patience) const;
 
-  std::filesystem::path path_;
+  std::filesystem::path path_, elsewhere_;
   std::optional<Version> at_start_;
 };
 

@@ -222,7 +222,8 @@ class Run {
     }
     model_file_ = std::make_unique<ModelFile>(
         model_path,
-        model_->parameter_count() * static_cast<int64_t>(sizeof(float)) + kHeaderBytesMax);
+        model_->parameter_count() * static_cast<int64_t>(sizeof(float)) + kHeaderBytesMax,
+        run_dir_ / run_folder::kSaveToName);
     metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName, say);
   }
 

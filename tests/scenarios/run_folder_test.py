@@ -78,6 +78,25 @@ class SmallDisk(TrainingTestCase):
             self.assertEqual(run("stop", "--run-dir", self.run_dir).code, 0)
             self.assert_fails(job.result(), 75, "left without saving the model, as told")
 
+    def test_the_model_is_saved_in_another_place_that_is_named_meanwhile(self):
+        model = self.folder / "another disk" / "model.safetensors"
+        save_to = ["save-to", model, "--run-dir", self.run_dir]
+        self.assert_fails(run(*save_to), 69, "no run is going on")
+        with start("launch", "-n", "2", "--", *self.train(100_000)) as job:
+            self.wait_for_steps(3)
+            self.assert_fails(run(*save_to), 78, f"{model.parent} is no folder")
+            fill(self.disk)
+            job.signal(signal.SIGTERM)
+            while "saving is tried again" not in (line := job.popen.stderr.readline()):
+                self.assertTrue(line)
+            model.parent.mkdir()
+            self.assertEqual(run(*save_to).code, 0)
+            result = job.result()
+        self.assert_fails(result, 75, "the model so far is saved")
+        self.assertIn(f"model              {model}", result.out)
+        self.assertGreater(model.stat().st_size, 0)
+        self.assert_fails(run(*save_to), 69, "no run is going on")
+
     def test_a_model_that_cannot_fit_is_refused_before_training(self):
         result = run("launch", "-n", "2", "--", *self.train(5, "--width", "256", "--layers", "2"))
         self.assert_fails(result, 74, "model.safetensors: it will take", "make room")

@@ -28,19 +28,20 @@ class ModelFileTest : public testing::Test {
   }
   support::ScratchFolder folder_;
   fs::path path_ = folder_ / "model.safetensors";
+  fs::path elsewhere_ = folder_ / "save_to";
   std::vector<std::string> said_;
 };
 
 TEST_F(ModelFileTest, WhatCannotBeSavedIsKnownAtTheStart) {
-  EXPECT_THROW(ModelFile(folder_ / "absent/model", 1), IoError);
-  EXPECT_THAT([&] { ModelFile(path_, int64_t{1} << 60); },
+  EXPECT_THROW(ModelFile(folder_ / "absent/model", 1, elsewhere_), IoError);
+  EXPECT_THAT([&] { ModelFile(path_, int64_t{1} << 60, elsewhere_); },
               ThrowsMessage<IoError>(HasSubstr("make room")));
   EXPECT_FALSE(fs::exists(path_));
 }
 
 TEST_F(ModelFileTest, SavingIsTriedUntilItWorksAndToldOnce) {
   int tries = 0;
-  const ModelFile file(path_, 1);
+  const ModelFile file(path_, 1, elsewhere_);
   const std::optional<fs::path> saved = file.save(
       [&](const fs::path& path) {
         if (++tries < 4) throw IoError("no space");
@@ -55,7 +56,7 @@ TEST_F(ModelFileTest, SavingIsTriedUntilItWorksAndToldOnce) {
 
 TEST_F(ModelFileTest, ItIsGivenUpOnlyWhenSomebodySaysSo) {
   int tries = 0;
-  const ModelFile file(path_, 1);
+  const ModelFile file(path_, 1, elsewhere_);
   const auto saved = file.save(
       [&](const fs::path&) {
         ++tries;
@@ -67,15 +68,42 @@ TEST_F(ModelFileTest, ItIsGivenUpOnlyWhenSomebodySaysSo) {
   EXPECT_THAT(said_.back(), HasSubstr("no space; left without saving the model, as told"));
 }
 
+TEST_F(ModelFileTest, AnotherPlaceCanBeGivenWhileItIsTried) {
+  fs::create_symlink(folder_ / "of an earlier run", elsewhere_);
+  const ModelFile file(path_, 1, elsewhere_);
+  write_text(folder_ / "taken", "another file");
+  fs::create_directory(folder_ / "other");
+  int tries = 0;
+  const auto saved = file.save(
+      [&](const fs::path& path) {
+        ++tries;
+        if (path == path_) throw IoError("no space");
+        write_text(path, "model");
+      },
+      patience([&] {
+        // First a name that is taken, then one that is not.
+        if (said_.size() < 3) {
+          fs::remove(elsewhere_);
+          fs::create_symlink(folder_ / "other" / (said_.size() == 1 ? "../taken" : "model"),
+                             elsewhere_);
+        }
+        return false;
+      }));
+  EXPECT_EQ(saved, folder_ / "other/model");
+  EXPECT_EQ(tries, 2) << "a file that is there is not written";
+  EXPECT_EQ(read_text(folder_ / "taken"), "another file");
+  EXPECT_THAT(said_, ElementsAre(HasSubstr("no space"), HasSubstr("taken is there already")));
+}
+
 TEST_F(ModelFileTest, OtherErrorsAreNotTriedAgain) {
-  const ModelFile file(path_, 1);
+  const ModelFile file(path_, 1, elsewhere_);
   EXPECT_THROW(file.save([](const fs::path&) { throw DataError("our bug"); }, patience()),
                DataError);
 }
 
 TEST_F(ModelFileTest, AModelThatWasThereAtTheStartIsReplaced) {
   write_text(path_, "old");
-  const ModelFile file(path_, 1);
+  const ModelFile file(path_, 1, elsewhere_);
   EXPECT_EQ(file.save([](const fs::path& path) { write_text(path, "new"); }, patience()), path_);
   EXPECT_EQ(read_text(path_), "new");
 }
@@ -84,7 +112,7 @@ TEST_F(ModelFileTest, AModelThatAnotherJobSavedMeanwhileIsKept) {
   const fs::path beside = folder_ / ("model-" + std::to_string(::getpid()) + ".safetensors");
   for (const bool was_there : {false, true}) {
     if (was_there) write_text(path_, "old");
-    const ModelFile file(path_, 1);
+    const ModelFile file(path_, 1, elsewhere_);
     write_text(folder_ / "other", "another job's");
     fs::rename(folder_ / "other", path_);
     EXPECT_EQ(file.save([](const fs::path& path) { write_text(path, "mine"); }, patience()),
