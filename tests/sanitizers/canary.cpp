@@ -29,16 +29,19 @@ void on_two_threads(const std::function<void()>& body) {
 // Hooks of two ranks, called from libtorch_cpu.so. They meet by relaxed atomics, which order nothing; a lock of
 // LibTorch's between the two would hide the race.
 void race_in_hooks() {
-  std::atomic<int> inside{0};
-  on_two_threads([&] {
-    const at::Tensor tensor = at::ones({4}).requires_grad_();
-    tensor.register_hook([&](const at::Tensor&) {
-      inside.fetch_add(1, std::memory_order_relaxed);
-      while (inside.load(std::memory_order_relaxed) < 2) std::this_thread::yield();
-      counter = counter + 1;
+  // On a busy machine one of the two may be held up so long that a single try is not always seen.
+  for (int i = 0; i < 20; ++i) {
+    std::atomic<int> inside{0};
+    on_two_threads([&] {
+      const at::Tensor tensor = at::ones({4}).requires_grad_();
+      tensor.register_hook([&](const at::Tensor&) {
+        inside.fetch_add(1, std::memory_order_relaxed);
+        while (inside.load(std::memory_order_relaxed) < 2) std::this_thread::yield();
+        counter = counter + 1;
+      });
+      tensor.sum().backward();
     });
-    tensor.sum().backward();
-  });
+  }
 }
 
 // Tasks of one parallel region, called from libgomp.
