@@ -4,11 +4,13 @@ import contextlib
 import os
 import pty
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import unittest
 from pathlib import Path
@@ -149,6 +151,22 @@ class Output(TestCase):
         os.close(follower)
         self.assertEqual(os.read(leader, 1000), b"0 sees a terminal\r\n")
         os.close(leader)
+
+    def test_a_terminal_that_stops_writers_from_other_groups_does_not_stop_rank_zero(self):
+        pid, terminal = pty.fork()
+        if pid == 0:
+            settings = termios.tcgetattr(0)
+            settings[3] |= termios.TOSTOP  # stty tostop
+            termios.tcsetattr(0, termios.TCSANOW, settings)
+            os.execv(BINARY, [BINARY, "launch", "-n", "2", "--", "sh", "-c", "echo rank $RANK >&2"])
+        said = b""
+        with contextlib.suppress(OSError):  # the terminal has gone
+            while select.select([terminal], [], [], 20)[0]:
+                said += os.read(terminal, 1000)
+            os.kill(pid, signal.SIGKILL)  # nothing came for a long time
+        self.assertEqual(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0)
+        os.close(terminal)
+        self.assertIn(b"rank 0\r\n", said)
 
     def test_a_reader_that_stops_reading_does_not_hold_up_signals(self):
         with launch(2, "while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done") as job:
