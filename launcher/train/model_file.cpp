@@ -1,5 +1,6 @@
 #include "fusedbun/launcher/train/model_file.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -25,6 +26,14 @@ void require_unused(const fs::path& path) {
 
 }  // namespace
 
+void SpareDescriptor::keep() {
+  if (descriptor_ < 0) descriptor_ = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+void SpareDescriptor::give_back() {
+  if (descriptor_ >= 0) ::close(std::exchange(descriptor_, -1));
+}
+
 ModelFile::ModelFile(fs::path path, int64_t bytes, fs::path elsewhere)
     : path_(std::move(path)), elsewhere_(std::move(elsewhere)), at_start_(version_of(path_)) {
   std::error_code error;
@@ -39,9 +48,11 @@ std::optional<fs::path> ModelFile::save(const std::function<void(const fs::path&
     const fs::path path = target();
     try {
       if (has_other_place()) require_unused(path);
+      spare_.give_back();
       write(path);
       return path;
     } catch (const IoError& error) {
+      spare_.keep();
       if (std::exchange(told, path) != path) {
         patience.notice(std::string(error.what()) +
                         "; the model is kept in memory and saving is tried again every " +

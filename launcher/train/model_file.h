@@ -12,6 +12,19 @@
 
 namespace fusedbun::train {
 
+/// A file descriptor that nothing uses until it is given back: others, as a flood of connections, may have taken all the rest.
+class SpareDescriptor {
+ public:
+  SpareDescriptor() { keep(); }
+  ~SpareDescriptor() { give_back(); }
+  SpareDescriptor(const SpareDescriptor&) = delete;  // owns the descriptor
+  void keep();
+  void give_back();
+
+ private:
+  int descriptor_ = -1;
+};
+
 class ModelFile {
  public:
   /// Throws IoError if `path` cannot be written, or `bytes` do not fit there. Whoever makes `elsewhere` a link while the run goes
@@ -42,6 +55,7 @@ class ModelFile {
   bool wait_in_vain(const std::filesystem::path& tried, const Patience& patience) const;
 
   std::filesystem::path path_, elsewhere_;
+  mutable SpareDescriptor spare_;  // for save(), which has one file open at a time
   std::optional<Version> at_start_;
 };
 

@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <vector>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
 #include "fusedbun/tests/support/scratch_folder.h"
 
 namespace fusedbun::train {
@@ -93,6 +95,26 @@ TEST_F(ModelFileTest, AnotherPlaceCanBeGivenWhileItIsTried) {
   EXPECT_EQ(tries, 2) << "a file that is there is not written";
   EXPECT_EQ(read_text(folder_ / "taken"), "another file");
   EXPECT_THAT(said_, ElementsAre(HasSubstr("no space"), HasSubstr("taken is there already")));
+}
+
+TEST_F(ModelFileTest, ItIsSavedWhenOthersHaveTakenAllDescriptors) {
+  const ModelFile file(path_, 1, elsewhere_);
+  std::vector<int> taken;
+  for (int one = ::dup(0); one >= 0; one = ::dup(0)) taken.push_back(one);
+  ASSERT_EQ(errno, EMFILE);
+  int tries = 0;
+  const auto saved = file.save(
+      [&](const fs::path& path) {
+        ++tries;
+        run_folder::AtomicFile model(path);
+        model.write("model");
+        model.commit();
+      },
+      patience([&] { return tries > 3; }));
+  for (const int one : taken) ::close(one);
+  EXPECT_EQ(saved, path_);
+  EXPECT_EQ(tries, 1);
+  EXPECT_EQ(read_text(path_), "model");
 }
 
 TEST_F(ModelFileTest, OtherErrorsAreNotTriedAgain) {
