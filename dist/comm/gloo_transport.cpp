@@ -27,6 +27,21 @@ std::vector<at::Tensor> tensor_of(ControlFrame& frame) {
   return tensor_of(reinterpret_cast<std::byte*>(&frame), sizeof frame);
 }
 
+std::string name_of_message(bool is_send, int peer) {
+  return std::string(is_send ? "sending to" : "receiving from") + " rank " + std::to_string(peer);
+}
+
+// Gloo's own errors name an address and a port, which tell nobody who it was.
+template <class Action>
+auto named(bool is_send, int peer, Action action) {
+  try {
+    return action();
+  } catch (const std::exception& error) {
+    throw std::runtime_error(name_of_message(is_send, peer) + " failed (" + first_line(error) +
+                             ")");
+  }
+}
+
 class GlooTransfer;
 
 // The transfers that somebody may wait for.
@@ -77,15 +92,9 @@ class GlooTransfer final : public Transfer {
   void wait(Progress& progress) override {
     for (Part& part : parts) {
       progress.waits_for(part.peer);
-      const std::string what = std::string(part.is_send ? "sending to" : "receiving from") +
-                               " rank " + std::to_string(part.peer);
-      bool done = false;
-      try {
-        done = part.work->wait(kForever);
-      } catch (const std::exception& error) {
-        throw std::runtime_error(what + " failed (" + first_line(error) + ")");
-      }
-      if (!done) throw std::runtime_error(what + " was aborted");
+      const bool done = named(part.is_send, part.peer, [&] { return part.work->wait(kForever); });
+      if (!done)
+        throw std::runtime_error(name_of_message(part.is_send, part.peer) + " was aborted");
       progress.moved();
     }
   }
@@ -131,11 +140,15 @@ class GlooTransport final : public Transport {
     if (closed_) throw std::runtime_error("the connections are closed");
     for (const Packet& packet : receives) {
       auto tensors = tensor_of(packet.data, packet.bytes);
-      transfer->parts.push_back({false, packet.peer, receive(tensors, packet.peer, packet.tag)});
+      transfer->parts.push_back({false, packet.peer, named(false, packet.peer, [&] {
+                                   return receive(tensors, packet.peer, packet.tag);
+                                 })});
     }
     for (const Packet& packet : sends) {
       auto tensors = tensor_of(packet.data, packet.bytes);
-      transfer->parts.push_back({true, packet.peer, send(tensors, packet.peer, packet.tag)});
+      transfer->parts.push_back({true, packet.peer, named(true, packet.peer, [&] {
+                                   return send(tensors, packet.peer, packet.tag);
+                                 })});
     }
     return transfer;
   }
