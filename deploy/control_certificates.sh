@@ -56,7 +56,7 @@ sign() {
 
 # point NAME TARGET: NAME becomes a link to TARGET, whatever it was
 point() {
-  ln -s "$2" "$1.new"
+  ln -sfn "$2" "$1.new"
   mv -T "$1.new" "$1"
 }
 

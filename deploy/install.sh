@@ -61,6 +61,7 @@ install_wheels() {
       fail 74 "$place has $free_gb GB of free space, and downloading and unpacking needs $space_gb GB: make room, or set TMPDIR"
   done
   echo "missing: ${missing[*]}"
+  rm -rf .venv/unpack  # of a try that was interrupted
   mkdir -p "$unpack"
   TMPDIR=$unpack pip install --quiet --progress-bar off --no-deps "${missing[@]}"
   rm -rf .venv/unpack

@@ -15,6 +15,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/safetensors_header.h"
 #include "fusedbun/dist/run_folder/atomic_file.h"
+#include "fusedbun/dist/run_folder/descriptor.h"
 
 namespace fusedbun::checkpoint {
 namespace {
@@ -23,12 +24,6 @@ static_assert(std::endian::native == std::endian::little,
               "the format is little endian, and so is this reader");
 constexpr size_t kPrefixBytes = sizeof(uint64_t);
 
-/// A descriptor that closes itself.
-struct Descriptor {
-  int value;
-  ~Descriptor() { ::close(value); }
-};
-
 [[noreturn]] void fail_io(const std::filesystem::path& path, const char* what) {
   throw IoError(std::string("cannot ") + what + " " + path.string() + ": " +
                 std::generic_category().message(errno));
@@ -36,25 +31,27 @@ struct Descriptor {
 
 std::span<const std::byte> map_file(const std::filesystem::path& path) {
   // O_NONBLOCK: opening a pipe must not wait for a writer before fstat can refuse it.
-  const Descriptor file{::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK)};
-  if (file.value < 0) {
+  const run_folder::Descriptor file(
+      ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (!file.is_open()) {
     FUSEDBUN_REQUIRE(errno != ELOOP, DataError,
                      path.string() + " is a symbolic link, which is not followed");
     fail_io(path, "open");
   }
   struct stat facts {};
-  if (::fstat(file.value, &facts) != 0) fail_io(path, "stat");
+  if (::fstat(file.value(), &facts) != 0) fail_io(path, "stat");
   FUSEDBUN_REQUIRE(S_ISREG(facts.st_mode), DataError, path.string() + " is not a regular file");
   const auto bytes = static_cast<size_t>(facts.st_size);
   FUSEDBUN_REQUIRE(
       bytes >= kPrefixBytes, DataError,
       path.string() + ": " + std::to_string(bytes) + " bytes are too few for a safetensors file");
-  void* memory = ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file.value, 0);
+  void* memory = ::mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, file.value(), 0);
   if (memory == MAP_FAILED) fail_io(path, "map");
   return {static_cast<const std::byte*>(memory), bytes};
 }
 
-/// What a file is that begins so, read as a length too large for any header, and is often taken for safetensors; empty if it is none of them.
+/// What a file is that begins so and is often taken for safetensors; empty if it is none of them. Read as a length, each of these
+/// beginnings is larger than any header.
 std::string_view other_format(std::string_view start) {
   if (start.starts_with("{"))
     return "JSON, perhaps the index of a model in several shards: one file is read, so save it "

@@ -31,7 +31,7 @@ std::string name_of_message(bool is_send, int peer) {
   return std::string(is_send ? "sending to" : "receiving from") + " rank " + std::to_string(peer);
 }
 
-// Gloo's own errors name an address and a port, which tell nobody who it was.
+// Adds the rank to Gloo's errors, which name only an address and a port.
 template <class Action>
 auto named(bool is_send, int peer, Action action) {
   try {

@@ -3,12 +3,13 @@
 #include <grpc/support/log.h>
 
 #include <chrono>
-#include <cinttypes>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <mutex>
 #include <optional>
+#include <string>
+
+#include "fusedbun/dist/run_folder/standard_error.h"
 
 namespace fusedbun::control {
 namespace {
@@ -27,10 +28,9 @@ void write_now_and_then(gpr_log_func_args* line) {
     return;
   }
   last = now;
-  std::fprintf(stderr,
-               "gRPC: %s (at most a line a minute; left out so far: %" PRId64
-               "; GRPC_VERBOSITY=error shows all)\n",
-               line->message, left_out);
+  run_folder::write_to_standard_error(
+      "gRPC: " + std::string(line->message) + " (at most a line a minute; left out so far: " +
+      std::to_string(left_out) + "; GRPC_VERBOSITY=error shows all)\n");
 }
 
 }  // namespace

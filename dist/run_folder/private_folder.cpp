@@ -37,8 +37,8 @@ std::string name_of_user(uid_t user) {
   return entry != nullptr ? entry->pw_name : std::to_string(user);
 }
 
-// "user bob", "the members of group staff", or empty. Root may write everything anyway, and a group that is named as its user
-// is that user's own (Debian and Red Hat give everybody one, with umask 002).
+// "user bob", "the members of group staff", or empty. Root does not count. Nor does a group with the user's own name: Debian and
+// Red Hat give each user a private group, and often umask 002.
 std::string others_who_may_write(const struct stat& folder) {
   if (folder.st_uid != ::geteuid() && folder.st_uid != 0)
     return "user " + name_of_user(folder.st_uid);

@@ -9,8 +9,7 @@ namespace fusedbun::run_folder {
 
 /// Makes `folder`, its parents with the user's umask and itself with mode 0700, unless it is there. Throws PermissionError (77)
 /// if it is there and every user may write it (a shared /tmp-like folder with the sticky bit too); IoError (74). Returns a
-/// sentence for the user if somebody else may change what lies in it, its group or another owner than this user and root;
-/// else nothing.
+/// warning for the user if another user or a shared group can write to it, else an empty string.
 std::string make_private_folder(const std::filesystem::path& folder);
 
 /// A folder of this user alone for sockets whose path cannot be used elsewhere: $XDG_RUNTIME_DIR/fusedbun if that is this

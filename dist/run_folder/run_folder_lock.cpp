@@ -60,7 +60,7 @@ RunFolderLock::RunFolderLock(const std::filesystem::path& run_dir) {
     }
     warnings_.push_back(
         "the file system of " + run_dir.string() + " has no locks (" + std::strerror(error) +
-        "), so nothing keeps a second job out: give each job a run folder of its own");
+        "), so a second job in it would not be noticed: give each job a run folder of its own");
   }
   write_holder(fd_);
   remove_leftovers(run_dir);

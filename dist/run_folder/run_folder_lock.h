@@ -13,14 +13,14 @@ namespace fusedbun::run_folder {
 class RunFolderLock {
  public:
   /// Makes the folder (0700) if it is missing. Throws UnavailableError (69) naming the pid and host
-  /// that hold it; PermissionError (77) if everybody may write the folder; IoError.
+  /// that hold it; PermissionError (77) if the folder is world-writable; IoError.
   explicit RunFolderLock(const std::filesystem::path& run_dir);
   ~RunFolderLock();
   RunFolderLock(const RunFolderLock&) = delete;  // owns the lock's file descriptor
   RunFolderLock& operator=(const RunFolderLock&) = delete;
 
-  /// Sentences for the user about what the folder does not keep out: a second job, where its file system has no locks (Lustre
-  /// without -o flock, NFS without its lock service); other people who may write it.
+  /// For the user: the file system has no locks, so a second job would not be noticed (Lustre without -o flock, NFS without its
+  /// lock service); other users can write to the folder.
   const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:

@@ -19,8 +19,8 @@ class LiveJob {
   ~LiveJob();
   LiveJob(const LiveJob&) = delete;  // owns a thread
 
-  /// Asks for state, changes and ranks. Where the job has gone, the view keeps what was known; its state is the final one if
-  /// the run folder tells it, else the view says that nobody answers.
+  /// Asks for state, changes and ranks. If the job does not answer, the view keeps its last values; its state becomes the final
+  /// one that the run folder records, or, without a record, `trouble` says that no job answers.
   void refresh();
   WatchView view() const;
   /// The stream of metrics has ended: the job has, or does not answer.

@@ -1,5 +1,7 @@
 #include "fusedbun/launcher/control/save_to_command.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <filesystem>
 #include <iostream>
@@ -28,9 +30,11 @@ void require_running(const control::JobLocation& location) {
 
 // A link, not a file: where the disk is full, a link can still be made.
 void leave_link(const fs::path& link, const fs::path& target) {
+  fs::path next = link;
+  next += "." + std::to_string(::getpid());
   std::error_code error;
-  fs::remove(link, error);
-  fs::create_symlink(target, link, error);
+  fs::create_symlink(target, next, error);
+  if (!error) fs::rename(next, link, error);  // at once: the job looks ten times a second
   FUSEDBUN_REQUIRE(!error, IoError, "cannot make " + link.string() + ": " + error.message());
 }
 

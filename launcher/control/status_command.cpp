@@ -100,7 +100,7 @@ void print_ended(const run_folder::Attempt& attempt, OutputFormat format) {
   line("step", std::to_string(attempt.steps) + " of " + std::to_string(attempt.total_steps));
   line("ranks", std::to_string(attempt.world_size) + ", rank 0 was pid " +
                     std::to_string(attempt.place.pid) + " on " + attempt.place.host);
-  line("model", attempt.model);
+  line("model", attempt.model.empty() ? "not saved, as told" : attempt.model);
 }
 
 void print_live(const control::JobLocation& location, OutputFormat format) {

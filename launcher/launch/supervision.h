@@ -5,10 +5,10 @@
 // Invariants: 1. An attempt starts all ranks and is over when all have ended; only then comes the next one or the
 // end. 2. The first rank that fails ends the others: SIGTERM at once, SIGKILL after `failure_grace`. 3. A signal that
 // the launcher receives goes to all ranks; after the first SIGTERM, SIGINT or SIGQUIT, SIGKILL follows within
-// `grace`, if there is one, after one that comes kSameRequest or more later at once. What comes sooner is the same
-// request: whoever signals a whole process tree reaches the launcher once and may do so twice. 4. SIGTERM is never sent a second time by our own decision, because ranks take
-// a second one for "leave now, without a checkpoint". 5. Nothing is restarted once the launcher itself was told to
-// stop.
+// `grace`, if there is one. A second one kills at once if it comes kSameRequest or more after the first; sooner it is
+// the same request, because a signal to a whole process tree can reach the launcher twice. 4. SIGTERM is never sent a
+// second time by our own decision, because ranks take a second one for "leave now, without a checkpoint". 5. Nothing is
+// restarted once the launcher itself was told to stop.
 //
 // Times are milliseconds of a clock of the caller's.
 //

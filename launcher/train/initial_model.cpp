@@ -23,10 +23,8 @@ fs::path model_at(const fs::path& given) {
   if (!fs::is_directory(given, error)) return given;
   const fs::path file = given / run_folder::kModelName;
   if (fs::exists(file, error)) return file;
-  FUSEDBUN_REQUIRE(!fs::exists(given / kShardIndexName, error), DataError,
-                   "--init " + given.string() +
-                       " holds a model in several shards, and one file is read: save it again with "
-                       "max_shard_size above its size");
+  // Reading it says what it is.
+  if (const fs::path index = given / kShardIndexName; fs::exists(index, error)) return index;
   throw DataError("--init " + given.string() + " is a folder without a " +
                   std::string(run_folder::kModelName));
 }

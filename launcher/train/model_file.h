@@ -10,25 +10,14 @@
 #include <optional>
 #include <string>
 
+#include "fusedbun/dist/run_folder/descriptor.h"
+
 namespace fusedbun::train {
-
-/// A file descriptor that nothing uses until it is given back: others, as a flood of connections, may have taken all the rest.
-class SpareDescriptor {
- public:
-  SpareDescriptor() { keep(); }
-  ~SpareDescriptor() { give_back(); }
-  SpareDescriptor(const SpareDescriptor&) = delete;  // owns the descriptor
-  void keep();
-  void give_back();
-
- private:
-  int descriptor_ = -1;
-};
 
 class ModelFile {
  public:
-  /// Throws IoError if `path` cannot be written, or `bytes` do not fit there. Whoever makes `elsewhere` a link while the run goes
-  /// on gives the model another place, where nothing is yet; one that is there already is of an earlier run, and removed.
+  /// Throws IoError if `path` cannot be written, or `bytes` do not fit there. `elsewhere` is a link that a person makes while the
+  /// run goes on: the model is saved where it points. One that is there at the start is of an earlier run, and removed.
   ModelFile(std::filesystem::path path, int64_t bytes, std::filesystem::path elsewhere);
 
   struct Patience {
@@ -36,11 +25,11 @@ class ModelFile {
     std::function<bool()> gives_up;                           ///< asked while it waits
     std::chrono::milliseconds between_tries{5000};
   };
-  /// Calls `write` with a path until it does not throw IoError, and returns that path: where the link `elsewhere` points, or the
-  /// one given, or, if another job has saved its model there meanwhile, a name beside it. Nothing if patience gives up: the model is not saved.
+  /// Calls `write` with a path until it does not throw IoError, and returns that path: where `elsewhere` points, if nothing is
+  /// there; else the one given, or, if another job has saved its model there meanwhile, a name beside it. Returns nothing if
+  /// patience gives up: the model is not saved.
   std::optional<std::filesystem::path> save(
-      const std::function<void(const std::filesystem::path&)>& write,
-      const Patience& patience) const;
+      const std::function<void(const std::filesystem::path&)>& write, const Patience& patience);
 
  private:
   /// Tells one content of a file from the next.
@@ -50,12 +39,14 @@ class ModelFile {
     bool operator==(const Version&) const = default;
   };
   static std::optional<Version> version_of(const std::filesystem::path& path);
-  bool has_other_place() const;
-  std::filesystem::path target() const;
-  bool wait_in_vain(const std::filesystem::path& tried, const Patience& patience) const;
+  std::optional<std::filesystem::path> other_place() const;
+  std::filesystem::path own_place() const;
+  bool wait_in_vain(const std::optional<std::filesystem::path>& tried,
+                    const Patience& patience) const;
 
   std::filesystem::path path_, elsewhere_;
-  mutable SpareDescriptor spare_;  // for save(), which has one file open at a time
+  /// Kept open for save(), which has one file open at a time: others, as a flood of connections, may have taken all the rest.
+  run_folder::Descriptor spare_;
   std::optional<Version> at_start_;
 };
 

@@ -48,19 +48,15 @@ class OpenFile {
  public:
   explicit OpenFile(const fs::path& path)
       : path_(path), descriptor_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
-    if (descriptor_ < 0) fail("");
+    if (!descriptor_.is_open()) fail("");
   }
-  ~OpenFile() {
-    if (descriptor_ >= 0) ::close(descriptor_);
-  }
-  OpenFile(const OpenFile&) = delete;  // owns the descriptor
 
   /// The next bytes; none at the end.
   std::string read() {
     std::string bytes(kReadBytes, '\0');
     size_t has = 0;
     while (has < bytes.size()) {  // a pipe gives less at once
-      const ssize_t got = ::read(descriptor_, bytes.data() + has, bytes.size() - has);
+      const ssize_t got = ::read(descriptor_.value(), bytes.data() + has, bytes.size() - has);
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) fail(" to its end");
       if (got == 0) break;
@@ -69,7 +65,7 @@ class OpenFile {
     bytes.resize(has);
     return bytes;
   }
-  int release() { return std::exchange(descriptor_, -1); }
+  run_folder::Descriptor release() { return std::move(descriptor_); }
 
  private:
   [[noreturn]] void fail(const char* how_far) const {
@@ -78,7 +74,7 @@ class OpenFile {
   }
 
   fs::path path_;
-  int descriptor_;
+  run_folder::Descriptor descriptor_;
 };
 
 std::string joined(const std::vector<fs::path>& paths) {

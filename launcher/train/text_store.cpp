@@ -33,9 +33,7 @@ class TextStore::Digest {
 TextStore::TextStore(Notice notice)
     : notice_(std::move(notice)), digest_(std::make_unique<Digest>()) {}
 
-TextStore::~TextStore() {
-  for (const auto& file : files_) ::close(file->descriptor);
-}
+TextStore::~TextStore() = default;
 
 void TextStore::append(std::string_view bytes) {
   if (bytes.empty()) return;
@@ -49,20 +47,20 @@ void TextStore::append(std::string_view bytes) {
   added(bytes);
 }
 
-void TextStore::append_file(const std::filesystem::path& path, int descriptor) {
-  files_.push_back(std::make_unique<File>(File{path, descriptor}));
-  pieces_.push_back({size_, files_.back().get(), nullptr});
+void TextStore::append_file(const std::filesystem::path& path, run_folder::Descriptor file) {
+  const File& kept = files_.emplace_back(File{path, std::move(file)});
+  const size_t begin = size_;
+  pieces_.push_back({begin, &kept, nullptr});
   std::string buffer(kReadBytes, '\0');
-  for (ssize_t got = 1; got > 0;) {
-    got = ::pread(descriptor, buffer.data(), buffer.size(),
-                  static_cast<off_t>(size_ - pieces_.back().begin));
-    if (got < 0 && errno == EINTR)
-      got = 1;
-    else if (got > 0)
-      added({buffer.data(), static_cast<size_t>(got)});
+  for (;;) {
+    const ssize_t got = ::pread(kept.descriptor.value(), buffer.data(), buffer.size(),
+                                static_cast<off_t>(size_ - begin));
+    if (got < 0 && errno == EINTR) continue;
     FUSEDBUN_REQUIRE(
         got >= 0, DataError,
         "cannot read " + path.string() + " to its end: " + std::generic_category().message(errno));
+    if (got == 0) return;
+    added({buffer.data(), static_cast<size_t>(got)});
   }
 }
 
@@ -97,7 +95,7 @@ void TextStore::read(size_t begin, std::span<char> bytes) const {
 void TextStore::read_file(const File& file, size_t at, std::span<char> bytes) const {
   while (!bytes.empty()) {
     const ssize_t got =
-        ::pread(file.descriptor, bytes.data(), bytes.size(), static_cast<off_t>(at));
+        ::pread(file.descriptor.value(), bytes.data(), bytes.size(), static_cast<off_t>(at));
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) {
       const std::string why = got < 0 ? std::generic_category().message(errno)

@@ -2,9 +2,8 @@
 // TextStore: the bytes of a text one after the other: in memory, or, of large files, where they are. The system keeps a file's
 // pages once for all ranks of a host, so a corpus of ten gigabytes takes ten, not ten a rank.
 //
-// A file stays open: it may be renamed or removed while the run goes on. One that is written in place gives later reads what is
-// in it then; what one has lost reads as newlines, and is told once, because no text is worth ending a run for. (A mapping
-// would end it: SIGBUS.)
+// A file stays open, so it may be renamed or removed while the run goes on. After a write in place later reads see the new
+// bytes. The part that a truncated file has lost reads as newlines and is reported once: a mapping would end the run (SIGBUS).
 //
 // Thread safety: append() by one thread; the rest is read-only.
 #include <atomic>
@@ -18,6 +17,8 @@
 #include <string_view>
 #include <vector>
 
+#include "fusedbun/dist/run_folder/descriptor.h"
+
 namespace fusedbun::train {
 
 class TextStore {
@@ -28,9 +29,8 @@ class TextStore {
 
   /// Adds bytes, which are kept in memory.
   void append(std::string_view bytes);
-  /// Adds what is in the open file `descriptor`, which it closes in the end. Reads all of it once, for the digest. Throws
-  /// DataError naming `path`.
-  void append_file(const std::filesystem::path& path, int descriptor);
+  /// Adds what is in `file` and keeps it open. Reads all of it once, for the digest. Throws DataError naming `path`.
+  void append_file(const std::filesystem::path& path, run_folder::Descriptor file);
 
   size_t size() const { return size_; }
   char last() const { return last_; }  ///< of a text that is not empty
@@ -42,7 +42,7 @@ class TextStore {
  private:
   struct File {
     std::filesystem::path path;
-    int descriptor;
+    run_folder::Descriptor descriptor;
   };
   /// From its beginning to that of the next.
   struct Piece {
@@ -57,7 +57,7 @@ class TextStore {
 
   Notice notice_;
   std::deque<std::string> memory_;  // in parts, so that growing copies nothing
-  std::vector<std::unique_ptr<File>> files_;
+  std::deque<File> files_;          // pieces point into both
   std::vector<Piece> pieces_;
   size_t size_ = 0;
   char last_ = 0;

@@ -8,29 +8,23 @@ before and after are compared with those during the storm. Leaves with 1 if a ch
 skipped. Ranks compare a hash of every change in every step, and leave with 79 where it differs.
 """
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from live_training import ROOT, LiveTraining
+from live_training import LiveTraining, build_storm, options
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments = options(__doc__)
     arguments.add_argument("--ranks", type=int, default=4)
     arguments.add_argument("--seconds", type=float, default=60)
     arguments.add_argument("--rate", type=float, default=1000)
     arguments.add_argument("--clients", type=int, default=8)
-    arguments.add_argument("--build", type=Path, default=ROOT / "build" / "test")
-    arguments.add_argument("--json", action="store_true")
     given = arguments.parse_args()
-    subprocess.run(["cmake", "--build", given.build, "--target", "change_storm", "fusedbun"], check=True,
-                   stdout=subprocess.DEVNULL)
-    storm = given.build / "tests" / "bench" / "change_storm"
+    storm = build_storm(given.build)
     with LiveTraining(given.build, given.ranks, "--width", 64) as training:
         begin = len(training.steps())
         time.sleep(given.seconds / 6)

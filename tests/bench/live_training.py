@@ -1,5 +1,6 @@
 """A small GPT that trains under `fusedbun launch` for as long as a benchmark wants to do something to it."""
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -9,6 +10,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = 64
+
+
+def options(doc):
+    """The flags that such benchmarks share."""
+    arguments = argparse.ArgumentParser(description=doc.split("\n")[0])
+    arguments.add_argument("--build", type=Path, default=ROOT / "build" / "test")
+    arguments.add_argument("--json", action="store_true")
+    return arguments
+
+
+def build_storm(build):
+    """Builds the command and the program that sends changes to a job, and returns the latter."""
+    subprocess.run(["cmake", "--build", build, "--target", "change_storm", "fusedbun"], check=True, stdout=subprocess.DEVNULL)
+    return build / "tests" / "bench" / "change_storm"
 
 
 class LiveTraining:

@@ -8,7 +8,6 @@ run for --seconds with and without somebody watching on a terminal, in turns. Th
 median step with / without.
 """
 
-import argparse
 import json
 import os
 import pty
@@ -16,9 +15,8 @@ import statistics
 import subprocess
 import threading
 import time
-from pathlib import Path
 
-from live_training import ROOT, LiveTraining
+from live_training import LiveTraining, build_storm, options
 
 
 class Watching:
@@ -52,26 +50,23 @@ class Watching:
         self._reader.join(timeout=10)
 
 
-def take_changes(training, build, count):
+def take_changes(training, storm, count):
     taken = 0
     while taken < count:
-        storm = subprocess.run([build / "tests" / "bench" / "change_storm", "5", "100000", "4", training.run_dir], check=True,
-                               capture_output=True, text=True)
-        taken += json.loads(storm.stdout)["accepted"]
+        said = subprocess.run([storm, "5", "100000", "4", training.run_dir], check=True, capture_output=True, text=True)
+        taken += json.loads(said.stdout)["accepted"]
     return taken
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments = options(__doc__)
     arguments.add_argument("--changes", type=int, default=10_000)
     arguments.add_argument("--turns", type=int, default=10)
     arguments.add_argument("--seconds", type=float, default=6)
-    arguments.add_argument("--build", type=Path, default=ROOT / "build" / "test")
-    arguments.add_argument("--json", action="store_true")
     given = arguments.parse_args()
-    subprocess.run(["cmake", "--build", given.build, "--target", "change_storm", "fusedbun"], check=True, stdout=subprocess.DEVNULL)
+    storm = build_storm(given.build)
     with LiveTraining(given.build, 1, "--width", 256) as training:
-        changes = take_changes(training, given.build, given.changes)
+        changes = take_changes(training, storm, given.changes)
 
         def median_step():
             begin = len(training.steps())

@@ -43,7 +43,7 @@ TEST_F(ModelFileTest, WhatCannotBeSavedIsKnownAtTheStart) {
 
 TEST_F(ModelFileTest, SavingIsTriedUntilItWorksAndToldOnce) {
   int tries = 0;
-  const ModelFile file(path_, 1, elsewhere_);
+  ModelFile file(path_, 1, elsewhere_);
   const std::optional<fs::path> saved = file.save(
       [&](const fs::path& path) {
         if (++tries < 4) throw IoError("no space");
@@ -58,7 +58,7 @@ TEST_F(ModelFileTest, SavingIsTriedUntilItWorksAndToldOnce) {
 
 TEST_F(ModelFileTest, ItIsGivenUpOnlyWhenSomebodySaysSo) {
   int tries = 0;
-  const ModelFile file(path_, 1, elsewhere_);
+  ModelFile file(path_, 1, elsewhere_);
   const auto saved = file.save(
       [&](const fs::path&) {
         ++tries;
@@ -72,7 +72,7 @@ TEST_F(ModelFileTest, ItIsGivenUpOnlyWhenSomebodySaysSo) {
 
 TEST_F(ModelFileTest, AnotherPlaceCanBeGivenWhileItIsTried) {
   fs::create_symlink(folder_ / "of an earlier run", elsewhere_);
-  const ModelFile file(path_, 1, elsewhere_);
+  ModelFile file(path_, 1, elsewhere_);
   write_text(folder_ / "taken", "another file");
   fs::create_directory(folder_ / "other");
   int tries = 0;
@@ -98,7 +98,7 @@ TEST_F(ModelFileTest, AnotherPlaceCanBeGivenWhileItIsTried) {
 }
 
 TEST_F(ModelFileTest, ItIsSavedWhenOthersHaveTakenAllDescriptors) {
-  const ModelFile file(path_, 1, elsewhere_);
+  ModelFile file(path_, 1, elsewhere_);
   std::vector<int> taken;
   for (int one = ::dup(0); one >= 0; one = ::dup(0)) taken.push_back(one);
   ASSERT_EQ(errno, EMFILE);
@@ -118,14 +118,14 @@ TEST_F(ModelFileTest, ItIsSavedWhenOthersHaveTakenAllDescriptors) {
 }
 
 TEST_F(ModelFileTest, OtherErrorsAreNotTriedAgain) {
-  const ModelFile file(path_, 1, elsewhere_);
+  ModelFile file(path_, 1, elsewhere_);
   EXPECT_THROW(file.save([](const fs::path&) { throw DataError("our bug"); }, patience()),
                DataError);
 }
 
 TEST_F(ModelFileTest, AModelThatWasThereAtTheStartIsReplaced) {
   write_text(path_, "old");
-  const ModelFile file(path_, 1, elsewhere_);
+  ModelFile file(path_, 1, elsewhere_);
   EXPECT_EQ(file.save([](const fs::path& path) { write_text(path, "new"); }, patience()), path_);
   EXPECT_EQ(read_text(path_), "new");
 }
@@ -134,7 +134,7 @@ TEST_F(ModelFileTest, AModelThatAnotherJobSavedMeanwhileIsKept) {
   const fs::path beside = folder_ / ("model-" + std::to_string(::getpid()) + ".safetensors");
   for (const bool was_there : {false, true}) {
     if (was_there) write_text(path_, "old");
-    const ModelFile file(path_, 1, elsewhere_);
+    ModelFile file(path_, 1, elsewhere_);
     write_text(folder_ / "other", "another job's");
     fs::rename(folder_ / "other", path_);
     EXPECT_EQ(file.save([](const fs::path& path) { write_text(path, "mine"); }, patience()),
