@@ -126,7 +126,7 @@ void Job::Parts::on_overdue() {
   const plan::LostRank lost = *heartbeats.heartbeat->lost();
   const std::string sentence = "fusedbun: " + sentence_about(lost) +
                                " (ended while it was busy in " + describe(board.position()) + ")\n";
-  static_cast<void>(::write(STDERR_FILENO, sentence.data(), sentence.size()));
+  run_folder::write_to_standard_error(sentence);
   ::_exit(static_cast<int>(exit_code_after(lost)));
 }
 

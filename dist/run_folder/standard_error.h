@@ -2,7 +2,7 @@
 // Writes to standard error that never block a job. Its reader may have stopped reading: a pager, a terminal after Ctrl-S, mpirun
 // after SIGTERM.
 //
-// Thread safety: any thread.
+// Thread safety: any thread, and signal handlers: system calls only.
 #include <string_view>
 
 namespace fusedbun::run_folder {

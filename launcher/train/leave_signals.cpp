@@ -9,6 +9,7 @@
 #include <string_view>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/run_folder/standard_error.h"
 
 namespace fusedbun::train {
 namespace {
@@ -46,9 +47,7 @@ void on_signal(int number, siginfo_t* info, void*) {
   } else if (Stepper* stepper = g_stepper.load()) {
     stepper->request_leave(changes::LeaveRequest::drain);
     if (g_tells) {
-      const std::string_view sentence = kSentence.substr(g_on_terminal ? 0 : 1);
-      [[maybe_unused]] const ssize_t written =
-          ::write(STDERR_FILENO, sentence.data(), sentence.size());
+      run_folder::write_to_standard_error(kSentence.substr(g_on_terminal ? 0 : 1));
     }
   }
   errno = error;

@@ -5,7 +5,9 @@ import pty
 import re
 import select
 import signal
+import subprocess
 import sys
+import termios
 import time
 import unittest
 from pathlib import Path
@@ -92,6 +94,19 @@ class UnderLaunch(SignalTestCase):
                 self.assertGreater((self.run_dir / "train.log").read_text().count("validation loss"), 3_000)
                 if not words:
                     self.assertLess(result.err.count("validation loss"), 3_000)
+
+    def test_a_terminal_that_is_held_holds_nothing_up(self):
+        self.run_dir = self.folder / "run"
+        terminal, ours = pty.openpty()
+        self.addCleanup(os.close, terminal)
+        self.addCleanup(os.close, ours)
+        with start(*self.train(1_000_000, "--eval-every", "1"), streams={"stdout": subprocess.DEVNULL, "stderr": ours}) as job:
+            self.wait_for_steps(3)
+            termios.tcflow(ours, termios.TCOOFF)  # Ctrl-S
+            self.wait_for_steps(len(steps(self.run_dir)) + 2_000)
+            job.signal(signal.SIGTERM)
+            self.assertEqual(job.popen.wait(30), 75)
+        self.assert_saved([])
 
     def test_nohup_keeps_a_run_alive(self):
         with Process(["sh", "-c", 'trap "" HUP; exec "$0" "$@"', BINARY, "launch", "-n", "2", "--", *self.into("run")]) as job:

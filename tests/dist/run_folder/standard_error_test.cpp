@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <pty.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -13,11 +15,17 @@ namespace {
 using Clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-/// Standard error into a pipe, as long as the object lives.
+enum class Kind { pipe, terminal };
+
+/// Standard error into a pipe or a terminal, as long as the object lives.
 class Piped {
  public:
-  Piped() {
-    EXPECT_EQ(::pipe2(ends_, O_CLOEXEC), 0);
+  explicit Piped(Kind kind = Kind::pipe) {
+    if (kind == Kind::pipe) {
+      EXPECT_EQ(::pipe2(ends_, O_CLOEXEC), 0);
+    } else {
+      EXPECT_EQ(::openpty(&ends_[0], &ends_[1], nullptr, nullptr, nullptr), 0);
+    }
     ::dup2(ends_[1], STDERR_FILENO);
     ::close(ends_[1]);
   }
@@ -51,6 +59,30 @@ TEST(StandardError, AReaderThatHasStoppedIsNotWaitedForTwice) {
   pipe.read(1 << 20);
   EXPECT_TRUE(write_to_standard_error("again\n"));
   EXPECT_EQ(pipe.read(100), "again\n");
+}
+
+TEST(StandardError, ATerminalThatIsHeldHoldsNobodyUp) {
+  Piped terminal(Kind::terminal);
+  ASSERT_TRUE(write_to_standard_error("shown\n"));
+  ASSERT_EQ(::tcflow(STDERR_FILENO, TCOOFF), 0);  // Ctrl-S
+  const auto start = Clock::now();
+  for (int i = 0; i < 100; ++i) EXPECT_FALSE(write_to_standard_error("held\n"));
+  EXPECT_LT(Clock::now() - start, milliseconds(1'500));
+  ASSERT_EQ(::tcflow(STDERR_FILENO, TCOON), 0);
+  EXPECT_TRUE(write_to_standard_error("again\n"));
+  const std::string expected = "shown\r\nagain\r\n";
+  std::string got;  // a terminal hands on what each write left
+  while (got.size() < expected.size()) got += terminal.read(100);
+  EXPECT_EQ(got, expected);
+}
+
+TEST(StandardError, ATerminalThatNobodyReadsHoldsNobodyUp) {
+  const Piped terminal(Kind::terminal);
+  const std::string line(1000, 'x');
+  int taken = 0;
+  while (write_to_standard_error(line) && taken < 1000) ++taken;
+  EXPECT_LT(taken, 1000);
+  EXPECT_FALSE(write_to_standard_error(line));
 }
 
 TEST(StandardError, LongTextsArriveWhole) {
