@@ -29,7 +29,7 @@ endif()
 # Assertions name files relative to the project, not where it was built. ccache's base_dir has the same effect, and a path in
 # the command line would keep two checkouts from sharing results; nvcc runs without ccache.
 set(source_prefix_maps -ffile-prefix-map=${FUSEDBUN_INCLUDE_ROOT}/fusedbun/= -ffile-prefix-map=${PROJECT_SOURCE_DIR}/=)
-if(NOT FUSEDBUN_CCACHE OR CMAKE_UNITY_BUILD OR FUSEDBUN_JOIN_SOURCES)  # joined sources include one another by whole paths
+if(NOT FUSEDBUN_CCACHE OR FUSEDBUN_JOIN_SOURCES)  # joined sources include one another by whole paths
   target_compile_options(fusedbun_compile INTERFACE "$<$<COMPILE_LANGUAGE:C,CXX>:${source_prefix_maps}>")
 endif()
 string(REPLACE ";" "," source_prefix_maps "${source_prefix_maps}")
@@ -56,9 +56,6 @@ function(fusedbun_library name)
   add_library(fusedbun_${name} STATIC ${arg_SOURCES})
   add_library(fusedbun::${name} ALIAS fusedbun_${name})
   set_target_properties(fusedbun_${name} PROPERTIES EXPORT_NAME ${name})
-  if(FUSEDBUN_JOIN_SOURCES)
-    set_target_properties(fusedbun_${name} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 6)
-  endif()
   target_compile_features(fusedbun_${name} PUBLIC cxx_std_20)
   target_include_directories(fusedbun_${name} PUBLIC
     $<BUILD_INTERFACE:${FUSEDBUN_INCLUDE_ROOT}> $<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>)

@@ -14,7 +14,7 @@
 namespace fusedbun::train {
 namespace {
 
-constexpr size_t kReadBytes = 4 << 20;
+constexpr size_t kBufferBytes = 4 << 20;
 constexpr size_t kPartBytes = 4 << 20;  ///< of memory
 
 }  // namespace
@@ -51,7 +51,7 @@ void TextStore::append_file(const std::filesystem::path& path, run_folder::Descr
   const File& kept = files_.emplace_back(File{path, std::move(file)});
   const size_t begin = size_;
   pieces_.push_back({begin, &kept, nullptr});
-  std::string buffer(kReadBytes, '\0');
+  std::string buffer(kBufferBytes, '\0');
   for (;;) {
     const ssize_t got = ::pread(kept.descriptor.value(), buffer.data(), buffer.size(),
                                 static_cast<off_t>(size_ - begin));
