@@ -1,0 +1,61 @@
+#pragma once
+// CheckpointFolder: the checkpoints of one run, a folder each, and the order of writes that makes one exist as a whole or
+// not at all, also after a power cut:
+//
+//   begin      ROOT/step-N.tmp and its folders                     one rank
+//   write      every rank its files, each fsynced; sync_folders    all ranks
+//   publish    manifest.json (fsync), step-N.tmp renamed to step-N, ROOT fsynced, then `latest` replaced     one rank, when
+//              all ranks have said that theirs is durable
+//
+// Invariants: 1. A folder step-N is a whole checkpoint; what a killed process leaves is named *.tmp or *.removed, and goes
+// at the next start. 2. `latest` names the newest one that was published. 3. The last whole checkpoint is never removed.
+//
+// Thread safety: one thread at a time, and one rank where it says so.
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "fusedbun/dist/checkpoint/manifest.h"
+
+namespace fusedbun::checkpoint {
+
+inline constexpr const char* kManifestName = "manifest.json";
+inline constexpr const char* kLatestName = "latest";
+/// The folders of a checkpoint that hold files: values of the model, state of the optimizer, tensors of the program.
+inline constexpr const char* kModelFolder = "model";
+inline constexpr const char* kOptimizerFolder = "optimizer";
+inline constexpr const char* kTensorsFolder = "tensors";
+
+class CheckpointFolder {
+ public:
+  /// Nothing is touched.
+  explicit CheckpointFolder(std::filesystem::path root);
+
+  const std::filesystem::path& root() const { return root_; }
+  std::filesystem::path path_of(int64_t job_step) const;
+  std::filesystem::path path_under_way(int64_t job_step) const;
+
+  /// One rank, before the others write. Makes ROOT where it is missing, and step-N.tmp empty but for the three folders.
+  /// Throws IoError, as all of these.
+  void begin(int64_t job_step) const;
+  /// After a rank has written its files: fsyncs the folders they are in.
+  void sync_folders(int64_t job_step) const;
+  /// One rank. A checkpoint of the same step that is there already is replaced: both are whole, and one is there at any time.
+  void publish(const Manifest& manifest) const;
+  /// One rank: what a failed save has left goes.
+  void discard(int64_t job_step) const noexcept;
+
+  /// Steps of all folders step-N, the newest first, whether what they hold is right or not.
+  std::vector<int64_t> steps() const;
+  /// One rank. Removes the oldest so that `keep` (at least 1) stay; only folders with a manifest that can be read count, and
+  /// others are not touched. Returns what was removed.
+  std::vector<int64_t> remove_oldest(int keep) const;
+  /// One rank, when the run folder's lock is held: what killed processes left goes.
+  void remove_leftovers() const noexcept;
+
+ private:
+  std::filesystem::path root_;
+};
+
+}  // namespace fusedbun::checkpoint

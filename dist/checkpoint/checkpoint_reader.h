@@ -1,0 +1,73 @@
+#pragma once
+// CheckpointReader: one checkpoint, checked before a byte of it is believed, read in whatever rows are asked for, so that any
+// number of ranks may load what any other number has saved.
+//
+// Invariants: 1. The constructor reads the manifest and the header of every file, and refuses with a DataError that names
+// file, tensor and rule: a file that is missing, of another length, no regular file, or with another header than the manifest
+// lists; a tensor whose parts differ in type or do not cover it exactly, without gap or overlap. 2. Bytes of tensors are
+// checked by verify(), not by read().
+//
+// Thread safety: const calls from any thread.
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "fusedbun/dist/checkpoint/manifest.h"
+#include "fusedbun/dist/run_folder/descriptor.h"
+
+namespace fusedbun::checkpoint {
+
+/// A whole tensor of a checkpoint, put together from its parts.
+struct WholeTensor {
+  Dtype dtype = Dtype::F32;
+  std::vector<int64_t> shape;
+  struct Part {
+    int file = 0;       ///< index into Manifest::files
+    int64_t begin = 0;  ///< first byte in the file
+    const StoredPart* stored = nullptr;
+  };
+  std::vector<Part> parts;
+};
+
+/// Indices [begin, end) of one dimension; of the others all.
+struct Slab {
+  int dimension = 0;
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+class CheckpointReader {
+ public:
+  /// `folder` is a step-N. Throws DataError (65) for what is no whole checkpoint, IoError (74) for what cannot be read.
+  explicit CheckpointReader(std::filesystem::path folder);
+  CheckpointReader(const CheckpointReader&) = delete;  // `stored` points into the manifest
+
+  const std::filesystem::path& folder() const { return folder_; }
+  const Manifest& manifest() const { return manifest_; }
+  /// All tensors of kModelFolder, kOptimizerFolder or kTensorsFolder.
+  const std::map<std::string, WholeTensor, std::less<>>& tensors(std::string_view folder) const;
+  /// nullptr if there is none of that name.
+  const WholeTensor* find(std::string_view folder, std::string_view name) const;
+
+  /// Reads a slab of the tensor into `out`, contiguous and of exactly its size (else it is our bug), with pread and no more
+  /// bytes than the slab needs where it is of dimension 0. A scalar is read as the slab {0, 0, 1}.
+  void read(const WholeTensor& tensor, const Slab& slab, std::span<std::byte> out) const;
+  void read(const WholeTensor& tensor, std::span<std::byte> out) const;  ///< all of it
+
+  /// Reads the `share`-th of `shares` about equal shares of all bytes and compares them with their digests. Throws DataError
+  /// that names file and tensor.
+  void verify(int share = 0, int shares = 1) const;
+
+ private:
+  std::filesystem::path folder_;
+  Manifest manifest_;
+  std::vector<run_folder::Descriptor> files_;  ///< as Manifest::files
+  std::map<std::string, std::map<std::string, WholeTensor, std::less<>>, std::less<>> tensors_;
+};
+
+}  // namespace fusedbun::checkpoint

@@ -1,0 +1,33 @@
+#pragma once
+// The file of one rank: safetensors with the boxes of tensors that this rank holds, and the header key that lets
+// torch.distributed.checkpoint's HuggingFaceStorageReader put the boxes of all ranks together (FORMAT.md).
+//
+// Thread safety: functions without state.
+#include <cstddef>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "fusedbun/dist/checkpoint/manifest.h"
+
+namespace fusedbun::checkpoint {
+
+/// A box of a tensor in memory, row-major and contiguous.
+struct PartInMemory {
+  std::string name;
+  Dtype dtype = Dtype::F32;
+  std::vector<int64_t> shape;    ///< of this part
+  std::vector<int64_t> offsets;  ///< of its first element in the whole tensor
+  std::span<const std::byte> bytes;
+};
+
+/// "model/shard-00002-model-00001-of-00001.safetensors" for rank 1's first file of folder "model".
+std::string shard_path(std::string_view folder, int rank, int index, int count);
+
+/// Writes `parts` (names unique) to a new file `checkpoint`/`path` and fsyncs it; its folder is the caller's to sync.
+/// Returns what the manifest lists of it. Throws IoError with path and reason; what is there then is no file to keep.
+StoredFile write_shard_file(const std::filesystem::path& checkpoint, const std::string& path,
+                            std::span<const PartInMemory> parts, const Metadata& metadata = {});
+
+}  // namespace fusedbun::checkpoint
