@@ -34,11 +34,10 @@ struct WholeTensor {
   std::vector<Part> parts;
 };
 
-/// Indices [begin, end) of one dimension; of the others all.
-struct Slab {
-  int dimension = 0;
-  int64_t begin = 0;
-  int64_t end = 0;
+/// A box of a tensor: as many dimensions as the tensor has; of a scalar none.
+struct BoxToRead {
+  std::vector<int64_t> offsets;  ///< of its first element in the whole tensor
+  std::vector<int64_t> shape;
 };
 
 class CheckpointReader {
@@ -54,9 +53,10 @@ class CheckpointReader {
   /// nullptr if there is none of that name.
   const WholeTensor* find(std::string_view folder, std::string_view name) const;
 
-  /// Reads a slab of the tensor into `out`, contiguous and of exactly its size (else it is our bug), with pread and no more
-  /// bytes than the slab needs where it is of dimension 0. A scalar is read as the slab {0, 0, 1}.
-  void read(const WholeTensor& tensor, const Slab& slab, std::span<std::byte> out) const;
+  /// Reads any box of the tensor into `out`, row-major and of exactly its size (else it is our bug), with pread, from whichever
+  /// parts hold it. Where a part's rows are wanted whole, no more bytes are read than wanted; where they are wanted in short
+  /// pieces (a box that is cut along a later dimension), their rows are read whole and picked from.
+  void read(const WholeTensor& tensor, const BoxToRead& box, std::span<std::byte> out) const;
   void read(const WholeTensor& tensor, std::span<std::byte> out) const;  ///< all of it
 
   /// Reads the `share`-th of `shares` about equal shares of all bytes and compares them with their digests. Throws DataError
