@@ -8,7 +8,10 @@
 //              all ranks have said that theirs is durable
 //
 // Invariants: 1. A folder step-N is a whole checkpoint; what a killed process leaves is named *.tmp or *.removed, and goes
-// at the next start. 2. `latest` names the newest one that was published. 3. The last whole checkpoint is never removed.
+// at the next start. 2. `latest` names the newest one whose publish() returned. 3. The last whole checkpoint is never removed.
+// 4. A step that is saved again is never without a whole checkpoint: the two folders exchange their names in one step. Where
+// the file system knows no such exchange, the old one is named step-N.replaced for a moment; if that moment is the last of the
+// process, remove_leftovers() gives it its name back.
 //
 // Thread safety: one thread at a time, and one rank where it says so.
 #include <cstdint>
@@ -42,6 +45,10 @@ class CheckpointFolder {
   /// After a rank has written its files: fsyncs the folders they are in.
   void sync_folders(int64_t job_step) const;
   /// One rank. A checkpoint of the same step that is there already is replaced: both are whole, and one is there at any time.
+  /// Throws DataError if the manifest is not that of a whole checkpoint (a tensor whose parts leave a gap, overlap, or differ in
+  /// type), ConfigError for values that it cannot hold, IoError as the others, also if a listed file is not there: then this
+  /// rank does not see what another has written. After an error, discard(); step-N is
+  /// what it was before, but where only `latest` could not be written: then it is the new one, whole and durable.
   void publish(const Manifest& manifest) const;
   /// One rank: what a failed save has left goes.
   void discard(int64_t job_step) const noexcept;

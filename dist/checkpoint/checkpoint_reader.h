@@ -17,28 +17,20 @@
 #include <string_view>
 #include <vector>
 
+#include "fusedbun/dist/checkpoint/checked_file.h"
 #include "fusedbun/dist/checkpoint/manifest.h"
-#include "fusedbun/dist/run_folder/descriptor.h"
+#include "fusedbun/dist/checkpoint/whole_tensors.h"
 
 namespace fusedbun::checkpoint {
-
-/// A whole tensor of a checkpoint, put together from its parts.
-struct WholeTensor {
-  Dtype dtype = Dtype::F32;
-  std::vector<int64_t> shape;
-  struct Part {
-    int file = 0;       ///< index into Manifest::files
-    int64_t begin = 0;  ///< first byte in the file
-    const StoredPart* stored = nullptr;
-  };
-  std::vector<Part> parts;
-};
 
 /// A box of a tensor: as many dimensions as the tensor has; of a scalar none.
 struct BoxToRead {
   std::vector<int64_t> offsets;  ///< of its first element in the whole tensor
   std::vector<int64_t> shape;
 };
+
+/// The manifest of the checkpoint `folder` alone; no other file is looked at. Throws as CheckpointReader.
+Manifest read_manifest(const std::filesystem::path& folder);
 
 class CheckpointReader {
  public:
@@ -49,13 +41,14 @@ class CheckpointReader {
   const std::filesystem::path& folder() const { return folder_; }
   const Manifest& manifest() const { return manifest_; }
   /// All tensors of kModelFolder, kOptimizerFolder or kTensorsFolder.
-  const std::map<std::string, WholeTensor, std::less<>>& tensors(std::string_view folder) const;
+  const WholeTensors& tensors(std::string_view folder) const;
   /// nullptr if there is none of that name.
   const WholeTensor* find(std::string_view folder, std::string_view name) const;
 
   /// Reads any box of the tensor into `out`, row-major and of exactly its size (else it is our bug), with pread, from whichever
   /// parts hold it. Where a part's rows are wanted whole, no more bytes are read than wanted; where they are wanted in short
   /// pieces (a box that is cut along a later dimension), their rows are read whole and picked from.
+  /// The tensor is one of this reader's. Throws DataError if the file was cut meanwhile, IoError if it cannot be read.
   void read(const WholeTensor& tensor, const BoxToRead& box, std::span<std::byte> out) const;
   void read(const WholeTensor& tensor, std::span<std::byte> out) const;  ///< all of it
 
@@ -66,8 +59,8 @@ class CheckpointReader {
  private:
   std::filesystem::path folder_;
   Manifest manifest_;
-  std::vector<run_folder::Descriptor> files_;  ///< as Manifest::files
-  std::map<std::string, std::map<std::string, WholeTensor, std::less<>>, std::less<>> tensors_;
+  std::vector<CheckedFile> files_;  ///< as Manifest::files
+  std::map<std::string, WholeTensors, std::less<>> tensors_;
 };
 
 }  // namespace fusedbun::checkpoint

@@ -13,18 +13,14 @@
 #include "fusedbun/core/element_type.h"
 #include "fusedbun/core/options.h"
 #include "fusedbun/dist/changes/change.h"
+#include "fusedbun/dist/checkpoint/digest.h"
 #include "fusedbun/dist/checkpoint/safetensors.h"
 
 namespace fusedbun::checkpoint {
 
-/// XXH3 with 128 bits, of bytes as they lie in the file.
-struct Digest {
-  uint64_t high = 0;
-  uint64_t low = 0;
-  bool operator==(const Digest&) const = default;
-};
-Digest digest_of(std::span<const std::byte> bytes);
-std::string hexadecimal(const Digest& digest);  ///< 32 digits
+inline constexpr int64_t kManifestVersion = 1;
+/// A larger manifest.json is not read.
+inline constexpr int64_t kManifestBytesMax = int64_t{1} << 30;
 
 /// A box of a tensor, in one file.
 struct StoredPart {
@@ -39,8 +35,11 @@ struct StoredFile {
   std::string path;  ///< in the checkpoint: "model/shard-00001-model-00001-of-00001.safetensors"
   int64_t bytes = 0;
   Digest header;  ///< of all bytes before the tensors'
-  std::vector<StoredPart> parts;
+  std::vector<StoredPart>
+      parts;  ///< in the order of their bytes, which follow the header without gap
 };
+/// Bytes before the tensors': those that the parts leave. Throws DataError if there is no room for a header.
+int64_t header_bytes_of(const StoredFile& file);
 
 struct StoredParameter {
   std::string name;
@@ -63,9 +62,9 @@ using Values = std::map<std::string, std::string, std::less<>>;
 struct Manifest {
   int64_t job_step = 0;  ///< steps done; the next one's number
   int64_t skipped_steps = 0;
-  int world_size = 1;  ///< of the job that saved
-  std::string written;  ///< "2026-11-27T08:00:00Z"
-  std::string version;  ///< of the program that saved
+  int world_size = 1;                       ///< of the job that saved
+  std::string written;                      ///< "2026-11-27T08:00:00Z"
+  std::string version;                      ///< of the program that saved
   std::vector<StoredParameter> parameters;  ///< in order of registration
   std::vector<StoredGroup> groups;
   /// Changes made while the job ran: what they set beside the groups' options, and those that wait for their step.
@@ -79,9 +78,10 @@ struct Manifest {
   std::vector<StoredFile> files;
 };
 
+/// Throws ConfigError for what JSON cannot hold: a number that is not finite, a text that is not UTF-8.
 std::string format_manifest(const Manifest& manifest);
 /// Throws DataError with the broken rule: not the bytes that format_manifest wrote, another format or version, a field
-/// missing, twice, unknown or out of range, a path that leaves the checkpoint, a part outside its tensor.
+/// missing, twice, unknown or out of range, a path that leaves the checkpoint, a part whose place overflows.
 Manifest parse_manifest(std::string_view text);
 
 }  // namespace fusedbun::checkpoint

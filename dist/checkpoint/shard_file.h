@@ -5,8 +5,10 @@
 // Thread safety: functions without state.
 #include <cstddef>
 #include <filesystem>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "fusedbun/dist/checkpoint/manifest.h"
@@ -17,16 +19,25 @@ namespace fusedbun::checkpoint {
 struct PartInMemory {
   std::string name;
   Dtype dtype = Dtype::F32;
-  std::vector<int64_t> shape;    ///< of this part
+  std::vector<int64_t>
+      shape;  ///< of this part; without elements only where the whole tensor has none
   std::vector<int64_t> offsets;  ///< of its first element in the whole tensor
   std::span<const std::byte> bytes;
 };
 
 /// "model/shard-00002-model-00001-of-00001.safetensors" for rank 1's first file of folder "model".
 std::string shard_path(std::string_view folder, int rank, int index, int count);
+/// Is it a path that shard_path makes, of one of the three folders of a checkpoint?
+bool is_shard_path(std::string_view path);
 
-/// Writes `parts` (names unique) to a new file `checkpoint`/`path` and fsyncs it; its folder is the caller's to sync.
-/// Returns what the manifest lists of it. Throws IoError with path and reason; what is there then is no file to keep.
+/// Of the format's types those that torch reads right; the others it takes for float32 without a word.
+bool is_storable(Dtype dtype);
+std::optional<Dtype> find_storable(std::string_view name);
+std::string storable_names();  ///< "U8, I8, ..."
+
+/// Writes `parts` (names unique in the file) to a new file `checkpoint`/`path` and fsyncs it; its folder is the caller's to
+/// sync. Returns what the manifest lists of it. Throws IoError with path and reason, and ConfigError naming the tensor that no
+/// such file can hold (its type, its name, more than 8 dimensions); no file is left then.
 StoredFile write_shard_file(const std::filesystem::path& checkpoint, const std::string& path,
                             std::span<const PartInMemory> parts, const Metadata& metadata = {});
 

@@ -45,6 +45,12 @@ bool is_unknown_here(int error) {
   return error == ENOSYS || error == EOPNOTSUPP;
 }
 
+[[noreturn]] void fail_at(const char* what, const fs::path& path) {
+  const int error = errno;
+  throw IoError(std::string("cannot ") + what + " " + path.string() + ": " +
+                std::generic_category().message(error));
+}
+
 /// Gives `from` the name `to` unless that is taken (then errno is EEXIST).
 bool rename_unless_taken(const fs::path& from, const fs::path& to) {
   if (::renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return true;
@@ -98,7 +104,7 @@ void AtomicFile::commit() {
   finish_writing();
   if (std::rename(temporary_.c_str(), target_.c_str()) != 0) fail("rename");
   temporary_.clear();
-  sync_folder();
+  sync_folder(folder_of(target_));
 }
 
 bool AtomicFile::commit_new() {
@@ -108,25 +114,23 @@ bool AtomicFile::commit_new() {
     fail("rename");
   }
   temporary_.clear();
-  sync_folder();
+  sync_folder(folder_of(target_));
   return true;
 }
 
-void AtomicFile::sync_folder() const {
-  const int descriptor = ::open(folder_of(target_).c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) fail("open the folder of");
+void AtomicFile::fail(const char* what) const {
+  fail_at(what, target_);
+}
+
+void sync_folder(const fs::path& folder) {
+  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) fail_at("open", folder);
   // Some file systems sync no folders: they have an order of their own.
   const bool synced = ::fsync(descriptor) == 0 || errno == EINVAL || is_unknown_here(errno);
   const int error = errno;
   ::close(descriptor);
   errno = error;
-  if (!synced) fail("fsync the folder of");
-}
-
-void AtomicFile::fail(const char* what) const {
-  const int error = errno;
-  throw IoError(std::string("cannot ") + what + " " + target_.string() + ": " +
-                std::generic_category().message(error));
+  if (!synced) fail_at("fsync", folder);
 }
 
 void require_writable(const fs::path& target) {

@@ -41,12 +41,14 @@ class AtomicFile {
  private:
   void finish_writing();
   [[noreturn]] void fail(const char* what) const;
-  void sync_folder() const;
 
   std::filesystem::path target_;
   std::filesystem::path temporary_;
   int descriptor_ = -1;
 };
+
+/// Makes the names in `folder` durable: what was created, renamed or removed there before. Throws IoError.
+void sync_folder(const std::filesystem::path& folder);
 
 /// Throws IoError now rather than after hours of work, if `target` could not be written: its folder
 /// is missing or closed to us, or `target` is a folder. Leaves nothing behind.

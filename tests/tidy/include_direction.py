@@ -55,7 +55,7 @@ PARTS = [
     (r"dist/step/", r"core/|dist/(plan|changes|step)/|dist/comm/(?!gloo|mpi|nccl)", {"torch", "hash"} | SYSTEM),
     (r"dist/control/", CORE_VALUES + r"|dist/(plan|changes|control|run_folder)/", {"crypto", "grpc", "proto", "json", "hash", "log"} | SYSTEM),
     (r"dist/health/", CORE_VALUES + r"|dist/(plan|health)/", {"crypto"} | SYSTEM),
-    (r"dist/checkpoint/", r"core/|dist/(plan|run_folder|checkpoint)/", {"json", "hash"} | SYSTEM),
+    (r"dist/checkpoint/", r"core/|dist/(plan|run_folder|checkpoint)/|dist/changes/change\.h", {"json", "hash"} | SYSTEM),
     (r"dist/job/", r"core/|dist/", {"torch", "json", "hash"} | SYSTEM),
     (r"launcher/", r"core/|dist/|launcher/", {"torch", "grpc", "proto", "json", "flags", "hash", "log"} | SYSTEM),
 ]
