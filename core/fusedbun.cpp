@@ -281,6 +281,7 @@ Tensor Fusedbun::step(LossClosure closure) {
     }
   }
   hessian_diagonals_.clear();
+  ++job_step_;
   return loss;
 }
 
@@ -331,6 +332,7 @@ void Fusedbun::set_hessian_diagonal(const Tensor& parameter, Tensor diagonal) {
 void Fusedbun::save(OutputArchive& archive) const {
   torch::optim::serialize<FusedbunParamState, FusedbunOptions>(archive, *this);
   archive.write("skipped_steps", torch::IValue(skipped_steps_));
+  archive.write("job_step", torch::IValue(job_step_));
 }
 
 void Fusedbun::load(InputArchive& archive) {
@@ -339,6 +341,8 @@ void Fusedbun::load(InputArchive& archive) {
   torch::IValue skipped;
   archive.read("skipped_steps", skipped);
   skipped_steps_ = skipped.toInt();
+  torch::IValue steps;
+  job_step_ = archive.try_read("job_step", steps) ? steps.toInt() : 0;  // not in older archives
   for (const auto& group : param_groups()) {
     for (const Tensor& parameter : group.params()) {
       const auto entry = state().find(parameter.unsafeGetTensorImpl());

@@ -128,6 +128,13 @@ class Fusedbun : public torch::optim::Optimizer {
 
   /// How many steps were skipped for non-finite gradients.
   int64_t skipped_steps() const { return skipped_steps_; }
+  /// Calls of step(), skipped ones too.
+  int64_t job_step() const { return job_step_; }
+  /// As a saved state has them.
+  void set_step_counts(int64_t job_step, int64_t skipped_steps) {
+    job_step_ = job_step;
+    skipped_steps_ = skipped_steps;
+  }
 
   void save(torch::serialize::OutputArchive& archive) const override;
   void load(torch::serialize::InputArchive& archive) override;
@@ -138,6 +145,7 @@ class Fusedbun : public torch::optim::Optimizer {
   /// False if a group with nonfinite = skip has a NaN or inf gradient.
   bool gradients_allow_step() const;
 
+  int64_t job_step_ = 0;
   int64_t skipped_steps_ = 0;
   ska::flat_hash_map<void*, torch::Tensor> hessian_diagonals_;
 };

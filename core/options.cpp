@@ -167,6 +167,22 @@ std::string describe(const Options& options) {
   return line;
 }
 
+std::string structural_difference(const Options& saved, const Options& here) {
+  std::string differences;
+  const auto add = [&](std::string_view name, const std::string& before, const std::string& now) {
+    if (before == now) return;
+    differences += (differences.empty() ? "" : ", ") + std::string(name);
+    differences.append(" (").append(before).append(", here ").append(now).append(")");
+  };
+  std::vector<std::string> texts;
+  visit_structure(saved, [&](std::string_view, auto& field) { texts.push_back(text_of(field)); });
+  size_t index = 0;
+  visit_structure(
+      here, [&](std::string_view name, auto& field) { add(name, texts[index++], text_of(field)); });
+  add("momentum_beta > 0", text_of(saved.momentum_beta > 0), text_of(here.momentum_beta > 0));
+  return differences;
+}
+
 template <class Enum>
 std::string_view name_of(Enum value) {
   for (const auto& [enumerator, name] : Names<Enum>::list) {

@@ -107,6 +107,10 @@ std::string nearest_name(std::string_view name, std::span<const std::string> all
 /// One line for logs: every field that differs from the defaults, "field=value".
 std::string describe(const Options& options);
 
+/// The structural options in which a saved optimizer differs from the one here, "accumulator (sm3, here mean)"; empty if none.
+/// Whether there is momentum counts as one.
+std::string structural_difference(const Options& saved, const Options& here);
+
 /// Name of an enumerator as the documents spell it ("mean_col"), and back; `parse` throws ConfigError listing the
 /// allowed names. Defined for every enum above.
 template <class Enum>

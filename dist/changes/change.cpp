@@ -186,6 +186,14 @@ void ActiveChanges::restore(const Overrides& saved) {
   lr_scale_ = saved.lr_scale;
 }
 
+void ActiveChanges::restore(const Saved& saved) {
+  restore(saved.overrides);
+  active_revision_ = saved.active_revision;
+  known_revision_ = saved.known_revision;
+  chain_hash_ = saved.chain_hash;
+  pending_ = saved.scheduled;
+}
+
 double ActiveChanges::effective_lr(int group, double scheduled_lr) const {
   return lr_pin_[group].value_or(scheduled_lr * lr_scale_);
 }

@@ -103,6 +103,20 @@ class ActiveChanges {
   /// For as many groups as there are.
   void restore(const Overrides& saved);
 
+  /// All that it holds, for a checkpoint of the run that made the changes.
+  struct Saved {
+    Overrides overrides;
+    int64_t active_revision = 0;
+    int64_t known_revision = 0;
+    uint64_t chain_hash = 0;
+    std::vector<ChangeEntry> scheduled;  ///< not yet due, by (effective_step, revision)
+  };
+  Saved saved() const {
+    return {overrides(), active_revision_, known_revision_, chain_hash_, pending_};
+  }
+  /// For as many groups as there are.
+  void restore(const Saved& saved);
+
   double effective_lr(int group, double scheduled_lr) const;
   /// Empty: nobody changed it; the job's own setting holds.
   std::optional<double> max_grad_norm() const { return max_grad_norm_; }

@@ -69,6 +69,18 @@ ChangeLedger::ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm
   for (const LedgerGroup& group : groups_) base_.push_back(group.options);
 }
 
+void ChangeLedger::begin_at(int64_t first_step) {
+  FUSEDBUN_ASSERT(current_step_ == first_step_ && first_step >= first_step_,
+                  "a job goes on before it has begun");
+  first_step_ = current_step_ = first_step;
+  observed_step_ = first_step - 1;
+  std::vector<Options> scratch = base_;  // they are what the changes made of them
+  active_.enter_step(observed_step_, pointers_to(scratch));
+  while (!open_.empty() && open_.begin()->first <= observed_step_) {
+    close(change(open_.begin()->second));
+  }
+}
+
 void ChangeLedger::close_step(int64_t job_step) {
   FUSEDBUN_ASSERT(job_step >= current_step_, "a job step is closed once, and steps count up");
   current_step_ = job_step + 1;

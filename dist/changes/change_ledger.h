@@ -65,6 +65,9 @@ class ChangeLedger {
   ChangeLedger(std::vector<LedgerGroup> groups, double max_grad_norm, int64_t first_step,
                JobCapabilities capabilities = {}, int64_t total_steps = 0);
 
+  /// The job goes on at this step, after those of an earlier attempt; once, when that attempt's changes are in. The groups' options
+  /// are those of that step.
+  void begin_at(int64_t first_step);
   /// The header of `job_step` is about to be sent.
   void close_step(int64_t job_step);
   /// A job step has ended and used these values. Late param groups become known here, as "group<index>". Returns the revisions

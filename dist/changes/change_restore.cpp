@@ -55,4 +55,16 @@ void restore_changes(ChangeLedger& ledger, const LoggedRun& run) {
   }
 }
 
+void require_same_changes(const LoggedRun& run, int64_t revision, uint64_t chain_hash) {
+  if (revision == 0) return;
+  for (const LoggedChange& logged : run.changes) {
+    if (logged.revision == revision && logged.chain_hash == chain_hash) return;
+  }
+  throw ConfigError(
+      "the checkpoint was saved with changes 1 to " + std::to_string(revision) +
+      " known, and changes.log in the run folder does not have the same: start from the "
+      "checkpoint in a run folder of its own (--resume PATH), where its values hold and a new log "
+      "begins");
+}
+
 }  // namespace fusedbun::changes

@@ -12,4 +12,8 @@ namespace fusedbun::changes {
 /// apply again, and it would diverge again. DataError (65) if the ledger comes to another hash than the log.
 void restore_changes(ChangeLedger& ledger, const LoggedRun& run);
 
+/// A checkpoint was saved when its ranks knew the changes up to `revision`, whose chain hash this was: the log must have the same,
+/// or hyperparameters and history would differ from here on. Throws ConfigError (78).
+void require_same_changes(const LoggedRun& run, int64_t revision, uint64_t chain_hash);
+
 }  // namespace fusedbun::changes

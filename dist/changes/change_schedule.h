@@ -31,6 +31,10 @@ class ChangeSchedule final : public ControlPort {
   /// Throws ConfigError.
   ChangeSchedule(ChangeLedger ledger, std::span<const ScheduledChange> scheduled);
 
+  /// These are all the changes, and their hash.
+  bool has(int64_t newest_revision, uint64_t chain_hash) const {
+    return ledger_.newest_revision() == newest_revision && ledger_.chain_hash() == chain_hash;
+  }
   int64_t newest_revision() override { return ledger_.newest_revision(); }
   Boundary close_step(int64_t) override { return {.newest_revision = ledger_.newest_revision()}; }
   std::vector<ChangeEntry> entries(int64_t after, int64_t up_to) override {

@@ -43,8 +43,7 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
       name_(job_name(options.run_id)),
       callers_(std::move(callers)),
       start_time_us_(now_us()),
-      ledger_(named_groups(job_), job_.max_grad_norm, job_.first_step, job_.capabilities,
-              job_.total_steps),
+      ledger_(named_groups(job_), job_.max_grad_norm, 0, job_.capabilities, job_.total_steps),
       log_(std::make_shared<changes::ChangeLog>(options.run_dir)),
       history_(std::make_shared<changes::ChangeHistory>(options.run_dir)),
       clock_(std::chrono::microseconds(options.stall_timeout).count()),
@@ -53,7 +52,9 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
       metrics_slots_(kStreamsMax, callers_->tells_apart() ? kStreamsMax / 2 : kStreamsMax),
       commit_(ledger_, ledger_mutex_, log_, history_, commit_hooks()) {
   const changes::LoggedRun run = log_->take_run();
+  changes::require_same_changes(run, job_.known_revision, job_.chain_hash);
   changes::restore_changes(ledger_, run);
+  ledger_.begin_at(job_.first_step);
   events_.begin_attempt(run.attempts);
   restored_changes_ = ledger_.newest_revision();
   std::vector<changes::AcceptedChange> scheduled =

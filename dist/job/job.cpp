@@ -30,6 +30,18 @@ void Job::serve(ShardedFusedbun& optimizer) {
   parts_->serve(optimizer);
 }
 
+Checkpointer& Job::checkpointer() {
+  return parts_->open_checkpointer();
+}
+
+SaveStart Job::save(const CheckpointContents& contents) {
+  return parts_->open_checkpointer().save(contents);
+}
+
+std::optional<Loaded> Job::resume(const CheckpointContents& contents, const LoadOptions& options) {
+  return parts_->open_checkpointer().load(contents, options);
+}
+
 std::string Job::control_address() const {
 #ifdef FUSEDBUN_HAS_CONTROL
   if (parts_->server) return parts_->server->address();

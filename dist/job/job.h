@@ -21,6 +21,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -30,6 +31,7 @@
 #include "fusedbun/dist/plan/backend_choice.h"
 #include "fusedbun/dist/plan/identity.h"
 #include "fusedbun/dist/plan/rank_watch.h"
+#include "fusedbun/dist/snapshot/checkpointer.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 
 namespace fusedbun {
@@ -57,6 +59,7 @@ struct JobOptions {
   std::chrono::milliseconds timeout{60'000};
   plan::HealthLimits health = {};  ///< heartbeats, and how long is too long
   int64_t total_steps = 0;         ///< for progress; 0: unknown
+  int keep_checkpoints = 3;        ///< of the run folder; 0: all
   /// Called with one sentence a person should know; default: stderr on rank 0.
   std::function<void(std::string_view)> notice = {};
 };
@@ -85,6 +88,14 @@ class Job {
   void serve(ShardedFusedbun& optimizer);
   /// "unix:/path/control.sock", or empty when nothing is served.
   std::string control_address() const;
+  /// Saves a checkpoint to <run_dir>/checkpoints while training goes on, and brings the newest one back (checkpointer.h says what
+  /// each does, and throws). Collective, between two steps; resume() before serve(), so that changes go on where they were. finish()
+  /// waits for a save that is under way.
+  SaveStart save(const CheckpointContents& contents);
+  std::optional<Loaded> resume(const CheckpointContents& contents, const LoadOptions& options = {});
+  /// The same object; made by the first call. Throws ConfigError without a run folder. Collective.
+  Checkpointer& checkpointer();
+
   /// Adds numbers of the step that has just ended ("loss") to what StreamMetrics tells. Rank 0's
   /// count; elsewhere, and without a control plane, nothing happens.
   void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);

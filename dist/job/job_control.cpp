@@ -28,7 +28,10 @@ control::JobDescription describe(const ShardedFusedbun& optimizer, const JobOpti
                                  const plan::Identity& identity, std::string_view backend) {
   control::JobDescription job;
   job.world_size = identity.world_size;
+  const changes::ActiveChanges::Saved changes = optimizer.active_changes();
   job.first_step = optimizer.job_step();
+  job.known_revision = changes.known_revision;
+  job.chain_hash = changes.chain_hash;
   job.total_steps = options.total_steps;
   job.restart_count = identity.restart_count;
   job.version = FUSEDBUN_VERSION;
@@ -87,11 +90,20 @@ changes::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
     return &server->port();
   }
 #endif
-  if (serving || changes.empty()) return nullptr;
+  if (serving || changes.empty())
+    return nullptr;  // what the checkpoint had scheduled comes to pass all the same
+  // From step 0 on, also where the job goes on after a checkpoint: the file's changes count from there.
   schedule = std::make_unique<changes::ChangeSchedule>(
-      changes::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), optimizer.job_step(),
+      changes::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), 0,
                             optimizer.capabilities()),
       changes);
+  const changes::ActiveChanges::Saved known = optimizer.active_changes();
+  FUSEDBUN_REQUIRE(
+      known.known_revision == 0 || schedule->has(known.known_revision, known.chain_hash),
+      ConfigError,
+      "the checkpoint was saved with other changes than " + options.changes.string() +
+          " has: give the file of the run that saved it, or start from the "
+          "checkpoint in a run folder of its own (--resume PATH)");
   return schedule.get();
 }
 
@@ -110,6 +122,10 @@ bool Job::Parts::finish(changes::LeaveRequest left, bool has_result) {
     const std::chrono::milliseconds hang(options.health.hang_us / 1000);
     connections.host->set_timeout(hang.count() == 0 ? comm::kNoDeadline
                                                     : std::max(options.timeout, hang));
+  }
+  if (checkpointer) {
+    board.enter(plan::Phase::save);
+    checkpointer->wait();
   }
   const std::vector<uint8_t> results =
       comm::all_gather_object(*connections.host, static_cast<uint8_t>(has_result));

@@ -5,9 +5,11 @@
 #include <algorithm>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/checkpoint/checkpoint_folder.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/run_folder/error_file.h"
+#include "fusedbun/dist/run_folder/file_names.h"
 #include "fusedbun/dist/run_folder/standard_error.h"
 
 namespace fusedbun {
@@ -54,6 +56,25 @@ void Job::Parts::take_run_folder() {
     for (const std::string& warning : lock->warnings()) notice(warning);
     run_folder::keep_earlier_error_file(options.run_dir);
   });
+}
+
+Checkpointer& Job::Parts::open_checkpointer() {
+  if (checkpointer) return *checkpointer;
+  // Rank 0's name of it: others may have another working folder, or a name of their own process.
+  const std::string run_dir = comm::broadcast_text(
+      *connections.host,
+      options.run_dir.empty() ? "" : std::filesystem::absolute(options.run_dir).string(), 0);
+  FUSEDBUN_REQUIRE(!run_dir.empty(), ConfigError,
+                   "checkpoints need a run folder: JobOptions{.run_dir = \"runs/a\"}");
+  const std::filesystem::path folder =
+      std::filesystem::path(run_dir) / run_folder::kCheckpointsName;
+  if (identity.rank == 0) checkpoint::CheckpointFolder(folder).remove_leftovers();
+  checkpointer = std::make_unique<Checkpointer>(
+      *connections.host,
+      CheckpointerOptions{.folder = folder,
+                          .keep = options.keep_checkpoints,
+                          .notice = [this](std::string_view sentence) { notice(sentence); }});
+  return *checkpointer;
 }
 
 void Job::Parts::start_heartbeats_of_job() {

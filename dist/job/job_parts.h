@@ -27,6 +27,7 @@ class Job::Parts {
 
   void notice(std::string_view sentence) const;
   void serve(ShardedFusedbun& optimizer);
+  Checkpointer& open_checkpointer();
   bool finish(changes::LeaveRequest left, bool has_result);
   /// The lost rank that explains `error`, or nothing.
   std::optional<plan::LostRank> lost_rank_behind(const std::exception& error) const;
@@ -48,8 +49,9 @@ class Job::Parts {
   std::atomic<control::ControlServer*> live_server = nullptr;  ///< for the heartbeat's thread
 #endif
   std::unique_ptr<changes::ChangeSchedule> schedule;  ///< rank 0, instead of a server
-  std::atomic<bool> started = false;                  ///< `heartbeats` is there
-  Heartbeats heartbeats;                              ///< its thread uses all of the above
+  std::unique_ptr<Checkpointer> checkpointer;
+  std::atomic<bool> started = false;  ///< `heartbeats` is there
+  Heartbeats heartbeats;              ///< its thread uses all of the above
 
  private:
   void take_run_folder();

@@ -125,6 +125,10 @@ std::string_view name_of(OptimizerCall call) {
       return "write_parameters()";
     case OptimizerCall::backward:
       return "backward()";
+    case OptimizerCall::save:
+      return "a save";
+    case OptimizerCall::load:
+      return "a load";
   }
   FUSEDBUN_ASSERT(false, "a call that does not exist");
 }

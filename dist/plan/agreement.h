@@ -21,7 +21,9 @@ enum class OptimizerCall : uint64_t {
   finish = 2,
   add_group = 3,
   write_parameters = 4,
-  backward = 5  ///< with step_in_backward, where it waits for the others' gradients
+  backward = 5,  ///< with step_in_backward, where it waits for the others' gradients
+  save = 6,
+  load = 7,
 };
 
 /// "finish()"

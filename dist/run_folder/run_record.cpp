@@ -95,6 +95,7 @@ void remove_earlier_run(const fs::path& run_dir) {
   std::error_code ignored;
   for (const char* name : {kRecordName, kMetricsName, kLogName, kPlanName, kChangesName})
     fs::remove(run_dir / name, ignored);
+  fs::remove_all(run_dir / kCheckpointsName, ignored);
   remove_error_files(run_dir);
 }
 

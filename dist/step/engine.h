@@ -51,6 +51,9 @@ class StepEngine {
   bool shares_memory() const { return shares_memory_; }
   int64_t planned_state_bytes() const;
 
+  ShardedFusedbun::ReplicatedState state_to_save();
+  void restore(const ShardedFusedbun::ReplicatedState& state,
+               const std::function<void(const ShardedFusedbun::OwnedRows& rows)>& read_rows);
   void save(torch::serialize::OutputArchive& archive);
   void load(torch::serialize::InputArchive& archive);
 
@@ -72,6 +75,8 @@ class StepEngine {
   // What ranks must do together or not at all (engine_agreement.cpp).
   plan::Agreement agree(const StepOptions& options);
   void agree_on_call(plan::OptimizerCall call);
+  /// Gradients of a backward pass that has begun arrive and are dropped.
+  void drop_begun_backward();
   void say_where_backward_waits(plan::OptimizerCall call);
   plan::RankFacts facts_of(plan::OptimizerCall call) const;
   [[noreturn]] void refuse(const StepConsensus::Outcome& outcome);
@@ -86,6 +91,8 @@ class StepEngine {
   void follow_parameters();
   void follow_loaded();
   void take_values_of_rank_zero();
+  void return_to_replicas();
+  void gather_parameters();
   void broadcast_parameters(size_t first);
 
   // Before the first step, and for a late group (engine_setup.cpp).

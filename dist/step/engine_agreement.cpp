@@ -188,14 +188,18 @@ void StepEngine::finish() {
   at::NoGradGuard no_grad;
   guarded([&] {
     agree_on_call(plan::OptimizerCall::finish);
-    // A backward pass without a step leaves exchanges in flight, with each rank at another bucket.
-    const int last = consensus_.highest(collector_.last_started());
-    collector_.start_through(last);
-    for (int bucket = 0; bucket <= last; ++bucket) wait_for_gradients(bucket);
-    collector_.forget_step();
+    drop_begun_backward();
     progress_.enter(plan::Phase::idle);
   });
   finished_at_ = model_.job_step;
+}
+
+// Its exchanges are in flight, with each rank at another bucket.
+void StepEngine::drop_begun_backward() {
+  const int last = consensus_.highest(collector_.last_started());
+  collector_.start_through(last);
+  for (int bucket = 0; bucket <= last; ++bucket) wait_for_gradients(bucket);
+  collector_.forget_step();
 }
 
 StepEngine::~StepEngine() {

@@ -77,6 +77,38 @@ void StepEngine::take_values_of_rank_zero() {
   }
 }
 
+// A parameter that the program gave other memory comes back, with the values that it has now.
+void StepEngine::return_to_replicas() {
+  for (int p = 0; p < model_.parameter_count(); ++p) {
+    if (model_.matrices[p].has_left_replica()) update_.copy_into_replica(p);
+  }
+  control_stream_->barrier()
+      .wait();  // the replica has every owner's rows, and nobody reads what is about to be written
+  for (ParameterMatrix& matrix : model_.matrices) {
+    if (matrix.has_left_replica()) matrix.return_to_replica();
+    matrix.refresh();
+  }
+}
+
+// Every rank has written the rows that it owns.
+void StepEngine::gather_parameters() {
+  const std::vector<bool> all(model_.registered.size(), true);
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
+    const std::vector<int>& parameters = model_.plan.buckets[bucket].parameters;
+    if (model_.matrices[parameters.front()].is_shared()) continue;
+    comm::Work rows =
+        model_.buckets[bucket]->start_param_sync(model_.matrices, all, collector_.round(bucket));
+    wait_for(rows, model_.device);
+    model_.buckets[bucket]->finish_param_sync(model_.matrices, all);
+  }
+  control_stream_->barrier().wait();  // where ranks share a replica, each has written its rows
+  for (ParameterMatrix& matrix : model_.matrices) {
+    matrix.bump_version();
+    matrix.write_back();
+    matrix.remember();
+  }
+}
+
 void StepEngine::broadcast_parameters(size_t first) {
   at::NoGradGuard no_grad;
   // Not among the gradients: between backward and step() ranks may have started different numbers of buckets.

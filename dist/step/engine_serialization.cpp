@@ -1,32 +1,56 @@
-// This rank's state in a LibTorch archive: what it owns under its plan, and what all ranks hold alike. It is read back
-// under the same plan only.
+// The optimizer's state leaves and comes back: for checkpoints, which any number of ranks may read (state_to_save, restore),
+// and in a LibTorch archive of this rank's shard, which is read back under the same plan only (save, load).
 #include <ATen/core/grad_mode.h>
 #include <torch/serialize/archive.h>
 
+#include <limits>
+
 #include "fusedbun/core/error.h"
-#include "fusedbun/core/option_fields.h"
+#include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/step/engine.h"
 
 namespace fusedbun {
-namespace {
-
-/// The structural options that differ, each as "accumulator"; empty if none does.
-std::string structural_difference(const Options& saved, const Options& own) {
-  std::string names;
-  Options mine = own;
-  visit_structure(saved, [&](const char* name, const auto& value) {
-    visit_structure(mine, [&](const char* other, const auto& ours) {
-      if constexpr (std::is_same_v<decltype(value), decltype(ours)>) {
-        if (std::string_view(name) == other && value != ours) {
-          names += (names.empty() ? "" : ", ") + std::string(name);
-        }
-      }
-    });
+ShardedFusedbun::ReplicatedState StepEngine::state_to_save() {
+  at::NoGradGuard no_grad;
+  ShardedFusedbun::ReplicatedState state;
+  guarded([&] {
+    // Compares the headers of the last step: ranks that have diverged do not save.
+    agree_on_call(plan::OptimizerCall::save);
+    update_.absorb_columns();
+    for (ParameterMatrix& matrix : model_.matrices) matrix.refresh();
+    state = {.job_step = model_.job_step,
+             .skipped_steps = consensus_.skipped_steps(),
+             .step_counts = update_.step_counts(),
+             .sums_of_squares = update_.sums_of_squares(),
+             .groups = model_.all_group_options(),
+             .changes = consensus_.saved_changes()};
+    // The next step would add the values up anew, and so shall the one after a load.
+    for (size_t p = 0; p < model_.matrices.size(); ++p) {
+      if (model_.matrices[p].foreign_write() == TensorSnapshot::Difference::none) continue;
+      state.sums_of_squares[p] = std::numeric_limits<double>::quiet_NaN();
+    }
   });
-  return names;
+  return state;
 }
 
-}  // namespace
+void StepEngine::restore(
+    const ShardedFusedbun::ReplicatedState& state,
+    const std::function<void(const ShardedFusedbun::OwnedRows& rows)>& read_rows) {
+  at::NoGradGuard no_grad;
+  guarded([&] {
+    agree_on_call(plan::OptimizerCall::load);
+    drop_begun_backward();
+    return_to_replicas();
+    comm::rethrow_on_all_ranks(*control_stream_, [&] {
+      for (const ShardedFusedbun::OwnedRows& rows : update_.owned_rows()) read_rows(rows);
+    });
+    gather_parameters();
+    consensus_.restore(state.job_step, state.skipped_steps, state.changes);
+    update_.restore(state.step_counts, state.sums_of_squares);
+    for (size_t g = 0; g < state.groups.size(); ++g) model_.group_options(g) = state.groups[g];
+    finished_at_ = -1;
+  });
+}
 
 void StepEngine::save(torch::serialize::OutputArchive& archive) {
   at::NoGradGuard no_grad;

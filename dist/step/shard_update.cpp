@@ -267,10 +267,27 @@ std::vector<ShardedFusedbun::OwnedRows> ShardUpdate::owned_rows() {
   at::NoGradGuard no_grad;
   absorb_columns();
   std::vector<ShardedFusedbun::OwnedRows> rows;
-  for (const OwnedState& owned : owned_) {
-    rows.push_back({model_.name(owned.parameter), owned.range, &owned.state, t_[owned.parameter]});
+  for (OwnedState& owned : owned_) {
+    rows.push_back({.parameter = owned.parameter,
+                    .name = model_.name(owned.parameter),
+                    .range = owned.range,
+                    .values = model_.matrices[owned.parameter].rows(owned.range),
+                    .state = &owned.state,
+                    .t = t_[owned.parameter]});
   }
   return rows;
+}
+
+void ShardUpdate::restore(std::vector<int64_t> step_counts, std::vector<double> sums_of_squares) {
+  FUSEDBUN_ASSERT(step_counts.size() == t_.size() && sums_of_squares.size() == t_.size(),
+                  "restored counts of another number of parameters");
+  t_ = std::move(step_counts);
+  sum_of_squares_ = std::move(sums_of_squares);
+  for (int p = 0; p < model_.parameter_count(); ++p) {
+    double& sum = sum_of_squares_[p];
+    if (!is_scaled_by_rms(p)) sum = 0;
+    if (std::isnan(sum)) sum = sum_of_squares_of(model_.matrices[p].matrix());
+  }
 }
 
 void ShardUpdate::save(torch::serialize::OutputArchive& archive) {

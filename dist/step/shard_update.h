@@ -65,6 +65,9 @@ class ShardUpdate {
   const std::vector<int64_t>& step_counts() const { return t_; }
   int64_t state_bytes() const;
   std::vector<ShardedFusedbun::OwnedRows> owned_rows();
+  const std::vector<double>& sums_of_squares() const { return sum_of_squares_; }
+  /// What `owned_rows` does not reach. A sum that is NaN is not known and added up anew; the parameters have their values.
+  void restore(std::vector<int64_t> step_counts, std::vector<double> sums_of_squares);
 
   /// t, sums of squares and the tensors of this rank's segments. load() throws DataError for a state of other structure.
   void save(torch::serialize::OutputArchive& archive);

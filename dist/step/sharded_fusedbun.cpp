@@ -164,11 +164,17 @@ bool ShardedFusedbun::shares_memory() const {
 int64_t ShardedFusedbun::job_step() const {
   return engine_->model().job_step;
 }
+changes::ActiveChanges::Saved ShardedFusedbun::active_changes() const {
+  return engine_->consensus().saved_changes();
+}
 int64_t ShardedFusedbun::skipped_steps() const {
   return engine_->consensus().skipped_steps();
 }
 const plan::ShardPlan& ShardedFusedbun::shard_plan() const {
   return engine_->model().plan;
+}
+const torch::Tensor& ShardedFusedbun::parameter(int index) const {
+  return engine_->model().registered[static_cast<size_t>(index)].tensor;
 }
 int64_t ShardedFusedbun::state_bytes() const {
   return engine_->update().state_bytes();
@@ -178,6 +184,13 @@ int64_t ShardedFusedbun::planned_state_bytes() const {
 }
 std::vector<ShardedFusedbun::OwnedRows> ShardedFusedbun::owned_rows() const {
   return engine_->update().owned_rows();
+}
+ShardedFusedbun::ReplicatedState ShardedFusedbun::state_to_save() {
+  return engine_->state_to_save();
+}
+void ShardedFusedbun::restore(const ReplicatedState& state,
+                              const std::function<void(const OwnedRows& rows)>& read_rows) {
+  engine_->restore(state, read_rows);
 }
 void ShardedFusedbun::save(torch::serialize::OutputArchive& archive) const {
   engine_->save(archive);

@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "fusedbun/core/fusedbun.h"
+#include "fusedbun/dist/changes/change.h"
 #include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/plan/shard_plan.h"
@@ -166,18 +167,43 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   bool shares_memory() const;  ///< a host window is in use
   int64_t job_step() const;    ///< steps done, skipped ones too
   int64_t skipped_steps() const;
+  /// What changes have set and will set on all ranks.
+  changes::ActiveChanges::Saved active_changes() const;
   const plan::ShardPlan& shard_plan() const;
+  /// The tensor of shard_plan().parameters[index].
+  const torch::Tensor& parameter(int index) const;
   int64_t state_bytes() const;          ///< measured: bytes of this rank's state tensors
   int64_t planned_state_bytes() const;  ///< the formula's answer for this rank
 
-  /// This rank's state of the rows it owns; for tests and checkpoints.
+  /// What this rank owns of one parameter; the tensors are the optimizer's own memory.
   struct OwnedRows {
+    int parameter = 0;  ///< index in shard_plan().parameters
     std::string name;
     RowRange range;
-    const SegmentState* state;
-    int64_t t;
+    torch::Tensor values;  ///< [rows, m] of the parameter, contiguous
+    SegmentState* state = nullptr;
+    int64_t t = 0;
   };
   std::vector<OwnedRows> owned_rows() const;
+
+  /// What all ranks know alike, beside the rows.
+  struct ReplicatedState {
+    int64_t job_step = 0;
+    int64_t skipped_steps = 0;
+    std::vector<int64_t> step_counts;  ///< t, by parameter of shard_plan()
+    /// Of a parameter's values; used with scale_by_parameter_rms alone. NaN: the program has written it, add them up anew.
+    std::vector<double> sums_of_squares;
+    std::vector<Options> groups;  ///< lr as the program or its schedule set it
+    changes::ActiveChanges::Saved changes;
+  };
+  /// Completes the last step, so that owned_rows() and the result are what it has left; between two steps. Collective: ranks that
+  /// stand at different steps, or differ in their state, throw instead. For checkpoints (dist/job/checkpointer.h).
+  ReplicatedState state_to_save();
+  /// Takes a saved state: `read_rows` writes the values and the state of rows that this rank owns, for each of its owned_rows();
+  /// then every rank has the values of all. What it throws on one rank all ranks throw, and the optimizer can only be destroyed.
+  /// Gradients of a backward pass that has begun are dropped. Collective, between two steps.
+  void restore(const ReplicatedState& state,
+               const std::function<void(const OwnedRows& rows)>& read_rows);
 
   /// This rank's shard, one file per rank; load throws DataError unless rank, model and world size
   /// are those of the save.

@@ -227,6 +227,13 @@ void StepConsensus::add_groups() {
   while (changes_.group_count() < static_cast<int>(model_.groups.size())) changes_.add_group();
 }
 
+void StepConsensus::restore(int64_t job_step, int64_t skipped_steps,
+                            const changes::ActiveChanges::Saved& changes) {
+  changes_.restore(changes);
+  model_.job_step = job_step;
+  skipped_steps_ = skipped_steps;
+}
+
 void StepConsensus::save(torch::serialize::OutputArchive& archive) const {
   archive.write("job_step", c10::IValue(model_.job_step));
   archive.write("skipped_steps", c10::IValue(skipped_steps_));

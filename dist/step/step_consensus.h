@@ -70,6 +70,11 @@ class StepConsensus {
   changes::LeaveRequest leave_request() const { return leaving_; }
   int64_t skipped_steps() const { return skipped_steps_; }
 
+  /// What changes have set and will set.
+  changes::ActiveChanges::Saved saved_changes() const { return changes_.saved(); }
+  void restore(int64_t job_step, int64_t skipped_steps,
+               const changes::ActiveChanges::Saved& changes);
+
   /// Step counters and the changes in force (pins, scale, clip limit).
   void save(torch::serialize::OutputArchive& archive) const;
   void load(torch::serialize::InputArchive& archive);

@@ -52,12 +52,17 @@ class AdamwStepper : public Stepper {
     }
     optimizer_.step();
     for (const torch::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
+    ++job_step_;
     return {optimizer_.param_groups()[0].options().get_lr(), norm, 0, 0};
   }
 
   void finish() override {}
   changes::LeaveRequest leave_request() const override { return leaving_; }
   void request_leave(changes::LeaveRequest request) noexcept override { asked_ = request; }
+  int64_t job_step() const override { return job_step_; }
+  SaveStart save(const checkpoint::Values&) override {
+    FUSEDBUN_ASSERT(false, "AdamW has no checkpoints, and nobody asks it for one");
+  }
   bool skips_nonfinite() const override { return false; }
   int64_t planned_state_bytes() const override {
     return 2 * elements_ * static_cast<int64_t>(sizeof(float));
@@ -102,6 +107,7 @@ class AdamwStepper : public Stepper {
   double max_grad_norm_;
   double divisor_;
   int64_t elements_ = 0;
+  int64_t job_step_ = 0;
   torch::Tensor message_;  ///< [elements_ + 1]
   std::atomic<changes::LeaveRequest> asked_{changes::LeaveRequest::none};
   changes::LeaveRequest leaving_ = changes::LeaveRequest::none;

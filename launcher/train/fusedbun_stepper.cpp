@@ -1,6 +1,7 @@
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/train/hf_gpt2.h"
 #include "fusedbun/launcher/train/stepper.h"
 
 namespace fusedbun::train {
@@ -8,8 +9,10 @@ namespace {
 
 class FusedbunStepper : public Stepper {
  public:
-  FusedbunStepper(Job& job, Gpt2& model, const StepperOptions& options)
-      : optimizer_(
+  FusedbunStepper(Job& job, Gpt2& model, const StepperOptions& options, ResumeRequest* resume)
+      : job_(job),
+        model_(model),
+        optimizer_(
             job.channels(), model->named_parameters(), FusedbunOptions(options.optimizer),
             {.bucket_bytes = options.bucket_bytes,
              .max_grad_norm = options.max_grad_norm,
@@ -22,6 +25,7 @@ class FusedbunStepper : public Stepper {
              .notice = options.notice}),
         bf16_on_wire_(options.bf16_on_wire),
         step_in_backward_(options.step_in_backward) {
+    if (resume != nullptr) resume->loaded = job.resume(contents({}), resume->from);
     job.serve(optimizer_);
   }
 
@@ -44,6 +48,8 @@ class FusedbunStepper : public Stepper {
   void request_leave(changes::LeaveRequest request) noexcept override {
     optimizer_.request_leave(request);
   }
+  int64_t job_step() const override { return optimizer_.job_step(); }
+  SaveStart save(const checkpoint::Values& values) override { return job_.save(contents(values)); }
   bool skips_nonfinite() const override { return values().nonfinite == Nonfinite::skip; }
   int64_t planned_state_bytes() const override { return optimizer_.planned_state_bytes(); }
   int64_t state_bytes() const override { return optimizer_.state_bytes(); }
@@ -59,9 +65,18 @@ class FusedbunStepper : public Stepper {
   }
 
  private:
+  CheckpointContents contents(const checkpoint::Values& values) {
+    return {.optimizer = &optimizer_,
+            .model = model_.get(),
+            .values = values,
+            .is_stored_transposed = is_stored_transposed,
+            .model_metadata = hf_metadata(model_)};
+  }
   const Options& values() const {
     return static_cast<const FusedbunOptions&>(optimizer_.param_groups()[0].options()).values();
   }
+  Job& job_;
+  Gpt2& model_;
   ShardedFusedbun optimizer_;
   bool bf16_on_wire_;
   bool step_in_backward_;
@@ -69,9 +84,9 @@ class FusedbunStepper : public Stepper {
 
 }  // namespace
 
-std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, Gpt2& model,
-                                               const StepperOptions& options) {
-  return std::make_unique<FusedbunStepper>(job, model, options);
+std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, Gpt2& model, const StepperOptions& options,
+                                               ResumeRequest* resume) {
+  return std::make_unique<FusedbunStepper>(job, model, options, resume);
 }
 
 }  // namespace fusedbun::train

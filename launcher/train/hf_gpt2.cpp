@@ -25,12 +25,6 @@ std::string_view without_prefix(std::string_view name) {
   return name.starts_with(kPrefix) ? name.substr(kPrefix.size()) : name;
 }
 
-/// Hugging Face's Conv1D weights, which it keeps as [in, out].
-bool is_transposed(std::string_view name) {
-  return name.ends_with("c_attn.weight") || name.ends_with("c_proj.weight") ||
-         name.ends_with("c_fc.weight");
-}
-
 /// Buffers of the causal mask, which older files hold.
 bool is_mask(std::string_view name) {
   return name.ends_with(".attn.bias") || name.ends_with(".attn.masked_bias");
@@ -109,6 +103,15 @@ void require_tied(const SafetensorsFile& file, const TensorsByName& tensors) {
 
 }  // namespace
 
+bool is_stored_transposed(std::string_view name) {
+  return name.ends_with("c_attn.weight") || name.ends_with("c_proj.weight") ||
+         name.ends_with("c_fc.weight");
+}
+
+checkpoint::Metadata hf_metadata(const Gpt2& model) {
+  return {{std::string(kHeads), std::to_string(model->config().n_head)}};
+}
+
 FoundSizes sizes_of(const SafetensorsFile& file, const std::optional<HeadsSaid>& said) {
   const TensorsByName tensors = by_name(file);
   const StoredTensor& wte = matrix(file, tensors, "wte.weight");
@@ -144,7 +147,7 @@ void load_hf(const SafetensorsFile& file, Gpt2& model) {
     const auto found = tensors.find(parameter.key());
     if (found == tensors.end()) refuse(file, "'" + parameter.key() + "' is missing");
     torch::Tensor values = tensor_of(file, *found->second);
-    if (is_transposed(parameter.key()) && values.dim() == 2) values = values.t();
+    if (is_stored_transposed(parameter.key()) && values.dim() == 2) values = values.t();
     if (values.sizes() != parameter.value().sizes()) {
       refuse(file,
              "'" + found->second->name + "' has another shape than the rest of the file asks for");
@@ -162,7 +165,7 @@ void save_hf(const std::filesystem::path& path, const Gpt2& model) {
   std::vector<StoredTensor> tensors;
   for (const auto& parameter : model->named_parameters()) {
     torch::Tensor values = parameter.value().detach().to(at::kCPU, at::kFloat);
-    if (is_transposed(parameter.key())) values = values.t();
+    if (is_stored_transposed(parameter.key())) values = values.t();
     kept.push_back(values.contiguous());
     tensors.push_back(
         {parameter.key(),
@@ -170,10 +173,9 @@ void save_hf(const std::filesystem::path& path, const Gpt2& model) {
          values.sizes().vec(),
          {static_cast<const std::byte*>(kept.back().data_ptr()), kept.back().nbytes()}});
   }
-  // "format" is what transformers insists on.
-  checkpoint::write_safetensors(
-      path, tensors,
-      {{"format", "pt"}, {std::string(kHeads), std::to_string(model->config().n_head)}});
+  checkpoint::Metadata metadata = hf_metadata(model);
+  metadata["format"] = "pt";  // transformers insists on it
+  checkpoint::write_safetensors(path, tensors, metadata);
 }
 
 }  // namespace fusedbun::train

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "fusedbun/dist/checkpoint/safetensors.h"
 #include "fusedbun/launcher/train/gpt2.h"
@@ -35,6 +36,11 @@ FoundSizes sizes_of(const checkpoint::SafetensorsFile& file, const std::optional
 /// Copies the file's values (F32, F16, BF16) into `model`. Throws DataError naming the tensor that is missing, unknown,
 /// of another shape or type, or an output layer that is not tied.
 void load_hf(const checkpoint::SafetensorsFile& file, Gpt2& model);
+
+/// Whether files hold this parameter as its transpose: Hugging Face's Conv1D weights.
+bool is_stored_transposed(std::string_view name);
+/// What a file of this model says beside its tensors: the number of heads.
+checkpoint::Metadata hf_metadata(const Gpt2& model);
 
 /// Writes the model in float32, atomically. Throws IoError.
 void save_hf(const std::filesystem::path& path, const Gpt2& model);

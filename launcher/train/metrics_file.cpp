@@ -7,12 +7,14 @@ namespace fusedbun::train {
 
 using nlohmann::ordered_json;
 
-MetricsFile::MetricsFile(std::filesystem::path path, run_folder::LineFile::Notice notice)
-    : lines_(std::move(path), std::move(notice)) {}
+MetricsFile::MetricsFile(std::filesystem::path path, int64_t attempt,
+                         run_folder::LineFile::Notice notice)
+    : lines_(std::move(path), std::move(notice)), attempt_(attempt) {}
 
 void MetricsFile::write(const StepMetrics& metrics) {
   steps_ = metrics.step + 1;
-  lines_.append(ordered_json{{"step", metrics.step},
+  lines_.append(ordered_json{{"attempt", attempt_},
+                             {"step", metrics.step},
                              {"loss", metrics.loss},
                              {"lr", metrics.lr},
                              {"tokens_per_second", metrics.tokens_per_second},
@@ -23,7 +25,8 @@ void MetricsFile::write(const StepMetrics& metrics) {
 }
 
 void MetricsFile::write_validation(int64_t step, double loss) {
-  lines_.append(ordered_json{{"step", step}, {"validation_loss", loss}}.dump());
+  lines_.append(
+      ordered_json{{"attempt", attempt_}, {"step", step}, {"validation_loss", loss}}.dump());
 }
 
 std::string MetricsFile::description() const {

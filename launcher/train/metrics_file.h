@@ -1,8 +1,9 @@
 #pragma once
 // metrics.jsonl of a run folder: one JSON object per line, for programs. Two kinds of lines:
-//   {"step":0,"loss":5.45,"lr":1e-4,"tokens_per_second":13000.0,"grad_norm":1.9,"revision":0,"skipped":0}
-//   {"step":50,"validation_loss":3.21}      loss before job step 50, in nats per token
-// A number that is NaN or inf is null. Each line is there at once, so a reader never waits for the end of the run; lines that
+//   {"attempt":1,"step":0,"loss":5.45,"lr":1e-4,"tokens_per_second":13000.0,"grad_norm":1.9,"revision":0,"skipped":0}
+//   {"attempt":1,"step":50,"validation_loss":3.21}      loss before job step 50, in nats per token
+// Attempts of a run count from 1. One that resumes tells of its steps again, and nothing is rewritten: of two lines about a step
+// that of the highest attempt holds. A number that is NaN or inf is null. Each line is there at once, so a reader never waits for the end of the run; lines that
 // a full disk does not take are lost and counted (line_file.h).
 //
 // Thread safety: none.
@@ -27,7 +28,7 @@ struct StepMetrics {
 class MetricsFile {
  public:
   /// Appends to `path`; `notice` is told when lines are lost.
-  MetricsFile(std::filesystem::path path, run_folder::LineFile::Notice notice);
+  MetricsFile(std::filesystem::path path, int64_t attempt, run_folder::LineFile::Notice notice);
   void write(const StepMetrics& metrics);
   void write_validation(int64_t step, double loss);
   /// "runs/a/metrics.jsonl", and how many lines it lacks.
@@ -37,6 +38,7 @@ class MetricsFile {
 
  private:
   run_folder::LineFile lines_;
+  int64_t attempt_;
   int64_t steps_ = 0;
 };
 

@@ -9,11 +9,13 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 
 #include "fusedbun/core/options.h"
 #include "fusedbun/dist/changes/control_port.h"
+#include "fusedbun/dist/snapshot/checkpointer.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 
 namespace fusedbun {
@@ -47,6 +49,11 @@ class Stepper {
   virtual changes::LeaveRequest leave_request() const = 0;
   virtual void request_leave(changes::LeaveRequest request) noexcept = 0;
 
+  /// Job steps done, those before a checkpoint included.
+  virtual int64_t job_step() const = 0;
+  /// As Job::save, of the model and the optimizer. Collective; only where there are checkpoints.
+  virtual SaveStart save(const checkpoint::Values& values) = 0;
+
   /// True if a step with NaN or inf gradients changes nothing.
   virtual bool skips_nonfinite() const = 0;
   virtual int64_t planned_state_bytes() const = 0;  ///< by the formula, this rank
@@ -67,10 +74,16 @@ struct StepperOptions {
   std::function<void(std::string_view)> notice;
 };
 
-/// Serves the control plane of `job`. Collective; throws ConfigError.
-std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, Gpt2& model,
-                                               const StepperOptions& options);
-/// CPU only. Collective; throws ConfigError.
+/// From which checkpoint a stepper goes on, and what it found.
+struct ResumeRequest {
+  LoadOptions from;
+  std::optional<Loaded> loaded;  ///< none: there is no checkpoint
+};
+
+/// With `resume`, goes on from a checkpoint if there is one. Serves the control plane of `job`. Collective; throws ConfigError.
+std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, Gpt2& model, const StepperOptions& options,
+                                               ResumeRequest* resume);
+/// CPU only, no checkpoints. Collective; throws ConfigError.
 std::unique_ptr<Stepper> make_adamw_stepper(Job& job, Gpt2& model, const StepperOptions& options);
 
 }  // namespace train

@@ -29,6 +29,8 @@ struct Flags {
   double hang_seconds = 1800;
   bool no_control = false;
   bool no_host_window = false;
+  bool no_checkpoints = false;
+  std::string checkpoint_every = "10m";
 };
 
 void add_data_flags(CLI::App& command, TrainOptions& options) {
@@ -51,8 +53,45 @@ void add_data_flags(CLI::App& command, TrainOptions& options) {
       ->group("Data and files");
   command
       .add_flag("--overwrite", options.overwrite,
-                "Replace the finished run in that folder; its model stays until there is a new one")
+                "Start anew in a folder that was used before: its checkpoints go, its model stays "
+                "until there is a new one")
       ->group("Data and files");
+}
+
+void add_checkpoint_flags(CLI::App& command, Flags& flags) {
+  TrainOptions& options = flags.options;
+  constexpr const char* kGroup = "Checkpoints";
+  command
+      .add_option("--checkpoint-every", flags.checkpoint_every,
+                  "Steps (500) or time (90s, 10m, 1h) between checkpoints; 0: only when the run is "
+                  "asked to leave")
+      ->group(kGroup);
+  command.add_option("--keep", options.keep_checkpoints, "How many checkpoints stay, 0: all")
+      ->group(kGroup);
+  command.add_flag("--no-checkpoints", flags.no_checkpoints, "Save none and resume from none")
+      ->group(kGroup);
+  command
+      .add_option_function<std::string>(
+          "--resume",
+          [&options](const std::string& from) {
+            options.resume = true;
+            options.resume_from = from;
+          },
+          "Go on from the newest checkpoint of RUN_DIR, which happens without the flag too; or "
+          "from "
+          "that of a STEP, or of another run: its folder, or the checkpoint's")
+      ->expected(0, 1)
+      ->type_name("[STEP|FOLDER]")
+      ->default_str("if there is one")
+      ->group(kGroup);
+  command
+      .add_flag("--load-partial", options.load_partial,
+                "From a checkpoint of another model take what fits, and say what not")
+      ->group(kGroup);
+  command
+      .add_flag("--fallback", options.fallback,
+                "Where the newest checkpoint is damaged, take the newest that is whole")
+      ->group(kGroup);
 }
 
 void add_model_flags(CLI::App& command, TrainOptions& options) {
@@ -257,6 +296,8 @@ void run(Flags flags) {
   options.backend = plan::parse_backend(flags.backend);
   if (!flags.mask.empty()) options.optimizer.mask = parse<Mask>(flags.mask);
   options.control = !flags.no_control;
+  options.checkpoints = !flags.no_checkpoints;
+  options.checkpoint_every = train::parse_checkpoint_every(flags.checkpoint_every);
   options.host_window = !flags.no_host_window;
   options.timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.timeout_seconds * 1000));
   options.health = {.heartbeat_us = microseconds(flags.heartbeat_seconds),
@@ -276,6 +317,7 @@ CLI::App* add_train_command(CLI::App& app) {
       "  fusedbun launch -n 2 -- train --steps 300 --save english.safetensors\n"
       "  fusedbun launch -n 2 -- train --data /usr/lib/python3.11 --init english.safetensors");
   add_data_flags(*command, flags->options);
+  add_checkpoint_flags(*command, *flags);
   add_model_flags(*command, flags->options);
   add_optimizer_flags(*command, *flags);
   add_run_flags(*command, flags->options);

@@ -36,6 +36,11 @@ void validate(const TrainOptions& options) {
       options.bucket_mebibytes > 0 && options.bucket_mebibytes <= 4096, ConfigError,
       "--bucket-mib = " + std::to_string(options.bucket_mebibytes) + ": above 0, at most 4096");
   FUSEDBUN_REQUIRE(options.timeout.count() > 0, ConfigError, "--timeout: must be above 0 seconds");
+  require_at_least("--keep", options.keep_checkpoints, 0);
+  FUSEDBUN_REQUIRE(!options.overwrite || !options.resume, ConfigError,
+                   "--overwrite starts anew and --resume goes on: give one of them");
+  FUSEDBUN_REQUIRE(options.optimizer.kind == OptimizerKind::fusedbun || !options.resume,
+                   ConfigError, "--resume: only --optimizer fusedbun has checkpoints");
   plan::validate(options.health);
   options_of(options.optimizer);
 }

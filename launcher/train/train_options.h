@@ -13,6 +13,7 @@
 #include "fusedbun/dist/plan/identity.h"
 #include "fusedbun/dist/plan/rank_watch.h"
 #include "fusedbun/dist/run_folder/run_record.h"
+#include "fusedbun/launcher/train/checkpoint_schedule.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 
 namespace fusedbun::train {
@@ -52,7 +53,15 @@ struct TrainOptions {
   double control_rate = 50;       ///< changes per second of one actor; 0: any number
   std::filesystem::path changes;  ///< file of changes of hyperparameters; empty: none
   bool quiet = false;
-  bool overwrite = false;  ///< a finished run's folder may be taken
+  bool overwrite = false;  ///< a run folder that was used before starts anew
+  bool checkpoints = true;
+  CheckpointEvery checkpoint_every{.seconds = 600};
+  int keep_checkpoints = 3;  ///< 0: all
+  bool resume = false;       ///< said so; a run folder with a checkpoint is resumed anyway
+  std::string
+      resume_from;  ///< a step, a checkpoint, or a run folder; empty: the newest of this one
+  bool load_partial = false;  ///< of a checkpoint that does not fit, what fits
+  bool fallback = false;      ///< where the newest is damaged, an older one
   /// For the run's record: the words of the command, every flag with its value, versions of the libraries.
   std::vector<std::string> command;
   run_folder::NamedTexts flags, versions;

@@ -6,12 +6,14 @@
 
 #include <algorithm>
 #include <bit>
+#include <charconv>
 #include <ctime>
 #include <iostream>
 #include <memory>
 #include <optional>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/checkpoint/checkpoint_folder.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/job/gpu.h"
@@ -26,7 +28,9 @@
 #include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/leave_signals.h"
 #include "fusedbun/launcher/train/model_file.h"
+#include "fusedbun/launcher/train/run_checkpoints.h"
 #include "fusedbun/launcher/train/run_report.h"
+#include "fusedbun/launcher/train/run_values.h"
 #include "fusedbun/launcher/train/trace_file.h"
 #include "fusedbun/launcher/train/training_loop.h"
 
@@ -122,6 +126,46 @@ run_folder::Reuse reuse_of(const TrainOptions& options, const plan::Identity& id
                                                           : run_folder::Reuse::refuse_finished;
 }
 
+LoadOptions resume_from(const TrainOptions& options) {
+  LoadOptions from{.partial = options.load_partial, .fallback = options.fallback};
+  const std::string& text = options.resume_from;
+  int64_t step = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), step);
+  const bool is_step = !text.empty() && error == std::errc() && rest == text.data() + text.size();
+  if (is_step) {
+    from.job_step = step;
+  } else {
+    from.path = text;
+  }
+  return from;
+}
+
+/// Where a start goes on rather than begins.
+bool is_resumed(const TrainOptions& options, const plan::Identity& identity,
+                const fs::path& run_dir) {
+  if (!options.checkpoints || options.optimizer.kind != OptimizerKind::fusedbun) return false;
+  if (reuse_of(options, identity) == run_folder::Reuse::overwrite) return false;
+  return options.resume ||
+         !checkpoint::CheckpointFolder(run_dir / run_folder::kCheckpointsName).steps().empty();
+}
+
+/// Nothing is left to do for a run that has ended for good; says so, on rank 0. Collective.
+bool is_finished(Job& job, bool resumed, const fs::path& run_dir, Progress& progress) {
+  std::string finished;
+  comm::rethrow_on_all_ranks(*job.channels().host, [&] {
+    if (job.rank() != 0 || !resumed) return;
+    const std::vector<run_folder::Attempt> attempts = run_folder::read_run_record(run_dir);
+    if (attempts.empty() || !attempts.back().finished_for_good()) return;
+    finished = "the run in " + run_dir.string() + " is " + name_of(attempts.back().state) +
+               " after " + std::to_string(attempts.back().steps) +
+               " steps, and nothing is left to do; --overwrite starts anew, --init goes on from "
+               "its model in another folder";
+  });
+  finished = comm::broadcast_text(*job.channels().host, finished, 0);
+  if (!finished.empty()) progress.say(finished);
+  return !finished.empty();
+}
+
 /// From a connected job to a saved model.
 class Run {
  public:
@@ -133,11 +177,13 @@ class Run {
         job_(job),
         model_(model),
         text_(text),
-        progress_(progress) {}
+        progress_(progress),
+        resume_{.from = resume_from(options), .loaded = {}} {}
 
   struct End {
     changes::LeaveRequest leave;
-    bool is_saved;  ///< the model; false only if somebody said to leave without it
+    bool is_saved;      ///< the model; false only if somebody said to leave without it
+    bool is_resumable;  ///< a checkpoint of its last step is durable
   };
   /// Throws what ended the job, as the job names it.
   End to_its_end() {
@@ -160,21 +206,33 @@ class Run {
     comm::Communicator& host = *job_.channels().host;
     require_same_run(host, options_, text_, context);
     const Options optimizer = options_of(options_.optimizer);
-    const LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
+    LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
     if (options_.use_gpu)
       model_->to(torch::Device(torch::kCUDA, static_cast<int8_t>(job_.identity().local_rank)));
     comm::rethrow_on_all_ranks(host, [&] {
       if (job_.rank() == 0) open_files();
     });
+    const RunValues values = values_of(options_, context, optimizer.lr, text_.digest());
     const std::unique_ptr<Stepper> stepper = make_stepper(optimizer);
+    if (resume_.loaded) require_same_run_as_before(values);
+    if (resume_.loaded) {
+      loop.first_validation_loss = first_validation_loss_in(resume_.loaded->values);
+    }
     const LeaveSignals signals(*stepper, job_.rank() == 0);
     const std::vector<int64_t> planned =
         comm::all_gather_object(host, stepper->planned_state_bytes());
     if (job_.rank() == 0) say_start(*stepper, planned);
 
     launcher::keep_freed_memory();
-    LoopResult result =
-        TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get()}, loop).run();
+    std::optional<RunCheckpoints> checkpoints;
+    if (keeps_checkpoints()) {
+      checkpoints.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
+                          stepper->job_step());
+    }
+    LoopResult result = TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get(),
+                                      checkpoints ? &*checkpoints : nullptr},
+                                     loop)
+                            .run();
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
     std::optional<fs::path> model_path;
     if (job_.rank() == 0) {
@@ -191,7 +249,9 @@ class Run {
                    static_cast<int>(early ? ExitCode::left_early : ExitCode::done), "");
     }
     const bool is_saved = job_.finish(result.leave, job_.rank() != 0 || model_path.has_value());
-    return {result.leave, is_saved};
+    const bool resumable =
+        checkpoints && job_.checkpointer().status().durable == std::optional(result.steps);
+    return {result.leave, is_saved, resumable};
   }
 
   /// Rank 0. The folder is this job's: its lock is held.
@@ -212,19 +272,12 @@ class Run {
     record_ = std::make_unique<run_folder::RunRecorder>(run_dir_, std::move(attempt),
                                                         reuse_of(options_, job_.identity()), say);
     progress_.write_to(run_dir_ / run_folder::kLogName);
-    if (!record_->earlier().empty()) {
-      const run_folder::Attempt& last = record_->earlier().back();
-      progress_.say(
-          "the run folder holds " + std::to_string(record_->earlier().size()) +
-          " earlier attempts, the last " + name_of(last.state) + " after " +
-          std::to_string(last.steps) +
-          " steps: this one starts again from step 0 (--init goes on from a saved model)");
-    }
     model_file_ = std::make_unique<ModelFile>(
         model_path,
         model_->parameter_count() * static_cast<int64_t>(sizeof(float)) + kHeaderBytesMax,
         run_dir_ / run_folder::kSaveToName);
-    metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName, say);
+    metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName,
+                                             std::ssize(record_->earlier()) + 1, say);
   }
 
   /// Rank 0. Returns where it is; nothing if somebody has said to leave without it.
@@ -260,10 +313,60 @@ class Run {
         .notice = [this](std::string_view sentence) { progress_.say(sentence); }};
     return options_.optimizer.kind == OptimizerKind::adamw
                ? make_adamw_stepper(job_, model_, stepper)
-               : make_fusedbun_stepper(job_, model_, stepper);
+               : make_fusedbun_stepper(job_, model_, stepper,
+                                       options_.checkpoints ? &resume_ : nullptr);
+  }
+
+  bool keeps_checkpoints() const {
+    return options_.checkpoints && options_.optimizer.kind == OptimizerKind::fusedbun;
+  }
+
+  /// Samples, schedule and arithmetic go on as they were, or it is another run.
+  void require_same_run_as_before(const RunValues& values) {
+    const std::string broken = differences_that_break(resume_.loaded->values, values);
+    FUSEDBUN_REQUIRE(
+        broken.empty() || resumes_another_run(), ConfigError,
+        resume_.loaded->folder.string() + " was saved by a run with other values: " + broken +
+            "; give the same to go on, or --overwrite to start anew; hyperparameters of a running "
+            "job are changed by fusedbun set");
+    const std::string schedule = differences_of_schedule(resume_.loaded->values, values);
+    if (job_.rank() != 0) return;
+    if (!schedule.empty()) progress_.say("the schedule is another from here on: " + schedule);
+    if (!broken.empty()) progress_.say("the run goes on with other values: " + broken);
+  }
+
+  /// --resume named a folder elsewhere.
+  bool resumes_another_run() const { return !resume_.from.path.empty(); }
+
+  /// What became of earlier attempts, in one line.
+  void say_where_it_begins(int64_t first_step) {
+    const auto earlier = std::ssize(record_->earlier());
+    std::string sentence;
+    if (earlier > 0) {
+      const run_folder::Attempt& last = record_->earlier().back();
+      sentence = "the run folder holds " + std::to_string(earlier) + " earlier " +
+                 (earlier == 1 ? "attempt" : "attempts") + ", the last " + name_of(last.state) +
+                 " after " + std::to_string(last.steps) + " steps: ";
+    }
+    if (resume_.loaded) {
+      sentence += "this one goes on after step " + std::to_string(first_step) + ", from " +
+                  resume_.loaded->folder.string();
+      if (resume_.loaded->world_size != job_.world_size()) {
+        sentence += ", saved by " + std::to_string(resume_.loaded->world_size) + " ranks";
+      }
+      sentence += " (--overwrite starts anew)";
+    } else if (earlier > 0) {
+      sentence += "this one starts from step 0, since there is no checkpoint";
+    }
+    if (!sentence.empty()) progress_.say(sentence);
+    if (!resume_.loaded) return;
+    for (const std::string& damaged : resume_.loaded->damaged)
+      progress_.say("passed over: " + damaged);
+    for (const std::string& left : resume_.loaded->left_out) progress_.say("not loaded: " + left);
   }
 
   void say_start(const Stepper& stepper, const std::vector<int64_t>& planned_bytes) {
+    say_where_it_begins(stepper.job_step());
     for (const std::string& sentence :
          start_sentences(options_, initial_, model_->parameter_count(), text_)) {
       progress_.say(sentence);
@@ -292,6 +395,7 @@ class Run {
   Gpt2& model_;
   const TextData& text_;
   Progress& progress_;
+  ResumeRequest resume_;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
   std::unique_ptr<ModelFile> model_file_;
   std::unique_ptr<MetricsFile> metrics_;
@@ -311,7 +415,10 @@ void train(const TrainOptions& options) {
   if (identity.rank == 0 && !options.trace.empty()) run_folder::require_writable(options.trace);
   set_threads(options.threads, identity.local_world_size);
   const fs::path run_dir = run_folder_of(options);
-  if (identity.rank == 0) run_folder::require_usable(run_dir, reuse_of(options, identity));
+  const bool resumed = is_resumed(options, identity, run_dir);
+  if (identity.rank == 0 && !resumed) {
+    run_folder::require_usable(run_dir, reuse_of(options, identity));
+  }
   const bool is_shown = identity.rank == 0 && !options.quiet;
   Progress progress(is_shown ? Progress::Screen(run_folder::write_to_standard_error) : nullptr,
                     style_of_stderr());
@@ -328,7 +435,12 @@ void train(const TrainOptions& options) {
            .timeout = options.timeout,
            .health = options.health,
            .total_steps = options.steps,
+           .keep_checkpoints = options.keep_checkpoints,
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
+  if (is_finished(job, resumed, run_dir, progress)) {
+    job.finish();
+    return;
+  }
   std::optional<Gpt2> model;
   std::optional<TextData> text;
   try {
@@ -346,10 +458,12 @@ void train(const TrainOptions& options) {
   const Run::End end = Run(options, initial, run_dir, job, *model, *text, progress).to_its_end();
   if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
   if (end.leave == changes::LeaveRequest::drain) {
-    throw Error(
-        ExitCode::left_early,
-        "left before the last step as asked; the model so far is saved (a new start begins at "
-        "step 0; --init goes on from that model)");
+    throw Error(ExitCode::left_early,
+                std::string("left before the last step as asked; the model so far is saved") +
+                    (end.is_resumable
+                         ? ", and the same command goes on from here"
+                         : " (a new start begins at the newest checkpoint, or at step 0; --init "
+                           "goes on from that model)"));
   }
 }
 

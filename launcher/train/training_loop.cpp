@@ -31,16 +31,27 @@ comm::Communicator& TrainingLoop::host() {
 
 LoopResult TrainingLoop::run() {
   const int64_t steps = options_.schedule.total_steps;
-  validate(0);
-  result_.first_validation_loss = result_.last_validation_loss;
-  for (int64_t job_step = 0; job_step < steps && result_.leave == changes::LeaveRequest::none;
-       ++job_step) {
+  first_step_ = result_.steps = parts_.stepper.job_step();
+  if (first_step_ == 0 || !options_.first_validation_loss) validate(first_step_);
+  result_.first_validation_loss =
+      options_.first_validation_loss.value_or(result_.last_validation_loss);
+  if (parts_.checkpoints != nullptr) {
+    parts_.checkpoints->set_first_validation_loss(result_.first_validation_loss);
+  }
+  for (int64_t job_step = first_step_;
+       job_step < steps && result_.leave == changes::LeaveRequest::none; ++job_step) {
     const bool due = options_.eval_every > 0 && job_step > 0 && job_step % options_.eval_every == 0;
     if (due) validate(job_step);
     one_step(job_step);
     result_.steps = job_step + 1;
+    if (parts_.checkpoints != nullptr && result_.steps < steps) {
+      parts_.checkpoints->after_step(result_.steps, is_checkpoint_time_);
+    }
     // All ranks may agree to leave after what proves to be the last step: then the run is at its end.
     if (result_.steps < steps) result_.leave = parts_.stepper.leave_request();
+  }
+  if (parts_.checkpoints != nullptr && result_.leave == changes::LeaveRequest::drain) {
+    parts_.checkpoints->before_leaving(result_.steps);
   }
   parts_.stepper.finish();
   // Who drains a job has seconds to give, not a validation.
@@ -64,7 +75,12 @@ void TrainingLoop::one_step(int64_t job_step) {
   const double local_loss = compute_gradients(job_step);
   const auto gradients_done = Progress::Clock::now();
   const StepOutcome outcome = parts_.stepper.step();
-  const double loss = sum_over_ranks(host(), {local_loss})[0] / options_.share.world_size;
+  // Rank 0's clock says when a checkpoint is due; in the same message, so that it costs none.
+  const bool is_time =
+      parts_.checkpoints != nullptr && host().rank() == 0 && parts_.checkpoints->is_time();
+  const std::vector<double> sums = sum_over_ranks(host(), {local_loss, is_time ? 1.0 : 0.0});
+  const double loss = sums[0] / options_.share.world_size;
+  is_checkpoint_time_ = sums[1] > 0;
   const auto seconds_to = [&](auto end) {
     return std::chrono::duration<double>(end - start).count();
   };
@@ -96,7 +112,7 @@ void TrainingLoop::report(int64_t job_step, double loss, const StepOutcome& outc
                           const StepTime& time) {
   training_seconds_ += time.whole_seconds;
   const auto tokens = static_cast<double>(options_.share.global_sequences * options_.context);
-  const auto steps_done = static_cast<double>(job_step + 1);
+  const auto steps_done = static_cast<double>(job_step + 1 - first_step_);
   const auto steps_left = static_cast<double>(options_.schedule.total_steps - job_step - 1);
   result_.tokens_per_second = tokens * steps_done / training_seconds_;
   if (parts_.metrics != nullptr) {

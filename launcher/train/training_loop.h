@@ -4,10 +4,12 @@
 // Thread safety: none; one per process.
 #include <cstdint>
 #include <functional>
+#include <optional>
 
 #include "fusedbun/launcher/train/global_batch.h"
 #include "fusedbun/launcher/train/metrics_file.h"
 #include "fusedbun/launcher/train/progress.h"
+#include "fusedbun/launcher/train/run_checkpoints.h"
 #include "fusedbun/launcher/train/schedule.h"
 #include "fusedbun/launcher/train/stepper.h"
 #include "fusedbun/launcher/train/validation.h"
@@ -21,6 +23,8 @@ struct LoopOptions {
   uint64_t seed = 0;
   int64_t context = 0;
   int64_t eval_every = 0;  ///< 0: only before the first and after the last step
+  /// Of the attempt that began the run; this one goes on from a checkpoint, whose step the stepper knows.
+  std::optional<double> first_validation_loss = {};
 };
 
 /// What the loop works with; all outlive it.
@@ -30,14 +34,15 @@ struct LoopParts {
   Stepper& stepper;
   Job& job;
   Progress& progress;
-  MetricsFile* metrics;  ///< nullptr but on rank 0
+  MetricsFile* metrics;         ///< nullptr but on rank 0
+  RunCheckpoints* checkpoints;  ///< nullptr: none are saved
 };
 
 struct LoopResult {
   double first_validation_loss = 0;
   double last_validation_loss = 0;  ///< the newest there is when the job was drained
   int64_t steps = 0;
-  double tokens_per_second = 0;  ///< all ranks, validation not counted
+  double tokens_per_second = 0;  ///< all ranks, this attempt, validation not counted
   changes::LeaveRequest leave = changes::LeaveRequest::none;
 };
 
@@ -66,6 +71,8 @@ class TrainingLoop {
   LoopOptions options_;
   LoopResult result_;
   double training_seconds_ = 0;
+  int64_t first_step_ = 0;           ///< of this attempt
+  bool is_checkpoint_time_ = false;  ///< by rank 0's clock, on all ranks
   int nonfinite_in_a_row_ = 0;
 };
 

@@ -56,6 +56,7 @@ PARTS = [
     (r"dist/control/", CORE_VALUES + r"|dist/(plan|changes|control|run_folder)/", {"crypto", "grpc", "proto", "json", "hash", "log"} | SYSTEM),
     (r"dist/health/", CORE_VALUES + r"|dist/(plan|health)/", {"crypto"} | SYSTEM),
     (r"dist/checkpoint/", r"core/|dist/(plan|run_folder|checkpoint)/|dist/changes/change\.h", {"json", "hash"} | SYSTEM),
+    (r"dist/snapshot/", r"core/|dist/(plan|changes|comm|run_folder|checkpoint|step|snapshot)/(?!gloo|mpi|nccl)", {"torch"} | SYSTEM),
     (r"dist/job/", r"core/|dist/", {"torch", "json", "hash"} | SYSTEM),
     (r"launcher/", r"core/|dist/|launcher/", {"torch", "grpc", "proto", "json", "flags", "hash", "log"} | SYSTEM),
 ]

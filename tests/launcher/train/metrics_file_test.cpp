@@ -13,7 +13,7 @@ namespace {
 
 TEST(MetricsFile, EveryLineIsThereAtOnceAndIsJson) {
   const support::ScratchFolder folder;
-  MetricsFile metrics(folder / "metrics.jsonl", [](const std::string&) {});
+  MetricsFile metrics(folder / "metrics.jsonl", 2, [](const std::string&) {});
   metrics.write_validation(0, 5.5);
   metrics.write({.step = 3,
                  .loss = 2.25,
@@ -26,18 +26,18 @@ TEST(MetricsFile, EveryLineIsThereAtOnceAndIsJson) {
   std::istringstream lines(support::read_text(folder / "metrics.jsonl"));
   std::string line;
   std::getline(lines, line);
-  EXPECT_EQ(line, R"({"step":0,"validation_loss":5.5})");
+  EXPECT_EQ(line, R"({"attempt":2,"step":0,"validation_loss":5.5})");
   std::getline(lines, line);
   EXPECT_EQ(
       line,
-      R"({"step":3,"loss":2.25,"lr":0.001,"tokens_per_second":1000.0,"grad_norm":0.5,"revision":1,"skipped":2})");
+      R"({"attempt":2,"step":3,"loss":2.25,"lr":0.001,"tokens_per_second":1000.0,"grad_norm":0.5,"revision":1,"skipped":2})");
   std::getline(lines, line);
   EXPECT_TRUE(nlohmann::json::parse(line).at("loss").is_null());
 }
 
 TEST(MetricsFile, WhatCannotBeWrittenIsCounted) {
   std::string said;
-  MetricsFile full("/dev/full", [&](const std::string& sentence) { said += sentence; });
+  MetricsFile full("/dev/full", 1, [&](const std::string& sentence) { said += sentence; });
   EXPECT_EQ(full.description(), "/dev/full");
   full.write_validation(0, 1);
   full.write({.step = 1});

@@ -1,0 +1,76 @@
+#pragma once
+// CheckpointWriter: the thread of one rank that writes a copied state, and the few messages by which the ranks make one
+// checkpoint of their files.
+//
+//   rank 0 makes step-N.tmp  ->  every rank writes its files and fsyncs them  ->  rank 0 hears that all are durable, publishes,
+//   removes old ones  ->  every rank hears how it ended
+//
+// Thread safety: the job's thread, but status() any.
+#include <condition_variable>
+#include <cstddef>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "fusedbun/dist/checkpoint/checkpoint_folder.h"
+#include "fusedbun/dist/checkpoint/shard_file.h"
+#include "fusedbun/dist/comm/communicator.h"
+#include "fusedbun/dist/snapshot/checkpointer.h"
+
+namespace fusedbun::snapshot {
+
+/// What one rank writes. The parts look into `memory`.
+struct CopiedState {
+  checkpoint::Manifest manifest;  ///< without files; rank 0's counts
+  struct File {
+    const char* folder = nullptr;
+    int index = 0, count = 1;  ///< of this rank's files in the folder
+    std::vector<checkpoint::PartInMemory> parts;
+  };
+  std::vector<File> files;
+  std::vector<std::byte> memory;
+  checkpoint::Metadata model_metadata;
+};
+
+class CheckpointWriter {
+ public:
+  /// `host` is the writer's alone.
+  CheckpointWriter(std::unique_ptr<comm::Communicator> host, CheckpointerOptions options);
+  /// Waits for the save under way.
+  ~CheckpointWriter();
+  CheckpointWriter(const CheckpointWriter&) = delete;
+
+  bool is_busy() const;
+  /// Not while it is busy.
+  void start(CopiedState state);
+  bool wait(const std::function<bool()>& gives_up);
+  void note_loaded(int64_t job_step);
+  Checkpointer::Status status() const;
+  /// Memory of the last save, to copy the next one into.
+  std::vector<std::byte> take_memory() { return std::move(memory_); }
+
+ private:
+  void write(CopiedState& state);
+  /// What keeps this checkpoint from being whole, the same on every rank; empty: it is durable.
+  std::string make_durable(CopiedState& state);
+  std::vector<checkpoint::StoredFile> write_files(const CopiedState& state) const;
+  void publish(CopiedState& state, const std::vector<std::string>& told) const;
+  void remove_oldest() const;
+  void say(const std::string& sentence) const;
+
+  const std::unique_ptr<comm::Communicator> host_;
+  const CheckpointerOptions options_;
+  const checkpoint::CheckpointFolder folder_;
+  std::thread thread_;
+  std::vector<std::byte> memory_;  ///< the thread's while it runs
+  mutable std::mutex mutex_;
+  std::condition_variable idle_;
+  bool busy_ = false;
+  Checkpointer::Status status_;
+};
+
+}  // namespace fusedbun::snapshot
