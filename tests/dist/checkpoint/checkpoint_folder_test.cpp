@@ -276,7 +276,7 @@ class EveryFailure : public testing::TestWithParam<Before> {
 
   /// Saves step 2 while the `nth` call fails. Was there such a call?
   bool try_save(const Failure& failure, int nth) {
-    const ScratchFolder scratch;
+    const ScratchFolder scratch(support::folder_in_memory());
     const CheckpointFolder folder(scratch / "checkpoints");
     FaultyCallsScope calls;
     calls->skip_fsync();
@@ -292,12 +292,14 @@ class EveryFailure : public testing::TestWithParam<Before> {
       save(folder, 2, 2, fresh);
       is_saved = true;
     } catch (const IoError& error) {
-      EXPECT_THAT(error.what(), AllOf(HasSubstr(folder.root()),
+      EXPECT_THAT(error.what(), AllOf(HasSubstr(folder.root().parent_path()),
                                       HasSubstr(std::generic_category().message(failure.error))));
       folder.discard(2);
     }
     const bool has_failed = calls->has_failed();
     calls->reset();
+    // The old one that was replaced may be left for the next start, if its removal is what failed.
+    if (is_saved) folder.remove_leftovers();
     // Whatever is there is whole, and has its old or its new content.
     std::set<std::string> names = names_in(folder.root());
     names.erase("latest");
@@ -308,15 +310,24 @@ class EveryFailure : public testing::TestWithParam<Before> {
       reader.verify();
       const bool is_fresh = reader.find(kModelFolder, "fresh") != nullptr;
       EXPECT_EQ(reader.tensors(kModelFolder).size(), is_fresh ? 1u : 2u);
-      if (is_saved && step == 2) EXPECT_TRUE(is_fresh);
+      if (is_saved && step == 2) {
+        EXPECT_TRUE(is_fresh);
+      }
     }
     EXPECT_EQ(names, whole) << "something is left";
-    if (GetParam() != Before::nothing) EXPECT_TRUE(whole.contains("step-1"));
-    if (is_again() || is_saved) EXPECT_TRUE(whole.contains("step-2"));
-    if (is_saved) EXPECT_EQ(read_text(folder.root() / kLatestName), "step-2\n");
+    if (GetParam() != Before::nothing) {
+      EXPECT_TRUE(whole.contains("step-1"));
+    }
+    if (is_again() || is_saved) {
+      EXPECT_TRUE(whole.contains("step-2"));
+    }
+    if (is_saved) {
+      EXPECT_EQ(read_text(folder.root() / kLatestName), "step-2\n");
+    }
     // What interrupts a write only costs another one.
-    if (failure.call == DiskCall::write && (failure.error == 0 || failure.error == EINTR))
+    if (failure.call == DiskCall::write && (failure.error == 0 || failure.error == EINTR)) {
       EXPECT_TRUE(is_saved);
+    }
     // The next save works.
     save(folder, 3, 2, old);
     CheckpointReader(folder.path_of(3)).verify();
@@ -340,9 +351,11 @@ INSTANTIATE_TEST_SUITE_P(Saves, EveryFailure,
                          testing::Values(Before::nothing, Before::older, Before::same_step,
                                          Before::same_step_without_exchange));
 
-TEST_F(Folder, AnFsyncThatFailedTakesTheFileOrTheNameBack) {
-  save(folder_, 1, 1, tensors_);
+TEST_F(Folder, AfterAFailedFsyncTheStepIsWhatItWas) {
+  save(folder_, 1, 2, tensors_);
   const std::string before = read_text(folder_.path_of(1) / kManifestName);
+  const std::vector<PlainTensor> fresh = {
+      tensor_by_rows(kModelFolder, "fresh", Dtype::F32, {4}, 2)};
   for (const bool has_exchange : {true, false}) {
     bool has_failed = true;
     for (int nth = 1; has_failed; ++nth) {
@@ -350,21 +363,20 @@ TEST_F(Folder, AnFsyncThatFailedTakesTheFileOrTheNameBack) {
       if (!has_exchange) calls_->forbid_exchange();
       calls_->fail(DiskCall::fsync, nth, EIO);
       try {
-        save(folder_, 1, 2, std::vector{tensors_[0]});
+        save(folder_, 1, 2, fresh);
       } catch (const IoError&) {
-        for (const fs::path& file : files_of(folder_.root()))
-          EXPECT_FALSE(nth == 1 && file.string().find(".tmp/model/") != std::string::npos) << file;
       }
       folder_.discard(1);
       has_failed = calls_->has_failed();
       // Only the two fsyncs of `latest` come when the new one is durable already.
-      if (has_failed && nth <= 8)
+      if (has_failed && nth <= 8) {
         EXPECT_EQ(read_text(folder_.path_of(1) / kManifestName), before) << nth;
+      }
       CheckpointReader(folder_.path_of(1)).verify();
       if (read_text(folder_.path_of(1) / kManifestName) != before) {
         EXPECT_GE(nth, 9);
         calls_->reset();
-        save(folder_, 1, 1, tensors_);
+        save(folder_, 1, 2, tensors_);
       }
     }
   }

@@ -49,7 +49,7 @@ int folders_in(const std::filesystem::path& root) {
 
 TEST(Kills, AThousandSavesKeepThreeAndNeverHaveFewerThanTwo) {
   std::mt19937_64 random(test_seed(20261127));
-  const ScratchFolder scratch;
+  const ScratchFolder scratch(support::folder_in_memory());
   const CheckpointFolder folder(scratch / "checkpoints");
   const std::vector<PlainTensor> tensors = {
       tensor_by_rows(kModelFolder, "w", Dtype::F32, {4, 2}, 2)};
@@ -85,7 +85,7 @@ TEST(Kills, AThousandSavesKeepThreeAndNeverHaveFewerThanTwo) {
 
 TEST(Kills, AtEveryCallOfASaveThatReplacesOneIsThere) {
   for (const bool has_exchange : {true, false}) {
-    const ScratchFolder scratch;
+    const ScratchFolder scratch(support::folder_in_memory());
     const CheckpointFolder folder(scratch / "checkpoints");
     const std::vector<PlainTensor> old = {
         tensor_by_rows(kModelFolder, "old", Dtype::F32, {4, 2}, 1)};

@@ -48,7 +48,7 @@ std::vector<std::byte> read_box(const CheckpointReader& reader, const PlainTenso
 class Reading : public testing::Test {
  protected:
   FaultyCallsScope calls_;
-  ScratchFolder scratch_;
+  ScratchFolder scratch_{support::folder_in_memory()};
   CheckpointFolder folder_{scratch_ / "checkpoints"};
 };
 
