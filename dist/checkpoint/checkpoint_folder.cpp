@@ -160,6 +160,17 @@ void require_files(const fs::path& folder, const Manifest& manifest) {
   }
 }
 
+/// Ends a replacement that was given up between two renames: one of the two has the name, the other goes.
+void settle_replaced(const fs::path& published) noexcept {
+  const fs::path replaced = with_ending(published, kReplaced);
+  std::error_code ignored;
+  if (is_there(published)) {
+    fs::remove_all(replaced, ignored);
+  } else if (is_there(replaced)) {
+    fs::rename(replaced, published, ignored);
+  }
+}
+
 bool has_manifest(const fs::path& folder) {
   try {
     read_manifest(folder);
@@ -224,6 +235,7 @@ void CheckpointFolder::publish(const Manifest& manifest) const {
 void CheckpointFolder::discard(int64_t job_step) const noexcept {
   std::error_code left_for_the_next_start;
   fs::remove_all(path_under_way(job_step), left_for_the_next_start);
+  settle_replaced(path_of(job_step));
 }
 
 std::vector<int64_t> CheckpointFolder::steps() const {
@@ -258,11 +270,8 @@ void CheckpointFolder::remove_leftovers() const noexcept {
   run_folder::remove_leftovers(root_);
   static_cast<void>(for_each_name(root_, [&](const std::string& name) {
     std::error_code ignored;
-    if (const auto step = step_of(name, kReplaced); step && !is_there(path_of(*step))) {
-      fs::rename(root_ / name, path_of(*step), ignored);
-    } else if (step || step_of(name, kUnderWay) || step_of(name, kRemoved)) {
-      fs::remove_all(root_ / name, ignored);
-    }
+    if (const auto step = step_of(name, kReplaced)) settle_replaced(path_of(*step));
+    if (step_of(name, kUnderWay) || step_of(name, kRemoved)) fs::remove_all(root_ / name, ignored);
   }));
 }
 

@@ -27,7 +27,7 @@ constexpr int kDepthMax = 5;
 /// Of what is kept as JSON until the end: everything but parameters and files.
 constexpr int64_t kKeptValuesMax = 4'000'000;
 
-std::string quoted(std::string_view text) {
+std::string in_quotes(std::string_view text) {
   return "'" + std::string(text.substr(0, 80)) + "'";
 }
 
@@ -122,7 +122,7 @@ class Fields {
     if (object_.size() == known_.size()) return;
     for (const auto& field : object_.items()) {
       if (std::ranges::find(known_, field.key()) == known_.end())
-        refuse("the field " + quoted(field.key()) + " is unknown");
+        refuse("the field " + in_quotes(field.key()) + " is unknown");
     }
   }
 
@@ -145,7 +145,7 @@ StoredParameter parameter_of(const Json& json, size_t number) {
   Fields fields(json, "parameter " + std::to_string(number));
   StoredParameter parameter;
   parameter.name = fields.name("name");
-  fields.name_subject("parameter " + quoted(parameter.name));
+  fields.name_subject("parameter " + in_quotes(parameter.name));
   parameter.shape = fields.sizes("shape");
   parameter.type = element_type_of(fields, "type");
   parameter.group = static_cast<int>(fields.whole("group", 0, std::numeric_limits<int>::max()));
@@ -197,7 +197,8 @@ changes::ChangeEntry change_of(const Json& json, int64_t group_count) {
   change.effective_step = fields.whole("effective_step");
   const std::string& name = fields.text("field");
   const auto spec = changes::find_field(name);
-  if (!spec || spec->name != name) fields.refuse("'field': " + quoted(name) + " cannot be changed");
+  if (!spec || spec->name != name)
+    fields.refuse("'field': " + in_quotes(name) + " cannot be changed");
   change.field = spec->field;
   change.group =
       static_cast<int32_t>(fields.whole("group", -1, spec->per_group ? group_count - 1 : -1));
@@ -212,7 +213,7 @@ StoredPart part_of(const Json& json, size_t number) {
   Fields fields(json, "tensor " + std::to_string(number) + " of a file");
   StoredPart part;
   part.name = fields.name("name");
-  fields.name_subject("tensor " + quoted(part.name));
+  fields.name_subject("tensor " + in_quotes(part.name));
   const auto dtype = find_storable(fields.text("dtype"));
   if (!dtype) fields.refuse("'dtype' must be one of " + storable_names());
   part.dtype = *dtype;
@@ -239,7 +240,7 @@ StoredFile file_of(const Json& json, size_t number, std::vector<StoredPart> part
   Fields fields(json, "file " + std::to_string(number));
   StoredFile file;
   file.path = fields.text("path");
-  fields.name_subject("file " + quoted(file.path));
+  fields.name_subject("file " + in_quotes(file.path));
   if (!is_shard_path(file.path))
     fields.refuse(
         "its path must be of the form model/shard-00001-model-00001-of-00001.safetensors");
@@ -257,7 +258,7 @@ Values values_of(const Json& json) {
   if (!json.is_object()) throw DataError("'values' must be an object");
   Values values;
   for (const auto& [name, value] : json.items()) {
-    FUSEDBUN_REQUIRE(value.is_string(), DataError, "value " + quoted(name) + " must be a text");
+    FUSEDBUN_REQUIRE(value.is_string(), DataError, "value " + in_quotes(name) + " must be a text");
     values[name] = value.get<std::string>();
   }
   return values;
@@ -295,7 +296,7 @@ class ManifestReader {
   bool key(int depth, const std::string& name) {
     keys_[depth] = name;
     FUSEDBUN_REQUIRE(keys_seen_[depth].insert(name).second, DataError,
-                     "the field " + quoted(name) + " is there twice");
+                     "the field " + in_quotes(name) + " is there twice");
     return true;
   }
 
@@ -363,16 +364,16 @@ Manifest ManifestReader::finish(const Json& root) {
   std::set<std::string_view> names;
   for (const StoredParameter& parameter : manifest_.parameters) {
     FUSEDBUN_REQUIRE(names.insert(parameter.name).second, DataError,
-                     "parameter " + quoted(parameter.name) + " is there twice");
+                     "parameter " + in_quotes(parameter.name) + " is there twice");
     FUSEDBUN_REQUIRE(parameter.group < std::ssize(manifest_.groups), DataError,
-                     "parameter " + quoted(parameter.name) + " is of group " +
+                     "parameter " + in_quotes(parameter.name) + " is of group " +
                          std::to_string(parameter.group) + ", and there are " +
                          std::to_string(manifest_.groups.size()));
   }
   std::set<std::string_view> paths;
   for (const StoredFile& file : manifest_.files)
     FUSEDBUN_REQUIRE(paths.insert(file.path).second, DataError,
-                     "file " + quoted(file.path) + " is there twice");
+                     "file " + in_quotes(file.path) + " is there twice");
   return std::move(manifest_);
 }
 
@@ -416,13 +417,13 @@ int64_t header_bytes_of(const StoredFile& file) {
     const int64_t bytes = tensor_bytes(part.dtype, part.shape);
     // Compared before it is taken off: many parts may add up to more than a number can hold.
     FUSEDBUN_REQUIRE(bytes <= rest, DataError,
-                     "file " + quoted(file.path) + ": its " + std::to_string(file.bytes) +
+                     "file " + in_quotes(file.path) + ": its " + std::to_string(file.bytes) +
                          " bytes are too few for its tensors");
     rest -= bytes;
   }
   constexpr int64_t kPrefix = sizeof(uint64_t);
   FUSEDBUN_REQUIRE(rest > kPrefix && rest - kPrefix <= kHeaderBytesMax, DataError,
-                   "file " + quoted(file.path) + ": its tensors leave " + std::to_string(rest) +
+                   "file " + in_quotes(file.path) + ": its tensors leave " + std::to_string(rest) +
                        " bytes for the header, which cannot be");
   return rest;
 }

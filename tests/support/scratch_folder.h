@@ -16,9 +16,8 @@ namespace fusedbun::support {
 
 class ScratchFolder {
  public:
-  ScratchFolder() {
-    std::string pattern =
-        (std::filesystem::temp_directory_path() / "fusedbun-test-XXXXXX").string();
+  explicit ScratchFolder(const std::filesystem::path& in = std::filesystem::temp_directory_path()) {
+    std::string pattern = (in / "fusedbun-test-XXXXXX").string();
     if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
     path_ = pattern;
   }
@@ -30,6 +29,12 @@ class ScratchFolder {
  private:
   std::filesystem::path path_;
 };
+
+/// Where files never reach a disk, for tests that make very many; where there is no such place, as any other.
+inline std::filesystem::path folder_in_memory() {
+  return ::access("/dev/shm", W_OK | X_OK) == 0 ? "/dev/shm"
+                                                : std::filesystem::temp_directory_path();
+}
 
 inline std::string read_text(const std::filesystem::path& path) {
   std::ostringstream text;
