@@ -238,9 +238,9 @@ class Loading {
       const bool by_rms = groups[static_cast<size_t>(parameter.group)].scale_by_parameter_rms;
       const bool is_saved = fits(static_cast<int>(p));
       state.step_counts.push_back(is_saved ? count<int64_t>(parameter.name, "step") : 0);
-      state.sums_of_squares.push_back(
-          is_saved && by_rms ? count<double>(parameter.name, "sum_of_squares")
-                             : std::numeric_limits<double>::quiet_NaN());
+      state.sums_of_squares.push_back(is_saved && by_rms
+                                          ? count<double>(parameter.name, "sum_of_squares")
+                                          : std::numeric_limits<double>::quiet_NaN());
     }
     state.changes.overrides.lr_pin.resize(groups.size());
     if (!compatibility_.groups_fit) {

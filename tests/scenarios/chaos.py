@@ -305,8 +305,9 @@ def problems_of(case, job, began):
 
 
 def shared_memory():
-    """What others leave is not ours: Open MPI's segments of a rank that was killed."""
-    return {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith("vader_segment")}
+    """What others leave is not ours: Open MPI's segments of a rank that was killed, folders of tests that run at the same time."""
+    others = ("vader_segment", "test-of-fusedbun-")
+    return {path.name for path in Path("/dev/shm").iterdir() if not path.name.startswith(others)}
 
 
 def run_case(seed):

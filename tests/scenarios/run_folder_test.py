@@ -142,14 +142,43 @@ class UsedTwice(TrainingTestCase):
         self.assertEqual({path.name: path.read_bytes() for path in self.run_dir.iterdir() if path.name != "run.lock"}, before)
         self.assert_trained(run(*self.train(4, "--overwrite", "")), 4)
 
-    def test_an_attempt_that_left_early_may_be_run_again_and_is_told_what_that_means(self):
-        with start(*self.train(100_000)) as job:
+    def leave_early(self, *flags):
+        with start(*self.train(100_000), *flags) as job:
             self.wait_for_steps(3)
             job.signal(signal.SIGTERM)
             self.assertEqual(job.result().code, 75)
+        return json.loads((self.run_dir / "run.json").read_text())["attempts"][-1]["steps"]
+
+    def test_an_attempt_that_left_early_goes_on_where_it_was(self):
+        steps = self.leave_early()
+        result = run(*self.train(steps + 3))
+        self.assertEqual(result.code, 0, result)
+        self.assertIn(f"this one goes on after step {steps}, from ", result.err)
+        self.assertIn(f"the schedule is another from here on: --steps (100000, here {steps + 3})", result.err)
+        states = [attempt["state"] for attempt in json.loads((self.run_dir / "run.json").read_text())["attempts"]]
+        self.assertEqual(states, ["DRAINED", "SUCCEEDED"])
+        told = [(line["attempt"], line["step"]) for line in metrics(self.run_dir) if "loss" in line]
+        self.assertEqual(told[steps - 1 :], [(1, steps - 1), (2, steps), (2, steps + 1), (2, steps + 2)])
+
+    def test_a_run_of_other_samples_is_not_gone_on_with(self):
+        self.leave_early()
+        self.assert_fails(run(*self.train(100), "--seed", "7"), 78, "--seed (1, here 7)", "--overwrite")
+        self.assert_trained(run(*self.train(4, "--overwrite", "", "--seed", "7")), 4)
+
+    def test_a_finished_run_is_gone_on_with_in_a_sentence(self):
+        self.assert_trained(run(*self.train(3)), 3)
+        before = (self.run_dir / "model.safetensors").read_bytes()
+        result = run(*self.train(3), "--resume")
+        self.assertEqual(result.code, 0, result)
+        self.assertIn("is SUCCEEDED after 3 steps, and nothing is left to do", result.err)
+        self.assertEqual((self.run_dir / "model.safetensors").read_bytes(), before)
+
+    def test_without_a_checkpoint_an_attempt_starts_at_step_0_and_says_so(self):
+        self.leave_early("--no-checkpoints")
+        self.assertFalse((self.run_dir / "checkpoints").exists())
         result = run(*self.train(3))
         self.assertEqual(result.code, 0, result)
-        self.assertIn("this one starts again from step 0", result.err)
+        self.assertIn("this one starts from step 0, since there is no checkpoint", result.err)
         states = [attempt["state"] for attempt in json.loads((self.run_dir / "run.json").read_text())["attempts"]]
         self.assertEqual(states, ["DRAINED", "SUCCEEDED"])
 

@@ -17,7 +17,7 @@ namespace fusedbun::support {
 class ScratchFolder {
  public:
   explicit ScratchFolder(const std::filesystem::path& in = std::filesystem::temp_directory_path()) {
-    std::string pattern = (in / "fusedbun-test-XXXXXX").string();
+    std::string pattern = (in / "test-of-fusedbun-XXXXXX").string();
     if (::mkdtemp(pattern.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
     path_ = pattern;
   }
