@@ -180,6 +180,14 @@ TEST(Manifest, IsReadByPeople) {
                 "\"xxh3_128\":\"000000000000000afedcba9876543210\"}\n    ]}\n"));
 }
 
+TEST(Manifest, EndsWithTheDigestThatFormatMdSays) {
+  const std::string text = format_manifest(with_a_file());
+  const std::string body = text.substr(0, text.size() - 53);
+  EXPECT_EQ(text.substr(text.size() - 36, 32),
+            hexadecimal(digest_of(std::as_bytes(std::span(body)))));
+  EXPECT_THAT(body, testing::EndsWith("\n  ]"));
+}
+
 TEST(Manifest, WhatJsonCannotHoldIsRefusedWhenSaved) {
   Manifest manifest = example_manifest(1);
   manifest.groups[1].options.lr = std::numeric_limits<double>::quiet_NaN();
