@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -264,6 +265,29 @@ Values values_of(const Json& json) {
   return values;
 }
 
+/// The keys of one object so far. Nearly all objects have few, and there may be millions: those cost no memory of their own.
+class KeysSeen {
+ public:
+  void clear() {
+    count_ = 0;
+    more_.clear();
+  }
+  /// False if it is there already.
+  bool insert(const std::string& key) {
+    for (size_t i = 0; i < count_; ++i) {
+      if (few_[i] == key) return false;
+    }
+    if (count_ == few_.size()) return more_.insert(key).second;
+    few_[count_++] = key;
+    return true;
+  }
+
+ private:
+  std::array<std::string, 16> few_;  ///< kept from one object to the next
+  size_t count_ = 0;
+  std::set<std::string> more_;
+};
+
 /// Watches a manifest while it is parsed: bounds depth and counts, refuses a key that is there twice (a tree would keep the
 /// last in silence), and takes parameters, parts and files out of the tree as soon as they are whole, so that a million of
 /// them need no more memory than their values.
@@ -295,7 +319,7 @@ class ManifestReader {
  private:
   bool key(int depth, const std::string& name) {
     keys_[depth] = name;
-    FUSEDBUN_REQUIRE(keys_seen_[depth].insert(name).second, DataError,
+    FUSEDBUN_REQUIRE(keys_seen_[depth].insert(name), DataError,
                      "the field " + in_quotes(name) + " is there twice");
     return true;
   }
@@ -324,7 +348,7 @@ class ManifestReader {
   int64_t part_count_ = 0;
   int64_t kept_values_ = 0;
   std::string keys_[kDepthMax + 1];  ///< [depth of the object]: the key that is being read
-  std::set<std::string> keys_seen_[kDepthMax + 1];
+  KeysSeen keys_seen_[kDepthMax + 1];
 };
 
 /// Field by field, what lists did not give.

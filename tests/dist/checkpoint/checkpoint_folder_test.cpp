@@ -294,6 +294,9 @@ class EveryFailure : public testing::TestWithParam<Before> {
     } catch (const IoError& error) {
       EXPECT_THAT(error.what(), AllOf(HasSubstr(folder.root().parent_path()),
                                       HasSubstr(std::generic_category().message(failure.error))));
+      if (is_again()) {
+        EXPECT_TRUE(fs::exists(folder.path_of(2) / kManifestName)) << "not even for a moment";
+      }
       folder.discard(2);
     }
     const bool has_failed = calls->has_failed();

@@ -180,6 +180,14 @@ TEST(Manifest, IsReadByPeople) {
                 "\"xxh3_128\":\"000000000000000afedcba9876543210\"}\n    ]}\n"));
 }
 
+TEST(Manifest, EndsWithTheDigestThatFormatMdSays) {
+  const std::string text = format_manifest(with_a_file());
+  const std::string body = text.substr(0, text.size() - 53);
+  EXPECT_EQ(text.substr(text.size() - 36, 32),
+            hexadecimal(digest_of(std::as_bytes(std::span(body)))));
+  EXPECT_THAT(body, testing::EndsWith("\n  ]"));
+}
+
 TEST(Manifest, WhatJsonCannotHoldIsRefusedWhenSaved) {
   Manifest manifest = example_manifest(1);
   manifest.groups[1].options.lr = std::numeric_limits<double>::quiet_NaN();
@@ -278,6 +286,11 @@ std::vector<Refusal> refusals() {
        "must be a name of 1 to 4096 bytes"},
       {"parameter_name_long", "\"name\":\"wte.weight\"",
        "\"name\":\"" + std::string(4097, 'n') + "\"", "must be a name of 1 to 4096 bytes"},
+      {"option_twice", "\"centralize_single_column\":false",
+       "\"centralize_single_column\":false,\"lr\":1", "'lr' is there twice"},
+      {"last_option_twice", "\"centralize_single_column\":false",
+       "\"centralize_single_column\":false,\"centralize_single_column\":false",
+       "'centralize_single_column' is there twice"},
       {"option_missing", "\"lr\":0.1,", "", "group 0: options: the field 'lr' is missing"},
       {"option_unknown", "\"lr\":0.1,", "\"lr\":0.1,\"x\":1,",
        "group 0: options: the field 'x' is unknown"},
