@@ -64,7 +64,7 @@ struct ControlOptions {
 /// What the job is; does not change while it runs.
 struct JobDescription {
   int world_size = 1;
-  int64_t first_step = 0;   ///< the job step that comes first (not 0 after a checkpoint was loaded)
+  int64_t first_step = 0;  ///< the job step that comes first (not 0 after a checkpoint was loaded)
   /// The newest change that the job knew when that checkpoint was saved, and the hash of all up to it; 0: none.
   int64_t known_revision = 0;
   uint64_t chain_hash = 0;
