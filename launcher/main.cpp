@@ -11,6 +11,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/run_folder/standard_error.h"
+#include "fusedbun/launcher/checkpoint/checkpoint_command.h"
 #include "fusedbun/launcher/cli/standard_streams.h"
 #include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/cli/usage.h"
@@ -68,6 +69,7 @@ void add_commands(CLI::App& app) {
 #ifdef FUSEDBUN_HAS_TORCH
   add_train_command(app);
 #endif
+  add_checkpoint_command(app);
 #ifdef FUSEDBUN_HAS_CONTROL
   add_status_command(app);
   add_watch_command(app);

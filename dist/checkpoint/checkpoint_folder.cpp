@@ -27,6 +27,7 @@ constexpr std::string_view kPrefix = "step-";
 constexpr const char* kUnderWay = ".tmp";
 constexpr const char* kRemoved = ".removed";
 constexpr const char* kReplaced = ".replaced";
+constexpr const char* kSetAside = ".set-aside";
 
 [[noreturn]] void fail_at(const char* what, const fs::path& path, const std::error_code& error) {
   throw IoError(std::string("cannot ") + what + " " + path.string() + ": " + error.message());
@@ -264,6 +265,18 @@ std::vector<int64_t> CheckpointFolder::remove_oldest(int keep) const {
   run_folder::sync_folder(root_);
   for (const int64_t step : surplus) remove_folder(with_ending(path_of(step), kRemoved));
   return surplus;
+}
+
+std::vector<int64_t> CheckpointFolder::set_aside_after(int64_t job_step) const {
+  std::vector<int64_t> later = steps();
+  std::erase_if(later, [&](int64_t step) { return step <= job_step; });
+  for (const int64_t step : later) {
+    const fs::path aside = with_ending(path_of(step), kSetAside);
+    remove_folder(aside);
+    rename_folder(path_of(step), aside);
+  }
+  if (!later.empty()) run_folder::sync_folder(root_);
+  return later;
 }
 
 void CheckpointFolder::remove_leftovers() const noexcept {

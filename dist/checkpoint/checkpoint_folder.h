@@ -58,6 +58,9 @@ class CheckpointFolder {
   /// One rank. Removes the oldest so that `keep` (at least 1) stay; only folders with a manifest that can be read count, and
   /// others are not touched. Returns what was removed.
   std::vector<int64_t> remove_oldest(int keep) const;
+  /// One rank, when the run goes on after `job_step`: later checkpoints are of steps that will be done anew, so they are named
+  /// step-N.set-aside, count no more and are kept. Returns their steps.
+  std::vector<int64_t> set_aside_after(int64_t job_step) const;
   /// One rank, when the run folder's lock is held: what killed processes left goes.
   void remove_leftovers() const noexcept;
 

@@ -60,6 +60,8 @@ struct JobOptions {
   plan::HealthLimits health = {};  ///< heartbeats, and how long is too long
   int64_t total_steps = 0;         ///< for progress; 0: unknown
   int keep_checkpoints = 3;        ///< of the run folder; 0: all
+  /// Called on rank 0 when a checkpoint is durable, from the thread that writes it.
+  std::function<void(const SavedCheckpoint&)> checkpoint_saved = {};
   /// Called with one sentence a person should know; default: stderr on rank 0.
   std::function<void(std::string_view)> notice = {};
 };

@@ -73,7 +73,8 @@ Checkpointer& Job::Parts::open_checkpointer() {
       *connections.host,
       CheckpointerOptions{.folder = folder,
                           .keep = options.keep_checkpoints,
-                          .notice = [this](std::string_view sentence) { notice(sentence); }});
+                          .notice = [this](std::string_view sentence) { notice(sentence); },
+                          .saved = options.checkpoint_saved});
   return *checkpointer;
 }
 

@@ -92,6 +92,7 @@ void CheckpointWriter::write(CopiedState& state) {
                  : ", without a checkpoint so far"));
   } else if (problem.empty() && host_->rank() == 0) {
     remove_oldest();
+    tell_saved(state.manifest, std::chrono::duration<double>(Clock::now() - start).count());
   }
   memory_ = std::move(state.memory);
   const std::lock_guard lock(mutex_);
@@ -170,6 +171,16 @@ void CheckpointWriter::remove_oldest() const {
   } catch (const std::exception& error) {
     say(std::string("old checkpoints stay: ") + error.what());
   }
+}
+
+void CheckpointWriter::tell_saved(const checkpoint::Manifest& manifest, double seconds) const {
+  if (!options_.saved) return;
+  SavedCheckpoint saved{.job_step = manifest.job_step,
+                        .folder = folder_.path_of(manifest.job_step),
+                        .bytes = 0,
+                        .seconds = seconds};
+  for (const checkpoint::StoredFile& file : manifest.files) saved.bytes += file.bytes;
+  options_.saved(saved);
 }
 
 void CheckpointWriter::say(const std::string& sentence) const {

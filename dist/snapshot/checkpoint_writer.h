@@ -60,6 +60,7 @@ class CheckpointWriter {
   std::vector<checkpoint::StoredFile> write_files(const CopiedState& state) const;
   void publish(CopiedState& state, const std::vector<std::string>& told) const;
   void remove_oldest() const;
+  void tell_saved(const checkpoint::Manifest& manifest, double seconds) const;
   void say(const std::string& sentence) const;
 
   const std::unique_ptr<comm::Communicator> host_;

@@ -342,6 +342,8 @@ SaveStart Checkpointer::save(const CheckpointContents& contents) {
     copied = copy_state(tensors_to_write(contents, *optimizer, state, host_.rank(), host_.size()),
                         writer_->take_memory());
     copied.manifest = manifest_of(contents, *optimizer, state, host_.size());
+    checkpoint::format_manifest(
+        copied.manifest);  // refuses values that it cannot hold here, and not in the writer
     copied.model_metadata = contents.model_metadata;
   });
   writer_->start(std::move(copied));
@@ -434,6 +436,13 @@ std::optional<Loaded> Checkpointer::load(const CheckpointContents& contents,
   loaded.world_size = reader->manifest().world_size;
   loaded.values = reader->manifest().values;
   loaded.left_out = loading->differences();
+  if (options.path.empty()) {
+    comm::rethrow_on_all_ranks(host_, [&] {
+      if (host_.rank() != 0) return;
+      loaded.set_aside =
+          checkpoint::CheckpointFolder(options_.folder).set_aside_after(loaded.job_step);
+    });
+  }
   writer_->note_loaded(loaded.job_step);
   return loaded;
 }

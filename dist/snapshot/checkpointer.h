@@ -26,12 +26,22 @@
 
 namespace fusedbun {
 
+/// A checkpoint that is durable.
+struct SavedCheckpoint {
+  int64_t job_step = 0;
+  std::filesystem::path folder;
+  int64_t bytes = 0;   ///< of all ranks
+  double seconds = 0;  ///< since its state was copied
+};
+
 struct CheckpointerOptions {
   /// Holds a folder per checkpoint; on a file system that all ranks see. Made when the first one is saved.
   std::filesystem::path folder;
   int keep = 3;  ///< older ones are removed when a new one is durable; 0: none is
   /// Called with one sentence that a person should know, from the thread that writes.
   std::function<void(std::string_view sentence)> notice = {};
+  /// Called, on rank 0, when one is durable, from the thread that writes.
+  std::function<void(const SavedCheckpoint& saved)> saved = {};
 };
 
 enum class SaveStart : uint8_t {
@@ -58,6 +68,8 @@ struct Loaded {
   checkpoint::Values values;
   std::vector<std::string> left_out;  ///< with `partial`: what was not taken, a sentence each
   std::vector<std::string> damaged;   ///< with `fallback`: what was passed over, a sentence each
+  /// Later checkpoints of the folder, whose steps will be done anew: renamed to step-N.set-aside.
+  std::vector<int64_t> set_aside;
 };
 
 namespace snapshot {
@@ -91,7 +103,6 @@ class Checkpointer {
     int64_t failed_saves = 0;
     std::string last_failure;  ///< a sentence; empty: the last save did not fail
     double last_seconds = 0;   ///< from copying to durable
-    int64_t last_bytes = 0;    ///< that this rank wrote
   };
   /// Any thread.
   Status status() const;

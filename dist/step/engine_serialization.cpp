@@ -37,6 +37,9 @@ void StepEngine::restore(
     const ShardedFusedbun::ReplicatedState& state,
     const std::function<void(const ShardedFusedbun::OwnedRows& rows)>& read_rows) {
   at::NoGradGuard no_grad;
+  FUSEDBUN_REQUIRE(!consensus_.has_control(), ConfigError,
+                   "a checkpoint is loaded before the job serves its control plane, so that "
+                   "changes go on where they were: call job.resume() before job.serve()");
   guarded([&] {
     agree_on_call(plan::OptimizerCall::load);
     drop_begun_backward();

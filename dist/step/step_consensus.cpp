@@ -218,6 +218,7 @@ void StepConsensus::enter_next_step() {
 
 void StepConsensus::set_control(changes::ControlPort* port) {
   port_ = port;
+  has_control_ = true;
   int64_t newest = model_.rank == 0 && port_ != nullptr ? port_->newest_revision() : 0;
   control_.broadcast(comm::Buffer::of(std::span(&newest, 1)), 0).wait();
   if (accept_changes(newest)) enter_next_step();

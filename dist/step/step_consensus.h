@@ -69,6 +69,7 @@ class StepConsensus {
   const changes::StepReport& report() const { return report_; }
   changes::LeaveRequest leave_request() const { return leaving_; }
   int64_t skipped_steps() const { return skipped_steps_; }
+  bool has_control() const { return has_control_; }  ///< set_control was called
 
   /// What changes have set and will set.
   changes::ActiveChanges::Saved saved_changes() const { return changes_.saved(); }
@@ -99,6 +100,7 @@ class StepConsensus {
   changes::LeaveRequest leaving_ = changes::LeaveRequest::none;
   std::atomic<uint8_t> leave_requested_{0};
   int64_t skipped_steps_ = 0;
+  bool has_control_ = false;
 };
 
 }  // namespace fusedbun

@@ -10,9 +10,11 @@ RunCheckpoints::RunCheckpoints(Stepper& stepper, Job& job, const CheckpointEvery
       job_(job),
       schedule_(every, first_step),
       values_(std::move(values)),
-      batch_(batch) {}
+      batch_(batch),
+      steps_done_(first_step) {}
 
 void RunCheckpoints::after_step(int64_t steps_done, bool time) {
+  steps_done_ = steps_done;
   if (schedule_.is_due(steps_done, time)) save(steps_done);
 }
 

@@ -20,6 +20,8 @@ class RunCheckpoints {
   void set_first_validation_loss(double loss) { first_validation_loss_ = loss; }
   /// By this rank's clock; rank 0's counts.
   bool is_time() const { return schedule_.is_time(seconds()); }
+  /// As after_step() was told last.
+  int64_t steps_done() const { return steps_done_; }
   /// Saves if it is due and no other save is under way; training goes on meanwhile. Collective, all ranks with rank 0's `time`.
   void after_step(int64_t steps_done, bool time);
   /// Saves unless that step is saved, after the save that is under way. Collective.
@@ -35,6 +37,7 @@ class RunCheckpoints {
   CheckpointSchedule schedule_;
   RunValues values_;
   int64_t batch_;
+  int64_t steps_done_;
   double first_validation_loss_ = 0;
   Clock::time_point started_ = Clock::now();
 };

@@ -39,8 +39,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path run_folder_of(const TrainOptions& options) {
+/// Where the launcher will start the ranks again the folder has the run's name, so that each attempt finds what the one before left.
+fs::path run_folder_of(const TrainOptions& options, const plan::Identity& identity) {
   if (!options.run_dir.empty()) return options.run_dir;
+  const char* const restarts = std::getenv("TORCHELASTIC_MAX_RESTARTS");
+  const bool has_name =
+      !identity.run_id.empty() && identity.run_id != "none";  // torchrun's default
+  if (restarts != nullptr && std::string_view(restarts) != "0" && has_name) {
+    return fs::path("runs") / identity.run_id;
+  }
   const std::time_t now = std::time(nullptr);
   std::tm parts{};
   char text[32];
@@ -166,6 +173,14 @@ bool is_finished(Job& job, bool resumed, const fs::path& run_dir, Progress& prog
   return !finished.empty();
 }
 
+void say_saved(Progress& progress, const SavedCheckpoint& saved) {
+  char text[96];
+  std::snprintf(text, sizeof text, "checkpoint of step %lld is durable: %.1f MB in %.2f s",
+                static_cast<long long>(saved.job_step), static_cast<double>(saved.bytes) / 1e6,
+                saved.seconds);
+  progress.say(text);
+}
+
 /// From a connected job to a saved model.
 class Run {
  public:
@@ -194,6 +209,7 @@ class Run {
         job_.fail(error);
       }
     } catch (const std::exception& error) {
+      say_what_is_left(error);
       if (metrics_) record_->set_steps(metrics_->steps());
       if (record_) record_->end(run_folder::RunState::failed, exit_code_of(error), error.what());
       throw;
@@ -224,13 +240,12 @@ class Run {
     if (job_.rank() == 0) say_start(*stepper, planned);
 
     launcher::keep_freed_memory();
-    std::optional<RunCheckpoints> checkpoints;
     if (keeps_checkpoints()) {
-      checkpoints.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
-                          stepper->job_step());
+      checkpoints_.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
+                           stepper->job_step());
     }
     LoopResult result = TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get(),
-                                      checkpoints ? &*checkpoints : nullptr},
+                                      checkpoints_ ? &*checkpoints_ : nullptr},
                                      loop)
                             .run();
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
@@ -250,7 +265,7 @@ class Run {
     }
     const bool is_saved = job_.finish(result.leave, job_.rank() != 0 || model_path.has_value());
     const bool resumable =
-        checkpoints && job_.checkpointer().status().durable == std::optional(result.steps);
+        checkpoints_ && job_.checkpointer().status().durable == std::optional(result.steps);
     return {result.leave, is_saved, resumable};
   }
 
@@ -317,6 +332,21 @@ class Run {
                                        options_.checkpoints ? &resume_ : nullptr);
   }
 
+  /// After an error: what was lost, and how to go on. Said by one rank: rank 0, or if that is the lost one the next.
+  void say_what_is_left(const std::exception& error) const {
+    if (!checkpoints_) return;
+    const bool lost_first = std::string_view(error.what()).starts_with("rank 0 ");
+    if (job_.rank() != (lost_first ? 1 : 0)) return;
+    const int64_t done = checkpoints_->steps_done();
+    const auto durable = job_.checkpointer().status().durable;
+    const std::string sentence =
+        durable ? std::to_string(done - *durable) + " of " + std::to_string(done) +
+                      " steps are lost: the same command goes on from the checkpoint of step " +
+                      std::to_string(*durable)
+                : "there is no checkpoint yet: the same command starts from step 0";
+    run_folder::write_to_standard_error("fusedbun: " + sentence + "\n");
+  }
+
   bool keeps_checkpoints() const {
     return options_.checkpoints && options_.optimizer.kind == OptimizerKind::fusedbun;
   }
@@ -360,6 +390,11 @@ class Run {
     }
     if (!sentence.empty()) progress_.say(sentence);
     if (!resume_.loaded) return;
+    for (const int64_t step : resume_.loaded->set_aside) {
+      progress_.say("the checkpoint of step " + std::to_string(step) +
+                    " is of steps that are done anew: it is named step-" + std::to_string(step) +
+                    ".set-aside from here on");
+    }
     for (const std::string& damaged : resume_.loaded->damaged)
       progress_.say("passed over: " + damaged);
     for (const std::string& left : resume_.loaded->left_out) progress_.say("not loaded: " + left);
@@ -396,6 +431,7 @@ class Run {
   const TextData& text_;
   Progress& progress_;
   ResumeRequest resume_;
+  std::optional<RunCheckpoints> checkpoints_;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
   std::unique_ptr<ModelFile> model_file_;
   std::unique_ptr<MetricsFile> metrics_;
@@ -414,7 +450,7 @@ void train(const TrainOptions& options) {
   if (identity.rank == 0 && !options.save.empty()) run_folder::require_writable(options.save);
   if (identity.rank == 0 && !options.trace.empty()) run_folder::require_writable(options.trace);
   set_threads(options.threads, identity.local_world_size);
-  const fs::path run_dir = run_folder_of(options);
+  const fs::path run_dir = run_folder_of(options, identity);
   const bool resumed = is_resumed(options, identity, run_dir);
   if (identity.rank == 0 && !resumed) {
     run_folder::require_usable(run_dir, reuse_of(options, identity));
@@ -436,6 +472,8 @@ void train(const TrainOptions& options) {
            .health = options.health,
            .total_steps = options.steps,
            .keep_checkpoints = options.keep_checkpoints,
+           .checkpoint_saved =
+               [&progress](const SavedCheckpoint& saved) { say_saved(progress, saved); },
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
   if (is_finished(job, resumed, run_dir, progress)) {
     job.finish();

@@ -1,6 +1,7 @@
 // Loaded before the C library (LD_PRELOAD) into real processes, for what a test machine does not do by itself:
 //
 //   FUSEDBUN_TEST_FSYNC_SECONDS=S    every fsync takes S seconds, as on a slow disk
+//   FUSEDBUN_TEST_NO_FSYNC=WHAT      no fsync of files, or of folders, does anything
 //   FUSEDBUN_TEST_DROP_HEARTBEATS=1  the port of the heartbeats drops what comes, as behind a firewall; it is told from the others by
 //                                    its backlog, and from the store's by its number
 //   FUSEDBUN_TEST_POOR_FOLDER=DIR    the file system of DIR has no locks, no second names, no sockets, and syncs no folders
@@ -94,6 +95,9 @@ extern "C" int bind(int descriptor, const sockaddr* address, socklen_t size) noe
 
 extern "C" int fsync(int descriptor) {
   if (is_folder(descriptor) && is_poor(descriptor)) return refuse(EINVAL);
+  if (const char* const what = std::getenv("FUSEDBUN_TEST_NO_FSYNC")) {
+    if (is_folder(descriptor) == (std::string_view(what) == "folders")) return 0;
+  }
   if (const char* const seconds = std::getenv("FUSEDBUN_TEST_FSYNC_SECONDS")) {
     ::usleep(static_cast<useconds_t>(1e6 * std::atof(seconds)));
   }

@@ -115,6 +115,56 @@ TEST_F(Restored, AChangeIsOverriddenOnceAndNotAfterItsStep) {
       << "in the same step the newer one wins anyway";
 }
 
+ChangeRequest cancellation_of(int64_t revision) {
+  ChangeRequest request;
+  request.cancels = revision;
+  request.actor = "uid:1";
+  return request;
+}
+
+TEST_F(Restored, AJobThatGoesOnAtAStepHasTheChangesBeforeItInUse) {
+  begin_attempt();
+  go_to_step(10);
+  make(request_of("*", Field::learning_rate, 0.5));              // 1, used from step 12 on
+  make(at_step(request_of("*", Field::weight_decay, 0.1), 40));  // 2
+  make(at_step(request_of("*", Field::eps, 1e-5), 20));          // 3
+  make(cancellation_of(3));                                      // 4
+  go_to_step(60);
+  const uint64_t chain_at_60 = ledger_->chain_hash();
+  make(at_step(request_of("*", Field::learning_rate, 0.125), 90));  // 5
+
+  // The checkpoint of step 60 is loaded.
+  log_ = std::make_unique<ChangeLog>(folder_ / "");
+  std::vector<LedgerGroup> at_60 = groups();
+  for (LedgerGroup& group : at_60) group.options.Lambda = 0.1;
+  ledger_.emplace(at_60, 0, 0);
+  const LoggedRun run = log_->take_run();
+  EXPECT_NO_THROW(require_same_changes(run, 4, chain_at_60));
+  EXPECT_NO_THROW(require_same_changes(run, 0, 0)) << "it knew of no change";
+  EXPECT_THROW(require_same_changes(run, 4, chain_at_60 + 1), ConfigError);
+  EXPECT_THROW(require_same_changes(run, 6, chain_at_60), ConfigError);
+  restore_changes(*ledger_, run);
+  ledger_->begin_at(60);
+  log_->begin("test");
+  EXPECT_EQ(ledger_->current_step(), 60);
+  EXPECT_EQ(ledger_->newest_revision(), 5);
+  EXPECT_EQ(ledger_->state_of(1), ChangeState::applied);
+  EXPECT_EQ(ledger_->state_of(2), ChangeState::applied);
+  EXPECT_EQ(ledger_->state_of(3), ChangeState::cancelled);
+  EXPECT_EQ(ledger_->state_of(5), ChangeState::scheduled);
+  EXPECT_EQ(learning_rate(60), 0.5);
+  EXPECT_EQ(learning_rate(90), 0.125);
+  EXPECT_EQ(ledger_->settings_at(60).groups[0].Lambda, 0.1);
+  EXPECT_EQ(
+      std::get<Refusal>(ledger_->propose(at_step(request_of("*", Field::eps, 1e-4), 61))).reason,
+      "STEP_TOO_NEAR");
+  EXPECT_EQ(std::get<Refusal>(ledger_->propose(cancellation_of(1))).reason, "NOT_SCHEDULED");
+  EXPECT_EQ(
+      std::get<AcceptedChange>(ledger_->propose(request_of("*", Field::eps, 1e-4))).effective_step,
+      62);
+  EXPECT_TRUE(std::holds_alternative<AcceptedChange>(ledger_->propose(cancellation_of(5))));
+}
+
 TEST_F(Restored, ARunThatDivergedWithLiveChangesDoesNotUseThemAgain) {
   begin_attempt();
   go_to_step(3);

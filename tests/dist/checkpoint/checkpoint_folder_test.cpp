@@ -109,6 +109,19 @@ TEST_F(Folder, TheOldestGoAndWhatIsNoCheckpointIsNotTouched) {
   EXPECT_DEATH(folder_.remove_oldest(0), "the last checkpoint is kept");
 }
 
+TEST_F(Folder, LaterOnesAreSetAsideAndCountNoMore) {
+  for (const int64_t step : {10, 20, 30}) save(folder_, step, 1, tensors_);
+  EXPECT_THAT(folder_.set_aside_after(10), ElementsAre(30, 20));
+  EXPECT_THAT(folder_.steps(), ElementsAre(10));
+  save(folder_, 15, 1, tensors_);
+  EXPECT_THAT(folder_.remove_oldest(2), IsEmpty());
+  folder_.remove_leftovers();
+  CheckpointReader(folder_.root() / "step-30.set-aside").verify();
+  save(folder_, 20, 1, tensors_);
+  EXPECT_THAT(folder_.set_aside_after(15), ElementsAre(20));  // again, over the one before
+  EXPECT_THAT(folder_.set_aside_after(15), IsEmpty());
+}
+
 TEST_F(Folder, BeginRemovesWhatAnEarlierSaveLeft) {
   fs::create_directories(folder_.path_under_way(1) / "model/deep");
   write_text(folder_.path_under_way(1) / "model/deep/file", "x");

@@ -131,7 +131,7 @@ class Files(TrainTestCase):
     def test_metrics_have_their_fields(self):
         self.losses("run", 3)
         first = steps(self.folder / "run")[0]
-        self.assertEqual(list(first), ["step", "loss", "lr", "tokens_per_second", "grad_norm", "revision", "skipped"])
+        self.assertEqual(list(first), ["attempt", "step", "loss", "lr", "tokens_per_second", "grad_norm", "revision", "skipped"])
         self.assertGreater(first["grad_norm"], 0)
         self.assertTrue((self.folder / "run" / "train.log").read_text().startswith("model: GPT-2"))
         self.assertIn("h.0.attn.c_attn.weight", (self.folder / "run" / "plan.txt").read_text())

@@ -1,0 +1,52 @@
+#include "fusedbun/launcher/train/run_values.h"
+
+#include <gtest/gtest.h>
+
+namespace fusedbun::train {
+namespace {
+
+RunValues values(const TrainOptions& options) {
+  return values_of(options, 128, 3e-3, 42);
+}
+
+TEST(RunValues, WhatDecidesSamplesAndArithmeticMayNotDiffer) {
+  const TrainOptions first;
+  EXPECT_EQ(differences_that_break(values(first), values(first)), "");
+  TrainOptions other = first;
+  other.batch = 32;
+  other.seed = 7;
+  EXPECT_EQ(differences_that_break(values(first), values(other)),
+            "--seed (1, here 7), --batch (16, here 32)");
+  EXPECT_EQ(differences_of_schedule(values(first), values(other)), "");
+  other = first;
+  other.optimizer.weight_decay = 0.5;
+  EXPECT_NE(differences_that_break(values(first), values(other)).find("--optimizer"),
+            std::string::npos);
+  EXPECT_NE(differences_that_break(values(first), values_of(first, 128, 3e-3, 43)), "");
+}
+
+TEST(RunValues, ALongerRunIsAnotherSchedule) {
+  const TrainOptions first;
+  TrainOptions longer = first;
+  longer.steps = 600;
+  EXPECT_EQ(differences_that_break(values(first), values(longer)), "");
+  EXPECT_EQ(differences_of_schedule(values(first), values(longer)), "--steps (300, here 600)");
+  // Threads, ranks, names of files: nothing that a checkpoint has to agree with.
+  longer = first;
+  longer.threads = 4;
+  longer.run_dir = "elsewhere";
+  EXPECT_EQ(differences_of_schedule(values(first), values(longer)), "");
+}
+
+TEST(RunValues, ThePositionComesBackToTheBit) {
+  RunValues saved = values({});
+  EXPECT_FALSE(first_validation_loss_in(saved));
+  add_position(saved, 100, 16, 0.1 + 0.2);
+  EXPECT_EQ(saved.at("next sample"), "1600");
+  EXPECT_EQ(first_validation_loss_in(saved), 0.1 + 0.2);
+  saved["first validation loss"] = "5.4 or so";
+  EXPECT_FALSE(first_validation_loss_in(saved));
+}
+
+}  // namespace
+}  // namespace fusedbun::train
