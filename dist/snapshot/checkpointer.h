@@ -65,7 +65,7 @@ struct Loaded {
   int64_t job_step = 0;
   std::filesystem::path folder;
   int world_size = 0;  ///< of the job that saved
-  checkpoint::Values values;
+  CheckpointTexts values;
   std::vector<std::string> left_out;  ///< with `partial`: what was not taken, a sentence each
   std::vector<std::string> damaged;   ///< with `fallback`: what was passed over, a sentence each
   /// Later checkpoints of the folder, whose steps will be done anew: renamed to step-N.set-aside.

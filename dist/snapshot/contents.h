@@ -11,10 +11,12 @@
 #include <variant>
 
 #include "fusedbun/core/fusedbun.h"
-#include "fusedbun/dist/checkpoint/manifest.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 
 namespace fusedbun {
+
+/// Texts by name.
+using CheckpointTexts = std::map<std::string, std::string, std::less<>>;
 
 struct CheckpointContents {
   /// Its parameters and its state, whichever rank holds which rows.
@@ -25,11 +27,11 @@ struct CheckpointContents {
   /// Other tensors, equal on all ranks. A load writes them in place; one of another shape or type is refused by name.
   std::map<std::string, torch::Tensor, std::less<>> tensors = {};
   /// Texts: "epoch" -> "3". A load returns them.
-  checkpoint::Values values = {};
+  CheckpointTexts values = {};
   /// Matrices of the model that its files hold transposed, by name: Hugging Face's Conv1D weights.
   std::function<bool(std::string_view name)> is_stored_transposed = {};
   /// For the header of the model's files.
-  checkpoint::Metadata model_metadata = {};
+  CheckpointTexts model_metadata = {};
 };
 
 }  // namespace fusedbun

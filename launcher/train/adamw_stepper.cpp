@@ -60,7 +60,7 @@ class AdamwStepper : public Stepper {
   changes::LeaveRequest leave_request() const override { return leaving_; }
   void request_leave(changes::LeaveRequest request) noexcept override { asked_ = request; }
   int64_t job_step() const override { return job_step_; }
-  SaveStart save(const checkpoint::Values&) override {
+  SaveStart save(const CheckpointTexts&) override {
     FUSEDBUN_ASSERT(false, "AdamW has no checkpoints, and nobody asks it for one");
   }
   bool skips_nonfinite() const override { return false; }

@@ -49,7 +49,7 @@ class FusedbunStepper : public Stepper {
     optimizer_.request_leave(request);
   }
   int64_t job_step() const override { return optimizer_.job_step(); }
-  SaveStart save(const checkpoint::Values& values) override { return job_.save(contents(values)); }
+  SaveStart save(const CheckpointTexts& values) override { return job_.save(contents(values)); }
   bool skips_nonfinite() const override { return values().nonfinite == Nonfinite::skip; }
   int64_t planned_state_bytes() const override { return optimizer_.planned_state_bytes(); }
   int64_t state_bytes() const override { return optimizer_.state_bytes(); }
@@ -65,7 +65,7 @@ class FusedbunStepper : public Stepper {
   }
 
  private:
-  CheckpointContents contents(const checkpoint::Values& values) {
+  CheckpointContents contents(const CheckpointTexts& values) {
     return {.optimizer = &optimizer_,
             .model = model_.get(),
             .values = values,

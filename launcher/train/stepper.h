@@ -52,7 +52,7 @@ class Stepper {
   /// Job steps done, those before a checkpoint included.
   virtual int64_t job_step() const = 0;
   /// As Job::save, of the model and the optimizer. Collective; only where there are checkpoints.
-  virtual SaveStart save(const checkpoint::Values& values) = 0;
+  virtual SaveStart save(const CheckpointTexts& values) = 0;
 
   /// True if a step with NaN or inf gradients changes nothing.
   virtual bool skips_nonfinite() const = 0;

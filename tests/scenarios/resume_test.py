@@ -138,8 +138,8 @@ class Killed(ResumeTestCase):
 
     def test_changes_made_on_the_way_are_made_again(self):
         changes = self.folder / "changes.toml"
-        changes.write_text('[[changes]]\nat_step = 75\nreason = "slower"\nset = { lr_scale = 0.5 }\n'
-                           '[[changes]]\nat_step = 410\nreason = "less"\nset = { weight_decay = 0.2 }\n')
+        changes.write_text('[[changes]]\nat_step = 75\nreason = "slower"\nlr_scale = 0.5\n'
+                           '[[changes]]\nat_step = 410\nreason = "less"\nweight_decay = 0.2\n')
         whole = self.whole("launch", "-n", "2", "--", more=("--changes", changes))
         words = ["launch", "-n", "2", "--", *self.words("killed", "--changes", changes)]
         with start(*words) as job:
@@ -155,8 +155,9 @@ class Killed(ResumeTestCase):
 
 class Stopped(ResumeTestCase):
     def stop(self, words, environment=None, number=signal.SIGTERM):
+        newest = self.checkpoints()[-1] if self.checkpoints() else 0
         with Process(words, environment) as job:
-            self.wait_for_checkpoint(100)
+            self.wait_for_checkpoint(newest + 1)
             job.signal(number)
             return job.result()
 

@@ -110,14 +110,14 @@ TEST_F(Folder, TheOldestGoAndWhatIsNoCheckpointIsNotTouched) {
 }
 
 TEST_F(Folder, LaterOnesAreSetAsideAndCountNoMore) {
-  for (const int64_t step : {10, 20, 30}) save(folder_, step, 1, tensors_);
+  for (const int64_t step : {10, 20, 30}) save(folder_, step, 2, tensors_);
   EXPECT_THAT(folder_.set_aside_after(10), ElementsAre(30, 20));
   EXPECT_THAT(folder_.steps(), ElementsAre(10));
-  save(folder_, 15, 1, tensors_);
+  save(folder_, 15, 2, tensors_);
   EXPECT_THAT(folder_.remove_oldest(2), IsEmpty());
   folder_.remove_leftovers();
   CheckpointReader(folder_.root() / "step-30.set-aside").verify();
-  save(folder_, 20, 1, tensors_);
+  save(folder_, 20, 2, tensors_);
   EXPECT_THAT(folder_.set_aside_after(15), ElementsAre(20));  // again, over the one before
   EXPECT_THAT(folder_.set_aside_after(15), IsEmpty());
 }
