@@ -2,12 +2,13 @@
 """Cuts the power while a job saves checkpoints: of whatever the disk has then, the newest checkpoint must be whole, and not older
 than the one that the job last said was durable.
 
-    power_cut.py [--points N] [--seed S] [--without files|folders]
+    power_cut.py [--points N] [--seed S] [--without files]
 
 The job writes to an ext4 file system in a file, which commits nothing by itself for ten minutes. At a random moment all its processes
 are stopped and the file is copied: that is the disk as a power cut would leave it. The copy is mounted, its journal replayed, and every
-checkpoint on it is verified. Now and then a rank is killed as well, and the job started again. `--without` takes every fsync of files
-or of folders away: then the test must fail, or it proves nothing. What it shows is ext4 (data=ordered), between system calls. Needs root.
+checkpoint on it is verified. Now and then a rank is killed as well, and the job started again. `--without files` takes every fsync of
+files away: then the test must fail, or it proves nothing. Those of folders it cannot judge: ext4 commits all names with the next fsync of
+any file (checkpoint_folder_test holds their order). What it shows is ext4 (data=ordered), between system calls. Needs root.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def mounted(image, folder, *options):
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)  # who was killed may not have let go yet
 
 
 class Job:
@@ -137,7 +138,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--points", type=int, default=100)
     arguments.add_argument("--seed", type=int, default=1)
-    arguments.add_argument("--without", choices=("files", "folders"))
+    arguments.add_argument("--without", choices=("files",))
     chosen = arguments.parse_args()
     wrong = prove(chosen.points, chosen.seed, chosen.without)
     print(f"{chosen.points} points from seed {chosen.seed}, {wrong} wrong" +
