@@ -162,7 +162,7 @@ void require_files(const fs::path& folder, const Manifest& manifest) {
 }
 
 /// Ends a replacement that was given up between two renames: one of the two has the name, the other goes.
-void settle_replaced(const fs::path& published) noexcept {
+void finish_replacing(const fs::path& published) noexcept {
   const fs::path replaced = with_ending(published, kReplaced);
   std::error_code ignored;
   if (is_there(published)) {
@@ -236,7 +236,7 @@ void CheckpointFolder::publish(const Manifest& manifest) const {
 void CheckpointFolder::discard(int64_t job_step) const noexcept {
   std::error_code left_for_the_next_start;
   fs::remove_all(path_under_way(job_step), left_for_the_next_start);
-  settle_replaced(path_of(job_step));
+  finish_replacing(path_of(job_step));
 }
 
 std::vector<int64_t> CheckpointFolder::steps() const {
@@ -283,7 +283,7 @@ void CheckpointFolder::remove_leftovers() const noexcept {
   run_folder::remove_leftovers(root_);
   static_cast<void>(for_each_name(root_, [&](const std::string& name) {
     std::error_code ignored;
-    if (const auto step = step_of(name, kReplaced)) settle_replaced(path_of(*step));
+    if (const auto step = step_of(name, kReplaced)) finish_replacing(path_of(*step));
     if (step_of(name, kUnderWay) || step_of(name, kRemoved)) fs::remove_all(root_ / name, ignored);
   }));
 }

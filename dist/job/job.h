@@ -92,7 +92,7 @@ class Job {
   std::string control_address() const;
   /// Saves a checkpoint to <run_dir>/checkpoints while training goes on, and brings the newest one back (checkpointer.h says what
   /// each does, and throws). Collective, between two steps; resume() before serve(), so that changes go on where they were. finish()
-  /// waits for a save that is under way.
+  /// waits for the save that is still being written.
   SaveStart save(const CheckpointContents& contents);
   std::optional<Loaded> resume(const CheckpointContents& contents, const LoadOptions& options = {});
   /// The same object; made by the first call. Throws ConfigError without a run folder. Collective.

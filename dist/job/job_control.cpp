@@ -91,7 +91,7 @@ changes::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
   }
 #endif
   if (serving || changes.empty())
-    return nullptr;  // what the checkpoint had scheduled comes to pass all the same
+    return nullptr;  // changes that the checkpoint had scheduled are used all the same
   // From step 0 on, also where the job goes on after a checkpoint: the file's changes count from there.
   schedule = std::make_unique<changes::ChangeSchedule>(
       changes::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), 0,

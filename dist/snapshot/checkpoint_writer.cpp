@@ -41,7 +41,8 @@ Checkpointer::Status CheckpointWriter::status() const {
   return status_;
 }
 
-void CheckpointWriter::note_loaded(int64_t job_step) {
+void CheckpointWriter::note_loaded(int64_t job_step, bool from_own_folder) {
+  if (from_own_folder) went_on_after_ = job_step;
   const std::lock_guard lock(mutex_);
   status_.durable = job_step;
 }
@@ -120,7 +121,7 @@ std::string CheckpointWriter::make_durable(CopiedState& state) {
     }
   };
   std::string problem;
-  if (leads) problem = problem_of([&] { folder_.begin(job_step); });
+  if (leads) problem = problem_of([&] { begin(job_step); });
   problem = comm::broadcast_text(*host_, problem, 0);
   if (!problem.empty()) return problem;
 
@@ -140,6 +141,19 @@ std::string CheckpointWriter::make_durable(CopiedState& state) {
     if (!problem.empty()) folder_.discard(job_step);
   }
   return comm::broadcast_text(*host_, problem, 0);
+}
+
+// Later checkpoints of the steps that are done anew would be taken for the newest, and outlive those that are saved now.
+void CheckpointWriter::begin(int64_t job_step) {
+  if (went_on_after_) {
+    for (const int64_t step : folder_.set_aside_after(*went_on_after_)) {
+      const std::string name = folder_.path_of(step).filename().string();
+      say("the steps before " + name + " are done anew: it is named " + name +
+          ".set-aside from here on");
+    }
+    went_on_after_.reset();
+  }
+  folder_.begin(job_step);
 }
 
 std::vector<checkpoint::StoredFile> CheckpointWriter::write_files(const CopiedState& state) const {

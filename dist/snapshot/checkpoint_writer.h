@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -48,7 +49,8 @@ class CheckpointWriter {
   /// Not while it is busy.
   void start(CopiedState state);
   bool wait(const std::function<bool()>& gives_up);
-  void note_loaded(int64_t job_step);
+  /// Not while it is busy. `from_own_folder`: later checkpoints there are of steps that are done anew.
+  void note_loaded(int64_t job_step, bool from_own_folder);
   Checkpointer::Status status() const;
   /// Memory of the last save, to copy the next one into.
   std::vector<std::byte> take_memory() { return std::move(memory_); }
@@ -59,6 +61,7 @@ class CheckpointWriter {
   std::string make_durable(CopiedState& state);
   std::vector<checkpoint::StoredFile> write_files(const CopiedState& state) const;
   void publish(CopiedState& state, const std::vector<std::string>& told) const;
+  void begin(int64_t job_step);
   void remove_oldest() const;
   void tell_saved(const checkpoint::Manifest& manifest, double seconds) const;
   void say(const std::string& sentence) const;
@@ -67,6 +70,8 @@ class CheckpointWriter {
   const CheckpointerOptions options_;
   const checkpoint::CheckpointFolder folder_;
   std::thread thread_;
+  std::optional<int64_t>
+      went_on_after_;              ///< and nothing was saved since; the thread's while it runs
   std::vector<std::byte> memory_;  ///< the thread's while it runs
   mutable std::mutex mutex_;
   std::condition_variable idle_;

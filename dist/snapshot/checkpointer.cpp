@@ -279,7 +279,7 @@ class Loading {
 
   template <class Number>
   Number count(const std::string& parameter, const std::string& field) const {
-    const std::string name = "state." + parameter + "." + field;
+    const std::string name = snapshot::state_name(parameter, field);
     const WholeTensor* whole = reader_.find(checkpoint::kOptimizerFolder, name);
     const auto type =
         std::is_same_v<Number, int64_t> ? checkpoint::Dtype::I64 : checkpoint::Dtype::F64;
@@ -425,8 +425,11 @@ std::optional<Loaded> Checkpointer::load(const CheckpointContents& contents,
                        .scheduled = {}};
     }
   });
+  const std::string manifest = checkpoint::format_manifest(reader->manifest());
   comm::verify_equal_across_ranks(
-      host_, std::vector<std::string>{checkpoint::format_manifest(reader->manifest())},
+      host_,
+      std::vector<std::string>{
+          "manifest " + hexadecimal(checkpoint::digest_of(std::as_bytes(std::span(manifest))))},
       "the ranks read different checkpoints: the folder must be the same for all of them");
   optimizer->restore(state,
                      [&](const OptimizerAccess::OwnedRows& rows) { loading->read_rows(rows); });
@@ -436,14 +439,7 @@ std::optional<Loaded> Checkpointer::load(const CheckpointContents& contents,
   loaded.world_size = reader->manifest().world_size;
   loaded.values = reader->manifest().values;
   loaded.left_out = loading->differences();
-  if (options.path.empty()) {
-    comm::rethrow_on_all_ranks(host_, [&] {
-      if (host_.rank() != 0) return;
-      loaded.set_aside =
-          checkpoint::CheckpointFolder(options_.folder).set_aside_after(loaded.job_step);
-    });
-  }
-  writer_->note_loaded(loaded.job_step);
+  writer_->note_loaded(loaded.job_step, options.path.empty());
   return loaded;
 }
 

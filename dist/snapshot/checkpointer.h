@@ -68,8 +68,6 @@ struct Loaded {
   CheckpointTexts values;
   std::vector<std::string> left_out;  ///< with `partial`: what was not taken, a sentence each
   std::vector<std::string> damaged;   ///< with `fallback`: what was passed over, a sentence each
-  /// Later checkpoints of the folder, whose steps will be done anew: renamed to step-N.set-aside.
-  std::vector<int64_t> set_aside;
 };
 
 namespace snapshot {
@@ -92,6 +90,9 @@ class Checkpointer {
   /// Waits until the save under way is durable or has failed; asks `gives_up`, if given, while it waits. False if it gave up.
   bool wait(const std::function<bool()>& gives_up = {});
 
+  /// Nothing on the disk changes. The first save after it renames later checkpoints of the folder, whose steps are done anew, to
+  /// step-N.set-aside.
+  ///
   /// Nothing if there is no checkpoint. Throws, on all ranks alike and before anything is changed: DataError (65) for a
   /// checkpoint that is damaged, or of another model or other structural options, with file, tensor or parameter; IoError (74).
   std::optional<Loaded> load(const CheckpointContents& contents, const LoadOptions& options = {});

@@ -16,10 +16,6 @@ using checkpoint::Dtype;
 /// Whole tensors of at least this size are written by all ranks together.
 constexpr int64_t kSharedBytesMin = 1 << 20;
 
-std::string state_name(const std::string& parameter, std::string_view field) {
-  return "state." + parameter + "." + std::string(field);
-}
-
 plan::StateAxis axis_of(std::string_view field) {
   if (field.ends_with("_row")) return plan::StateAxis::row;
   if (field.ends_with("_col")) return plan::StateAxis::column;
@@ -72,6 +68,10 @@ void divide_writing(StoredTensorHere& stored, int rank, int world_size) {
 }
 
 }  // namespace
+
+std::string state_name(const std::string& parameter, std::string_view field) {
+  return "state." + parameter + "." + std::string(field);
+}
 
 Dtype stored_type(at::ScalarType type, const std::string& name) {
   switch (type) {

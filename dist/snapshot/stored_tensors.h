@@ -11,6 +11,7 @@
 
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "fusedbun/dist/checkpoint/checkpoint_reader.h"
@@ -34,6 +35,9 @@ struct StoredTensorHere {
   /// The memory is [rows, m] and the file has [m, rows].
   bool transposed = false;
 };
+
+/// "state.h.0.ln_1.weight.step": what optimizer/ calls a field of a parameter's state.
+std::string state_name(const std::string& parameter, std::string_view field);
 
 /// The type in files. Throws ConfigError naming the tensor for one that checkpoints do not have. bool is stored as U8.
 checkpoint::Dtype stored_type(at::ScalarType type, const std::string& name);

@@ -390,11 +390,6 @@ class Run {
     }
     if (!sentence.empty()) progress_.say(sentence);
     if (!resume_.loaded) return;
-    for (const int64_t step : resume_.loaded->set_aside) {
-      progress_.say("the checkpoint of step " + std::to_string(step) +
-                    " is of steps that are done anew: it is named step-" + std::to_string(step) +
-                    ".set-aside from here on");
-    }
     for (const std::string& damaged : resume_.loaded->damaged)
       progress_.say("passed over: " + damaged);
     for (const std::string& left : resume_.loaded->left_out) progress_.say("not loaded: " + left);
