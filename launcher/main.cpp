@@ -24,6 +24,7 @@
 #endif
 #ifdef FUSEDBUN_HAS_CONTROL
 #include "fusedbun/launcher/control/cancel_command.h"
+#include "fusedbun/launcher/control/checkpoint_save_command.h"
 #include "fusedbun/launcher/control/health_command.h"
 #include "fusedbun/launcher/control/history_command.h"
 #include "fusedbun/launcher/control/leave_commands.h"
@@ -69,8 +70,9 @@ void add_commands(CLI::App& app) {
 #ifdef FUSEDBUN_HAS_TORCH
   add_train_command(app);
 #endif
-  add_checkpoint_command(app);
+  CLI::App* const checkpoint = add_checkpoint_command(app);
 #ifdef FUSEDBUN_HAS_CONTROL
+  add_checkpoint_save_command(*checkpoint);
   add_status_command(app);
   add_watch_command(app);
   add_ranks_command(app);
@@ -82,6 +84,8 @@ void add_commands(CLI::App& app) {
   add_stop_command(app);
   add_save_to_command(app);
   add_health_command(app);
+#else
+  static_cast<void>(checkpoint);
 #endif
 #ifdef FUSEDBUN_HAS_TORCH
   add_bench_command(app);

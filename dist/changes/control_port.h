@@ -44,10 +44,11 @@ class ControlPort {
   /// known from an earlier attempt of the run, or from the job's file.
   virtual int64_t newest_revision() = 0;
   /// The step's header is about to be sent: from here on `current` is job_step + 1. Returns the
-  /// newest accepted revision and whether the job shall leave. Rank 0 only.
+  /// newest accepted revision and whether the job shall leave or save. Rank 0 only.
   struct Boundary {
     int64_t newest_revision = 0;
     LeaveRequest leave = LeaveRequest::none;
+    bool checkpoint = false;  ///< one is asked for, once
   };
   virtual Boundary close_step(int64_t job_step) = 0;
   /// Content of the changes (after, up_to], in order of revision.

@@ -207,10 +207,11 @@ void CheckpointFolder::sync_folders(int64_t job_step) const {
     run_folder::sync_folder(path_under_way(job_step) / name);
 }
 
-void CheckpointFolder::publish(const Manifest& manifest) const {
+Digest CheckpointFolder::publish(const Manifest& manifest) const {
   const std::string text = format_manifest(manifest);
   // Read as a reader will: what could not be loaded is not published.
-  put_together(parse_manifest(text));
+  const Manifest as_read = parse_manifest(text);
+  put_together(as_read);
   const fs::path under_way = path_under_way(manifest.job_step);
   const fs::path published = path_of(manifest.job_step);
   require_files(under_way, manifest);
@@ -231,6 +232,7 @@ void CheckpointFolder::publish(const Manifest& manifest) const {
     std::error_code left_for_the_next_start;
     fs::remove_all(*replaced, left_for_the_next_start);
   }
+  return as_read.digest;
 }
 
 void CheckpointFolder::discard(int64_t job_step) const noexcept {

@@ -48,8 +48,9 @@ class CheckpointFolder {
   /// Throws DataError if the manifest is not that of a whole checkpoint (a tensor whose parts leave a gap, overlap, or differ in
   /// type), ConfigError for values that it cannot hold, IoError as the others, also if a listed file is not there: then this
   /// rank does not see what another has written. After an error, discard(); step-N is
-  /// what it was before, but where only `latest` could not be written: then it is the new one, whole and durable.
-  void publish(const Manifest& manifest) const;
+  /// what it was before, but where only `latest` could not be written: then it is the new one, whole and durable. Returns the
+  /// manifest's digest.
+  Digest publish(const Manifest& manifest) const;
   /// One rank: what a failed save has left goes.
   void discard(int64_t job_step) const noexcept;
 

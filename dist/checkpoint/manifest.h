@@ -76,6 +76,7 @@ struct Manifest {
   std::vector<changes::ChangeEntry> scheduled;
   Values values;
   std::vector<StoredFile> files;
+  Digest digest = {};  ///< its last field; known once it was parsed
 };
 
 /// Throws ConfigError for what JSON cannot hold: a number that is not finite, a text that is not UTF-8.

@@ -401,8 +401,8 @@ Manifest ManifestReader::finish(const Json& root) {
   return std::move(manifest_);
 }
 
-/// The text before the digest that it ends with, after the two have been compared.
-void check_digest(std::string_view text) {
+/// The digest that the text ends with, after it has been compared with what is before it.
+Digest checked_digest(std::string_view text) {
   const size_t ending_bytes = kBeforeDigest.size() + 32 + kAfterDigest.size();
   FUSEDBUN_REQUIRE(text.size() > ending_bytes && text.starts_with('{'), DataError,
                    "this is no manifest, or only the beginning of one");
@@ -412,8 +412,10 @@ void check_digest(std::string_view text) {
       ending.starts_with(kBeforeDigest) && ending.ends_with(kAfterDigest), DataError,
       "it does not end with its own digest: it was cut, or changed after it was written");
   const std::string_view listed = ending.substr(kBeforeDigest.size(), 32);
-  FUSEDBUN_REQUIRE(listed == hexadecimal(digest_of(std::as_bytes(std::span(body)))), DataError,
+  const Digest digest = digest_of(std::as_bytes(std::span(body)));
+  FUSEDBUN_REQUIRE(listed == hexadecimal(digest), DataError,
                    "its bytes are not those that were written: its digest does not fit");
+  return digest;
 }
 
 /// Another version may have any fields, so it is told before they are judged.
@@ -455,15 +457,17 @@ int64_t header_bytes_of(const StoredFile& file) {
 Manifest parse_manifest(std::string_view text) {
   FUSEDBUN_REQUIRE(std::ssize(text) <= kManifestBytesMax, DataError,
                    "it is longer than any manifest that is read");
-  check_digest(text);
+  const Digest digest = checked_digest(text);
   check_version(text);
   // The JSON parser takes a NUL byte for the end of its input.
   FUSEDBUN_REQUIRE(text.find('\0') == text.npos, DataError, "it holds a NUL byte");
   ManifestReader reader;
   try {
-    return reader.finish(Json::parse(text, [&](int depth, Event event, Json& json) {
+    Manifest manifest = reader.finish(Json::parse(text, [&](int depth, Event event, Json& json) {
       return reader.event(depth, event, json);
     }));
+    manifest.digest = digest;
+    return manifest;
   } catch (const Json::exception& error) {
     throw DataError(std::string("it is no JSON in UTF-8: ") + error.what());
   }

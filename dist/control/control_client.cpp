@@ -102,6 +102,7 @@ std::shared_ptr<grpc::Channel> first_to_answer(
   const bool is_answer = !reason_of(status).reason.empty();
   switch (status.error_code()) {
     case grpc::StatusCode::UNAVAILABLE:
+      if (reason_of(status).reason == "SAVE_UNDER_WAY") throw SaveUnderWay(said);
       throw UnavailableError(is_answer ? said : "no job answers on " + address + about);
     case grpc::StatusCode::CANCELLED:  // by its server, which goes down
       throw UnavailableError("the job on " + address + " left before it had answered");
@@ -331,6 +332,22 @@ void ControlClient::stream_metrics(v1::StreamMetricsRequest request,
 
 void ControlClient::cancel_streams() {
   connection_->cancel_streams();
+}
+
+v1::Checkpoint ControlClient::create_checkpoint(v1::CreateCheckpointRequest request) {
+  request.set_parent(kThisJob);
+  return connection_->call(&Calls::CreateCheckpoint, request);
+}
+
+v1::Checkpoint ControlClient::checkpoint(const std::string& name) {
+  v1::GetCheckpointRequest request;
+  request.set_name(name);
+  return connection_->call(&Calls::GetCheckpoint, request);
+}
+
+v1::ListCheckpointsResponse ControlClient::checkpoints(v1::ListCheckpointsRequest request) {
+  request.set_parent(kThisJob);
+  return connection_->call(&Calls::ListCheckpoints, request);
 }
 
 v1::Job ControlClient::drain(const std::string& reason) {

@@ -25,6 +25,12 @@ class EtagConflict : public Error {
   explicit EtagConflict(const std::string& message) : Error(ExitCode::unclassified, message) {}
 };
 
+/// Another checkpoint is being written: ask again.
+class SaveUnderWay : public UnavailableError {
+ public:
+  using UnavailableError::UnavailableError;
+};
+
 /// Where a job is found: by its run folder, on this host or a shared file system, in or outside of a container, or by an
 /// address. Where both are given the address says where, and the folder's control.json what to show there.
 struct JobLocation {
@@ -65,6 +71,10 @@ class ControlClient {
                       const std::function<bool(const v1::MetricsSample&)>& on_sample);
   /// watch() and stream_metrics() return soon, those called later too.
   void cancel_streams();
+  /// `request.parent` is filled in. Throws SaveUnderWay.
+  v1::Checkpoint create_checkpoint(v1::CreateCheckpointRequest request);
+  v1::Checkpoint checkpoint(const std::string& name);
+  v1::ListCheckpointsResponse checkpoints(v1::ListCheckpointsRequest request = {});
   v1::Job drain(const std::string& reason);
   v1::Job stop(const std::string& reason);
 

@@ -314,6 +314,25 @@ void ControlServer::warn(std::string_view sentence) {
   parts_->service().warn(sentence);
 }
 
+void ControlServer::offer_checkpoints(const std::vector<FoundCheckpoint>& found) {
+  parts_->service().offer_checkpoints(found);
+}
+void ControlServer::save_started(int64_t job_step) {
+  parts_->service().save_started(job_step);
+}
+void ControlServer::save_refused(int64_t job_step) {
+  parts_->service().save_refused(job_step);
+}
+void ControlServer::checkpoint_durable(const CheckpointFacts& facts) {
+  parts_->service().checkpoint_durable(facts);
+}
+void ControlServer::save_failed(int64_t job_step, std::string_view problem) {
+  parts_->service().save_failed(job_step, problem);
+}
+void ControlServer::checkpoint_deleted(int64_t job_step) {
+  parts_->service().checkpoint_deleted(job_step);
+}
+
 void ControlServer::record_metrics(int64_t job_step, std::span<const changes::Metric> metrics) {
   parts_->service().record_metrics(job_step, metrics);
 }

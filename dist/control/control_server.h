@@ -78,6 +78,16 @@ struct JobDescription {
   std::vector<changes::LedgerGroup> groups = {};
 };
 
+/// A checkpoint that is durable.
+struct CheckpointFacts {
+  int64_t job_step = 0;     ///< steps done when it was taken
+  int64_t bytes = 0;        ///< of all ranks
+  int world_size = 0;       ///< ranks that wrote it
+  std::string digest = {};  ///< 16 bytes, of its manifest
+  std::filesystem::path folder = {};
+  int64_t written_us = 0;  ///< Unix time
+};
+
 /// In the order in which they come; from `succeeded` on they are final.
 enum class JobState : uint8_t {
   starting,
@@ -127,6 +137,20 @@ class ControlServer {
   /// Adds what the training loop knows of its last finished step ("loss") to that step's sample of
   /// StreamMetrics. A sample leaves when this is called, else when the next step ends.
   void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);
+
+  /// The program saves checkpoints, and does so when it is asked to (ControlPort::Boundary::checkpoint). Before that CreateCheckpoint is
+  /// refused. `damage` is what is wrong with one that was found in the run folder.
+  struct FoundCheckpoint {
+    CheckpointFacts facts;
+    std::string damage;
+  };
+  void offer_checkpoints(const std::vector<FoundCheckpoint>& found);
+  /// What becomes of a save, for clients and for who watches.
+  void save_started(int64_t job_step);
+  void save_refused(int64_t job_step);  ///< another one is still being written
+  void checkpoint_durable(const CheckpointFacts& facts);
+  void save_failed(int64_t job_step, std::string_view problem);
+  void checkpoint_deleted(int64_t job_step);
 
   /// "unix:/runs/a/control.sock" or "127.0.0.1:41373".
   std::string address() const;

@@ -11,6 +11,16 @@ std::string quoted(std::string_view text) {
   return "'" + changes::echo(text) + "'";
 }
 
+/// The number in "{collection}{number}".
+std::optional<int64_t> number_after(std::string_view collection, std::string_view within) {
+  if (!within.starts_with(collection)) return std::nullopt;
+  const std::string_view digits = within.substr(collection.size());
+  int64_t number = 0;
+  const auto read = std::from_chars(digits.data(), digits.data() + digits.size(), number);
+  if (read.ec != std::errc{} || read.ptr != digits.data() + digits.size()) return std::nullopt;
+  return number;
+}
+
 }  // namespace
 
 std::string job_name(std::string_view run_id) {
@@ -37,19 +47,24 @@ std::variant<std::string_view, changes::Refusal> within_job(std::string_view nam
 }
 
 std::variant<int64_t, changes::Refusal> change_revision(std::string_view within, int64_t newest) {
-  constexpr std::string_view kChanges = "changes/";
-  int64_t revision = 0;
-  if (within.starts_with(kChanges)) {
-    const std::string_view digits = within.substr(kChanges.size());
-    const auto read = std::from_chars(digits.data(), digits.data() + digits.size(), revision);
-    if (read.ec != std::errc{} || read.ptr != digits.data() + digits.size()) revision = 0;
-  }
+  const int64_t revision = number_after("changes/", within).value_or(0);
   if (revision >= 1 && revision <= newest) return revision;
   return changes::Refusal{changes::RefusalKind::not_found,
                           "UNKNOWN_CHANGE",
                           "there is no " + quoted(within) + "; the newest change is " +
                               (newest > 0 ? "changes/" + std::to_string(newest) : "none yet"),
                           {}};
+}
+
+std::optional<int64_t> checkpoint_step(std::string_view within) {
+  return number_after("checkpoints/", within);
+}
+
+changes::Refusal unknown_checkpoint(std::string_view within) {
+  return {changes::RefusalKind::not_found,
+          "UNKNOWN_CHECKPOINT",
+          "there is no " + quoted(within) + "; ListCheckpoints names those there are",
+          {}};
 }
 
 }  // namespace fusedbun::control

@@ -1,9 +1,11 @@
 #pragma once
-// Names of resources: "jobs/{job}", "jobs/{job}/hyperparameters", "jobs/{job}/changes/{revision}". A server has one job, so
+// Names of resources: "jobs/{job}", "jobs/{job}/hyperparameters", "jobs/{job}/changes/{revision}",
+// "jobs/{job}/checkpoints/{step}". A server has one job, so
 // "jobs/-" names it too.
 //
 // Thread safety: functions without state.
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -21,5 +23,10 @@ std::variant<std::string_view, changes::Refusal> within_job(std::string_view nam
 
 /// The revision in "changes/{revision}", or NOT_FOUND UNKNOWN_CHANGE if that is not within [1, newest].
 std::variant<int64_t, changes::Refusal> change_revision(std::string_view within, int64_t newest);
+
+/// The step in "checkpoints/{step}"; nothing for any other text.
+std::optional<int64_t> checkpoint_step(std::string_view within);
+/// NOT_FOUND UNKNOWN_CHECKPOINT.
+changes::Refusal unknown_checkpoint(std::string_view within);
 
 }  // namespace fusedbun::control

@@ -31,13 +31,13 @@ Refusal refusal_of(const std::string& cell, const std::string& call) {
   if (cell == "UNAVAILABLE STARTING") {
     return {RefusalKind::unavailable,
             "STARTING",
-            "the job is starting and takes no changes yet: try again",
+            "the job is starting and does not take " + call + " yet: try again",
             {}};
   }
   if (cell == "UNAVAILABLE DRAINING") {
     return {RefusalKind::unavailable,
             "DRAINING",
-            "the job is about to leave and takes no more changes",
+            "the job is about to leave and does not take " + call + " any more",
             {}};
   }
   if (cell == "FAILED_PRECONDITION JOB_ENDED")

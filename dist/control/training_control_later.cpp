@@ -7,24 +7,6 @@ grpc::Status TrainingControlService::later(Rpc rpc, const Context& context) {
   return std::get<grpc::Status>(admit(rpc, context, {}));
 }
 
-grpc::Status TrainingControlService::CreateCheckpoint(Context* context,
-                                                      const v1::CreateCheckpointRequest*,
-                                                      v1::Checkpoint*) {
-  return later(Rpc::create_checkpoint, *context);
-}
-
-grpc::Status TrainingControlService::GetCheckpoint(Context* context,
-                                                   const v1::GetCheckpointRequest*,
-                                                   v1::Checkpoint*) {
-  return later(Rpc::get_checkpoint, *context);
-}
-
-grpc::Status TrainingControlService::ListCheckpoints(Context* context,
-                                                     const v1::ListCheckpointsRequest*,
-                                                     v1::ListCheckpointsResponse*) {
-  return later(Rpc::list_checkpoints, *context);
-}
-
 grpc::Status TrainingControlService::PauseJob(Context* context, const v1::PauseJobRequest*,
                                               v1::Job*) {
   return later(Rpc::pause_job, *context);

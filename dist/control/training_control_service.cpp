@@ -10,15 +10,12 @@
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/resource_name.h"
 #include "fusedbun/dist/control/steady_time.h"
+#include "fusedbun/dist/run_folder/utc_time.h"
 
 namespace fusedbun::control {
 namespace {
 
 using google::protobuf::util::TimeUtil;
-
-int64_t now_us() {
-  return TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
-}
 
 /// How long the end of a run waits for the disk of changes.log.
 constexpr std::chrono::seconds kEndPatience{10};
@@ -42,7 +39,7 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
       run_id_(options.run_id),
       name_(job_name(options.run_id)),
       callers_(std::move(callers)),
-      start_time_us_(now_us()),
+      start_time_us_(run_folder::utc_now_us()),
       ledger_(named_groups(job_), job_.max_grad_norm, 0, job_.capabilities, job_.total_steps),
       log_(std::make_shared<changes::ChangeLog>(options.run_dir)),
       history_(std::make_shared<changes::ChangeHistory>(options.run_dir)),
@@ -83,7 +80,9 @@ int64_t TrainingControlService::newest_revision() {
 changes::ControlPort::Boundary TrainingControlService::close_step(int64_t job_step) {
   const std::lock_guard lock(ledger_mutex_);
   ledger_.close_step(job_step);
-  return {.newest_revision = ledger_.newest_revision(), .leave = leave_};
+  return {.newest_revision = ledger_.newest_revision(),
+          .leave = leave_,
+          .checkpoint = checkpoints_.take_request()};
 }
 
 std::vector<changes::ChangeEntry> TrainingControlService::entries(int64_t after, int64_t up_to) {
@@ -95,14 +94,16 @@ void TrainingControlService::step_finished(const changes::StepReport& report) {
   {
     const std::lock_guard lock(progress_mutex_);
     last_report_ = report;
-    last_step_time_us_ = now_us();
+    last_step_time_us_ = run_folder::utc_now_us();
     const int64_t step_us = clock_.step_ended(steady_us());
     begin_sample(report, static_cast<double>(step_us) / 1e6);
   }
   if (report.leave != changes::LeaveRequest::none) note_leaving();
-  if (!has_scheduled_) return;
+  if (!has_scheduled_ && !awaits_checkpoint_) return;
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
+  tell_checkpoints(checkpoints_.step_ended(report.job_step));
+  awaits_checkpoint_ = checkpoints_.is_requested();
 }
 
 void TrainingControlService::note_leaving() {
@@ -152,6 +153,7 @@ void TrainingControlService::end_run(JobState state, std::string_view reason, bo
     has_scheduled_ = false;
     step = ledger_.current_step();
     for (const int64_t revision : rejected) tell_change(change_message(ledger_.change(revision)));
+    tell_checkpoints(checkpoints_.run_ended());
     {
       const std::lock_guard progress(progress_mutex_);
       publish_sample();

@@ -28,6 +28,7 @@
 #include "fusedbun/dist/changes/change_log.h"
 #include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/control/callers.h"
+#include "fusedbun/dist/control/checkpoint_records.h"
 #include "fusedbun/dist/control/control_server.h"
 #include "fusedbun/dist/control/job_events.h"
 #include "fusedbun/dist/control/metrics_streams.h"
@@ -52,6 +53,14 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   void step_finished(const changes::StepReport& report) override;
   /// See ControlServer.
   void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);
+
+  // For whoever saves; see ControlServer.
+  void offer_checkpoints(const std::vector<ControlServer::FoundCheckpoint>& found);
+  void save_started(int64_t job_step);
+  void save_refused(int64_t job_step);
+  void checkpoint_durable(const CheckpointFacts& facts);
+  void save_failed(int64_t job_step, std::string_view problem);
+  void checkpoint_deleted(int64_t job_step);
 
   // For the server.
   void set_ranks(const plan::RankDirectory* ranks);
@@ -102,13 +111,14 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   grpc::Status CancelChange(Context* context, const v1::CancelChangeRequest* request,
                             v1::Change* reply) override;
 
+  grpc::Status CreateCheckpoint(Context* context, const v1::CreateCheckpointRequest* request,
+                                v1::Checkpoint* reply) override;
+  grpc::Status GetCheckpoint(Context* context, const v1::GetCheckpointRequest* request,
+                             v1::Checkpoint* reply) override;
+  grpc::Status ListCheckpoints(Context* context, const v1::ListCheckpointsRequest* request,
+                               v1::ListCheckpointsResponse* reply) override;
+
   // Not in this version; each says so.
-  grpc::Status CreateCheckpoint(Context* context, const v1::CreateCheckpointRequest*,
-                                v1::Checkpoint*) override;
-  grpc::Status GetCheckpoint(Context* context, const v1::GetCheckpointRequest*,
-                             v1::Checkpoint*) override;
-  grpc::Status ListCheckpoints(Context* context, const v1::ListCheckpointsRequest*,
-                               v1::ListCheckpointsResponse*) override;
   grpc::Status PauseJob(Context* context, const v1::PauseJobRequest*, v1::Job*) override;
   grpc::Status ResumeJob(Context* context, const v1::ResumeJobRequest*, v1::Job*) override;
   grpc::Status DumpDiagnostics(Context* context, const v1::DumpDiagnosticsRequest*,
@@ -168,6 +178,10 @@ class TrainingControlService final : public v1::TrainingControl::Service,
     bool operator==(const Leaving&) const = default;
   };
   static constexpr size_t kLeavingsMax = 1024;
+  // With ledger_mutex_ held:
+  v1::Checkpoint checkpoint_message(const CheckpointRecord& record) const;
+  void tell_checkpoints(const CheckpointRecords::Turned& turned);
+  CheckpointRecords::Answer checkpoint_answer(const CheckpointRecords::Request& request) const;
   std::optional<changes::Refusal> check_leaving(const Leaving& leaving) const;
   static std::string sentence_of(const Leaving& leaving);
   grpc::Status ask_to_leave(const Leaving& leaving, v1::Job* reply);
@@ -191,6 +205,10 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   changes::LeaveRequest leave_ = changes::LeaveRequest::none;
   std::map<std::pair<std::string, std::string>, Leaving>
       leavings_;  ///< [actor, request_id], the first of them
+  CheckpointRecords checkpoints_;
+  bool offers_checkpoints_ = false;
+  /// One is asked for and may not have begun, for those without the lock.
+  std::atomic<bool> awaits_checkpoint_ = false;
   JobState state_ = JobState::starting;
   std::string state_reason_;
   bool told_degraded_ = false;  ///< in the last event about the job

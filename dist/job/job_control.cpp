@@ -1,10 +1,14 @@
 // The control plane of a job: rank 0's side of changes, and the job's final state.
 #include <algorithm>
 
+#include "fusedbun/core/error.h"
 #include "fusedbun/dist/changes/changes_file.h"
+#include "fusedbun/dist/checkpoint/checkpoint_folder.h"
+#include "fusedbun/dist/checkpoint/checkpoint_reader.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/health/socket.h"
 #include "fusedbun/dist/job/job_parts.h"
+#include "fusedbun/dist/run_folder/utc_time.h"
 
 namespace fusedbun {
 namespace {
@@ -54,6 +58,43 @@ control::ControlOptions control_options(const JobOptions& options, const plan::I
   if (!identity.run_id.empty()) control.run_id = identity.run_id;
   return control;
 }
+
+/// How many of the checkpoints that it finds a job tells clients of.
+constexpr size_t kFoundCheckpointsMax = 100;
+
+std::string bytes_of(const checkpoint::Digest& digest) {
+  std::string bytes;
+  for (const uint64_t half : {digest.high, digest.low}) {
+    for (int shift = 56; shift >= 0; shift -= 8) bytes += static_cast<char>(half >> shift);
+  }
+  return bytes;
+}
+
+control::CheckpointFacts facts_of(const SavedCheckpoint& saved, int world_size) {
+  return {.job_step = saved.job_step,
+          .bytes = saved.bytes,
+          .world_size = world_size,
+          .digest = bytes_of(saved.digest),
+          .folder = saved.folder,
+          .written_us = run_folder::utc_now_us()};
+}
+
+control::ControlServer::FoundCheckpoint found_checkpoint(const std::filesystem::path& folder,
+                                                         int64_t job_step) {
+  control::ControlServer::FoundCheckpoint found;
+  found.facts.job_step = job_step;
+  found.facts.folder = folder;
+  try {
+    const checkpoint::Manifest manifest = checkpoint::read_manifest(folder);
+    for (const checkpoint::StoredFile& file : manifest.files) found.facts.bytes += file.bytes;
+    found.facts.world_size = manifest.world_size;
+    found.facts.digest = bytes_of(manifest.digest);
+    found.facts.written_us = run_folder::read_utc_us(manifest.written).value_or(0);
+  } catch (const Error& error) {
+    found.damage = error.what();
+  }
+  return found;
+}
 #endif
 
 }  // namespace
@@ -82,6 +123,7 @@ changes::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
         std::move(control), describe(optimizer, options, identity, connections.data().backend()));
     server->set_ranks(heartbeats.heartbeat.get());
     live_server = server.get();
+    offer_checkpoints();
     server->set_state(control::JobState::running);
     if (const int64_t restored = server->restored_changes(); restored > 0) {
       notice("changes 1 to " + std::to_string(restored) +
@@ -105,6 +147,39 @@ changes::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
           " has: give the file of the run that saved it, or start from the "
           "checkpoint in a run folder of its own (--resume PATH)");
   return schedule.get();
+}
+
+void Job::Parts::offer_checkpoints() {
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (!server || !checkpointer || identity.rank != 0) return;
+  const checkpoint::CheckpointFolder folder(checkpointer->folder());
+  std::vector<int64_t> steps = folder.steps();
+  if (steps.size() > kFoundCheckpointsMax) steps.resize(kFoundCheckpointsMax);
+  std::vector<control::ControlServer::FoundCheckpoint> found;
+  for (const int64_t step : steps) found.push_back(found_checkpoint(folder.path_of(step), step));
+  server->offer_checkpoints(found);
+#endif
+}
+
+// live_server, since the thread that writes may tell of a save that began before there was a server.
+void Job::Parts::tell(const CheckpointEvent& event) {
+#ifdef FUSEDBUN_HAS_CONTROL
+  if (control::ControlServer* const serving = live_server.load()) {
+    if (const auto* started = std::get_if<SaveStarted>(&event)) {
+      serving->save_started(started->job_step);
+    } else if (const auto* refused = std::get_if<SaveRefused>(&event)) {
+      serving->save_refused(refused->job_step);
+    } else if (const auto* saved = std::get_if<SavedCheckpoint>(&event)) {
+      serving->checkpoint_durable(facts_of(*saved, identity.world_size));
+    } else if (const auto* failed = std::get_if<SaveFailed>(&event)) {
+      serving->save_failed(failed->job_step, failed->problem);
+    } else {
+      serving->checkpoint_deleted(std::get<CheckpointDeleted>(event).job_step);
+    }
+  }
+#endif
+  const auto* saved = std::get_if<SavedCheckpoint>(&event);
+  if (saved != nullptr && options.checkpoint_saved) options.checkpoint_saved(*saved);
 }
 
 void Job::Parts::serve(ShardedFusedbun& optimizer) {

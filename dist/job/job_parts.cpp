@@ -74,7 +74,8 @@ Checkpointer& Job::Parts::open_checkpointer() {
       CheckpointerOptions{.folder = folder,
                           .keep = options.keep_checkpoints,
                           .notice = [this](std::string_view sentence) { notice(sentence); },
-                          .saved = options.checkpoint_saved});
+                          .on_event = [this](const CheckpointEvent& event) { tell(event); }});
+  offer_checkpoints();
   return *checkpointer;
 }
 

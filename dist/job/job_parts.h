@@ -28,6 +28,8 @@ class Job::Parts {
   void notice(std::string_view sentence) const;
   void serve(ShardedFusedbun& optimizer);
   Checkpointer& open_checkpointer();
+  /// Rank 0: what becomes of saves, to the control plane and to the program.
+  void tell(const CheckpointEvent& event);
   bool finish(changes::LeaveRequest left, bool has_result);
   /// The lost rank that explains `error`, or nothing.
   std::optional<plan::LostRank> lost_rank_behind(const std::exception& error) const;
@@ -58,6 +60,8 @@ class Job::Parts {
   bool may_serve() const;
   /// Rank 0's side of changes; null: nobody changes anything.
   changes::ControlPort* open_port(const ShardedFusedbun& optimizer);
+  /// Rank 0, when both are there: clients may ask for checkpoints.
+  void offer_checkpoints();
   void start_heartbeats_of_job();
   void abort(const std::string& reason) noexcept;
   void on_lost(const plan::LostRank& lost);

@@ -55,6 +55,7 @@ void CheckpointWriter::start(CopiedState state) {
     busy_ = true;
     status_.under_way = state.manifest.job_step;
   }
+  tell(SaveStarted{state.manifest.job_step});
   thread_ = std::thread([this, state = std::move(state)]() mutable { write(state); });
 }
 
@@ -91,9 +92,14 @@ void CheckpointWriter::write(CopiedState& state) {
         "; training goes on" +
         (durable ? ", and the newest checkpoint is that of step " + std::to_string(*durable)
                  : ", without a checkpoint so far"));
-  } else if (problem.empty() && host_->rank() == 0) {
+  }
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  if (problem.empty()) {
+    published_.seconds = seconds;
     remove_oldest();
-    tell_saved(state.manifest, std::chrono::duration<double>(Clock::now() - start).count());
+    tell(published_);
+  } else {
+    tell(SaveFailed{job_step, problem});
   }
   memory_ = std::move(state.memory);
   const std::lock_guard lock(mutex_);
@@ -102,7 +108,7 @@ void CheckpointWriter::write(CopiedState& state) {
   status_.last_failure = problem;
   if (problem.empty()) {
     status_.durable = job_step;
-    status_.last_seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    status_.last_seconds = seconds;
   } else {
     ++status_.failed_saves;
   }
@@ -150,6 +156,7 @@ void CheckpointWriter::begin(int64_t job_step) {
       const std::string name = folder_.path_of(step).filename().string();
       say("the steps before " + name + " are done anew: it is named " + name +
           ".set-aside from here on");
+      tell(CheckpointDeleted{step});
     }
     went_on_after_.reset();
   }
@@ -169,32 +176,36 @@ std::vector<checkpoint::StoredFile> CheckpointWriter::write_files(const CopiedSt
   return files;
 }
 
-void CheckpointWriter::publish(CopiedState& state, const std::vector<std::string>& told) const {
+void CheckpointWriter::publish(CopiedState& state, const std::vector<std::string>& told) {
   for (const std::string& text : told) {
     checkpoint::Manifest theirs = checkpoint::parse_manifest(std::string_view(text).substr(1));
     std::ranges::move(theirs.files, std::back_inserter(state.manifest.files));
   }
-  folder_.publish(state.manifest);
+  published_ = {.job_step = state.manifest.job_step,
+                .folder = folder_.path_of(state.manifest.job_step),
+                .bytes = 0,
+                .seconds = 0,
+                .digest = folder_.publish(state.manifest)};
+  for (const checkpoint::StoredFile& file : state.manifest.files) published_.bytes += file.bytes;
 }
 
 // Costs the save nothing if it fails: there are more checkpoints than asked for then.
 void CheckpointWriter::remove_oldest() const {
-  if (options_.keep <= 0) return;
+  if (options_.keep <= 0 || host_->rank() != 0) return;
   try {
-    folder_.remove_oldest(options_.keep);
+    for (const int64_t step : folder_.remove_oldest(options_.keep)) tell(CheckpointDeleted{step});
   } catch (const std::exception& error) {
     say(std::string("old checkpoints stay: ") + error.what());
   }
 }
 
-void CheckpointWriter::tell_saved(const checkpoint::Manifest& manifest, double seconds) const {
-  if (!options_.saved) return;
-  SavedCheckpoint saved{.job_step = manifest.job_step,
-                        .folder = folder_.path_of(manifest.job_step),
-                        .bytes = 0,
-                        .seconds = seconds};
-  for (const checkpoint::StoredFile& file : manifest.files) saved.bytes += file.bytes;
-  options_.saved(saved);
+void CheckpointWriter::tell(const CheckpointEvent& event) const {
+  if (host_->rank() != 0 || !options_.on_event) return;
+  try {
+    options_.on_event(event);
+  } catch (const std::exception& error) {  // the program's own; the checkpoint is what it is
+    say(std::string("whoever is told of checkpoints failed: ") + error.what());
+  }
 }
 
 void CheckpointWriter::say(const std::string& sentence) const {

@@ -49,6 +49,9 @@ class CheckpointWriter {
   /// Not while it is busy.
   void start(CopiedState state);
   bool wait(const std::function<bool()>& gives_up);
+  /// On rank 0; any thread.
+  void tell(const CheckpointEvent& event) const;
+  void say(const std::string& sentence) const;
   /// Not while it is busy. `from_own_folder`: later checkpoints there are of steps that are done anew.
   void note_loaded(int64_t job_step, bool from_own_folder);
   Checkpointer::Status status() const;
@@ -60,11 +63,9 @@ class CheckpointWriter {
   /// What keeps this checkpoint from being whole, the same on every rank; empty: it is durable.
   std::string make_durable(CopiedState& state);
   std::vector<checkpoint::StoredFile> write_files(const CopiedState& state) const;
-  void publish(CopiedState& state, const std::vector<std::string>& told) const;
+  void publish(CopiedState& state, const std::vector<std::string>& told);
   void begin(int64_t job_step);
   void remove_oldest() const;
-  void tell_saved(const checkpoint::Manifest& manifest, double seconds) const;
-  void say(const std::string& sentence) const;
 
   const std::unique_ptr<comm::Communicator> host_;
   const CheckpointerOptions options_;
@@ -73,6 +74,7 @@ class CheckpointWriter {
   std::optional<int64_t>
       went_on_after_;              ///< and nothing was saved since; the thread's while it runs
   std::vector<std::byte> memory_;  ///< the thread's while it runs
+  SavedCheckpoint published_;      ///< rank 0's newest; the thread's
   mutable std::mutex mutex_;
   std::condition_variable idle_;
   bool busy_ = false;

@@ -334,7 +334,14 @@ SaveStart Checkpointer::save(const CheckpointContents& contents) {
   const at::NoGradGuard no_grad;
   const std::vector<uint8_t> busy =
       comm::all_gather_object(host_, static_cast<uint8_t>(writer_->is_busy()));
-  if (std::ranges::any_of(busy, [](uint8_t is) { return is != 0; })) return SaveStart::under_way;
+  if (std::ranges::any_of(busy, [](uint8_t is) { return is != 0; })) {
+    std::visit(
+        [&](const auto* optimizer) {
+          if (optimizer != nullptr) refuse(optimizer->job_step());
+        },
+        contents.optimizer);
+    return SaveStart::under_way;
+  }
   const std::unique_ptr<OptimizerAccess> optimizer = snapshot::open_optimizer(contents);
   const OptimizerAccess::ReplicatedState state = optimizer->state_to_save();
   CopiedState copied;
@@ -348,6 +355,17 @@ SaveStart Checkpointer::save(const CheckpointContents& contents) {
   });
   writer_->start(std::move(copied));
   return SaveStart::started;
+}
+
+void Checkpointer::refuse(int64_t job_step) {
+  writer_->tell(SaveRefused{job_step});
+  const std::optional<int64_t> under_way =
+      status().under_way;  // none: another rank is a little later
+  if (!under_way || under_way == said_to_be_under_way_) return;
+  said_to_be_under_way_ = under_way;
+  writer_->say("no checkpoint of step " + std::to_string(job_step) +
+               " is saved now: that of step " + std::to_string(*under_way) +
+               " is still being written");
 }
 
 bool Checkpointer::wait(const std::function<bool()>& gives_up) {

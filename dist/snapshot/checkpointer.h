@@ -19,8 +19,10 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <variant>
 #include <vector>
 
+#include "fusedbun/dist/checkpoint/digest.h"
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/snapshot/contents.h"
 
@@ -30,9 +32,30 @@ namespace fusedbun {
 struct SavedCheckpoint {
   int64_t job_step = 0;
   std::filesystem::path folder;
-  int64_t bytes = 0;   ///< of all ranks
-  double seconds = 0;  ///< since its state was copied
+  int64_t bytes = 0;               ///< of all ranks
+  double seconds = 0;              ///< since its state was copied
+  checkpoint::Digest digest = {};  ///< of its manifest
 };
+
+/// Its state is copied, and being written.
+struct SaveStarted {
+  int64_t job_step = 0;
+};
+/// save() was called while another one was under way on some rank.
+struct SaveRefused {
+  int64_t job_step = 0;
+};
+/// The checkpoint before it stays.
+struct SaveFailed {
+  int64_t job_step = 0;
+  std::string problem;  ///< a sentence
+};
+/// It was durable, and newer ones have taken its place; or it was set aside.
+struct CheckpointDeleted {
+  int64_t job_step = 0;
+};
+using CheckpointEvent =
+    std::variant<SaveStarted, SaveRefused, SavedCheckpoint, SaveFailed, CheckpointDeleted>;
 
 struct CheckpointerOptions {
   /// Holds a folder per checkpoint; on a file system that all ranks see. Made when the first one is saved.
@@ -40,8 +63,9 @@ struct CheckpointerOptions {
   int keep = 3;  ///< older ones are removed when a new one is durable; 0: none is
   /// Called with one sentence that a person should know, from the thread that writes.
   std::function<void(std::string_view sentence)> notice = {};
-  /// Called, on rank 0, when one is durable, from the thread that writes.
-  std::function<void(const SavedCheckpoint& saved)> saved = {};
+  /// Called on rank 0 with what becomes of saves: SaveStarted and SaveRefused by the thread that calls save(), the others by the one that writes.
+  /// What it throws is told as a notice.
+  std::function<void(const CheckpointEvent& event)> on_event = {};
 };
 
 enum class SaveStart : uint8_t {
@@ -84,7 +108,8 @@ class Checkpointer {
   ~Checkpointer();
   Checkpointer(const Checkpointer&) = delete;  // owns a thread
 
-  /// Between two steps, on all ranks at the same one. Throws ConfigError for contents that cannot be saved, and what the
+  /// Between two steps, on all ranks at the same one. While an earlier one is being written nothing is saved, and a notice says so
+  /// once: a last save comes after wait(). Throws ConfigError for contents that cannot be saved, and what the
   /// optimizer's collective calls throw; never because of a disk.
   SaveStart save(const CheckpointContents& contents);
   /// Waits until the save under way is durable or has failed; asks `gives_up`, if given, while it waits. False if it gave up.
@@ -107,14 +132,17 @@ class Checkpointer {
   };
   /// Any thread.
   Status status() const;
+  const std::filesystem::path& folder() const { return options_.folder; }
 
  private:
+  void refuse(int64_t job_step);
   std::vector<std::filesystem::path> candidates(const LoadOptions& options) const;
 
   std::unique_ptr<comm::Communicator> own_host_;  ///< of one process
   comm::Communicator& host_;
   CheckpointerOptions options_;
   std::unique_ptr<snapshot::CheckpointWriter> writer_;
+  std::optional<int64_t> said_to_be_under_way_;
 };
 
 }  // namespace fusedbun

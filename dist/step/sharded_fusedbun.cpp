@@ -149,6 +149,9 @@ const changes::StepReport& ShardedFusedbun::report() const {
 changes::LeaveRequest ShardedFusedbun::leave_request() const {
   return engine_->consensus().leave_request();
 }
+bool ShardedFusedbun::checkpoint_requested() const {
+  return engine_->consensus().checkpoint_requested();
+}
 void ShardedFusedbun::request_leave(changes::LeaveRequest request) noexcept {
   engine_->consensus().request_leave(request);
 }

@@ -162,6 +162,10 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   /// Async-signal-safe.
   void request_leave(changes::LeaveRequest request) noexcept;
 
+  /// True after one step on all ranks, the same one, when somebody asked for a checkpoint (fusedbun checkpoint save): the loop
+  /// saves one before the next step, `if (optimizer.checkpoint_requested()) job.save(contents);`.
+  bool checkpoint_requested() const;
+
   double max_grad_norm() const;  ///< as constructed; 0: off
   changes::JobCapabilities capabilities() const;
   bool shares_memory() const;  ///< a host window is in use

@@ -10,6 +10,7 @@
 #include <limits>
 #include <set>
 #include <sstream>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/option_fields.h"
@@ -120,6 +121,7 @@ void StepConsensus::finish_previous() {
   }
   accept_changes(headers[0].newest_revision);
   for (const plan::StepHeader& header : headers) {
+    if (header.flags & plan::StepHeader::kSaving) asked_for_checkpoint_ = true;
     if (header.flags & plan::StepHeader::kStopping) {
       leaving_ = changes::LeaveRequest::stop;
     } else if ((header.flags & plan::StepHeader::kLeaving) &&
@@ -152,8 +154,11 @@ uint64_t StepConsensus::close_step(double norm, std::span<const uint64_t> scaled
   header.rank = static_cast<uint32_t>(model_.rank);
   if (requested == changes::LeaveRequest::drain) header.flags |= plan::StepHeader::kLeaving;
   if (requested == changes::LeaveRequest::stop) header.flags |= plan::StepHeader::kStopping;
+  if (boundary.checkpoint) header.flags |= plan::StepHeader::kSaving;
   message_.send_header(header);
 
+  // Not when the header is read: that may be between two steps, for a save.
+  checkpoint_requested_ = std::exchange(asked_for_checkpoint_, false);
   make_report(norm, skipped);
   if (port_ != nullptr) port_->step_finished(report_);
   ++model_.job_step;

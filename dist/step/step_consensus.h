@@ -68,6 +68,7 @@ class StepConsensus {
   double max_grad_norm() const { return changes_.max_grad_norm().value_or(options_.max_grad_norm); }
   const changes::StepReport& report() const { return report_; }
   changes::LeaveRequest leave_request() const { return leaving_; }
+  bool checkpoint_requested() const { return checkpoint_requested_; }
   int64_t skipped_steps() const { return skipped_steps_; }
   bool has_control() const { return has_control_; }  ///< set_control was called
 
@@ -99,6 +100,8 @@ class StepConsensus {
   changes::StepReport report_;
   changes::LeaveRequest leaving_ = changes::LeaveRequest::none;
   std::atomic<uint8_t> leave_requested_{0};
+  bool asked_for_checkpoint_ = false;  ///< by the last header that was read
+  bool checkpoint_requested_ = false;  ///< after the last step
   int64_t skipped_steps_ = 0;
   bool has_control_ = false;
 };

@@ -186,7 +186,7 @@ void add_reshard(CLI::App& group) {
 
 CLI::App* add_checkpoint_command(CLI::App& app) {
   CLI::App* const command =
-      app.add_subcommand("checkpoint", "Look at, check and convert the checkpoints of a run");
+      app.add_subcommand("checkpoint", "Save, look at, check and convert the checkpoints of a run");
   command->require_subcommand(1);
   command->footer(
       "Examples:\n"

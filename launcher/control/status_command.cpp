@@ -42,6 +42,9 @@ void print_job(const Job& job) {
   if (job.has_last_step_time()) step += ", the last ended " + age_of(job.last_step_time());
   if (job.skipped_steps() > 0) step += ", " + std::to_string(job.skipped_steps()) + " skipped";
   line("step", step);
+  if (!job.last_checkpoint().empty()) line("saved", job.last_checkpoint());
+  if (!job.last_checkpoint_error().empty())
+    line("not saved", "the newest checkpoint: " + job.last_checkpoint_error());
 }
 
 /// Four digits: a schedule's value has no shorter exact text. --output json has all of them.
@@ -118,7 +121,7 @@ void print_live(const control::JobLocation& location, OutputFormat format) {
   print_hyperparameters(hyperparameters, job.config_revision());
 }
 
-void run(const control::JobLocation& location, OutputFormat format) {
+void print_status(const control::JobLocation& location, OutputFormat format) {
   ask_job_or_record(
       location, [&] { print_live(location, format); },
       [&](const run_folder::Attempt& attempt) { print_ended(attempt, format); });
@@ -136,7 +139,7 @@ CLI::App* add_status_command(CLI::App& app) {
       "  fusedbun status --run-dir runs/first --output json | jq .job.state");
   const auto location = add_job_flags(*command);
   const auto format = add_output_flag(*command);
-  command->callback([location, format] { run(*location, *format); });
+  command->callback([location, format] { print_status(*location, *format); });
   return command;
 }
 

@@ -18,6 +18,7 @@ namespace {
 constexpr std::chrono::seconds kSamplesEndWithin{2};
 
 using control::v1::Change;
+using control::v1::Checkpoint;
 using control::v1::Job;
 using control::v1::JobEvent;
 using control::v1::MetricsSample;
@@ -33,6 +34,13 @@ std::string text_of(const JobEvent& event) {
              Change::State_Name(event.change().state()) + ", step " +
              std::to_string(event.change().effective_step()) + ": " + what(event.change()) +
              (event.change().reason().empty() ? "" : "  \"" + event.change().reason() + "\"");
+    case JobEvent::kCheckpoint: {
+      const Checkpoint& checkpoint = event.checkpoint();
+      return "checkpoint of step " + std::to_string(checkpoint.step()) + " " +
+             Checkpoint::State_Name(checkpoint.state()) +
+             (checkpoint.error().empty() ? "" : ": " + checkpoint.error()) +
+             (checkpoint.reason().empty() ? "" : "  \"" + checkpoint.reason() + "\"");
+    }
     case JobEvent::kLostRank:
       return "rank " + std::to_string(event.lost_rank().rank()) + " is lost";
     case JobEvent::kWarning:

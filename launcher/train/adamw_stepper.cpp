@@ -59,6 +59,7 @@ class AdamwStepper : public Stepper {
   void finish() override {}
   changes::LeaveRequest leave_request() const override { return leaving_; }
   void request_leave(changes::LeaveRequest request) noexcept override { asked_ = request; }
+  bool checkpoint_requested() const override { return false; }
   int64_t job_step() const override { return job_step_; }
   SaveStart save(const CheckpointTexts&) override {
     FUSEDBUN_ASSERT(false, "AdamW has no checkpoints, and nobody asks it for one");

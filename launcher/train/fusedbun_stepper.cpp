@@ -48,6 +48,7 @@ class FusedbunStepper : public Stepper {
   void request_leave(changes::LeaveRequest request) noexcept override {
     optimizer_.request_leave(request);
   }
+  bool checkpoint_requested() const override { return optimizer_.checkpoint_requested(); }
   int64_t job_step() const override { return optimizer_.job_step(); }
   SaveStart save(const CheckpointTexts& values) override { return job_.save(contents(values)); }
   bool skips_nonfinite() const override { return values().nonfinite == Nonfinite::skip; }

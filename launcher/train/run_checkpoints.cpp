@@ -18,6 +18,11 @@ void RunCheckpoints::after_step(int64_t steps_done, bool time) {
   if (schedule_.is_due(steps_done, time)) save(steps_done);
 }
 
+void RunCheckpoints::save_requested(int64_t steps_done) {
+  steps_done_ = steps_done;
+  save(steps_done);
+}
+
 void RunCheckpoints::before_leaving(int64_t steps_done) {
   const plan::Phase before = job_.enter(plan::Phase::save);
   const auto is_saved = [&] { return job_.checkpointer().status().durable == steps_done; };

@@ -24,6 +24,8 @@ class RunCheckpoints {
   int64_t steps_done() const { return steps_done_; }
   /// Saves if it is due and no other save is under way; training goes on meanwhile. Collective, all ranks with rank 0's `time`.
   void after_step(int64_t steps_done, bool time);
+  /// Somebody asked for one: saves unless another save is under way, which who asked is told. Collective.
+  void save_requested(int64_t steps_done);
   /// Saves unless that step is saved, after the save that is under way. Collective.
   void before_leaving(int64_t steps_done);
 

@@ -49,6 +49,9 @@ class Stepper {
   virtual changes::LeaveRequest leave_request() const = 0;
   virtual void request_leave(changes::LeaveRequest request) noexcept = 0;
 
+  /// After one step, on all ranks alike: somebody asked for a checkpoint.
+  virtual bool checkpoint_requested() const = 0;
+
   /// Job steps done, those before a checkpoint included.
   virtual int64_t job_step() const = 0;
   /// As Job::save, of the model and the optimizer. Collective; only where there are checkpoints.

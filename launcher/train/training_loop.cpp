@@ -44,7 +44,9 @@ LoopResult TrainingLoop::run() {
     if (due) validate(job_step);
     one_step(job_step);
     result_.steps = job_step + 1;
-    if (parts_.checkpoints != nullptr && result_.steps < steps) {
+    if (parts_.checkpoints != nullptr && parts_.stepper.checkpoint_requested()) {
+      parts_.checkpoints->save_requested(result_.steps);
+    } else if (parts_.checkpoints != nullptr && result_.steps < steps) {
       parts_.checkpoints->after_step(result_.steps, is_checkpoint_time_);
     }
     // All ranks may agree to leave after what proves to be the last step: then the run is at its end.

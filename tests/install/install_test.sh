@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs a build into a folder of its own, builds tests/install/project against it as a user would, and runs what
 # came out: one process with Fusedbun, one process with ShardedFusedbun, two ranks under `fusedbun launch`. All must
-# end at the same validation loss.
+# end at the same validation loss. The same loops with checkpoints are stopped and gone on with.
 #
 #   install_test.sh BUILD_FOLDER SCRATCH_FOLDER TORCH_FOLDER no|before|after
 #
@@ -26,6 +26,29 @@ check_two_lines() {
   changed=$(diff "$here/project/plain.cpp" "$here/project/sharded.cpp" | grep -c '^>') || true
   [ "$changed" = 2 ] || fail "sharded.cpp differs from plain.cpp in $changed lines, not 2"
   [ "$(wc -l <"$here/project/plain.cpp")" -le 40 ] || fail "plain.cpp has more than 40 lines"
+}
+
+# What a loop needs so that it goes on where it was stopped.
+check_resumed_lines() {
+  local program added
+  for program in plain sharded; do
+    added=$(diff "$here/project/$program.cpp" "$here/project/${program}_resumed.cpp" | grep -c '^>') || true
+    [ "$added" -le 15 ] || fail "${program}_resumed.cpp has $added lines that $program.cpp has not, more than 15"
+  done
+}
+
+# Stopped after 120 steps and gone on with, a program ends as the one that was not stopped, digit for digit.
+check_resumed() {
+  local folder=$scratch/resumed-$own_torch whole resumed launch
+  rm -rf "$folder" && mkdir -p "$folder/whole" "$folder/stopped"
+  for launch in "$project/plain_resumed" "$prefix/bin/fusedbun launch -n 2 -- $project/sharded_resumed"; do
+    # shellcheck disable=SC2086
+    whole=$(cd "$folder/whole" && $launch | losses | sort -u)
+    # shellcheck disable=SC2086
+    resumed=$(cd "$folder/stopped" && $launch 120 >/dev/null && $launch | losses | sort -u)
+    [ -n "$whole" ] && [ "$whole" = "$resumed" ] ||
+      fail "$launch: a loss of $resumed after it was stopped, and of $whole without"
+  done
 }
 
 build_project() {
@@ -55,6 +78,7 @@ rm -rf "$prefix"
 cmake --install "$build" --prefix "$prefix" >/dev/null
 check_headers
 check_two_lines
+check_resumed_lines
 # Assertions of the installed command name files of the project, not of the machine that built it.
 grep -qF "core/options.cpp" "$prefix/bin/fusedbun" || fail "no assertion of the installed command names core/options.cpp"
 ! grep -qF "$(cd "$here/../.." && pwd)/core/" "$prefix/bin/fusedbun" ||
@@ -66,3 +90,4 @@ build_project
   "$project/sharded"
   "$prefix/bin/fusedbun" launch -n 2 -- "$project/sharded"
 } | tee /dev/stderr | losses | check_losses 4
+check_resumed

@@ -5,6 +5,7 @@
 #include <chrono>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/tests/dist/control/fake_loop.h"
 
 namespace fusedbun::control {
 namespace {
@@ -78,15 +79,9 @@ constexpr ExpectedPolicy kExpected[] = {
     {"CreateCheckpoint",
      Rpc::create_checkpoint,
      Role::operator_,
-     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
-    {"GetCheckpoint",
-     Rpc::get_checkpoint,
-     Role::viewer,
-     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
-    {"ListCheckpoints",
-     Rpc::list_checkpoints,
-     Role::viewer,
-     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
+     {"STARTING", "", "DRAINING", "JOB_ENDED"}},
+    {"GetCheckpoint", Rpc::get_checkpoint, Role::viewer, {"", "", "", ""}},
+    {"ListCheckpoints", Rpc::list_checkpoints, Role::viewer, {"", "", "", ""}},
     {"DrainJob", Rpc::drain_job, Role::admin, {"", "", "", "JOB_ENDED"}},
     {"StopJob", Rpc::stop_job, Role::admin, {"", "", "", "JOB_ENDED"}},
     {"StreamMetrics", Rpc::stream_metrics, Role::viewer, {"", "", "", ""}},
@@ -147,8 +142,11 @@ grpc::Status call(Stub& stub, Rpc rpc, int64_t cancelled) {
     }
     case Rpc::create_checkpoint:
       return unary(stub, &Stub::CreateCheckpoint, of_job<v1::CreateCheckpointRequest>());
-    case Rpc::get_checkpoint:
-      return unary(stub, &Stub::GetCheckpoint, of_job<v1::GetCheckpointRequest>());
+    case Rpc::get_checkpoint: {
+      v1::GetCheckpointRequest request;
+      request.set_name("jobs/-/checkpoints/" + std::to_string(kFoundCheckpoint));
+      return unary(stub, &Stub::GetCheckpoint, request);
+    }
     case Rpc::list_checkpoints:
       return unary(stub, &Stub::ListCheckpoints, of_job<v1::ListCheckpointsRequest>());
     case Rpc::drain_job:

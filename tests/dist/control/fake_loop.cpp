@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include <string>
+#include <utility>
 
 namespace fusedbun::control {
 
@@ -31,6 +32,16 @@ ControlOptions options_in(const std::filesystem::path& run_dir) {
           .stall_timeout = std::chrono::milliseconds(200)};
 }
 
+ControlServer::FoundCheckpoint found_checkpoint() {
+  return {.facts = {.job_step = kFoundCheckpoint,
+                    .bytes = 1000,
+                    .world_size = 2,
+                    .digest = std::string(16, '\x01'),
+                    .folder = "/runs/a/checkpoints/step-7",
+                    .written_us = 1'700'000'000'000'000},
+          .damage = ""};
+}
+
 FakeRank::FakeRank(changes::ControlPort& port)
     : port_(port), active_(static_cast<int>(two_group_job().groups.size())) {
   for (const changes::LedgerGroup& group : two_group_job().groups)
@@ -52,6 +63,7 @@ changes::LeaveRequest FakeRank::step(
   const auto boundary = port_.close_step(next_step_);
   port_.step_finished(report);
   announced_ = boundary.newest_revision;
+  checkpoint_requested_ = std::exchange(asked_for_checkpoint_, boundary.checkpoint);
   ++next_step_;
   return boundary.leave;
 }

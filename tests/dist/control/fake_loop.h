@@ -31,6 +31,11 @@ class TemporaryFolder {
 JobDescription two_group_job();
 ControlOptions options_in(const std::filesystem::path& run_dir);
 
+/// What every_rpc.h's GetCheckpoint names.
+constexpr int64_t kFoundCheckpoint = 7;
+/// A whole checkpoint in the run folder.
+ControlServer::FoundCheckpoint found_checkpoint();
+
 /// A rank without a model: folds changes as a rank does. One thread at a time.
 class FakeRank {
  public:
@@ -38,6 +43,8 @@ class FakeRank {
   /// The next job step, from its beginning to its end; in between `during`. Returns what was asked of the job.
   changes::LeaveRequest step(const std::function<void(const changes::StepReport&)>& during = {});
   int64_t next_step() const { return next_step_; }
+  /// After the last step, as ShardedFusedbun's.
+  bool checkpoint_requested() const { return checkpoint_requested_; }
   uint64_t chain_hash() const { return active_.chain_hash(); }
 
  private:
@@ -47,7 +54,9 @@ class FakeRank {
   std::vector<Options> options_;
   changes::ActiveChanges active_;
   int64_t next_step_ = 0;
-  int64_t announced_ = 0;  ///< newest revision in the last header
+  int64_t announced_ = 0;              ///< newest revision in the last header
+  bool asked_for_checkpoint_ = false;  ///< in the last header
+  bool checkpoint_requested_ = false;
 };
 
 class FakeLoop {

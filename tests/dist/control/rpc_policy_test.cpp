@@ -60,6 +60,7 @@ TEST(RpcPolicy, InEveryStateEveryRpcAnswersAsTheTableSays) {
                         .ok());
       }
       ControlServer server(options_in(folder.path()), two_group_job());  // has change 1 from before
+      server.offer_checkpoints({found_checkpoint()});
       server.set_state(job_state);
       ControlClient client({.run_dir = folder.path()});
       const std::string before = state_of(client);

@@ -85,6 +85,7 @@ TEST_F(Tls, EveryKindOfClientGetsWhatTheTableSaysFromEveryRpc) {
   for (const Role role : {Role::viewer, Role::operator_, Role::admin})
     kinds.push_back({std::string(name_of(role)), client(folder("job") / name_of(role)), role});
 
+  server_->offer_checkpoints({found_checkpoint()});
   ASSERT_TRUE(call(*kinds.back().stub, Rpc::create_change).ok());  // change 1, for GetChange
   JobState state = JobState::running;
   for (const Kind& kind : kinds) {

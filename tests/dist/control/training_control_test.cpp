@@ -349,14 +349,9 @@ TEST_F(TrainingControl, WhatIsNotInThisVersionSaysSo) {
     return status.error_code();
   };
   v1::Job job;
-  v1::Checkpoint checkpoint;
   constexpr auto kCode = grpc::StatusCode::UNIMPLEMENTED;
   EXPECT_EQ(code_of([&](auto& c) { return stub_->PauseJob(&c, {}, &job); }), kCode);
   EXPECT_EQ(code_of([&](auto& c) { return stub_->ResumeJob(&c, {}, &job); }), kCode);
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->CreateCheckpoint(&c, {}, &checkpoint); }), kCode);
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->GetCheckpoint(&c, {}, &checkpoint); }), kCode);
-  v1::ListCheckpointsResponse checkpoints;
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->ListCheckpoints(&c, {}, &checkpoints); }), kCode);
   v1::Diagnostics diagnostics;
   EXPECT_EQ(code_of([&](auto& c) { return stub_->DumpDiagnostics(&c, {}, &diagnostics); }), kCode);
 }

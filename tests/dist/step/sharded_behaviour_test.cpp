@@ -758,6 +758,40 @@ TEST(ShardedFusedbun, UsesAChangeFromExactlyItsStepOnAllRanks) {
   EXPECT_EQ(control.reports.size(), 9u);
 }
 
+/// Asks for a checkpoint with the header of step 3.
+class AsksForACheckpoint : public changes::ControlPort {
+ public:
+  int64_t newest_revision() override { return 0; }
+  Boundary close_step(int64_t job_step) override {
+    return {.newest_revision = 0, .checkpoint = job_step == 3};
+  }
+  std::vector<changes::ChangeEntry> entries(int64_t, int64_t) override { return {}; }
+  void step_finished(const changes::StepReport&) override {}
+};
+
+// Saving reads the last step's header early: the request must not come a step too soon then, nor be lost.
+TEST(ShardedFusedbun, ACheckpointIsAskedForOnAllRanksAfterTheSameStep) {
+  AsksForACheckpoint control;
+  for (const bool saves_every_step : {false, true}) {
+    std::vector<std::vector<int64_t>> asked_after(3);
+    run_ranks(3, [&](comm::Communicator& communicator) {
+      TinyModel model;
+      ShardedFusedbun optimizer(both(communicator), model.parameters,
+                                FusedbunOptions::recommended(kLr));
+      optimizer.set_control(communicator.rank() == 0 ? &control : nullptr);
+      for (int step = 0; step < 8; ++step) {
+        model.loss(batch(step, 4)).backward();
+        optimizer.step();
+        if (optimizer.checkpoint_requested())
+          asked_after[communicator.rank()].push_back(optimizer.job_step());
+        if (saves_every_step) optimizer.state_to_save();
+      }
+      optimizer.finish();
+    });
+    EXPECT_THAT(asked_after, ::testing::Each(::testing::ElementsAre(5))) << saves_every_step;
+  }
+}
+
 // A pinned rate, a scale and a clip limit that people set while the job ran belong to its state.
 TEST(ShardedFusedbun, SavesWhatWasChangedWhileItRan) {
   const auto at = [](changes::Field field, double value) {
