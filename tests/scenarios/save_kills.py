@@ -143,7 +143,7 @@ class WholeRun:
             run_dir = self.memory / f"whole-{step}"
             from_there = ["--resume", self.with_all / "checkpoints" / f"step-{before}"] if before else []
             with WatchedJob([*words(self.folder, run_dir, step, 0), *from_there]) as job:
-                wait_until(lambda: job.durable >= step or not job.lives(), 60, f"the run without kills at step {step}")
+                wait_until(lambda: step in published_steps(run_dir) or not job.lives(), 60, f"the run without kills at step {step}")
             self.checkpoints[step] = checkpoint_of(run_dir, step)
             shutil.rmtree(run_dir)
         return self.checkpoints[step]
