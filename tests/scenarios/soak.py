@@ -5,7 +5,7 @@
 
 The smallest GPT-2 trains `--steps` steps, twice: once without kills, once with a kill every so many seconds, in turns of one rank that is
 drawn (the launcher starts all again) and of everything (the test does). Both must fit in `--minutes`: before, 2,000 steps show how many
-that is, and it says so if they are fewer. A checkpoint is saved every 500 steps.
+that is, and it says so if they are fewer. A checkpoint is saved every 100 steps.
 
 Of each rank, every two seconds from the 30th on (a sixth of short attempts; allocators and caches have filled up by then): the resident
 set (VmRSS) may grow by less than 1 % from the first of them to the last, by a line fitted to all of them (Theil and Sen); descriptors and
@@ -32,7 +32,7 @@ from watched_job import MetricsTail, WatchedJob, checkpoint_of, model_of, publis
 
 TINY = ("--layers 1 --heads 1 --width 8 --context 8 --warmup 2 --eval-every 0 --validation-batches 1 --threads 1 --no-control "
         "--keep 2").split()
-EVERY = 500
+EVERY = 100
 CALIBRATION_STEPS = 2000
 SHARE_OF_TIME = 0.85  # for steps; the rest is for starts, and for a machine that becomes slower
 WARM_UP, BETWEEN, READINGS = 30, 2, 10
