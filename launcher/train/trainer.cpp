@@ -22,10 +22,12 @@
 #include "fusedbun/dist/run_folder/file_names.h"
 #include "fusedbun/dist/run_folder/run_record.h"
 #include "fusedbun/dist/run_folder/standard_error.h"
+#include "fusedbun/launcher/cli/own_words.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/train/across_ranks.h"
 #include "fusedbun/launcher/train/hf_gpt2.h"
 #include "fusedbun/launcher/train/initial_model.h"
+#include "fusedbun/launcher/train/last_words.h"
 #include "fusedbun/launcher/train/leave_signals.h"
 #include "fusedbun/launcher/train/model_file.h"
 #include "fusedbun/launcher/train/run_checkpoints.h"
@@ -198,7 +200,7 @@ class Run {
   struct End {
     changes::LeaveRequest leave;
     bool is_saved;      ///< the model; false only if somebody said to leave without it
-    bool is_resumable;  ///< a checkpoint of its last step is durable
+    std::string again;  ///< the command that goes on, if a checkpoint of its last step is durable
   };
   /// Throws what ended the job, as the job names it.
   End to_its_end() {
@@ -234,7 +236,7 @@ class Run {
     if (resume_.loaded) {
       loop.first_validation_loss = first_validation_loss_in(resume_.loaded->values);
     }
-    const LeaveSignals signals(*stepper, job_.rank() == 0);
+    const LeaveSignals::Serving asked_by_signals(*stepper);
     const std::vector<int64_t> planned =
         comm::all_gather_object(host, stepper->planned_state_bytes());
     if (job_.rank() == 0) say_start(*stepper, planned);
@@ -244,10 +246,13 @@ class Run {
       checkpoints_.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
                            stepper->job_step());
     }
+    keep_last_words(stepper->job_step());
     LoopResult result = TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get(),
-                                      checkpoints_ ? &*checkpoints_ : nullptr},
+                                      checkpoints_ ? &*checkpoints_ : nullptr,
+                                      [this](int64_t steps_done) { keep_last_words(steps_done); }},
                                      loop)
                             .run();
+    keep_last_words(result.steps);
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
     std::optional<fs::path> model_path;
     if (job_.rank() == 0) {
@@ -264,9 +269,8 @@ class Run {
                    static_cast<int>(early ? ExitCode::left_early : ExitCode::done), "");
     }
     const bool is_saved = job_.finish(result.leave, job_.rank() != 0 || model_path.has_value());
-    const bool resumable =
-        checkpoints_ && job_.checkpointer().status().durable == std::optional(result.steps);
-    return {result.leave, is_saved, resumable};
+    const bool is_resumable = durable() == std::optional(result.steps);
+    return {result.leave, is_saved, is_resumable ? same_command() : ""};
   }
 
   /// Rank 0. The folder is this job's: its lock is held.
@@ -332,19 +336,40 @@ class Run {
                                        options_.checkpoints ? &resume_ : nullptr);
   }
 
-  /// After an error: what was lost, and how to go on. Said by one rank: rank 0, or if that is the lost one the next.
+  /// After an error: what was lost, and how to go on. Said by one rank, rank 0, or if that is the lost one the next; unless the
+  /// launcher says it.
   void say_what_is_left(const std::exception& error) const {
-    if (!checkpoints_) return;
+    if (!is_under_way_ || last_words_.are_kept()) return;
     const bool lost_first = std::string_view(error.what()).starts_with("rank 0 ");
     if (job_.rank() != (lost_first ? 1 : 0)) return;
-    const int64_t done = checkpoints_->steps_done();
-    const auto durable = job_.checkpointer().status().durable;
-    const std::string sentence =
-        durable ? std::to_string(done - *durable) + " of " + std::to_string(done) +
-                      " steps are lost: the same command goes on from the checkpoint of step " +
-                      std::to_string(*durable)
-                : "there is no checkpoint yet: the same command starts from step 0";
-    run_folder::write_to_standard_error("fusedbun: " + sentence + "\n");
+    run_folder::write_to_standard_error("fusedbun: " + where_and_what_is_lost() + "; " +
+                                        same_command() +
+                                        (durable() ? " goes on from there\n" : " starts anew\n"));
+  }
+
+  /// Rank 0, which knows what is durable.
+  void keep_last_words(int64_t steps_done) {
+    steps_done_ = steps_done;
+    is_under_way_ = true;
+    if (job_.rank() == 0) last_words_.keep(where_and_what_is_lost(), more_words());
+  }
+
+  std::string where_and_what_is_lost() const {
+    return "in job step " + std::to_string(steps_done_) + ": " +
+           what_is_lost(steps_done_, durable());
+  }
+
+  std::optional<int64_t> durable() const {
+    return checkpoints_ ? job_.checkpointer().status().durable : std::nullopt;
+  }
+
+  /// What the same command needs to find this run again.
+  std::string more_words() const {
+    return options_.run_dir.empty() ? "--run-dir " + launcher::quoted(run_dir_.string()) : "";
+  }
+
+  std::string same_command() const {
+    return "the same command" + (more_words().empty() ? "" : " with " + more_words());
   }
 
   bool keeps_checkpoints() const {
@@ -427,6 +452,9 @@ class Run {
   Progress& progress_;
   ResumeRequest resume_;
   std::optional<RunCheckpoints> checkpoints_;
+  LastWords last_words_;
+  bool is_under_way_ = false;  ///< steps_done_ is known
+  int64_t steps_done_ = 0;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
   std::unique_ptr<ModelFile> model_file_;
   std::unique_ptr<MetricsFile> metrics_;
@@ -438,6 +466,7 @@ class Run {
 void train(const TrainOptions& options) {
   validate(options);
   const plan::Identity identity = plan::identify(read_environment(), options.identity);
+  const LeaveSignals signals(identity.rank == 0);
   if (options.use_gpu) require_gpu(identity.rank);
   const InitialModel initial = choose_initial_model(options);
   require_present(options.data);
@@ -493,8 +522,8 @@ void train(const TrainOptions& options) {
   if (end.leave == changes::LeaveRequest::drain) {
     throw Error(ExitCode::left_early,
                 std::string("left before the last step as asked; the model so far is saved") +
-                    (end.is_resumable
-                         ? ", and the same command goes on from here"
+                    (!end.again.empty()
+                         ? ", and " + end.again + " goes on from here"
                          : " (a new start begins at the newest checkpoint, or at step 0; --init "
                            "goes on from that model)"));
   }
