@@ -187,7 +187,7 @@ void say_saved(Progress& progress, const SavedCheckpoint& saved) {
 class Run {
  public:
   Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
-      Gpt2& model, const TextData& text, Progress& progress)
+      Gpt2& model, const TextData& text, Progress& progress, LastWords& last_words)
       : options_(options),
         initial_(initial),
         run_dir_(run_dir),
@@ -195,6 +195,7 @@ class Run {
         model_(model),
         text_(text),
         progress_(progress),
+        last_words_(last_words),
         resume_{.from = resume_from(options), .loaded = {}} {}
 
   struct End {
@@ -246,13 +247,14 @@ class Run {
       checkpoints_.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
                            stepper->job_step());
     }
-    keep_last_words(stepper->job_step());
+    note_durable();
+    if (job_.rank() == 0) last_words_.keep_for_launcher();
+    last_words_.steps_done(stepper->job_step());
     LoopResult result = TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get(),
                                       checkpoints_ ? &*checkpoints_ : nullptr,
-                                      [this](int64_t steps_done) { keep_last_words(steps_done); }},
+                                      [this](int64_t count) { last_words_.steps_done(count); }},
                                      loop)
                             .run();
-    keep_last_words(result.steps);
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
     std::optional<fs::path> model_path;
     if (job_.rank() == 0) {
@@ -270,7 +272,7 @@ class Run {
     }
     const bool is_saved = job_.finish(result.leave, job_.rank() != 0 || model_path.has_value());
     const bool is_resumable = durable() == std::optional(result.steps);
-    return {result.leave, is_saved, is_resumable ? same_command() : ""};
+    return {result.leave, is_saved, is_resumable ? last_words_.same_command() : ""};
   }
 
   /// Rank 0. The folder is this job's: its lock is held.
@@ -338,38 +340,25 @@ class Run {
 
   /// After an error: what was lost, and how to go on. Said by one rank, rank 0, or if that is the lost one the next; unless the
   /// launcher says it.
-  void say_what_is_left(const std::exception& error) const {
-    if (!is_under_way_ || last_words_.are_kept()) return;
+  void say_what_is_left(const std::exception& error) {
+    if (LastWords::are_wanted()) return;
     const bool lost_first = std::string_view(error.what()).starts_with("rank 0 ");
     if (job_.rank() != (lost_first ? 1 : 0)) return;
-    run_folder::write_to_standard_error("fusedbun: " + where_and_what_is_lost() + "; " +
-                                        same_command() +
-                                        (durable() ? " goes on from there\n" : " starts anew\n"));
+    note_durable();
+    if (last_words_.sentence().empty()) return;
+    run_folder::write_to_standard_error(
+        "fusedbun: " + last_words_.sentence() + "; " + last_words_.same_command() +
+        (last_words_.has_checkpoint() ? " goes on from there\n" : " starts anew\n"));
   }
 
-  /// Rank 0, which knows what is durable.
-  void keep_last_words(int64_t steps_done) {
-    steps_done_ = steps_done;
-    is_under_way_ = true;
-    if (job_.rank() == 0) last_words_.keep(where_and_what_is_lost(), more_words());
-  }
-
-  std::string where_and_what_is_lost() const {
-    return "in job step " + std::to_string(steps_done_) + ": " +
-           what_is_lost(steps_done_, durable());
+  /// Rank 0 is told of each save; the others, and all ranks after a load, look here.
+  void note_durable() {
+    const auto step = durable();
+    if (step) last_words_.checkpoint_durable(*step);
   }
 
   std::optional<int64_t> durable() const {
     return checkpoints_ ? job_.checkpointer().status().durable : std::nullopt;
-  }
-
-  /// What the same command needs to find this run again.
-  std::string more_words() const {
-    return options_.run_dir.empty() ? "--run-dir " + launcher::quoted(run_dir_.string()) : "";
-  }
-
-  std::string same_command() const {
-    return "the same command" + (more_words().empty() ? "" : " with " + more_words());
   }
 
   bool keeps_checkpoints() const {
@@ -450,11 +439,9 @@ class Run {
   Gpt2& model_;
   const TextData& text_;
   Progress& progress_;
+  LastWords& last_words_;
   ResumeRequest resume_;
   std::optional<RunCheckpoints> checkpoints_;
-  LastWords last_words_;
-  bool is_under_way_ = false;  ///< steps_done_ is known
-  int64_t steps_done_ = 0;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
   std::unique_ptr<ModelFile> model_file_;
   std::unique_ptr<MetricsFile> metrics_;
@@ -482,6 +469,8 @@ void train(const TrainOptions& options) {
   const bool is_shown = identity.rank == 0 && !options.quiet;
   Progress progress(is_shown ? Progress::Screen(run_folder::write_to_standard_error) : nullptr,
                     style_of_stderr());
+  LastWords last_words(options.run_dir.empty() ? "--run-dir " + launcher::quoted(run_dir.string())
+                                               : "");
   Job job({.backend = options.backend,
            .identity = options.identity,
            .run_dir = run_dir,
@@ -497,7 +486,10 @@ void train(const TrainOptions& options) {
            .total_steps = options.steps,
            .keep_checkpoints = options.keep_checkpoints,
            .checkpoint_saved =
-               [&progress](const SavedCheckpoint& saved) { say_saved(progress, saved); },
+               [&](const SavedCheckpoint& saved) {
+                 last_words.checkpoint_durable(saved.job_step);
+                 say_saved(progress, saved);
+               },
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
   if (is_finished(job, resumed, run_dir, progress)) {
     job.finish();
@@ -517,7 +509,8 @@ void train(const TrainOptions& options) {
   } catch (const std::exception& error) {
     job.fail(error);
   }
-  const Run::End end = Run(options, initial, run_dir, job, *model, *text, progress).to_its_end();
+  const Run::End end =
+      Run(options, initial, run_dir, job, *model, *text, progress, last_words).to_its_end();
   if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
   if (end.leave == changes::LeaveRequest::drain) {
     throw Error(ExitCode::left_early,

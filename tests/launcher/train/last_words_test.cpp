@@ -23,17 +23,25 @@ TEST(WhatIsLost, CountsTheStepsAfterTheCheckpoint) {
 TEST(LastWords, TheLauncherReadsTheNewest) {
   const launch::LastWordsFile file;
   ::setenv(launch::kLastWordsVariable, file.path().c_str(), 1);
-  EXPECT_EQ(file.read(), launch::LastWords{});
-  {
-    LastWords words;
-    ASSERT_TRUE(words.are_kept());
-    words.keep("a long sentence about what is lost", "--run-dir runs/a");
-    EXPECT_EQ(file.read(),
-              (launch::LastWords{"a long sentence about what is lost", "--run-dir runs/a"}));
-    words.keep("short", "");
-  }
-  EXPECT_EQ(file.read(), (launch::LastWords{"short", ""}));
+  EXPECT_TRUE(LastWords::are_wanted());
+  LastWords words("--run-dir runs/a");
+  words.keep_for_launcher();
+  words.checkpoint_durable(200);
+  EXPECT_EQ(file.read(), launch::LastWords{}) << "where it is is not known yet";
+  words.steps_done(252);
+  EXPECT_EQ(file.read(), (launch::LastWords{"in job step 252: 52 of 252 steps are lost, those "
+                                            "after the checkpoint of step 200",
+                                            "--run-dir runs/a"}));
+  words.checkpoint_durable(252);
+  const launch::LastWords last = {
+      "in job step 252: no step is lost: the checkpoint of step 252 has all 252",
+      "--run-dir runs/a"};
+  EXPECT_EQ(file.read(), last) << "which is shorter";
+  LastWords of_another_rank("");
+  of_another_rank.steps_done(1);
+  EXPECT_EQ(file.read(), last);
   ::unsetenv(launch::kLastWordsVariable);
+  EXPECT_FALSE(LastWords::are_wanted());
 }
 
 TEST(LastWords, AFileThatIsNoLaunchersIsNotTouched) {
@@ -41,13 +49,20 @@ TEST(LastWords, AFileThatIsNoLaunchersIsNotTouched) {
   const auto path = scratch / "precious";
   std::ofstream(path) << "precious";
   ::setenv(launch::kLastWordsVariable, path.c_str(), 1);
-  LastWords words;
-  EXPECT_FALSE(words.are_kept());
-  words.keep("lost", "");
+  EXPECT_FALSE(LastWords::are_wanted());
+  LastWords words("");
+  words.keep_for_launcher();
+  words.steps_done(1);
   std::string text;
-  std::getline(std::ifstream(path) >> std::ws, text);
+  std::ifstream file(path);
+  std::getline(file, text);
   EXPECT_EQ(text, "precious");
   ::unsetenv(launch::kLastWordsVariable);
+}
+
+TEST(LastWords, NameTheFolderWhereTheCommandDoesNot) {
+  EXPECT_EQ(LastWords("").same_command(), "the same command");
+  EXPECT_EQ(LastWords("--run-dir runs/a").same_command(), "the same command with --run-dir runs/a");
 }
 
 }  // namespace
