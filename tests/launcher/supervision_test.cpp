@@ -103,6 +103,13 @@ TEST(Supervision, APeerThatLeftAsToldIsNotLost) {
   }
 }
 
+TEST(Supervision, AFailureAfterARankLeftAsToldIsNotTriedAgain) {
+  Supervision supervision = started({.ranks = 2, .failure_grace = 10'000, .max_restarts = 3});
+  supervision.rank_ended(exits(1, 75), 0);
+  EXPECT_TRUE(supervision.rank_ended(exits(0, 74), 1).finished);
+  EXPECT_EQ(supervision.verdict().exit_code, 74);
+}
+
 TEST(Supervision, APeerThatWeStoppedAfterAnotherHadMissedItWasLost) {
   Supervision supervision = started({.ranks = 2, .max_restarts = 3});
   EXPECT_EQ(supervision.rank_ended(exits(0, 76), 0).signal, SIGTERM);
