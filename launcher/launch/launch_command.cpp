@@ -7,6 +7,7 @@
 
 #include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/cli/own_words.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/launch/free_port.h"
 #include "fusedbun/launcher/launch/process_loop.h"
@@ -17,6 +18,9 @@ namespace {
 constexpr int kRanksMax = 1024;
 /// What another program gets to leave in, seconds; torchrun's.
 constexpr double kGraceOfOthers = 30;
+/// Seconds. What fails at once must not start again at once.
+constexpr double kRestartDelayMin = 0.1;
+constexpr double kRestartDelayMax = 3600;
 /// A pipe and a log file for each of its two streams.
 constexpr int64_t kDescriptorsPerRank = 4;
 
@@ -28,18 +32,6 @@ struct Flags {
   bool standalone = false;
   bool dry_run = false;
 };
-
-std::string quoted(const std::string& word) {
-  if (!word.empty() && word.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-                                              "0123456789_-+=./:,@%") == word.npos) {
-    return word;
-  }
-  std::string result = "'";
-  for (const char character : word) {
-    result += character == '\'' ? std::string("'\\''") : std::string(1, character);
-  }
-  return result + "'";
-}
 
 void check(const Flags& flags) {
   const launch::LaunchOptions& options = flags.options;
@@ -59,6 +51,11 @@ void check(const Flags& flags) {
   FUSEDBUN_REQUIRE(
       options.max_restarts >= 0, ConfigError,
       "--max-restarts = " + std::to_string(options.max_restarts) + ": must not be negative");
+  FUSEDBUN_REQUIRE(options.restart_delay_seconds >= kRestartDelayMin &&
+                       options.restart_delay_seconds <= kRestartDelayMax,
+                   ConfigError,
+                   "--restart-delay = " + std::to_string(options.restart_delay_seconds) +
+                       ": must be 0.1 to 3600 seconds");
   FUSEDBUN_REQUIRE(!options.command.empty(), UsageError,
                    "nothing to launch: put -- and a program after the flags, as in "
                    "'fusedbun launch -n 2 -- train'");
@@ -86,8 +83,7 @@ void print_dry_run(const launch::LaunchOptions& options) {
     for (const auto& [name, value] : launch::rank_environment(identity, rank)) {
       std::cout << ' ' << name << '=' << quoted(value);
     }
-    for (const std::string& word : options.command) std::cout << ' ' << quoted(word);
-    std::cout << '\n';
+    std::cout << ' ' << quoted(options.command) << '\n';
   }
 }
 
@@ -102,6 +98,7 @@ void launch_ranks(const CLI::App& app, Flags flags) {
   } else if (!flags.options.grace_seconds) {
     flags.options.grace_seconds = kGraceOfOthers;
   }
+  flags.options.own_words = own_words();
   if (flags.dry_run) return print_dry_run(flags.options);
   raise_descriptor_limit();  // the ranks inherit it
   require_descriptors("-n " + std::to_string(flags.options.ranks),
@@ -119,6 +116,7 @@ CLI::App* add_launch_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  fusedbun launch -n 2 -- train --steps 100 --run-dir runs/first\n"
+      "  fusedbun launch -n 4 --max-restarts 10 -- train --data texts/ --run-dir runs/long\n"
       "  fusedbun launch -n 4 --log-dir logs --tee 3 -- python train.py --lr 1e-3");
   command
       ->add_option("program", options.command,
@@ -149,9 +147,15 @@ CLI::App* add_launch_command(CLI::App& app) {
       ->default_str("30; no limit for 'train', which leaves when its model is saved")
       ->group("Ending");
   command
-      ->add_option("--max-restarts", options.max_restarts,
-                   "Start all ranks again after a failure that may pass (codes 1, 70, 71, 74, "
-                   "76, a killed rank)")
+      ->add_option(
+          "--max-restarts", options.max_restarts,
+          "Start all ranks again after a failure that may pass (codes 1, 70, 71, 74, "
+          "76, a killed rank), so often at most; 'train' goes on from its newest checkpoint")
+      ->group("Ending");
+  command
+      ->add_option("--restart-delay", options.restart_delay_seconds,
+                   "Seconds before the first restart; doubled up to 60 after each further failure, "
+                   "anew after 5 minutes without one")
       ->group("Ending");
   command->add_flag("--dry-run", flags->dry_run,
                     "Print each rank's environment and command, start nothing");

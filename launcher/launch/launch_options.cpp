@@ -4,6 +4,7 @@
 #include <regex>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/launch/last_words.h"
 
 namespace fusedbun::launch {
 
@@ -67,6 +68,7 @@ std::map<std::string, std::string> rank_environment(const AttemptIdentity& ident
   if (!identity.log_dir.empty()) {
     environment["TORCHELASTIC_ERROR_FILE"] = rank_log_dir(identity, rank) / "error.json";
   }
+  if (!identity.last_words.empty()) environment[kLastWordsVariable] = identity.last_words;
   return environment;
 }
 

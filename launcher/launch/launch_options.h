@@ -24,6 +24,9 @@ struct LaunchOptions {
   std::optional<double> grace_seconds =
       {};  ///< none: ranks leave in their own time, or by a second signal
   int max_restarts = 0;
+  double restart_delay_seconds = 1;
+  std::vector<std::string> own_words =
+      {};  ///< the launcher's, to be said when they can be used again
   std::vector<std::string> command = {};  ///< program and arguments
 };
 
@@ -51,9 +54,10 @@ struct AttemptIdentity {
   int max_restarts = 0;
   int cores = 1;
   std::filesystem::path log_dir = {};  ///< of this attempt, empty: none
+  std::string last_words = {};         ///< where ranks keep theirs (last_words.h), empty: nowhere
 };
 
-/// The variables torchrun sets, for a job of one host whose rank 0 serves the store itself. OMP_NUM_THREADS is the
+/// The variables torchrun sets and $FUSEDBUN_LAST_WORDS, for a job of one host whose rank 0 serves the store itself. OMP_NUM_THREADS is the
 /// ranks' share of the cores, at least 1; the caller leaves it out where the user has set one.
 std::map<std::string, std::string> rank_environment(const AttemptIdentity& identity, int rank);
 

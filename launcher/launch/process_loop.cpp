@@ -15,15 +15,16 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/host_name.h"
+#include "fusedbun/launcher/cli/own_words.h"
+#include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/launch/free_port.h"
+#include "fusedbun/launcher/launch/last_lines.h"
 
 namespace fusedbun::launch {
 namespace {
 
 constexpr Milliseconds kFailureGrace = 10'000;
-/// Before the first restart; each further one waits twice as long.
-constexpr Milliseconds kRestartDelay = 500;
 /// How long output is awaited that a rank's surviving descendants may still hold open.
 constexpr Milliseconds kDrain = 1'000;
 
@@ -39,12 +40,12 @@ SupervisionOptions supervision_options(const LaunchOptions& options) {
           .grace = grace,
           .failure_grace = std::min(grace.value_or(kFailureGrace), kFailureGrace),
           .max_restarts = options.max_restarts,
-          .restart_delay = kRestartDelay};
+          .restart_delay = std::llround(options.restart_delay_seconds * 1000)};
 }
 
-std::string signal_name(int signal) {
-  const char* const name = ::sigabbrev_np(signal);
-  return name != nullptr ? std::string("SIG") + name : "signal " + std::to_string(signal);
+bool is_ignored(int signal) {
+  struct sigaction action {};
+  return ::sigaction(signal, nullptr, &action) == 0 && action.sa_handler == SIG_IGN;
 }
 
 bool has_logs(const LaunchOptions& options) {
@@ -67,13 +68,16 @@ ProcessLoop::ProcessLoop(const LaunchOptions& options)
       identity_{.ranks = options.ranks,
                 .run_id = new_run_id(),
                 .max_restarts = options.max_restarts,
-                .cores = launcher::usable_cores()},
+                .cores = launcher::usable_cores(),
+                .last_words = last_words_.path()},
       supervision_(supervision_options(options)),
       out_(STDOUT_FILENO, options.ranks > 1 && ::isatty(STDOUT_FILENO) != 0),
-      err_(STDERR_FILENO, options.ranks > 1 && ::isatty(STDERR_FILENO) != 0) {
+      err_(STDERR_FILENO, options.ranks > 1 && ::isatty(STDERR_FILENO) != 0),
+      errors_(static_cast<size_t>(options.ranks)) {
   ::sigemptyset(&served_);
   for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGTSTP, SIGCHLD}) {
-    ::sigaddset(&served_, signal);
+    // Once blocked it would arrive, and end a pause; the ranks are to ignore it like us.
+    if (signal != SIGHUP || !is_ignored(signal)) ::sigaddset(&served_, signal);
   }
   ::signal(SIGPIPE, SIG_IGN);
   ::sigprocmask(SIG_BLOCK, &served_, &blocked_before_);
@@ -97,29 +101,39 @@ ProcessLoop::~ProcessLoop() {
 }
 
 void ProcessLoop::run() {
-  perform(supervision_.begin());
+  perform(supervision_.begin(now_ms()));
   while (!finished_) {
     wait(timeout_ms());
     perform(supervision_.time_passed(now_ms()));
   }
   drain_output();
   const Verdict& verdict = supervision_.verdict();
-  if (verdict.outcome != Outcome::done) {
-    throw Error(static_cast<ExitCode>(verdict.exit_code), last_line());
-  }
+  if (verdict.outcome == Outcome::done) return;
+  std::vector<std::string> lines =
+      last_lines(verdict, culprit(), options_.ranks,
+                 supervision_.restarts_used_up() ? options_.max_restarts : 0, last_words_.read(),
+                 launcher::quoted(options_.own_words));
+  const std::string last = std::move(lines.back());
+  lines.pop_back();
+  for (const std::string& line : lines) notice(launcher::shown(line));
+  flush_output();
+  throw Error(static_cast<ExitCode>(verdict.exit_code), last);
 }
 
 void ProcessLoop::perform(const Actions& actions) {
   if (actions.signal != 0) signal_ranks(actions.signal);
+  if (actions.restart_in) {
+    read_streams();  // what the ranks said last comes before it
+    notice(launcher::shown(
+        restart_line(supervision_.attempt(), options_.max_restarts, *actions.restart_in,
+                     sentence_about_verdict(supervision_.verdict(), culprit(), options_.ranks),
+                     last_words_.read())));
+  }
   if (actions.start_attempt) start_attempt();
   if (actions.finished) finished_ = true;
 }
 
 void ProcessLoop::start_attempt() {
-  if (supervision_.attempt() > 0) {
-    notice("attempt " + std::to_string(supervision_.attempt()) + " of at most " +
-           std::to_string(options_.max_restarts) + " more starts");
-  }
   identity_.attempt = supervision_.attempt();
   port_ = HeldPort();  // the same one may be wanted again
   port_ = HeldPort(options_.master_port);
@@ -130,6 +144,7 @@ void ProcessLoop::start_attempt() {
   }
   ranks_.clear();
   lives_.clear();
+  std::ranges::fill(errors_, std::string());
   for (int rank = 0; rank < options_.ranks; ++rank) start_one(rank);
 }
 
@@ -154,6 +169,7 @@ void ProcessLoop::capture(int rank, StreamBits stream, int descriptor) {
   const StreamRoute where = route(options_, rank, stream, false);
   RankStream::Options options = {.descriptor = descriptor};
   if (where.to_console) options.console = stream == kOut ? &out_ : &err_;
+  if (stream == kErr) options.last_line = &errors_[static_cast<size_t>(rank)];
   if (options_.ranks > 1) options.prefix = "[rank " + std::to_string(rank) + "] ";
   if (where.to_log) {
     options.log_file =
@@ -207,7 +223,9 @@ void ProcessLoop::serve_signals() {
       abandon_output_ = true;
       continue;
     }
+    const bool restart_waits = supervision_.restart_waits();
     const Actions actions = supervision_.signal_received(signal, now_ms());
+    if (restart_waits) notice("received " + signal_name(signal) + ", so nothing starts again");
     if (actions.signal != 0) notice(sentence_about(signal, actions.signal));
     perform(actions);
   }
@@ -242,6 +260,10 @@ void ProcessLoop::drain_output() {
   }
   for (const auto& stream : streams_) stream->finish();
   streams_.clear();
+  flush_output();
+}
+
+void ProcessLoop::flush_output() {
   while ((out_.has_text() || err_.has_text()) && !abandon_output_) wait(-1);
 }
 
@@ -262,21 +284,16 @@ std::string ProcessLoop::sentence_about(int received, int sent) const {
 }
 
 std::string ProcessLoop::name_of_end(const RankEnd& end) const {
-  const std::string who = "rank " + std::to_string(end.rank) + " (pid " +
-                          std::to_string(ranks_[end.rank].pid) + " on " + host_name() + ") ";
-  return who + (end.signal != 0 ? "was ended by " + signal_name(end.signal)
-                                : "left with exit code " + std::to_string(end.code));
+  return sentence_about_end(end, ranks_[end.rank].pid, host_name());
 }
 
-std::string ProcessLoop::last_line() const {
-  const Verdict& verdict = supervision_.verdict();
-  std::string line = name_of_end(verdict.culprit);
-  if (verdict.outcome == Outcome::overdue) line += ", because it did not leave in time";
-  if (verdict.outcome == Outcome::left_early) line += ": left on request, run it again";
+Culprit ProcessLoop::culprit() const {
+  const auto rank = static_cast<size_t>(supervision_.verdict().culprit.rank);
+  Culprit culprit{.pid = ranks_[rank].pid, .host = host_name(), .last_line = errors_[rank]};
   if (has_logs(options_)) {
-    line += "; its output: " + rank_log_dir(identity_, verdict.culprit.rank).string();
+    culprit.log_folder = rank_log_dir(identity_, static_cast<int>(rank)).string();
   }
-  return line;
+  return culprit;
 }
 
 void ProcessLoop::notice(const std::string& sentence) {

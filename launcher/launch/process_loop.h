@@ -14,6 +14,8 @@
 
 #include "fusedbun/launcher/launch/console.h"
 #include "fusedbun/launcher/launch/free_port.h"
+#include "fusedbun/launcher/launch/last_lines.h"
+#include "fusedbun/launcher/launch/last_words.h"
 #include "fusedbun/launcher/launch/launch_options.h"
 #include "fusedbun/launcher/launch/rank_process.h"
 #include "fusedbun/launcher/launch/rank_stream.h"
@@ -27,8 +29,9 @@ class ProcessLoop {
   ~ProcessLoop();
   ProcessLoop(const ProcessLoop&) = delete;  // owns processes
 
-  /// Returns when all ranks are done. Otherwise throws Error with the exit code to leave with; its sentence names the
-  /// rank, its process, host and log files. What start_rank and free_port throw passes through.
+  /// Returns when all ranks are done. Otherwise says who failed first, with process, host and log files, what was lost and how to go
+  /// on, all but the last of these lines on standard error, and throws Error with that one and the exit code to leave with. What
+  /// start_rank and free_port throw passes through.
   void run();
 
  private:
@@ -43,20 +46,24 @@ class ProcessLoop {
   void signal_ranks(int signal);
   void read_streams();
   void drain_output();
+  void flush_output();
   int timeout_ms() const;
   std::string sentence_about(int received, int sent) const;
   std::string name_of_end(const RankEnd& end) const;
-  std::string last_line() const;
+  Culprit culprit() const;
   void notice(const std::string& sentence);
 
   LaunchOptions options_;
+  LastWordsFile last_words_;  ///< of all attempts
   AttemptIdentity identity_;
   HeldPort port_;  ///< of this attempt
   Supervision supervision_;
   Console out_;
   Console err_;
-  std::vector<RankProcess> ranks_;                    ///< [rank] of this attempt
-  std::vector<bool> lives_;                           ///< [rank]
+  std::vector<RankProcess> ranks_;  ///< [rank] of this attempt
+  std::vector<bool> lives_;         ///< [rank]
+  std::vector<std::string>
+      errors_;  ///< [rank] the last line of its standard error; never grows: streams point into it
   std::vector<std::unique_ptr<RankStream>> streams_;  ///< open ones, of earlier attempts too
   int signals_ = -1;
   sigset_t served_{};

@@ -31,22 +31,28 @@ bool RankStream::read_some() {
   if (size < 0) return errno == EAGAIN || errno == EINTR;
   const std::string_view text(bytes.data(), static_cast<size_t>(size));
   write_log(text);
-  if (options_.console != nullptr) pass_on(text);
+  pass_on(text);
   return size > 0;
 }
 
 void RankStream::finish() {
-  if (!line_.empty()) options_.console->put_line(options_.prefix, std::exchange(line_, {}));
+  if (!line_.empty()) end_line();
 }
 
 void RankStream::pass_on(std::string_view text) {
   for (size_t end; (end = text.find('\n')) != text.npos; text.remove_prefix(end + 1)) {
     line_ += text.substr(0, end);
-    options_.console->put_line(options_.prefix, line_);
-    line_.clear();
+    end_line();
   }
   line_ += text;
   if (line_.size() > kLineBytesMax) finish();
+}
+
+void RankStream::end_line() {
+  if (options_.console != nullptr) options_.console->put_line(options_.prefix, line_);
+  const bool is_blank = line_.find_first_not_of(" \t\r") == line_.npos;
+  if (options_.last_line != nullptr && !is_blank) *options_.last_line = line_;
+  line_.clear();
 }
 
 void RankStream::write_log(std::string_view text) {

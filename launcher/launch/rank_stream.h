@@ -17,6 +17,7 @@ class RankStream {
     Console* console = nullptr;           ///< null: the log file alone
     std::string prefix = {};              ///< "[rank 1] "
     std::filesystem::path log_file = {};  ///< empty: none
+    std::string* last_line = nullptr;     ///< kept up to date: the last line that is not blank
   };
   /// Throws IoError when the log file cannot be made.
   explicit RankStream(Options options);
@@ -34,6 +35,7 @@ class RankStream {
 
  private:
   void pass_on(std::string_view text);
+  void end_line();
   void write_log(std::string_view text);
 
   static constexpr size_t kLineBytesMax = 64 << 10;

@@ -16,7 +16,8 @@ int signal_of(const RankEnd& end) {
   return end.code > 128 && end.code < 128 + NSIG ? end.code - 128 : 0;
 }
 
-constexpr Milliseconds kRestartDelayMax = 60'000;
+constexpr Milliseconds kRestartWaitMax = 60'000;
+constexpr int kDoublingsMax = 20;
 
 bool asks_to_stop(int signal) {
   return signal == SIGTERM || signal == SIGINT || signal == SIGQUIT;
@@ -35,14 +36,26 @@ bool is_restartable(const RankEnd& end, const std::set<int>& received) {
   return std::ranges::find(restartable, static_cast<ExitCode>(end.code)) != restartable.end();
 }
 
+Milliseconds restart_wait(Milliseconds first, int quick_failures) {
+  const int doublings = std::clamp(quick_failures - 1, 0, kDoublingsMax);
+  return std::min(first << doublings, std::max(first, kRestartWaitMax));
+}
+
 Supervision::Supervision(const SupervisionOptions& options) : options_(options) {
   FUSEDBUN_ASSERT(options.ranks > 0, "supervision of no ranks");
 }
 
-Actions Supervision::begin() {
+Actions Supervision::begin(Milliseconds now) {
   FUSEDBUN_ASSERT(living_ == 0, "begin() while ranks live");
+  return start(now);
+}
+
+Actions Supervision::start(Milliseconds now) {
   living_ = options_.ranks;
+  started_ = now;
   verdict_ = {};
+  first_.clear();
+  left_as_told_ = false;
   deadline_.reset();
   sent_.clear();
   return {.start_attempt = true};
@@ -59,9 +72,9 @@ Actions Supervision::rank_ended(const RankEnd& end, Milliseconds now) {
 
 Actions Supervision::signal_received(int signal, Milliseconds now) {
   received_.insert(signal);
+  if (asks_to_stop(signal)) stop_signal_ = signal;
+  if (std::exchange(restart_waits_, false)) return {.finished = true};
   if (asks_to_stop(signal)) {
-    stop_signal_ = signal;
-    if (std::exchange(restart_waits_, false)) return {.finished = true};
     if (first_stop_ && now - *first_stop_ >= kSameRequest) return kill_now();
     if (first_stop_ && sent_.contains(signal)) return {};
     if (!first_stop_) {
@@ -75,7 +88,7 @@ Actions Supervision::signal_received(int signal, Milliseconds now) {
 
 Actions Supervision::time_passed(Milliseconds now) {
   if (!deadline_ || now < *deadline_) return {};
-  return std::exchange(restart_waits_, false) ? begin() : kill_now();
+  return std::exchange(restart_waits_, false) ? start(now) : kill_now();
 }
 
 Outcome Supervision::classify(const RankEnd& end) const {
@@ -95,9 +108,17 @@ Outcome Supervision::classify(const RankEnd& end) const {
 }
 
 void Supervision::judge(const RankEnd& end, Outcome outcome) {
-  if (outcome <= verdict_.outcome) return;
-  verdict_ = {.outcome = outcome, .culprit = end, .exit_code = shell_code(end)};
-  if (outcome == Outcome::overdue) {
+  const bool by_request = signal_of(end) != 0 && received_.contains(signal_of(end));
+  if (outcome == Outcome::stopped && !by_request) return;  // by us, after what was the cause
+  left_as_told_ |= outcome == Outcome::left_early || outcome == Outcome::stopped;
+  first_.try_emplace(outcome, end);
+  const auto is_excused = [&](Outcome each) { return each == Outcome::peer_lost && left_as_told_; };
+  const auto worst = std::find_if(first_.rbegin(), first_.rend(),
+                                  [&](const auto& each) { return !is_excused(each.first); });
+  if (worst == first_.rend()) return;
+  verdict_ = {
+      .outcome = worst->first, .culprit = worst->second, .exit_code = shell_code(worst->second)};
+  if (worst->first == Outcome::overdue) {
     // The rank's own code would be 137, which says that somebody else killed it.
     verdict_.exit_code =
         stop_signal_ != 0 ? 128 + stop_signal_ : static_cast<int>(ExitCode::timeout);
@@ -117,18 +138,17 @@ Actions Supervision::end_others(Outcome outcome, Milliseconds now) {
 
 Actions Supervision::attempt_over(Milliseconds now) {
   deadline_.reset();
-  if (!may_restart()) return {.finished = true};
+  if (attempt_ == options_.max_restarts || !is_worth_another()) return {.finished = true};
   ++attempt_;
-  if (options_.restart_delay == 0) return begin();
-  // What failed at once would fail as fast again, and fill logs and a cluster's scheduler.
-  const int doublings = std::min(attempt_ - 1, 20);
-  deadline_ = now + std::min(options_.restart_delay << doublings, kRestartDelayMax);
+  quick_failures_ = now - started_ >= kSteady ? 1 : quick_failures_ + 1;
+  const Milliseconds wait = restart_wait(options_.restart_delay, quick_failures_);
+  deadline_ = now + wait;
   restart_waits_ = true;
-  return {};
+  return {.restart_in = wait};
 }
 
-bool Supervision::may_restart() const {
-  return attempt_ < options_.max_restarts && stop_signal_ == 0 &&
+bool Supervision::is_worth_another() const {
+  return stop_signal_ == 0 && !left_as_told_ &&
          (verdict_.outcome == Outcome::failed || verdict_.outcome == Outcome::peer_lost) &&
          is_restartable(verdict_.culprit, received_);
 }

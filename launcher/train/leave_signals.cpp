@@ -22,7 +22,11 @@ constexpr std::string_view kSentence =
     "more from now, "
     "leaves at once without it\n";
 
+constexpr std::string_view kSentenceAtStart =
+    "fusedbun: told to leave while it was starting: no step is lost\n";
+
 std::atomic<Stepper*> g_stepper{nullptr};
+std::atomic<bool> g_is_starting{false};
 std::atomic<bool> g_tells{false};
 std::atomic<bool> g_on_terminal{false};
 std::atomic<int64_t> g_first_ns{0};  ///< when the first signal came; 0: none has
@@ -37,6 +41,10 @@ int64_t now_ns() {
 }
 
 void on_signal(int number, siginfo_t* info, void*) {
+  if (g_is_starting.load()) {
+    if (g_tells) run_folder::write_to_standard_error(kSentenceAtStart);
+    ::_exit(static_cast<int>(ExitCode::left_early));
+  }
   const int error = errno;
   const bool by_launcher = info->si_code == SI_USER && info->si_pid == ::getppid();
   const bool launchers_first = by_launcher && !g_launcher_has_told.exchange(true);
@@ -55,12 +63,12 @@ void on_signal(int number, siginfo_t* info, void*) {
 
 }  // namespace
 
-LeaveSignals::LeaveSignals(Stepper& stepper, bool tells) {
-  FUSEDBUN_ASSERT(g_stepper.load() == nullptr && g_first_ns.load() == 0,
-                  "two trainings in one process");
+LeaveSignals::LeaveSignals(bool tells) {
+  static std::atomic<bool> was_made{false};
+  FUSEDBUN_ASSERT(!was_made.exchange(true), "two trainings in one process");
   g_tells = tells;
   g_on_terminal = ::isatty(STDERR_FILENO) != 0;
-  g_stepper = &stepper;
+  g_is_starting = true;
   for (const int number : kSignals) {
     struct sigaction action {};
     ::sigaction(number, nullptr, &action);
@@ -72,8 +80,17 @@ LeaveSignals::LeaveSignals(Stepper& stepper, bool tells) {
   }
 }
 
-LeaveSignals::~LeaveSignals() {
+LeaveSignals::Serving::Serving(Stepper& stepper) {
+  g_stepper = &stepper;
+  g_is_starting = false;
+}
+
+LeaveSignals::Serving::~Serving() {
   g_stepper = nullptr;
+}
+
+LeaveSignals::~LeaveSignals() {
+  g_is_starting = false;
 }
 
 }  // namespace fusedbun::train

@@ -1,5 +1,6 @@
 #pragma once
-// LeaveSignals: from its construction on, the first SIGTERM, SIGINT, SIGHUP or SIGUSR1 asks the job to leave after a step
+// LeaveSignals: from its construction on SIGTERM, SIGINT, SIGHUP and SIGUSR1 end the process with 75: while it still starts nothing can
+// be lost. Once there are steps, while a Serving lives, the first of them asks the job to leave after a step
 // that all ranks agree on. One that comes a second or more after the first ends the process at once with 128 + its number,
 // without the model. What comes sooner is the same request: a signal to a whole process tree reaches a rank twice, from
 // the sender and from its launcher. So is, however late, the first signal that its launcher sends after one from elsewhere:
@@ -17,8 +18,15 @@ namespace fusedbun::train {
 class LeaveSignals {
  public:
   /// `tells`: whether the first signal is answered with a sentence on standard error; one rank of a job is enough.
-  LeaveSignals(Stepper& stepper, bool tells);
+  explicit LeaveSignals(bool tells);
   ~LeaveSignals();
+  /// Until its end the stepper is asked; then signals do nothing.
+  class Serving {
+   public:
+    explicit Serving(Stepper& stepper);
+    ~Serving();
+    Serving(const Serving&) = delete;
+  };
   LeaveSignals(const LeaveSignals&) = delete;
 };
 

@@ -1,12 +1,12 @@
 #include "fusedbun/launcher/train/train_command.h"
 
 #include <CLI/CLI.hpp>
-#include <fstream>
 #include <map>
 #include <memory>
 
 #include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/cli/own_words.h"
 #include "fusedbun/launcher/env/versions.h"
 #include "fusedbun/launcher/train/text_data.h"
 #include "fusedbun/launcher/train/torchelastic_error.h"
@@ -280,13 +280,6 @@ run_folder::NamedTexts values_of(const CLI::App& command) {
     values.emplace_back("--" + option->get_lnames()[0], value);
   }
   return values;
-}
-
-std::vector<std::string> own_words() {
-  std::ifstream file("/proc/self/cmdline");
-  std::vector<std::string> words;
-  for (std::string word; std::getline(file, word, '\0');) words.push_back(word);
-  return words;
 }
 
 void run(Flags flags) {

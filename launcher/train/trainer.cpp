@@ -22,10 +22,12 @@
 #include "fusedbun/dist/run_folder/file_names.h"
 #include "fusedbun/dist/run_folder/run_record.h"
 #include "fusedbun/dist/run_folder/standard_error.h"
+#include "fusedbun/launcher/cli/own_words.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/train/across_ranks.h"
 #include "fusedbun/launcher/train/hf_gpt2.h"
 #include "fusedbun/launcher/train/initial_model.h"
+#include "fusedbun/launcher/train/last_words.h"
 #include "fusedbun/launcher/train/leave_signals.h"
 #include "fusedbun/launcher/train/model_file.h"
 #include "fusedbun/launcher/train/run_checkpoints.h"
@@ -185,7 +187,7 @@ void say_saved(Progress& progress, const SavedCheckpoint& saved) {
 class Run {
  public:
   Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
-      Gpt2& model, const TextData& text, Progress& progress)
+      Gpt2& model, const TextData& text, Progress& progress, LastWords& last_words)
       : options_(options),
         initial_(initial),
         run_dir_(run_dir),
@@ -193,12 +195,13 @@ class Run {
         model_(model),
         text_(text),
         progress_(progress),
+        last_words_(last_words),
         resume_{.from = resume_from(options), .loaded = {}} {}
 
   struct End {
     changes::LeaveRequest leave;
     bool is_saved;      ///< the model; false only if somebody said to leave without it
-    bool is_resumable;  ///< a checkpoint of its last step is durable
+    std::string again;  ///< the command that goes on, if a checkpoint of its last step is durable
   };
   /// Throws what ended the job, as the job names it.
   End to_its_end() {
@@ -234,7 +237,7 @@ class Run {
     if (resume_.loaded) {
       loop.first_validation_loss = first_validation_loss_in(resume_.loaded->values);
     }
-    const LeaveSignals signals(*stepper, job_.rank() == 0);
+    const LeaveSignals::Serving asked_by_signals(*stepper);
     const std::vector<int64_t> planned =
         comm::all_gather_object(host, stepper->planned_state_bytes());
     if (job_.rank() == 0) say_start(*stepper, planned);
@@ -244,8 +247,12 @@ class Run {
       checkpoints_.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
                            stepper->job_step());
     }
+    note_durable();
+    if (job_.rank() == 0) last_words_.keep_for_launcher();
+    last_words_.steps_done(stepper->job_step());
     LoopResult result = TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get(),
-                                      checkpoints_ ? &*checkpoints_ : nullptr},
+                                      checkpoints_ ? &*checkpoints_ : nullptr,
+                                      [this](int64_t count) { last_words_.steps_done(count); }},
                                      loop)
                             .run();
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
@@ -264,9 +271,8 @@ class Run {
                    static_cast<int>(early ? ExitCode::left_early : ExitCode::done), "");
     }
     const bool is_saved = job_.finish(result.leave, job_.rank() != 0 || model_path.has_value());
-    const bool resumable =
-        checkpoints_ && job_.checkpointer().status().durable == std::optional(result.steps);
-    return {result.leave, is_saved, resumable};
+    const bool is_resumable = durable() == std::optional(result.steps);
+    return {result.leave, is_saved, is_resumable ? last_words_.same_command() : ""};
   }
 
   /// Rank 0. The folder is this job's: its lock is held.
@@ -332,19 +338,27 @@ class Run {
                                        options_.checkpoints ? &resume_ : nullptr);
   }
 
-  /// After an error: what was lost, and how to go on. Said by one rank: rank 0, or if that is the lost one the next.
-  void say_what_is_left(const std::exception& error) const {
-    if (!checkpoints_) return;
+  /// After an error: what was lost, and how to go on. Said by one rank, rank 0, or if that is the lost one the next; unless the
+  /// launcher says it.
+  void say_what_is_left(const std::exception& error) {
+    if (LastWords::are_wanted()) return;
     const bool lost_first = std::string_view(error.what()).starts_with("rank 0 ");
     if (job_.rank() != (lost_first ? 1 : 0)) return;
-    const int64_t done = checkpoints_->steps_done();
-    const auto durable = job_.checkpointer().status().durable;
-    const std::string sentence =
-        durable ? std::to_string(done - *durable) + " of " + std::to_string(done) +
-                      " steps are lost: the same command goes on from the checkpoint of step " +
-                      std::to_string(*durable)
-                : "there is no checkpoint yet: the same command starts from step 0";
-    run_folder::write_to_standard_error("fusedbun: " + sentence + "\n");
+    note_durable();
+    if (last_words_.sentence().empty()) return;
+    run_folder::write_to_standard_error(
+        "fusedbun: " + last_words_.sentence() + "; " + last_words_.same_command() +
+        (last_words_.has_checkpoint() ? " goes on from there\n" : " starts anew\n"));
+  }
+
+  /// Rank 0 is told of each save; the others, and all ranks after a load, look here.
+  void note_durable() {
+    const auto step = durable();
+    if (step) last_words_.checkpoint_durable(*step);
+  }
+
+  std::optional<int64_t> durable() const {
+    return checkpoints_ ? job_.checkpointer().status().durable : std::nullopt;
   }
 
   bool keeps_checkpoints() const {
@@ -425,6 +439,7 @@ class Run {
   Gpt2& model_;
   const TextData& text_;
   Progress& progress_;
+  LastWords& last_words_;
   ResumeRequest resume_;
   std::optional<RunCheckpoints> checkpoints_;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
@@ -438,6 +453,7 @@ class Run {
 void train(const TrainOptions& options) {
   validate(options);
   const plan::Identity identity = plan::identify(read_environment(), options.identity);
+  const LeaveSignals signals(identity.rank == 0);
   if (options.use_gpu) require_gpu(identity.rank);
   const InitialModel initial = choose_initial_model(options);
   require_present(options.data);
@@ -453,6 +469,8 @@ void train(const TrainOptions& options) {
   const bool is_shown = identity.rank == 0 && !options.quiet;
   Progress progress(is_shown ? Progress::Screen(run_folder::write_to_standard_error) : nullptr,
                     style_of_stderr());
+  LastWords last_words(options.run_dir.empty() ? "--run-dir " + launcher::quoted(run_dir.string())
+                                               : "");
   Job job({.backend = options.backend,
            .identity = options.identity,
            .run_dir = run_dir,
@@ -468,7 +486,10 @@ void train(const TrainOptions& options) {
            .total_steps = options.steps,
            .keep_checkpoints = options.keep_checkpoints,
            .checkpoint_saved =
-               [&progress](const SavedCheckpoint& saved) { say_saved(progress, saved); },
+               [&](const SavedCheckpoint& saved) {
+                 last_words.checkpoint_durable(saved.job_step);
+                 say_saved(progress, saved);
+               },
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
   if (is_finished(job, resumed, run_dir, progress)) {
     job.finish();
@@ -488,13 +509,14 @@ void train(const TrainOptions& options) {
   } catch (const std::exception& error) {
     job.fail(error);
   }
-  const Run::End end = Run(options, initial, run_dir, job, *model, *text, progress).to_its_end();
+  const Run::End end =
+      Run(options, initial, run_dir, job, *model, *text, progress, last_words).to_its_end();
   if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
   if (end.leave == changes::LeaveRequest::drain) {
     throw Error(ExitCode::left_early,
                 std::string("left before the last step as asked; the model so far is saved") +
-                    (end.is_resumable
-                         ? ", and the same command goes on from here"
+                    (!end.again.empty()
+                         ? ", and " + end.again + " goes on from here"
                          : " (a new start begins at the newest checkpoint, or at step 0; --init "
                            "goes on from that model)"));
   }

@@ -49,6 +49,7 @@ LoopResult TrainingLoop::run() {
     } else if (parts_.checkpoints != nullptr && result_.steps < steps) {
       parts_.checkpoints->after_step(result_.steps, is_checkpoint_time_);
     }
+    if (parts_.step_done) parts_.step_done(result_.steps);
     // All ranks may agree to leave after what proves to be the last step: then the run is at its end.
     if (result_.steps < steps) result_.leave = parts_.stepper.leave_request();
   }

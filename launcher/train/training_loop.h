@@ -34,8 +34,9 @@ struct LoopParts {
   Stepper& stepper;
   Job& job;
   Progress& progress;
-  MetricsFile* metrics;         ///< nullptr but on rank 0
-  RunCheckpoints* checkpoints;  ///< nullptr: none are saved
+  MetricsFile* metrics;                                    ///< nullptr but on rank 0
+  RunCheckpoints* checkpoints;                             ///< nullptr: none are saved
+  std::function<void(int64_t steps_done)> step_done = {};  ///< told on every rank
 };
 
 struct LoopResult {

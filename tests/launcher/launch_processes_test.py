@@ -94,6 +94,8 @@ class Refusals(TestCase):
             (78, ["launch", "-n", "-3", "--", "true"], "--nproc-per-node = -3"),
             (78, ["launch", "--grace", "nan", "--", "true"], "--grace"),
             (78, ["launch", "--nnodes", "2", "--", "true"], "--nnodes"),
+            (78, ["launch", "--restart-delay", "0", "--", "true"], "--restart-delay"),
+            (78, ["launch", "--restart-delay", "nan", "--", "true"], "--restart-delay"),
         ]
         for code, words, part in table:
             with self.subTest(words=words):
@@ -329,23 +331,92 @@ class Stopping(TestCase):
 class Restarts(TestCase):
     def test_all_ranks_start_again_until_they_are_done(self):
         script = "echo $TORCHELASTIC_RESTART_COUNT; [ $RANK$TORCHELASTIC_RESTART_COUNT = 10 ] && sleep 0.3 && exit 1; sleep 0.5"
-        with launch(2, script, "--max-restarts", "3") as job:
+        with launch(2, script, "--max-restarts", "3", "--restart-delay", "0.5") as job:
             result = job.result()
         self.assertEqual(result.code, 0, result)
+        told = [line for line in result.err.splitlines() if "restart" in line]
+        self.assertEqual(len(told), 1, result)
+        self.assertRegex(told[0], r"^fusedbun: restart 1 of at most 3 in 0.5 s: "
+                                  r"rank 1 \(pid \d+ on .*\) failed first: it left with exit code 1$")
         self.assertEqual(sorted(result.out.splitlines()),
                          ["[rank 0] 0", "[rank 0] 1", "[rank 1] 0", "[rank 1] 1"])
 
     def test_attempts_are_counted_and_logged_apart(self):
         with tempfile.TemporaryDirectory() as folder:
-            with launch(1, "exit 70", "--max-restarts", "2", "--log-dir", folder) as job:
-                self.assertEqual(job.result().code, 70)
+            with launch(1, "echo why >&2; exit 70", "--max-restarts", "2", "--restart-delay", "0.1", "--log-dir", folder) as job:
+                result = job.result()
+            self.assertEqual(result.code, 70)
+            self.assertEqual([line.split(": ")[1] for line in result.err.splitlines() if ": restart " in line],
+                             ["restart 1 of at most 2 in 0.1 s", "restart 2 of at most 2 in 0.2 s"])
+            self.assertRegex(result.err.splitlines()[-1], rf"rank 0 \(.* left with exit code 70; its last line: why; its output: "
+                                                          rf"{folder}/.*/attempt_2/0; all 2 restarts are used up$")
             attempts = sorted(path.name for path in Path(folder).glob("*/attempt_*"))
         self.assertEqual(attempts, ["attempt_0", "attempt_1", "attempt_2"])
 
-    def test_bad_input_is_not_tried_again(self):
-        with launch(1, "echo once; exit 65", "--max-restarts", "5") as job:
+    def test_what_would_fail_again_is_not_tried_again(self):
+        for code in (64, 65, 69, 75, 77, 78, 79, 124):
+            with self.subTest(code=code), launch(1, f"echo once; exit {code}", "--max-restarts", "5") as job:
+                result = job.result()
+                self.assertEqual((result.code, result.out), (code, "once\n"))
+
+    def test_a_signal_in_the_pause_ends_it_at_once(self):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            with self.subTest(number=number.name):
+                with launch(2, "[ $RANK = 0 ] && exit 70; exec sleep 100", "--max-restarts", "5", "--restart-delay", "60") as job:
+                    while "restart 1 of at most 5 in 60 s" not in job.popen.stderr.readline():
+                        self.assertIsNone(job.popen.poll())
+                    began = time.monotonic()
+                    job.signal(number)
+                    result = job.result()
+                self.assertLess(time.monotonic() - began, 5)
+                self.assertEqual(result.code, 70)
+                self.assertIn(f"received {number.name}, so nothing starts again", result.err)
+
+    def test_nohup_keeps_the_pause_too(self):
+        script = "[ $TORCHELASTIC_RESTART_COUNT = 1 ] || exit 1"
+        words = [BINARY, "launch", "--max-restarts", "1", "--restart-delay", "1", "--", "sh", "-c", script]
+        with Process(["sh", "-c", 'trap "" HUP; exec "$0" "$@"', *words]) as job:
+            while "restart 1 of at most 1" not in job.popen.stderr.readline():
+                self.assertIsNone(job.popen.poll())
+            job.signal(signal.SIGHUP)
+            self.assertEqual(job.result().code, 0)
+
+
+class LastLines(TestCase):
+    """Of a program that keeps its last words where $FUSEDBUN_LAST_WORDS says."""
+
+    KEEP = "printf 'in step 7: 3 steps are lost\\n--more\\n' > $FUSEDBUN_LAST_WORDS; echo ready; "
+
+    def last(self, result, count):
+        lines = result.err.splitlines()
+        self.assertTrue(all(line.startswith("fusedbun: ") for line in lines[-count:]), result)
+        return [line.removeprefix("fusedbun: ") for line in lines[-count:]]
+
+    def test_they_are_said_when_all_ranks_are_killed_at_once(self):
+        with launch(2, self.KEEP + "exec sleep 100") as job:
+            pids = job.ranks(2)
+            for _ in pids:
+                self.assertIn("ready", job.popen.stdout.readline())
+            job.signal(signal.SIGSTOP)  # it sees both at once
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            job.signal(signal.SIGCONT)
             result = job.result()
-        self.assertEqual((result.code, result.out), (65, "once\n"))
+        who, lost, how = self.last(result, 3)
+        self.assertRegex(who, r"^rank [01] \(pid \d+ on .*\) failed first: it was ended by SIGKILL$")
+        self.assertEqual(lost, "in step 7: 3 steps are lost")
+        self.assertTrue(how.startswith(f"to go on: {BINARY} launch -n 2 -- sh -c 'printf "), how)
+        self.assertTrue(how.endswith("' --more"), how)
+
+    def test_the_failing_ranks_own_sentence_is_among_them(self):
+        with launch(2, "[ $RANK = 1 ] && { echo 'no such file' >&2; exit 65; }; exec sleep 100") as job:
+            result = job.result()
+        self.assertRegex(self.last(result, 1)[0], r"^rank 1 .* failed first: it left with exit code 65; its last line: no such file$")
+
+    def test_nothing_is_said_of_a_job_that_is_done(self):
+        with launch(2, self.KEEP) as job:
+            result = job.result()
+        self.assertEqual((result.code, result.err), (0, ""))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ constexpr SupervisionOptions kTwo = {.ranks = 2, .grace = 30'000, .failure_grace
 
 Supervision started(const SupervisionOptions& options) {
   Supervision supervision(options);
-  EXPECT_TRUE(supervision.begin().start_attempt);
+  EXPECT_TRUE(supervision.begin(0).start_attempt);
   return supervision;
 }
 
@@ -27,22 +27,94 @@ RankEnd dies(int rank, int signal) {
   return {.rank = rank, .signal = signal};
 }
 
+TEST(RestartWait, DoublesUpToAMinuteAndNeverFallsBelowTheFirst) {
+  const Milliseconds expected[] = {1'000, 2'000, 4'000, 8'000, 16'000, 32'000, 60'000, 60'000};
+  for (int failures = 1; failures <= 8; ++failures) {
+    EXPECT_EQ(restart_wait(1'000, failures), expected[failures - 1]) << failures;
+  }
+  EXPECT_EQ(restart_wait(1'000, 1'000'000), 60'000);
+  EXPECT_EQ(restart_wait(90'000, 1), 90'000);
+  EXPECT_EQ(restart_wait(90'000, 30), 90'000);
+  EXPECT_EQ(restart_wait(0, 30), 0);
+}
+
 TEST(Supervision, RestartsWaitTwiceAsLongEachTimeAndAStopEndsTheWait) {
   Supervision supervision = started({.ranks = 1, .max_restarts = 9, .restart_delay = 500});
   Milliseconds now = 0;
   for (const Milliseconds wait : {500, 1'000, 2'000, 4'000}) {
     const Actions after = supervision.rank_ended({.rank = 0, .code = 1}, now);
     EXPECT_FALSE(after.start_attempt || after.finished);
+    EXPECT_EQ(after.restart_in, wait);
     EXPECT_FALSE(supervision.time_passed(now + wait - 1).start_attempt);
     now += wait;
     EXPECT_TRUE(supervision.time_passed(now).start_attempt);
     EXPECT_EQ(supervision.living(), 1);
   }
   supervision.rank_ended({.rank = 0, .code = 1}, now);
+  EXPECT_TRUE(supervision.restart_waits());
   const Actions stopped = supervision.signal_received(SIGTERM, now + 1);
   EXPECT_TRUE(stopped.finished);
   EXPECT_EQ(stopped.signal, 0);
   EXPECT_EQ(supervision.verdict().exit_code, 1);
+}
+
+TEST(Supervision, AnAttemptThatRanForMinutesBeginsTheRowAnew) {
+  Supervision supervision = started({.ranks = 1, .max_restarts = 9, .restart_delay = 500});
+  Milliseconds now = 0;
+  const auto fails_after = [&](Milliseconds time) {
+    const Actions after = supervision.rank_ended({.rank = 0, .code = 1}, now += time);
+    EXPECT_TRUE(supervision.time_passed(now += after.restart_in.value()).start_attempt);
+    return *after.restart_in;
+  };
+  EXPECT_EQ(fails_after(10), 500);
+  EXPECT_EQ(fails_after(10), 1'000);
+  EXPECT_EQ(fails_after(299'999), 2'000);
+  EXPECT_EQ(fails_after(300'000), 500);  // the pause before it does not count
+  EXPECT_EQ(fails_after(10), 1'000);
+}
+
+TEST(Supervision, AnySignalEndsThePause) {
+  for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2}) {
+    Supervision supervision = started({.ranks = 1, .max_restarts = 1, .restart_delay = 500});
+    supervision.rank_ended(dies(0, SIGKILL), 0);
+    const Actions actions = supervision.signal_received(signal, 100);
+    EXPECT_TRUE(actions.finished) << signal;
+    EXPECT_EQ(actions.signal, 0) << signal;
+    EXPECT_FALSE(supervision.time_passed(1'000).start_attempt) << signal;
+    EXPECT_EQ(supervision.verdict().exit_code, 137) << signal;
+  }
+}
+
+// Told by a signal that the launcher passed on, one rank left; that the others miss it is no failure.
+TEST(Supervision, APeerThatLeftAsToldIsNotLost) {
+  for (const bool noticed_first : {false, true}) {
+    for (const RankEnd& told : {exits(1, 75), dies(1, SIGUSR1)}) {
+      Supervision supervision = started({.ranks = 2, .failure_grace = 10'000, .max_restarts = 3});
+      EXPECT_EQ(supervision.signal_received(SIGUSR1, 0).signal, SIGUSR1);
+      Actions last;
+      for (const RankEnd& end :
+           noticed_first ? std::vector{exits(0, 76), told} : std::vector{told, exits(0, 76)}) {
+        last = supervision.rank_ended(end, 1);
+      }
+      EXPECT_TRUE(last.finished);
+      EXPECT_EQ(supervision.verdict().culprit, told);
+      EXPECT_EQ(supervision.verdict().exit_code, shell_code(told));
+    }
+  }
+}
+
+TEST(Supervision, AFailureAfterARankLeftAsToldIsNotTriedAgain) {
+  Supervision supervision = started({.ranks = 2, .failure_grace = 10'000, .max_restarts = 3});
+  supervision.rank_ended(exits(1, 75), 0);
+  EXPECT_TRUE(supervision.rank_ended(exits(0, 74), 1).finished);
+  EXPECT_EQ(supervision.verdict().exit_code, 74);
+}
+
+TEST(Supervision, APeerThatWeStoppedAfterAnotherHadMissedItWasLost) {
+  Supervision supervision = started({.ranks = 2, .max_restarts = 3});
+  EXPECT_EQ(supervision.rank_ended(exits(0, 76), 0).signal, SIGTERM);
+  EXPECT_TRUE(supervision.rank_ended(dies(1, SIGTERM), 1).restart_in.has_value());
+  EXPECT_EQ(supervision.verdict().exit_code, 76);
 }
 
 TEST(Supervision, AllDoneEndsWithZero) {
@@ -164,8 +236,9 @@ class Restart : public testing::TestWithParam<RestartCase> {};
 TEST_P(Restart, FollowsTheTable) {
   Supervision supervision = started({.ranks = 1, .max_restarts = 1});
   const Actions actions = supervision.rank_ended(GetParam().end, 0);
-  EXPECT_EQ(actions.start_attempt, GetParam().restarted);
+  EXPECT_EQ(actions.restart_in.has_value(), GetParam().restarted);
   EXPECT_EQ(actions.finished, !GetParam().restarted);
+  EXPECT_EQ(supervision.time_passed(0).start_attempt, GetParam().restarted);
   EXPECT_EQ(supervision.attempt(), GetParam().restarted ? 1 : 0);
   EXPECT_EQ(supervision.living(), GetParam().restarted ? 1 : 0);
 }
@@ -197,7 +270,8 @@ TEST(Supervision, NothingIsRestartedAfterASignalThatTheLauncherReceived) {
 TEST(Supervision, ARestartForgetsTheLastAttempt) {
   Supervision supervision = started({.ranks = 2, .failure_grace = 1'000, .max_restarts = 1});
   supervision.rank_ended(exits(0, 1), 0);
-  EXPECT_TRUE(supervision.rank_ended(dies(1, SIGTERM), 1).start_attempt);
+  supervision.rank_ended(dies(1, SIGTERM), 1);
+  EXPECT_TRUE(supervision.time_passed(1).start_attempt);
   EXPECT_FALSE(supervision.deadline());
   EXPECT_EQ(supervision.rank_ended(exits(1, 70), 2).signal, SIGTERM);  // sent anew
   EXPECT_TRUE(supervision.rank_ended(dies(0, SIGTERM), 3).finished);
@@ -205,7 +279,8 @@ TEST(Supervision, ARestartForgetsTheLastAttempt) {
 }
 
 /// The verdict's code, judged afterwards from the whole history of one attempt that got no signals from outside: the
-/// first real failure, else the first lost peer, else the first one killed late, else the first that left early.
+/// first real failure, else the first lost peer unless some rank left early, else the first one killed late, else the first that
+/// left early.
 int judged_afterwards(const std::vector<RankEnd>& ends, const std::vector<bool>& by_us) {
   const auto first = [&](auto&& accept) {
     for (size_t i = 0; i < ends.size(); ++i) {
@@ -219,9 +294,10 @@ int judged_afterwards(const std::vector<RankEnd>& ends, const std::vector<bool>&
   const int failed =
       first([&](size_t i) { return !by_us[i] && !plain(i, 0) && !plain(i, 75) && !plain(i, 76); });
   if (failed >= 0) return ends[failed].signal ? 128 + ends[failed].signal : ends[failed].code;
-  if (first([&](size_t i) { return plain(i, 76); }) >= 0) return 76;
+  const bool some_left = first([&](size_t i) { return plain(i, 75); }) >= 0;
+  if (!some_left && first([&](size_t i) { return plain(i, 76); }) >= 0) return 76;
   if (first([&](size_t i) { return by_us[i] && ends[i].signal == SIGKILL; }) >= 0) return 124;
-  if (first([&](size_t i) { return plain(i, 75); }) >= 0) return 75;
+  if (some_left) return 75;
   return 0;
 }
 

@@ -128,7 +128,10 @@ class LostRank(TrainingTestCase):
             result = job.result()
         self.assertEqual(result.code, 137, result)
         self.assertIn("rank 0 left with 76", result.out)
-        self.assertRegex(result.err.splitlines()[-1], rf"rank 1 \(pid {victim} .*SIGKILL")
+        who, lost, how = result.err.splitlines()[-3:]
+        self.assertRegex(who, rf"^fusedbun: rank 1 \(pid {victim} .* failed first: it was ended by SIGKILL")
+        self.assertRegex(lost, r"^fusedbun: in job step \d+: all \d+ steps are lost, for there is no checkpoint$")
+        self.assertRegex(how, r"^fusedbun: to go on: .*fusedbun launch -n 2 ")
         self.assertFalse((self.run_dir / "model.safetensors").exists())
 
     def test_nothing_stays_in_shared_memory_when_all_ranks_are_killed(self):
