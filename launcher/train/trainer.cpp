@@ -492,6 +492,7 @@ void train(const TrainOptions& options) {
                },
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
   if (is_finished(job, resumed, run_dir, progress)) {
+    if (options.checkpoints) job.checkpointer();  // what a killed save has left goes
     job.finish();
     return;
   }

@@ -278,6 +278,9 @@ class Damaged(ResumeTestCase):
         self.assertEqual(run(*self.words("whole")).code, 0)
         self.assertFalse(left.exists())
         self.assert_is(self.whole_model, STEPS - EVERY)
+        left.mkdir()  # and where the run is at its end already, too
+        self.assertEqual(run(*self.words("whole")).code, 0)
+        self.assertFalse(left.exists())
 
 
 class FullDisk(ResumeTestCase):
