@@ -25,13 +25,12 @@ import time
 from datetime import date
 from pathlib import Path
 
-from checkpoint_cost import MODEL, spread
+from checkpoint_cost import LARGE, MODEL, spread
 from live_training import ROOT, options
 
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 RANKS = 2
-LARGE = ["--layers", 18, "--heads", 12, "--width", 768, "--context", 64, "--batch", RANKS]
 LARGE_EVERY, SMALL_EVERY = 10, 50
 PARTS = ("noticed", "gone", "delay", "loaded", "first_step")
 AIM_SECONDS = 10
