@@ -4,6 +4,8 @@
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/linear.h>
 
+#include <filesystem>
+
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/snapshot/checkpointer.h"
 #include "local_ranks.h"
@@ -98,6 +100,48 @@ TEST(CheckpointContents, TheModelsOtherTensorsAndTheProgramsOwnComeBack) {
     EXPECT_FALSE(at::equal(net.first->weight, fresh.first->weight));  // one step further
     EXPECT_NE(net.first->weight.abs().max().item<float>(), 0);
   });
+}
+
+/// Six matrices: 1.6 million parameters.
+struct Matrices : torch::nn::Module {
+  Matrices() {
+    for (int i = 0; i < 6; ++i)
+      register_parameter("weight" + std::to_string(i), at::ones({512, 512}));
+  }
+};
+
+int64_t bytes_of_files(const std::filesystem::path& folder) {
+  int64_t bytes = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder))
+    if (entry.is_regular_file()) bytes += static_cast<int64_t>(entry.file_size());
+  return bytes;
+}
+
+// Not once more for each rank: vectors that all ranks hold are written once, and what describes the tensors is small.
+TEST(CheckpointContents, TakeTheBytesOfParametersAndStateAndAHundredthMore) {
+  for (const char* name : {"recommended", "compact", "fusedbun"}) {
+    SCOPED_TRACE(name);
+    int64_t needed = 0;  // by one rank, who has nothing twice
+    for (const int world_size : {1, 2, 4}) {
+      SCOPED_TRACE(world_size);
+      const support::ScratchFolder scratch;
+      testing::run_ranks(world_size, [&](comm::Communicator& ranks) {
+        Matrices model;
+        ShardedFusedbun optimizer({&ranks, &ranks}, model.named_parameters(),
+                                  FusedbunOptions(preset(name, 1e-2)));
+        for (torch::Tensor& parameter : model.parameters())
+          parameter.mutable_grad() = at::ones_like(parameter);
+        optimizer.step();
+        if (world_size == 1) needed = 6 * 512 * 512 * 4 + optimizer.state_bytes();
+        Checkpointer checkpointer(ranks, {.folder = scratch / "checkpoints"});
+        checkpointer.save({.optimizer = &optimizer, .model = &model});
+        checkpointer.wait();
+      });
+      const int64_t written = bytes_of_files(scratch / "checkpoints");
+      EXPECT_GE(written, needed);
+      EXPECT_LE(written, needed + needed / 100);
+    }
+  }
 }
 
 class Fitting : public ::testing::Test {
