@@ -3,7 +3,7 @@ set(_fusedbun_sanitized_tests
   segment_step_test fusedbun_test golden_test
   comm_gloo_test comm_gloo_process_group_test
   sharded_equality_test sharded_behaviour_test step_pieces_test wire_bytes_test user_programs_test
-  bucket_local_test bucket_gloo_test)
+  bucket_local_test bucket_gloo_test snapshot_test)
 
 set(FUSEDBUN_SANITIZED_OVER_TORCH OFF)
 if(FUSEDBUN_WITH_TORCH AND NOT FUSEDBUN_SANITIZE STREQUAL "off")
