@@ -18,9 +18,9 @@ from bare_ranks import free_port, seeded  # noqa: E402
 from job_process import start  # noqa: E402
 from training import TrainingTestCase, steps  # noqa: E402
 
-CASES = int(os.environ.get("FUSEDBUN_CASES", 2))
+CASES = int(os.environ.get("FUSEDBUN_CASES", 1))
 SKEW = 3  # seconds
-PATIENCE = 10  # --timeout
+PATIENCE = 7  # --timeout
 SOON = PATIENCE + 5
 REFUSED = (64, 69, 78)
 
