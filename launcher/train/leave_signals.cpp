@@ -27,6 +27,7 @@ constexpr std::string_view kSentenceAtStart =
 
 std::atomic<Stepper*> g_stepper{nullptr};
 std::atomic<bool> g_is_starting{false};
+std::atomic<bool> g_is_over{false};  ///< there are no more steps to leave after
 std::atomic<bool> g_tells{false};
 std::atomic<bool> g_on_terminal{false};
 std::atomic<int64_t> g_first_ns{0};  ///< when the first signal came; 0: none has
@@ -52,8 +53,8 @@ void on_signal(int number, siginfo_t* info, void*) {
   int64_t first = 0;
   if (!g_first_ns.compare_exchange_strong(first, now)) {
     if (now - first >= kSameRequestNs && !launchers_first) ::_exit(128 + number);
-  } else if (Stepper* stepper = g_stepper.load()) {
-    stepper->request_leave(changes::LeaveRequest::drain);
+  } else if (!g_is_over.load()) {
+    if (Stepper* stepper = g_stepper.load()) stepper->request_leave(changes::LeaveRequest::drain);
     if (g_tells) {
       run_folder::write_to_standard_error(kSentence.substr(g_on_terminal ? 0 : 1));
     }
@@ -80,16 +81,22 @@ LeaveSignals::LeaveSignals(bool tells) {
   }
 }
 
-LeaveSignals::Serving::Serving(Stepper& stepper) {
-  g_stepper = &stepper;
+void LeaveSignals::keep() {
   g_is_starting = false;
 }
 
+LeaveSignals::Serving::Serving(Stepper& stepper) {
+  g_stepper = &stepper;
+  if (g_first_ns != 0) stepper.request_leave(changes::LeaveRequest::drain);
+}
+
 LeaveSignals::Serving::~Serving() {
+  g_is_over = true;
   g_stepper = nullptr;
 }
 
 LeaveSignals::~LeaveSignals() {
+  g_is_over = true;
   g_is_starting = false;
 }
 

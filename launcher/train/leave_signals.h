@@ -1,7 +1,7 @@
 #pragma once
 // LeaveSignals: from its construction on SIGTERM, SIGINT, SIGHUP and SIGUSR1 end the process with 75: while it still starts nothing can
-// be lost. Once there are steps, while a Serving lives, the first of them asks the job to leave after a step
-// that all ranks agree on. One that comes a second or more after the first ends the process at once with 128 + its number,
+// be lost. From keep() on, before the run is on record, the first of them is kept for the Serving, while which lives it asks the job to
+// leave after a step that all ranks agree on. One that comes a second or more after the first ends the process at once with 128 + its number,
 // without the model. What comes sooner is the same request: a signal to a whole process tree reaches a rank twice, from
 // the sender and from its launcher. So is, however late, the first signal that its launcher sends after one from elsewhere:
 // mpirun waits before it passes SIGTERM on.
@@ -20,7 +20,9 @@ class LeaveSignals {
   /// `tells`: whether the first signal is answered with a sentence on standard error; one rank of a job is enough.
   explicit LeaveSignals(bool tells);
   ~LeaveSignals();
-  /// Until its end the stepper is asked; then signals do nothing.
+  /// The process no longer ends by itself: what it writes from here on wants an end of its own.
+  void keep();
+  /// Until its end the stepper is asked, at once if a signal was kept; then signals do nothing.
   class Serving {
    public:
     explicit Serving(Stepper& stepper);

@@ -187,7 +187,8 @@ void say_saved(Progress& progress, const SavedCheckpoint& saved) {
 class Run {
  public:
   Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
-      Gpt2& model, const TextData& text, Progress& progress, LastWords& last_words)
+      Gpt2& model, const TextData& text, Progress& progress, LastWords& last_words,
+      LeaveSignals& signals)
       : options_(options),
         initial_(initial),
         run_dir_(run_dir),
@@ -196,6 +197,7 @@ class Run {
         text_(text),
         progress_(progress),
         last_words_(last_words),
+        signals_(signals),
         resume_{.from = resume_from(options), .loaded = {}} {}
 
   struct End {
@@ -223,6 +225,7 @@ class Run {
   End execute() {
     const int64_t context = options_.model.context.value_or(model_->config().n_ctx);
     comm::Communicator& host = *job_.channels().host;
+    signals_.keep();  // on all ranks before rank 0 opens the record, which is to say how it ended
     require_same_run(host, options_, text_, context);
     const Options optimizer = options_of(options_.optimizer);
     LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
@@ -440,6 +443,7 @@ class Run {
   const TextData& text_;
   Progress& progress_;
   LastWords& last_words_;
+  LeaveSignals& signals_;
   ResumeRequest resume_;
   std::optional<RunCheckpoints> checkpoints_;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
@@ -453,7 +457,7 @@ class Run {
 void train(const TrainOptions& options) {
   validate(options);
   const plan::Identity identity = plan::identify(read_environment(), options.identity);
-  const LeaveSignals signals(identity.rank == 0);
+  LeaveSignals signals(identity.rank == 0);
   if (options.use_gpu) require_gpu(identity.rank);
   const InitialModel initial = choose_initial_model(options);
   require_present(options.data);
@@ -511,7 +515,8 @@ void train(const TrainOptions& options) {
     job.fail(error);
   }
   const Run::End end =
-      Run(options, initial, run_dir, job, *model, *text, progress, last_words).to_its_end();
+      Run(options, initial, run_dir, job, *model, *text, progress, last_words, signals)
+          .to_its_end();
   if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
   if (end.leave == changes::LeaveRequest::drain) {
     throw Error(ExitCode::left_early,

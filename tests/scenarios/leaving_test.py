@@ -164,6 +164,17 @@ class WhileItStarts(LeavingTestCase):
         self.assertNotIn("restart", result.err)
 
 
+    def test_once_it_is_on_record_the_record_says_how_it_ended(self):
+        # The record is written, and synced, before the first step.
+        with self.start(self.words("launch", "recorded"), fsync_seconds=0.2) as job:
+            wait_until(lambda: (self.run_dir / "run.json").exists(), 30, "the record")
+            for pid in tree(job.pid):
+                os.kill(pid, signal.SIGUSR1)
+            result = job.result(60)
+        self.assertEqual(result.code, 75, result)
+        self.assertEqual(self.attempts()[-1]["state"], "DRAINED", result)
+
+
 class Twice(LeavingTestCase):
     def test_the_second_signal_ends_it_soon_and_the_same_command_goes_on(self):
         for launcher in ("launch", "mpirun"):  # torchrun passes one on
