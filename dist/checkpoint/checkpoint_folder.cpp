@@ -90,10 +90,7 @@ std::optional<int64_t> step_of(std::string_view name, std::string_view ending) {
     return std::nullopt;
   name.remove_prefix(kPrefix.size());
   name.remove_suffix(ending.size());
-  int64_t step = 0;
-  const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), step);
-  if (error != std::errc{} || step < 0 || std::to_string(step) != name) return std::nullopt;
-  return step;
+  return read_step(name);
 }
 
 /// Calls `visit` with the name of everything in `folder`. Returns what stopped it.
@@ -182,6 +179,13 @@ bool has_manifest(const fs::path& folder) {
 }
 
 }  // namespace
+
+std::optional<int64_t> read_step(std::string_view text) {
+  int64_t step = 0;
+  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), step);
+  if (error != std::errc{} || step < 0 || std::to_string(step) != text) return std::nullopt;
+  return step;
+}
 
 CheckpointFolder::CheckpointFolder(fs::path root) : root_(std::move(root)) {}
 

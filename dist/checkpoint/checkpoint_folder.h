@@ -16,7 +16,9 @@
 // Thread safety: one thread at a time, and one rank where it says so.
 #include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "fusedbun/dist/checkpoint/manifest.h"
@@ -29,6 +31,9 @@ inline constexpr const char* kLatestName = "latest";
 inline constexpr const char* kModelFolder = "model";
 inline constexpr const char* kOptimizerFolder = "optimizer";
 inline constexpr const char* kTensorsFolder = "tensors";
+
+/// "500": the number of a step as people and folders write it. Nothing for any other text, such as a path.
+std::optional<int64_t> read_step(std::string_view text);
 
 class CheckpointFolder {
  public:

@@ -1,7 +1,6 @@
 #include "fusedbun/launcher/checkpoint/checkpoint_command.h"
 
 #include <CLI/CLI.hpp>
-#include <charconv>
 #include <chrono>
 #include <fstream>
 #include <iostream>
@@ -39,19 +38,17 @@ CheckpointFolder folder_of(const Which& which) {
 
 fs::path path_of(const Which& which) {
   const std::string& text = which.checkpoint;
-  int64_t step = 0;
-  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), step);
-  const bool is_step = !text.empty() && error == std::errc() && rest == text.data() + text.size();
-  if (!text.empty() && !is_step) return text;
+  const std::optional<int64_t> step = checkpoint::read_step(text);
+  if (!text.empty() && !step) return text;
   const CheckpointFolder folder = folder_of(which);
   const std::vector<int64_t> steps = folder.steps();
   FUSEDBUN_REQUIRE(!steps.empty(), DataError,
                    "there are no checkpoints in " + folder.root().string());
-  if (!is_step) return folder.path_of(steps.front());
-  FUSEDBUN_REQUIRE(std::ranges::find(steps, step) != steps.end(), DataError,
+  if (!step) return folder.path_of(steps.front());
+  FUSEDBUN_REQUIRE(std::ranges::find(steps, *step) != steps.end(), DataError,
                    "there is no checkpoint of step " + text + " in " + folder.root().string() +
                        ": fusedbun checkpoint list shows those there are");
-  return folder.path_of(step);
+  return folder.path_of(*step);
 }
 
 std::shared_ptr<Which> add_run_dir_flag(CLI::App& command) {

@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <charconv>
 #include <ctime>
 #include <iostream>
 #include <memory>
@@ -137,15 +136,8 @@ run_folder::Reuse reuse_of(const TrainOptions& options, const plan::Identity& id
 
 LoadOptions resume_from(const TrainOptions& options) {
   LoadOptions from{.partial = options.load_partial, .fallback = options.fallback};
-  const std::string& text = options.resume_from;
-  int64_t step = 0;
-  const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), step);
-  const bool is_step = !text.empty() && error == std::errc() && rest == text.data() + text.size();
-  if (is_step) {
-    from.job_step = step;
-  } else {
-    from.path = text;
-  }
+  from.job_step = checkpoint::read_step(options.resume_from);
+  if (!from.job_step) from.path = options.resume_from;
   return from;
 }
 

@@ -2,13 +2,13 @@
 """Cuts the power while a job saves checkpoints: of whatever the disk has then, the newest checkpoint must be whole, and not older
 than the one that the job last said was durable.
 
-    power_cut.py [--points N] [--seed S] [--without files]
+    power_cut.py [--points N] [--seed S] [--filesystem ext4|xfs|btrfs] [--without files]
 
-The job writes to an ext4 file system in a file, which commits nothing by itself for ten minutes. At a random moment all its processes
+The job writes to a file system in a file; ext4 and btrfs commit nothing by themselves for ten minutes, XFS not for half a minute. At a random moment all its processes
 are stopped and the file is copied: that is the disk as a power cut would leave it. The copy is mounted, its journal replayed, and every
 checkpoint on it is verified. Now and then a rank is killed as well, and the job started again. `--without files` takes every fsync of
 files away: then the test must fail, or it proves nothing. Those of folders it cannot judge: ext4 commits all names with the next fsync of
-any file (checkpoint_folder_test holds their order). What it shows is ext4 (data=ordered), between system calls. Needs root.
+any file (checkpoint_folder_test holds their order). What it shows is what these file systems do between system calls. Needs root.
 """
 
 import argparse
@@ -24,19 +24,30 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 from job_process import BINARY, run, tree, wait_until  # noqa: E402
 from training import SMALL, TEXT  # noqa: E402
 
-DISK_MIB = 48
+class Filesystem(NamedTuple):
+    """`live` and `copy`: how the disk of the job and what is left of it are mounted, the latter beside the former."""
+    mebibytes: int
+    make: str
+    live: str
+    copy: str
+
+
+FILESYSTEMS = {"ext4": Filesystem(48, "mkfs.ext4 -q -F", "commit=600", "defaults"),
+               "xfs": Filesystem(320, "mkfs.xfs -q -f", "defaults", "nouuid"),
+               "btrfs": Filesystem(256, "mkfs.btrfs -q -f", "commit=600", "defaults")}
 DURABLE = re.compile(r"checkpoint of step (\d+) is durable")
 
 
 @contextlib.contextmanager
-def mounted(image, folder, *options):
+def mounted(image, folder, options):
     folder.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "ext4", "-o", ",".join(["loop", *options]), image, folder], check=True)
+    subprocess.run(["mount", "-o", f"loop,{options}", image, folder], check=True)
     try:
         yield folder
     finally:
@@ -95,7 +106,7 @@ def problems_on(disk, durable):
     return problems
 
 
-def prove(points, seed, without):
+def prove(points, seed, filesystem, without):
     choice = random.Random(seed)
     wrong = 0
     with tempfile.TemporaryDirectory(prefix="fusedbun-power-") as name:
@@ -103,9 +114,9 @@ def prove(points, seed, without):
         (folder / "text.txt").write_text(TEXT)
         image, copy = folder / "disk.img", folder / "copy.img"
         with open(image, "wb") as file:
-            file.truncate(DISK_MIB << 20)
-        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
-        with mounted(image, folder / "disk", "commit=600") as disk:
+            file.truncate(filesystem.mebibytes << 20)
+        subprocess.run([*filesystem.make.split(), image], check=True)
+        with mounted(image, folder / "disk", filesystem.live) as disk:
             job = Job(folder / "text.txt", disk / "run", without)
             try:
                 wait_until(lambda: job.durable > 0, 60, "the first checkpoint")
@@ -115,7 +126,7 @@ def prove(points, seed, without):
                     job.signal(signal.SIGSTOP)
                     subprocess.run(["cp", "--sparse=always", image, copy], check=True)
                     job.signal(signal.SIGCONT)
-                    with mounted(copy, folder / "after") as after:
+                    with mounted(copy, folder / "after", filesystem.copy) as after:
                         problems = problems_on(after, durable)
                     if problems:
                         wrong += 1
@@ -138,10 +149,11 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--points", type=int, default=100)
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--filesystem", choices=FILESYSTEMS, default="ext4")
     arguments.add_argument("--without", choices=("files",))
     chosen = arguments.parse_args()
-    wrong = prove(chosen.points, chosen.seed, chosen.without)
-    print(f"{chosen.points} points from seed {chosen.seed}, {wrong} wrong" +
+    wrong = prove(chosen.points, chosen.seed, FILESYSTEMS[chosen.filesystem], chosen.without)
+    print(f"{chosen.points} points from seed {chosen.seed} on {chosen.filesystem}, {wrong} wrong" +
           (f", without fsync of {chosen.without}" if chosen.without else ""))
     return 0 if (wrong == 0) != bool(chosen.without) else 1
 
