@@ -87,6 +87,24 @@ class SaveOnDemand(TrainingTestCase):
         states = [checkpoint["state"] for checkpoint in checkpoints if checkpoint.get("reason") == "look"]
         self.assertEqual(states, ["CREATING", "ACTIVE"])
 
+    def test_a_disk_that_hangs_holds_no_step_up(self):
+        slow = {"LD_PRELOAD": os.environ["FUSEDBUN_SLOW_WORLD"], "FUSEDBUN_TEST_FSYNC_SECONDS": "1"}
+        words = ["launch", "-n", 2, "--", *self.train(SPAN, "--checkpoint-every", 0)]
+        with start(*words, environment=slow) as job:
+            self.wait_for_steps(3)
+            result = self.ask("--no-wait", "--output", "json")
+            self.assertEqual(result.code, 0, result)
+            name = json.loads(result.out)["step"]
+            self.wait_for_steps(int(name) + 1)
+            done = len(steps(self.run_dir))
+            self.wait_for_steps(done + 50)
+            self.assertNotIn("last_checkpoint", {k: v for k, v in self.status().items() if v})
+            self.assertFalse((self.run_dir / "checkpoints" / f"step-{name}").exists())
+            self.assert_fails(self.ask("--timeout", 0.5), 124, "no checkpoint is durable after 0.5 s")
+            for pid in tree(job.pid):
+                os.kill(pid, signal.SIGKILL)
+            job.result()
+
     def test_where_none_is_saved_it_says_so(self):
         with self.job("--no-checkpoints", "") as job:
             self.wait_for_steps(3)
