@@ -48,11 +48,20 @@ struct ChildSetup {
   char** environment;
 };
 
+/// What came to the launcher's process group while this was still in it comes again, through the launcher. A Ctrl-Z would stop this
+/// process before its program is there, and the launcher, which waits for that, with it.
+void discard_pending_signals() {
+  for (const int signal : {SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGTSTP}) {
+    if (::signal(signal, SIG_IGN) != SIG_IGN) ::signal(signal, SIG_DFL);
+  }
+}
+
 /// In the child, between fork and exec: system calls only. Reports errno on `failure` if the program cannot be started.
 [[noreturn]] void become_rank(const ChildSetup& setup) {
   ::setpgid(0, 0);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (::getppid() != setup.launcher) ::_exit(1);  // it died before the line above took effect
+  discard_pending_signals();
   sigset_t none;
   ::sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);

@@ -318,7 +318,8 @@ class Stopping(TestCase):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
     def test_the_ranks_stop_and_go_on_with_the_launcher(self):
-        with launch(2, "sleep 100") as job:
+        # A shell that is stopped while it starts a program waits for that, in another state.
+        with launch(2, "exec sleep 100") as job:
             pids = [*job.ranks(2), job.pid]
             os.killpg(job.pid, signal.SIGTSTP)
             wait_until(lambda: all(self.state(pid) == "T" for pid in pids), 10, "all to stop")
