@@ -7,7 +7,7 @@ namespace {
 
 using State = CheckpointRecord::State;
 
-std::string after_steps(int64_t job_step) {
+std::string of_step(int64_t job_step) {
   return "of step " + std::to_string(job_step);
 }
 
@@ -26,7 +26,7 @@ CheckpointRecords::Answer CheckpointRecords::answer(int64_t job_step) const {
   if (under_way_) {
     return changes::Refusal{changes::RefusalKind::unavailable,
                             "SAVE_UNDER_WAY",
-                            "the checkpoint " + after_steps(*under_way_) +
+                            "the checkpoint " + of_step(*under_way_) +
                                 " is being written: ask again when it is durable",
                             {{"step", std::to_string(*under_way_)}}};
   }
@@ -58,7 +58,6 @@ CheckpointRecords::Turned CheckpointRecords::started(int64_t job_step, int64_t n
   CheckpointRecord& record = records_[job_step] = {};
   record.facts.job_step = job_step;
   record.create_us = now_us;
-  forget_past();
   return {job_step};
 }
 
@@ -80,17 +79,18 @@ CheckpointRecords::Turned CheckpointRecords::failed(int64_t job_step, std::strin
   CheckpointRecord& record = records_[job_step];
   record.facts.job_step = job_step;
   if (record.create_us == 0) record.create_us = now_us;
-  return fail(record, "WRITE_FAILED", std::string(error));
+  return fail(job_step, "WRITE_FAILED", std::string(error));
 }
 
-CheckpointRecords::Turned CheckpointRecords::fail(CheckpointRecord& record, std::string_view reason,
+CheckpointRecords::Turned CheckpointRecords::fail(int64_t job_step, std::string_view reason,
                                                   std::string error) {
+  CheckpointRecord& record = records_.at(job_step);
   record.state = State::failed;
   record.error_reason = reason;
   record.error = std::move(error);
   last_error_ = record.error;
-  forget_past();
-  return {record.facts.job_step};
+  forget_past();  // it may be this record
+  return {job_step};
 }
 
 CheckpointRecords::Turned CheckpointRecords::deleted(int64_t job_step) {
@@ -128,16 +128,15 @@ CheckpointRecords::Turned CheckpointRecords::give_up_request(std::string_view re
   const int64_t step = *requested_;
   requested_.reset();
   untold_ = false;
-  return fail(records_[step], reason, std::move(error));
+  return fail(step, reason, std::move(error));
 }
 
 CheckpointRecords::Turned CheckpointRecords::run_ended() {
   Turned turned;
-  for (auto& [step, record] : records_) {
-    if (record.state != State::creating) continue;
-    fail(record, "RUN_ENDED", "the run ended before it was durable");
-    turned.push_back(step);
+  for (const auto& [step, record] : records_) {
+    if (record.state == State::creating) turned.push_back(step);
   }
+  for (const int64_t step : turned) fail(step, "RUN_ENDED", "the run ended before it was durable");
   requested_.reset();
   under_way_.reset();
   return turned;

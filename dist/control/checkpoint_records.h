@@ -2,7 +2,7 @@
 // CheckpointRecords: what became of each checkpoint that a job knows of: asked for, being written, durable, failed, gone. Told by
 // the training loop and by the thread that writes; asked by clients.
 //
-//   request()  ->  take_request(): the header of that step tells all ranks  ->  started()  ->  durable() or failed()
+//   answer(), accept()  ->  take_request(): the header of that step tells all ranks  ->  started()  ->  durable() or failed()
 //
 // Pure: times are arguments. Thread safety: none; the service guards it.
 #include <cstdint>
@@ -24,7 +24,7 @@ struct CheckpointRecord {
   State state = State::creating;
   CheckpointFacts facts;     ///< bytes, ranks and digest once it is durable
   int64_t create_us = 0;     ///< when it was asked for, else when it was begun
-  std::string actor;         ///< who asked for it; empty: nobody
+  std::string actor;         ///< who asked for it; empty: the program saved by itself
   std::string reason;        ///< why, as they say
   std::string error;         ///< a sentence
   std::string error_reason;  ///< "WRITE_FAILED"
@@ -60,7 +60,7 @@ class CheckpointRecords {
   bool is_requested() const { return requested_.has_value(); }
 
   Turned started(int64_t job_step, int64_t now_us);
-  /// The program was to save then, but another save was under way on some rank.
+  /// The program tried to save after this step, but an earlier save was not done on some rank.
   Turned refused(int64_t job_step);
   Turned durable(const CheckpointFacts& facts, int64_t now_us);
   Turned failed(int64_t job_step, std::string_view error, int64_t now_us);
@@ -82,7 +82,7 @@ class CheckpointRecords {
 
  private:
   Turned give_up_request(std::string_view reason, std::string error);
-  Turned fail(CheckpointRecord& record, std::string_view reason, std::string error);
+  Turned fail(int64_t job_step, std::string_view reason, std::string error);
   void forget_past();
 
   std::map<int64_t, CheckpointRecord> records_;  ///< by step

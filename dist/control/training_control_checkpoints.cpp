@@ -30,9 +30,13 @@ v1::Checkpoint::State message_of(CheckpointRecord::State state) {
 
 }  // namespace
 
+std::string TrainingControlService::address_of_checkpoint(int64_t job_step) const {
+  return name_ + "/checkpoints/" + std::to_string(job_step);
+}
+
 v1::Checkpoint TrainingControlService::checkpoint_message(const CheckpointRecord& record) const {
   v1::Checkpoint checkpoint;
-  checkpoint.set_name(name_ + "/checkpoints/" + std::to_string(record.facts.job_step));
+  checkpoint.set_name(address_of_checkpoint(record.facts.job_step));
   checkpoint.set_state(message_of(record.state));
   checkpoint.set_step(record.facts.job_step);
   checkpoint.set_bytes(record.facts.bytes);
@@ -104,11 +108,12 @@ CheckpointRecords::Answer TrainingControlService::checkpoint_answer(
   if (auto refusal = changes::check_size(sizes)) return *std::move(refusal);
   if (auto refusal = refused_in(Rpc::create_checkpoint, state_)) return *std::move(refusal);
   if (!offers_checkpoints_) {
-    return changes::Refusal{changes::RefusalKind::failed_precondition,
-                            "NO_CHECKPOINTS",
-                            "this job saves no checkpoints: fusedbun train was told "
-                            "--no-checkpoints, or the program never calls Job::save",
-                            {}};
+    return changes::Refusal{
+        changes::RefusalKind::failed_precondition,
+        "NO_CHECKPOINTS",
+        "this job saves no checkpoints: fusedbun train was told "
+        "--no-checkpoints, or its program has called neither Job::resume nor Job::save yet",
+        {}};
   }
   // The header of the current step tells the ranks, who read it in the next one: as with a change, two steps from now.
   auto answer = checkpoints_.answer(ledger_.earliest_step());

@@ -44,7 +44,7 @@ v1::Job TrainingControlService::job_message(bool degraded) const {
   job.set_version(job_.version);
   job.set_backend(job_.backend);
   if (const CheckpointRecord* newest = checkpoints_.newest())
-    job.set_last_checkpoint(checkpoint_message(*newest).name());
+    job.set_last_checkpoint(address_of_checkpoint(newest->facts.job_step));
   job.set_last_checkpoint_error(checkpoints_.last_error());
   const std::lock_guard lock(progress_mutex_);
   job.set_step(last_report_ ? last_report_->job_step + 1 : job_.first_step);

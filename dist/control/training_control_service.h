@@ -54,7 +54,7 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   /// See ControlServer.
   void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);
 
-  // For whoever saves; see ControlServer.
+  // Told by Job of its checkpoints; see ControlServer.
   void offer_checkpoints(const std::vector<ControlServer::FoundCheckpoint>& found);
   void save_started(int64_t job_step);
   void save_refused(int64_t job_step);
@@ -187,6 +187,7 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   grpc::Status ask_to_leave(const Leaving& leaving, v1::Job* reply);
   void fill_schedule(const changes::Settings& settings, v1::Hyperparameters& message) const;
   std::string address_of_change(int64_t revision) const;
+  std::string address_of_checkpoint(int64_t job_step) const;
 
   const JobDescription job_;
   const std::string run_id_;

@@ -204,7 +204,7 @@ void CheckpointWriter::tell(const CheckpointEvent& event) const {
   try {
     options_.on_event(event);
   } catch (const std::exception& error) {  // the program's own; the checkpoint is what it is
-    say(std::string("whoever is told of checkpoints failed: ") + error.what());
+    say(std::string("the program's callback for checkpoints failed: ") + error.what());
   }
 }
 

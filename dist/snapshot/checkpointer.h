@@ -41,7 +41,7 @@ struct SavedCheckpoint {
 struct SaveStarted {
   int64_t job_step = 0;
 };
-/// save() was called while another one was under way on some rank.
+/// save() did nothing, because an earlier save was not done on some rank.
 struct SaveRefused {
   int64_t job_step = 0;
 };

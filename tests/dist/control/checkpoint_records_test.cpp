@@ -127,6 +127,20 @@ TEST(CheckpointRecords, TheEndOfTheRunEndsWhatIsNotDurable) {
   EXPECT_THAT(records.run_ended(), IsEmpty());
 }
 
+TEST(CheckpointRecords, TheEndOfARunWithAFullPastForgetsItsOldest) {
+  CheckpointRecords records;
+  for (size_t i = 0; i < CheckpointRecords::kPastMax; ++i) {
+    const auto step = static_cast<int64_t>(100 + i);
+    records.found(durable_after(step), "");
+    records.deleted(step);
+  }
+  records.started(10, 1);  // the run went on from an older one
+  records.accept(kAsked, 12, 1);
+  EXPECT_THAT(records.run_ended(), ElementsAre(10, 12));
+  EXPECT_EQ(records.list(0, 5000).size(), CheckpointRecords::kPastMax);
+  EXPECT_EQ(records.find(10), nullptr);
+}
+
 TEST(CheckpointRecords, ThePastIsForgottenAndThePresentIsNot) {
   CheckpointRecords records;
   constexpr int64_t kSaves = 1500;
