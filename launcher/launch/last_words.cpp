@@ -18,7 +18,7 @@ LastWords parse_last_words(std::string_view text) {
   return words;
 }
 
-LastWordsFile::LastWordsFile() : descriptor_(::memfd_create("fusedbun-last-words", MFD_CLOEXEC)) {
+LastWordsFile::LastWordsFile() : descriptor_(::memfd_create(kLastWordsFileName, MFD_CLOEXEC)) {
   if (descriptor_ < 0) return;
   path_ = "/proc/" + std::to_string(::getpid()) + "/fd/" + std::to_string(descriptor_);
 }

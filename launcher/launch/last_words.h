@@ -15,6 +15,8 @@ namespace fusedbun::launch {
 
 inline constexpr const char* kLastWordsVariable = "FUSEDBUN_LAST_WORDS";
 inline constexpr size_t kLastWordsBytes = 1024;
+/// Of the file in memory; where its link leads elsewhere the variable is not of this launcher.
+inline constexpr const char* kLastWordsFileName = "fusedbun-last-words";
 
 struct LastWords {
   std::string lost = {};        ///< empty: the program has said nothing

@@ -8,11 +8,13 @@
 #include <string_view>
 #include <utility>
 
+#include "fusedbun/launcher/launch/last_words.h"
+
 namespace fusedbun::train {
 namespace {
 
-constexpr const char* kVariable = "FUSEDBUN_LAST_WORDS";
-constexpr size_t kBytes = 1024;
+using launch::kLastWordsBytes;
+using launch::kLastWordsVariable;
 
 }  // namespace
 
@@ -35,17 +37,17 @@ LastWords::~LastWords() {
 }
 
 bool LastWords::are_wanted() {
-  const char* const path = std::getenv(kVariable);
+  const char* const path = std::getenv(kLastWordsVariable);
   if (path == nullptr) return false;
-  // In another container the same path may be somebody else's file.
+  // In another container the same path may lead to another file, which must not be written.
   std::array<char, 64> target{};
   const ssize_t size = ::readlink(path, target.data(), target.size());
   const std::string_view name(target.data(), size > 0 ? static_cast<size_t>(size) : 0);
-  return name.starts_with("/memfd:fusedbun-last-words");
+  return name.starts_with(std::string("/memfd:") + launch::kLastWordsFileName);
 }
 
 void LastWords::keep_for_launcher() {
-  if (are_wanted()) descriptor_ = ::open(std::getenv(kVariable), O_WRONLY | O_CLOEXEC);
+  if (are_wanted()) descriptor_ = ::open(std::getenv(kLastWordsVariable), O_WRONLY | O_CLOEXEC);
 }
 
 void LastWords::steps_done(int64_t count) {
@@ -81,8 +83,8 @@ std::string LastWords::same_command() const {
 void LastWords::write() const {
   if (descriptor_ < 0) return;
   std::string text = sentence_now() + "\n" + more_words_ + "\n";
-  if (text.size() >= kBytes) return;
-  text.resize(kBytes);
+  if (text.size() >= kLastWordsBytes) return;
+  text.resize(kLastWordsBytes);
   // As a whole, within a page: a process that is killed meanwhile leaves the old words or the new.
   static_cast<void>(::pwrite(descriptor_, text.data(), text.size(), 0) < 0);
 }
