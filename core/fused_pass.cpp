@@ -47,6 +47,7 @@ PassArguments<T> arguments_of(const RowRange& range, const StepScalars& s,
   PassArguments<T> a;
   a.rows = range.rows();
   a.columns = range.columns;
+  a.elements = range.elements();
   a.has_hessian = structure.prepare_hessian;
   a.hessian_of_raw = structure.hessian_source == HessianSource::raw;
   a.momentum_kind = momentum_kind(has_momentum, structure.momentum_at);
@@ -77,6 +78,13 @@ PassArguments<T> arguments_of(const RowRange& range, const StepScalars& s,
   return a;
 }
 
+// Where nothing depends on rows: long ones, so that there are no short ends.
+template <class T>
+void lay_out_without_rows(PassArguments<T>& a) {
+  a.columns = kSumBlock;
+  a.rows = (a.elements + kSumBlock - 1) / kSumBlock;
+}
+
 bool keeps_full(const RowRange& range, const Structure& structure) {
   return range.is_vector || structure.accumulator == Accumulator::full;
 }
@@ -89,6 +97,7 @@ PassArguments<T> begin_arguments(const RowRange& range, const StepScalars& scala
   PassArguments<T> a = arguments_of<T>(range, scalars, structure, has_momentum);
   if (keeps_full(range, structure)) {
     a.kind = PassKind::full;
+    if (!a.centralize) lay_out_without_rows(a);
   } else if (structure.accumulator == Accumulator::sm3) {
     a.kind = PassKind::sm3;
   } else if (structure.accumulator == Accumulator::mean) {

@@ -9,6 +9,7 @@
 #include "fusedbun/core/options.h"
 #include "fusedbun/core/row_range.h"
 #include "fusedbun/core/step_scalars.h"
+#include "fusedbun/core/sum_order.h"
 
 namespace fusedbun {
 
@@ -49,37 +50,9 @@ struct MomentMemory {
       nullptr;  ///< [m], maxima are taken into it (sm3); never negative, NaN without sign
 };
 
+/// The factors of a step, already of type T.
 template <class T>
-struct PassArguments {
-  T* parameter = nullptr;  ///< [rows, m]
-  /// The bfloat16 parameter [rows, m] of which `parameter` is the master. Read first: an element that is not its master's
-  /// rounding was written by the program, and the master takes its value. Then gets the new one, rounded to nearest even.
-  uint16_t* low_precision_parameter = nullptr;
-  /// The gradient's summands in the order in which they are added, [rows, m] each; only read. On a GPU there is one.
-  const void* const* gradients = nullptr;
-  int gradient_count = 0;
-  const void* gradient = nullptr;  ///< the first of them, by value for kernels on a GPU
-  ElementType gradient_type = sizeof(T) == sizeof(double) ? ElementType::f64 : ElementType::f32;
-  /// [rows, m] of T, or of bfloat16 with MomentumDtype::bf16; null: momentum_beta = 0.
-  void* momentum = nullptr;
-  MomentMemory<T> moment;   ///< exp_avg_sq
-  MomentMemory<T> hessian;  ///< exp_hessian, which then normalises in its place (CPU only)
-  bool has_hessian = false;
-  bool hessian_of_raw = false;  ///< it takes in the gradient before momentum and mask, not after
-
-  int64_t rows = 0;
-  int64_t columns = 0;
-  /// Elements of the matrix before the pass's first row: the [rows, m] pointers stay the matrix's (CPU only).
-  int64_t first_element = 0;
-
-  PassKind kind = PassKind::full;
-  MomentumKind momentum_kind = MomentumKind::none;
-  bool momentum_is_bf16 = false;
-  bool centralize = false;
-  bool masked = false;
-  bool held = false;
-  bool use_rms = false;
-
+struct PassScalars {
   T gradient_divisor = 1;
   T gradient_inverse =
       0;  ///< 1 / divisor where that is exact (powers of two): a product with the same bits; else 0
@@ -94,6 +67,52 @@ struct PassArguments {
   T keep = 1;
   T step = 0;  ///< p -= step·u
   double row_beta = 0;
+};
+
+/// What the structure of the options makes of these rows.
+struct PassRules {
+  PassKind kind = PassKind::full;
+  MomentumKind momentum_kind = MomentumKind::none;
+  bool momentum_is_bf16 = false;
+  bool centralize = false;
+  bool masked = false;
+  bool held = false;
+  bool use_rms = false;
+  bool has_hessian = false;
+  bool hessian_of_raw = false;  ///< it takes in the gradient before momentum and mask, not after
+};
+
+/// Rows and columns of the matrix that is passed over.
+struct PassShape {
+  int64_t rows = 0;
+  int64_t columns = 0;
+  int64_t elements = 0;  ///< rows·columns, or fewer: then the last row is shorter
+};
+
+template <class T>
+struct PassArguments : PassScalars<T>, PassRules, PassShape {
+  T* parameter = nullptr;  ///< [rows, m]
+  /// The bfloat16 parameter [rows, m] of which `parameter` is the master. Read first: an element that is not its master's
+  /// rounding was written by the program, and the master takes its value. Then gets the new one, rounded to nearest even.
+  uint16_t* low_precision_parameter = nullptr;
+  /// The gradient's summands in the order in which they are added, [rows, m] each; only read. On a GPU there is one.
+  const void* const* gradients = nullptr;
+  int gradient_count = 0;
+  const void* gradient = nullptr;  ///< the first of them
+  ElementType gradient_type = sizeof(T) == sizeof(double) ? ElementType::f64 : ElementType::f32;
+  /// [rows, m] of T, or of bfloat16 with MomentumDtype::bf16; null: momentum_beta = 0.
+  void* momentum = nullptr;
+  MomentMemory<T> moment;   ///< exp_avg_sq
+  MomentMemory<T> hessian;  ///< exp_hessian, which then normalises in its place (CPU only)
+  /// [rows] the sum of squares of each row's new parameters; null: not wanted.
+  double* row_squares = nullptr;
+
+  /// Elements of the matrix before the pass's first row: the [rows, m] pointers stay the matrix's (CPU only).
+  int64_t first_element = 0;
+
+  int64_t columns_of(int64_t row) const {
+    return elements - row * columns < columns ? elements - row * columns : columns;
+  }
 };
 
 /// The arguments of the part of a step that begins (or finishes) it, without the pointers, which are the caller's to set.

@@ -4,9 +4,11 @@
 #include <torch/serialize/archive.h>
 
 #include <cmath>
+#include <optional>
 #include <unordered_set>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/fusedbun_device.h"
 #include "fusedbun/core/gradient_kernels.h"
 #include "fusedbun/core/option_fields.h"
 
@@ -64,33 +66,32 @@ bool squares_finite(const Tensor& gradient, at::ScalarType arithmetic) {
                                    : squares_are_finite(g.data_ptr<float>(), g.numel());
 }
 
-double squares_of(const Tensor& rows) {
-  const bool plain = rows.device().is_cpu() &&
-                     (rows.scalar_type() == at::kDouble || rows.scalar_type() == at::kFloat);
-  if (!plain) return rows.to(at::kDouble).square().sum().item<double>();
-  return rows.scalar_type() == at::kDouble ? sum_of_squares(rows.data_ptr<double>(), rows.numel())
-                                           : sum_of_squares(rows.data_ptr<float>(), rows.numel());
-}
-
 // Known from the last step, so that the values need not be read once more; added up anew if the program has written them since.
-double root_mean_square(const Tensor& parameter, const Tensor& rows, FusedbunParamState& state) {
+double root_mean_square(const Tensor& parameter, const Tensor& rows, const RowRange& range,
+                        const Options& options, FusedbunParamState& state) {
   using Difference = TensorSnapshot::Difference;
   double sum = state.squares.sum;
   if (state.squares.of.difference(parameter) != Difference::none) {
     follow_parameter(rows, state.segment);
-    sum = squares_of(state.segment.master.defined() ? state.segment.master : rows);
+    sum = sum_of_squares(state.segment.master.defined() ? state.segment.master : rows, range,
+                         options);
   }
   return std::sqrt(sum / static_cast<double>(rows.numel()));
+}
+
+bool has_state(const SegmentState& segment) {
+  return segment.exp_avg_sq.full.defined() || segment.exp_avg_sq.col.defined();
 }
 
 void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
                     FusedbunParamState& state, const Options& options) {
   const RowRange range = all_rows(parameter, options);
   const Tensor rows = as_rows(parameter, range);
-  if (state.step == 0) state.segment = make_segment_state(rows, range, options);
+  if (!has_state(state.segment)) state.segment = make_segment_state(rows, range, options);
   fit_segment_state(rows, state.segment);
   SegmentState& segment = state.segment;
-  const double rms = options.scale_by_parameter_rms ? root_mean_square(parameter, rows, state) : 1;
+  const double rms =
+      options.scale_by_parameter_rms ? root_mean_square(parameter, rows, range, options, state) : 1;
   ++state.step;
 
   SegmentStep step;
@@ -117,6 +118,25 @@ void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
   if (options.scale_by_parameter_rms) {
     state.squares = {new_squares, TensorSnapshot(parameter, TensorSnapshot::Sampling::few)};
   }
+}
+
+FusedbunDevice::Stepped stepped_of(const Tensor& parameter, FusedbunParamState& state,
+                                   const Options& options) {
+  FusedbunDevice::Stepped stepped;
+  stepped.parameter = parameter;
+  stepped.range = all_rows(parameter, options);
+  stepped.rows = as_rows(parameter, stepped.range);
+  if (!has_state(state.segment))
+    state.segment = make_segment_state(stepped.rows, stepped.range, options);
+  fit_segment_state(stepped.rows, state.segment);
+  const Tensor gradient = parameter.grad();
+  const at::ScalarType arithmetic = arithmetic_type(parameter.scalar_type());
+  const bool is_taken = arithmetic == at::kFloat && (gradient.scalar_type() == at::kBFloat16 ||
+                                                     gradient.scalar_type() == at::kHalf);
+  stepped.gradient_rows = as_rows(is_taken ? gradient : gradient.to(arithmetic), stepped.range);
+  stepped.state = &state;
+  stepped.options = &options;
+  return stepped;
 }
 
 // "parameter 3 of group 0 [4, 5]"
@@ -242,6 +262,8 @@ Fusedbun::Fusedbun(const std::vector<OptimizerParamGroup>& groups, FusedbunOptio
 Fusedbun::Fusedbun(std::vector<Tensor> parameters, FusedbunOptions defaults)
     : Fusedbun({OptimizerParamGroup(std::move(parameters))}, std::move(defaults)) {}
 
+Fusedbun::~Fusedbun() = default;
+
 void Fusedbun::add_param_group(const OptimizerParamGroup& group) {
   std::unordered_set<void*> elsewhere;
   for (const auto& known : param_groups()) {
@@ -263,26 +285,86 @@ Tensor Fusedbun::step(LossClosure closure) {
   }
   at::NoGradGuard no_grad;
   require_steppable();
-  if (!gradients_allow_step()) {
-    ++skipped_steps_;
-  } else {
-    for (const auto& group : param_groups()) {
-      const Options& options = options_of(group);
-      for (const Tensor& parameter : group.params()) {
-        if (!parameter.grad().defined() || parameter.numel() == 0) continue;
-        void* identity = parameter.unsafeGetTensorImpl();
-        auto& state = state_[identity];
-        if (state == nullptr) state = std::make_unique<FusedbunParamState>();
-        const auto diagonal = hessian_diagonals_.find(identity);
-        step_parameter(parameter,
-                       diagonal == hessian_diagonals_.end() ? Tensor() : diagonal->second,
-                       static_cast<FusedbunParamState&>(*state), options);
-      }
-    }
+  if (!step_on_device()) {
+    settle();
+    step_one_by_one();
   }
   hessian_diagonals_.clear();
   ++job_step_;
   return loss;
+}
+
+void Fusedbun::step_one_by_one() {
+  if (!gradients_allow_step()) {
+    ++skipped_steps_;
+    return;
+  }
+  for (const auto& group : param_groups()) {
+    const Options& options = options_of(group);
+    for (const Tensor& parameter : group.params()) {
+      if (!parameter.grad().defined() || parameter.numel() == 0) continue;
+      void* identity = parameter.unsafeGetTensorImpl();
+      auto& state = state_[identity];
+      if (state == nullptr) state = std::make_unique<FusedbunParamState>();
+      const auto diagonal = hessian_diagonals_.find(identity);
+      step_parameter(parameter, diagonal == hessian_diagonals_.end() ? Tensor() : diagonal->second,
+                     static_cast<FusedbunParamState&>(*state), options);
+    }
+  }
+}
+
+bool Fusedbun::step_on_device() {
+  std::optional<at::Device> device;
+  bool skips = false;
+  for (const auto& group : param_groups()) {
+    const Options& options = options_of(group);
+    for (const Tensor& parameter : group.params()) {
+      if (!parameter.grad().defined() || parameter.numel() == 0) continue;
+      if (!device) device = parameter.device();
+      const at::ScalarType arithmetic = arithmetic_type(parameter.scalar_type());
+      const bool fits = *device == parameter.device() &&
+                        has_device_step(options, parameter.scalar_type()) &&
+                        step_path(options, parameter.device(), arithmetic) == StepPath::device;
+      if (!fits) return false;
+      skips |= options.nonfinite == Nonfinite::skip;
+    }
+  }
+  if (!device) return false;
+  if (device_ == nullptr) {
+    device_ = std::make_unique<FusedbunDevice>(*device_api_of(*device), *device);
+  }
+  std::vector<FusedbunDevice::Stepped> stepped;
+  for (const auto& group : param_groups()) {
+    for (const Tensor& parameter : group.params()) {
+      if (!parameter.grad().defined() || parameter.numel() == 0) continue;
+      auto& state = state_[parameter.unsafeGetTensorImpl()];
+      if (state == nullptr) state = std::make_unique<FusedbunParamState>();
+      stepped.push_back(
+          stepped_of(parameter, static_cast<FusedbunParamState&>(*state), options_of(group)));
+    }
+  }
+  device_->step(stepped, skips);
+  for (const FusedbunDevice::Stepped& each : stepped) {
+    if (!each.parameter.is_inference()) each.parameter.unsafeGetTensorImpl()->bump_version();
+    if (!each.options->scale_by_parameter_rms) continue;
+    each.state->squares.of = TensorSnapshot(each.parameter, TensorSnapshot::Sampling::few);
+  }
+  return true;
+}
+
+void Fusedbun::settle() const {
+  if (device_ != nullptr) device_->settle();
+}
+
+int64_t Fusedbun::skipped_steps() const {
+  settle();
+  return skipped_steps_ + (device_ != nullptr ? device_->skipped_steps() : 0);
+}
+
+void Fusedbun::set_step_counts(int64_t job_step, int64_t skipped_steps) {
+  settle();
+  job_step_ = job_step;
+  skipped_steps_ = skipped_steps - (device_ != nullptr ? device_->skipped_steps() : 0);
 }
 
 void Fusedbun::require_steppable() const {
@@ -330,12 +412,14 @@ void Fusedbun::set_hessian_diagonal(const Tensor& parameter, Tensor diagonal) {
 }
 
 void Fusedbun::save(OutputArchive& archive) const {
+  settle();
   torch::optim::serialize<FusedbunParamState, FusedbunOptions>(archive, *this);
-  archive.write("skipped_steps", torch::IValue(skipped_steps_));
+  archive.write("skipped_steps", torch::IValue(skipped_steps()));
   archive.write("job_step", torch::IValue(job_step_));
 }
 
 void Fusedbun::load(InputArchive& archive) {
+  device_.reset();  // it knows the old state
   state().clear();  // parameters that had no state when it was saved have none afterwards
   torch::optim::serialize<FusedbunParamState, FusedbunOptions>(archive, *this);
   torch::IValue skipped;

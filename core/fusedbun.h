@@ -90,7 +90,9 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
 /// says which) makes the next step take the old sum.
 struct CachedSumOfSquares {
   double sum = 0;
-  TensorSnapshot of;  ///< of an undefined tensor: not known
+  TensorSnapshot of = {};  ///< of an undefined tensor: not known
+  /// On a GPU, in place of `sum`: float64 [2], the sum, and that of the step under way.
+  torch::Tensor on_device = {};
 };
 
 /// What is kept about one parameter: the state of its one segment (all rows) and its own step count.
@@ -103,12 +105,19 @@ class FusedbunParamState : public torch::optim::OptimizerCloneableParamState<Fus
   void serialize(torch::serialize::OutputArchive& archive) const override;
 };
 
+class FusedbunDevice;
+
 /// A parameter is what the user's tensor is at the step: after torch::load, copy_, set_data, `model->to(...)` or a write
 /// through `.data()` the step goes on from the new values (float32 masters of bfloat16 and float16 parameters included), and
 /// after a change of type or device the state moves along. A step counts as an in-place write: autograd refuses a backward
 /// pass through values that a step has replaced.
+///
+/// Parameters on one GPU are stepped by a handful of kernels, whatever their number, and step() does not wait for them. The GPU decides by
+/// itself whether a NaN or inf skips a step, so FusedbunParamState::step may count up to three such steps too many until skipped_steps(),
+/// save() or a later step has heard of them.
 class Fusedbun : public torch::optim::Optimizer {
  public:
+  ~Fusedbun() override;
   /// Throws ConfigError for an option out of range, naming field, value and range.
   explicit Fusedbun(const std::vector<torch::optim::OptimizerParamGroup>& groups,
                     FusedbunOptions defaults);
@@ -127,14 +136,12 @@ class Fusedbun : public torch::optim::Optimizer {
   void set_hessian_diagonal(const torch::Tensor& parameter, torch::Tensor diagonal);
 
   /// How many steps were skipped for non-finite gradients.
-  int64_t skipped_steps() const { return skipped_steps_; }
+  /// On a GPU it waits for the steps that are under way.
+  int64_t skipped_steps() const;
   /// Calls of step(), skipped ones too.
   int64_t job_step() const { return job_step_; }
   /// As a saved state has them.
-  void set_step_counts(int64_t job_step, int64_t skipped_steps) {
-    job_step_ = job_step;
-    skipped_steps_ = skipped_steps;
-  }
+  void set_step_counts(int64_t job_step, int64_t skipped_steps);
 
   void save(torch::serialize::OutputArchive& archive) const override;
   void load(torch::serialize::InputArchive& archive) override;
@@ -144,9 +151,15 @@ class Fusedbun : public torch::optim::Optimizer {
   void require_steppable() const;
   /// False if a group with nonfinite = skip has a NaN or inf gradient.
   bool gradients_allow_step() const;
+  /// Where all parameters that have a gradient are on one GPU, with options that its kernels take: steps them there. Else false.
+  bool step_on_device();
+  void step_one_by_one();
+  /// t of the parameters is right.
+  void settle() const;
 
   int64_t job_step_ = 0;
-  int64_t skipped_steps_ = 0;
+  int64_t skipped_steps_ = 0;  ///< but for those that device_ counts
+  std::unique_ptr<FusedbunDevice> device_;
   ska::flat_hash_map<void*, torch::Tensor> hessian_diagonals_;
 };
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "fusedbun/core/step_cpu_variants.h"
+#include "fusedbun/core/sum_order.h"
 
 namespace fusedbun {
 
@@ -61,9 +62,27 @@ double sum_in_order_with_squares(std::span<const void* const> parts, ElementType
   return total;
 }
 
+namespace {
+
 template <class T>
-double sum_of_squares(const T* values, int64_t count) {
+double sum_of_block(const T* values, int64_t count) {
   FUSEDBUN_IN_VARIANT(best_instruction_set(), sum_of_squares(values, count));
+}
+
+}  // namespace
+
+template <class T>
+double sum_of_squares(const T* values, int64_t count, int64_t columns) {
+  std::vector<double> rows;
+  for (int64_t row = 0; row < count; row += columns) {
+    const int64_t end = std::min(row + columns, count);
+    double sum = 0;
+    for (int64_t block = row; block < end; block += kSumBlock) {
+      sum += sum_of_block(values + block, std::min(kSumBlock, end - block));
+    }
+    rows.push_back(sum);
+  }
+  return ordered_sum(rows.data(), static_cast<int64_t>(rows.size()));
 }
 
 #define FUSEDBUN_INSTANTIATE(T)                                                               \
@@ -72,7 +91,7 @@ double sum_of_squares(const T* values, int64_t count) {
                                 InstructionSet);                                              \
   template double sum_in_order_with_squares<T>(std::span<const void* const>, ElementType, T*, \
                                                int64_t, const CpuExecution&);                 \
-  template double sum_of_squares<T>(const T*, int64_t);
+  template double sum_of_squares<T>(const T*, int64_t, int64_t);
 FUSEDBUN_INSTANTIATE(float)
 FUSEDBUN_INSTANTIATE(double)
 #undef FUSEDBUN_INSTANTIATE

@@ -40,8 +40,9 @@ template <class T>
 double sum_in_order_with_squares(std::span<const void* const> parts, ElementType type, T* sum,
                                  int64_t count, const CpuExecution& execution = {});
 
-/// Sum of squares in float64; T = float or double.
+/// The sum of squares of `count` values that lie in rows of `columns`, the last row maybe shorter, as the fused pass adds them up
+/// (sum_order.h): each row, then the rows' sums. T = float or double.
 template <class T>
-double sum_of_squares(const T* values, int64_t count);
+double sum_of_squares(const T* values, int64_t count, int64_t columns);
 
 }  // namespace fusedbun

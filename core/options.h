@@ -61,6 +61,8 @@ struct Hyperparameters {
 
 /// Fixed when the optimizer is made: decides what is stored and what is exchanged.
 struct Structure {
+  bool operator==(const Structure&) const = default;
+
   Accumulator accumulator = Accumulator::mean;
   Denominator denominator = Denominator::local;
   Decay decay = Decay::ema;

@@ -5,15 +5,11 @@
 
 #include <atomic>
 
+#include "fusedbun/core/device_api.h"
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gradient_kernels.h"
 #include "fusedbun/core/step_cpu.h"
 #include "fusedbun/core/step_reference.h"
-#if defined(FUSEDBUN_HAS_CUDA)
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-
-#include "fusedbun/core/step_cuda.h"
-#endif
 
 namespace fusedbun {
 namespace {
@@ -46,7 +42,7 @@ class MasterStep {
   MasterStep(SegmentStep& step, SegmentState& state, StepPath path)
       : step_(step),
         low_precision_(step.parameter),
-        in_the_pass_(path != StepPath::reference && step.parameter.scalar_type() == at::kBFloat16) {
+        in_the_pass_(path == StepPath::fused_cpu && step.parameter.scalar_type() == at::kBFloat16) {
     if (!state.master.defined()) return;
     if (!in_the_pass_) follow_parameter(step.parameter, state);
     step_.parameter = state.master;
@@ -132,31 +128,6 @@ void fused_cpu(bool begin, const SegmentStep& step, const SegmentState& state,
   step.parameter.scalar_type() == at::kDouble ? run(double{}) : run(float{});
 }
 
-#if defined(FUSEDBUN_HAS_CUDA)
-void fused_cuda(bool begin, const SegmentStep& step, const SegmentState& state,
-                const Options& options, uint16_t* low_precision_parameter) {
-  const torch::Device device = step.parameter.device();
-  const auto stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
-  c10::DeviceGuard on_device(device);
-  const torch::Tensor scratch =
-      at::empty({cuda_scratch_bytes(step.range)}, step.parameter.options().dtype(at::kByte));
-  const std::vector<const void*> gradients = pointers_of(step.gradients);
-  const auto run = [&]<class T>(T) {
-    const auto a = arguments_of<T>(begin, step, state, options, low_precision_parameter, gradients);
-    const CudaStream on{stream.native_handle()};
-    begin ? cuda_begin(a, scratch.data_ptr(), on) : cuda_finish(a, scratch.data_ptr(), on);
-  };
-  step.parameter.scalar_type() == at::kDouble ? run(double{}) : run(float{});
-  if (step.parameter_sum_of_squares != nullptr && begin == updates_in_begin(step.range, options)) {
-    *step.parameter_sum_of_squares = step.parameter.to(at::kDouble).square().sum().item<double>();
-  }
-}
-#else
-void fused_cuda(bool, const SegmentStep&, const SegmentState&, const Options&, uint16_t*) {
-  FUSEDBUN_ASSERT(false, "a segment took the CUDA step, which this build does not have");
-}
-#endif
-
 // A state that was made for other options has other tensors; stepping it would forget or invent something.
 void require_fit(const SegmentStep& step, const SegmentState& state, const Options& options) {
   const bool keeps_full = step.range.is_vector || options.accumulator == Accumulator::full;
@@ -194,9 +165,8 @@ void begin_matrix(SegmentStep& step, SegmentState& state, const Options& options
     case StepPath::fused_cpu:
       fused_cpu(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
       break;
-    case StepPath::fused_cuda:
-      fused_cuda(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
-      break;
+    case StepPath::
+        device:  // a DeviceStep is the fast way; one segment alone takes LibTorch's operations
     case StepPath::reference:
       reference_begin(step, state, options);
       break;
@@ -231,9 +201,7 @@ void finish_matrix(SegmentStep& step, SegmentState& state, const Options& option
     case StepPath::fused_cpu:
       fused_cpu(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
       break;
-    case StepPath::fused_cuda:
-      fused_cuda(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
-      break;
+    case StepPath::device:
     case StepPath::reference:
       reference_finish(step, state, options);
       break;
@@ -432,6 +400,25 @@ bool updates_in_begin(const RowRange& range, const Options& options) {
   return options.denominator == Denominator::local || column_entries(range, options) == 0;
 }
 
+double sum_of_squares(const torch::Tensor& rows, const RowRange& range, const Options& options) {
+  const bool is_plain = rows.device().is_cpu() &&
+                        (rows.scalar_type() == at::kDouble || rows.scalar_type() == at::kFloat);
+  if (!is_plain) return rows.to(at::kDouble).square().sum().item<double>();
+  const auto sum_of = [&]<class T>(T) {
+    double sum = 0;
+    for (int64_t i = 0; i < range.matrices(); ++i) {
+      const RowRange matrix = matrix_of(range, i);
+      const fused::PassShape shape =
+          fused::begin_arguments<T>(matrix, step_scalars(options, 1, 1), options, false);
+      const T* const values =
+          rows.const_data_ptr<T>() + (matrix.row_begin - range.row_begin) * range.columns;
+      sum += sum_of_squares(values, shape.elements, shape.columns);
+    }
+    return sum;
+  };
+  return rows.scalar_type() == at::kDouble ? sum_of(double{}) : sum_of(float{});
+}
+
 bool columns_are_maxima(const Options& options) {
   return options.accumulator == Accumulator::sm3;
 }
@@ -439,11 +426,10 @@ bool columns_are_maxima(const Options& options) {
 StepPath step_path(const Options& options, torch::Device device, torch::ScalarType arithmetic) {
   const bool has_type = arithmetic == at::kFloat || arithmetic == at::kDouble;
   if (reference_forced || !has_type) return StepPath::reference;
-  if (device.is_cpu() && has_fused_step(options)) return StepPath::fused_cpu;
-#if defined(FUSEDBUN_HAS_CUDA)
-  if (device.is_cuda() && has_fused_cuda_step(options)) return StepPath::fused_cuda;
-#endif
-  return StepPath::reference;
+  if (device_api_of(device) != nullptr) {
+    return has_fused_cuda_step(options) ? StepPath::device : StepPath::reference;
+  }
+  return device.is_cpu() && has_fused_step(options) ? StepPath::fused_cpu : StepPath::reference;
 }
 
 void begin_step(SegmentStep& step, SegmentState& state, const Options& options) {

@@ -1,6 +1,6 @@
 #pragma once
 // One optimizer step on a segment (some rows of one parameter), in LibTorch tensors: the one door to the fused passes
-// (step_cpu, step_cuda) and the reference (step_reference), for the one-process optimizer and the sharded one alike.
+// (step_cpu) and the reference (step_reference), for the one-process optimizer and the sharded one alike.
 //
 // A step has three parts, because column statistics belong to the whole matrix while the segment may be a part of it:
 //   begin_step      reads the gradient; with denominator = local (and wherever no columns are kept) it does the whole
@@ -103,6 +103,10 @@ torch::Tensor column_entries_of(const torch::Tensor& entries, int64_t which, con
 /// True if `begin_step` does the whole update: the denominator needs nothing of other rows.
 bool updates_in_begin(const RowRange& range, const Options& options);
 
+/// The sum of squares of `rows` ([rows, m]) in float64, added up as the update under these options adds up its new values. Waits for a
+/// GPU.
+double sum_of_squares(const torch::Tensor& rows, const RowRange& range, const Options& options);
+
 /// True if the partials are maxima (accumulator sm3), false if sums.
 bool columns_are_maxima(const Options& options);
 
@@ -127,8 +131,9 @@ struct SegmentStep {
   torch::Tensor kept_update_input;
 };
 
-/// fused_cpu: step_cpu.h. fused_cuda: step_cuda.h. reference: step_reference.h.
-enum class StepPath { fused_cpu, fused_cuda, reference };
+/// fused_cpu: step_cpu.h. device: device_step.h, of which begin_step and its sisters know nothing: they take the reference there.
+/// reference: step_reference.h.
+enum class StepPath { fused_cpu, device, reference };
 
 /// Which implementation steps such a segment. Fused passes exist for the presets; other combinations of options take
 /// the reference, which is correct and slower.

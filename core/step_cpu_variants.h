@@ -36,18 +36,18 @@ struct SummedParts {
   int64_t begin;
 };
 
-/// What a variant offers. `parameter_sum_of_squares` may be null.
-#define FUSEDBUN_DECLARE_VARIANT(set)                                                             \
-  namespace set {                                                                                 \
-  void run_pass(const fused::PassArguments<float>& arguments, double* parameter_sum_of_squares);  \
-  void run_pass(const fused::PassArguments<double>& arguments, double* parameter_sum_of_squares); \
-  bool squares_are_finite(ElementType type, const void* values, int64_t n);                       \
-  bool copy_and_test(ElementType source_type, const void* source, ElementType destination_type,   \
-                     void* destination, int64_t n);                                               \
-  double sum_in_order(const SummedParts& parts, float* sum, int64_t n, bool with_squares);        \
-  double sum_in_order(const SummedParts& parts, double* sum, int64_t n, bool with_squares);       \
-  double sum_of_squares(const float* values, int64_t n);                                          \
-  double sum_of_squares(const double* values, int64_t n);                                         \
+/// What a variant offers.
+#define FUSEDBUN_DECLARE_VARIANT(set)                                                           \
+  namespace set {                                                                               \
+  void run_pass(const fused::PassArguments<float>& arguments);                                  \
+  void run_pass(const fused::PassArguments<double>& arguments);                                 \
+  bool squares_are_finite(ElementType type, const void* values, int64_t n);                     \
+  bool copy_and_test(ElementType source_type, const void* source, ElementType destination_type, \
+                     void* destination, int64_t n);                                             \
+  double sum_in_order(const SummedParts& parts, float* sum, int64_t n, bool with_squares);      \
+  double sum_in_order(const SummedParts& parts, double* sum, int64_t n, bool with_squares);     \
+  double sum_of_squares(const float* values, int64_t n);                                        \
+  double sum_of_squares(const double* values, int64_t n);                                       \
   }
 FUSEDBUN_DECLARE_VARIANT(baseline)
 FUSEDBUN_DECLARE_VARIANT(avx2)

@@ -1,384 +1,622 @@
 #include "fusedbun/core/step_cuda.h"
 
-#include <cuda_bf16.h>
-#include <cuda_runtime.h>
+#include "fusedbun/core/cuda_elements.h"
+#include "fusedbun/core/cuda_sums.h"
 
-#include <algorithm>
-#include <string>
-
-#include "fusedbun/core/error.h"
-#include "fusedbun/core/fused_pass.h"
-
-namespace fusedbun {
+namespace fusedbun::FUSEDBUN_CUDA {
 namespace {
 
+using device::CollectTile;
+using device::MatrixEntry;
+using device::SegmentEntry;
+using device::StepFactors;
+using device::StepTable;
+using device::Tile;
 using fused::MomentumKind;
-using fused::PassArguments;
 using fused::PassKind;
+using fused::PassScalars;
 
-constexpr int kThreads = 256;  // of a block that works on one row
-constexpr int kColumnsPerBlock =
-    32;  // of a block that works on columns: 32 columns × 8 rows at a time
-constexpr int kRowsPerBlock = 8;
+// Four threads hold the sixteen lanes of a row, four columns each; so a block steps 32 rows at once.
+constexpr int kThreadsOfRow = kSumLanes / kFour;
+constexpr int kRows = kThreads / kThreadsOfRow;
+// After so many columns the column sums are taken up: one column by each thread.
+constexpr int kChunk = kThreads;
+// Blocks of `collect` on a multiprocessor: with more of them, registers would not suffice.
+constexpr int kBlocksOfCollect = 8;
 
-void require_success(cudaError_t status, const char* what) {
-  FUSEDBUN_REQUIRE(
-      status == cudaSuccess, DeviceError,
-      std::string("the CUDA step could not run ") + what + ": " + cudaGetErrorString(status));
-}
-
-// --- arithmetic that the compiler may not contract ----------------------------------------------
-
-__device__ float mul(float a, float b) {
-  return __fmul_rn(a, b);
-}
-__device__ double mul(double a, double b) {
-  return __dmul_rn(a, b);
-}
-__device__ float add(float a, float b) {
-  return __fadd_rn(a, b);
-}
-__device__ double add(double a, double b) {
-  return __dadd_rn(a, b);
-}
-__device__ float divide(float a, float b) {
-  return __fdiv_rn(a, b);
-}
-__device__ double divide(double a, double b) {
-  return __ddiv_rn(a, b);
-}
-__device__ float root(float a) {
-  return __fsqrt_rn(a);
-}
-__device__ double root(double a) {
-  return __dsqrt_rn(a);
-}
-__device__ float magnitude(float a) {
-  return fabsf(a);
-}
-__device__ double magnitude(double a) {
-  return fabs(a);
-}
-
-// Keeps NaN, as fmax and fmin do not.
+// Four elements of a type that only the table knows, as they came from memory: they are widened when they are used, so that several
+// loads are under way at once.
 template <class T>
-__device__ T larger(T a, T b) {
-  return a > b || a != a ? a : b;
-}
+struct Loaded {
+  Four<T> wide;
+  Four<uint16_t> narrow;
+};
 template <class T>
-__device__ T smaller(T a, T b) {
-  return a < b || a != a ? a : b;
-}
-
-// One value per thread of a block of kThreads, combined in a fixed tree; every thread gets the result.
-template <class T, class Combine>
-__device__ T over_block(T value, Combine combine) {
-  __shared__ T shared[kThreads];
-  shared[threadIdx.x] = value;
-  __syncthreads();
-  for (int width = kThreads / 2; width > 0; width /= 2) {
-    if (threadIdx.x < width)
-      shared[threadIdx.x] = combine(shared[threadIdx.x], shared[threadIdx.x + width]);
-    __syncthreads();
+__device__ Loaded<T> load_any(const void* from, bool is_narrow, int64_t element, int live,
+                              bool at_once) {
+  Loaded<T> loaded;
+  if (is_narrow) {
+    loaded.narrow = load(static_cast<const uint16_t*>(from) + element, live, at_once);
+  } else {
+    loaded.wide = load(static_cast<const T*>(from) + element, live, at_once);
   }
-  const T result = shared[0];
-  __syncthreads();  // before the next use of the array
-  return result;
+  return loaded;
+}
+
+__device__ bool is_narrow(ElementType type) {
+  return type == ElementType::bf16 || type == ElementType::f16;
+}
+
+__device__ bool is_in_fours(const device::Gradient& gradient) {
+  const uintptr_t at_once =
+      is_narrow(gradient.type) ? alignof(Four<uint16_t>) : alignof(Four<float>);
+  return reinterpret_cast<uintptr_t>(gradient.elements) % at_once == 0;
+}
+
+// --- the factors of a step ----------------------------------------------------------------------
+
+// Of 2^-64 to 2^62, as fused_pass.cpp has it.
+__device__ bool is_power_of_two(double x) {
+  const auto bits = static_cast<unsigned long long>(__double_as_longlong(x));
+  const auto exponent = static_cast<int>(bits >> 52) - 1023;
+  return (bits & 0xfffffffffffffULL) == 0 && exponent > -65 && exponent < 63;
+}
+
+// False: this matrix is not stepped.
+template <class T>
+__device__ bool find_factors(const StepTable<T>& table, int32_t matrix, StepFactors<T>& factors) {
+  if (table.control->skip != 0 || table.factors_of[matrix] < 0) return false;
+  const int64_t behind = table.control->skipped - table.inputs->skipped_as_known;
+  factors = table.factors[table.factors_of[matrix] + behind];
+  return true;
+}
+
+// The same, with what the device alone knows.
+template <class T>
+__device__ bool find_scalars(const StepTable<T>& table, const SegmentEntry<T>& s,
+                             PassScalars<T>& scalars) {
+  StepFactors<T> factors;
+  if (!find_factors(table, s.matrix, factors)) return false;
+  scalars = factors.scalars;
+  const double divisor = table.inputs->divisor;
+  scalars.gradient_divisor = static_cast<T>(divisor);
+  scalars.gradient_inverse = is_power_of_two(divisor) ? static_cast<T>(1 / divisor) : T{0};
+  scalars.gradient_scale = static_cast<T>(table.control->clip);
+  double scale = 1;
+  if (s.squares != nullptr) {
+    const double rms = root(divide(*s.squares, s.parameter_elements));
+    const double smallest = kSmallestParameterScale;
+    scale = rms <= smallest ? smallest : rms;  // a NaN stays one
+  }
+  scalars.step = static_cast<T>(divide(mul(factors.lr, scale), factors.momentum_correction));
+  return true;
 }
 
 // --- one element --------------------------------------------------------------------------------
 
 template <class T>
-__device__ T averaged(const PassArguments<T>& a, int64_t element) {
-  return mul(divide(static_cast<const T*>(a.gradient)[element], a.gradient_divisor),
-             a.gradient_scale);
+__device__ T averaged(const PassScalars<T>& f, T sum) {
+  if (f.gradient_inverse != 0) return mul(mul(sum, f.gradient_inverse), f.gradient_scale);
+  return mul(divide(sum, f.gradient_divisor), f.gradient_scale);
 }
 
-// Steps 0 and 1; `row_means` is null unless the rows are centred.
-template <class T>
-__device__ T final_gradient(const PassArguments<T>& a, const double* row_means, int64_t row,
-                            int64_t element) {
-  const T g = averaged(a, element);
-  return row_means == nullptr ? g
-                              : static_cast<T>(__dsub_rn(static_cast<double>(g), row_means[row]));
+// What the statistics of the step before say.
+template <class T, PassKind kKind>
+__device__ T reconstructed(T r, T column) {
+  if constexpr (kKind == PassKind::sm3) return smaller(r, column);
+  return mul(column, r);
 }
 
+// The master of a bfloat16 parameter, or the parameter's value where it is not the master's rounding any more, because the program has
+// written it. Floats of one sign order as their bits.
 template <class T>
-__device__ T with_momentum(const PassArguments<T>& a, int64_t element, T x) {
-  const T weighted = mul(x, a.momentum_rest);
-  if (a.momentum_is_bf16) {
-    auto* stored = static_cast<__nv_bfloat16*>(a.momentum) + element;
-    const T fresh = add(mul(static_cast<T>(__bfloat162float(*stored)), a.momentum_beta), weighted);
-    *stored = __float2bfloat16_rn(static_cast<float>(fresh));
-    return fresh;
-  }
-  T* stored = static_cast<T*>(a.momentum) + element;
-  return *stored = add(mul(*stored, a.momentum_beta), weighted);
+__device__ T following(T master, uint16_t parameter) {
+  const unsigned written = static_cast<unsigned>(parameter) << 16;
+  const unsigned apart = __float_as_uint(static_cast<float>(master)) - written;
+  return apart + 0x8000u <= 0x10000u ? master : static_cast<T>(__uint_as_float(written));
 }
 
-// Step 3.
-template <class T>
-__device__ T masked(const PassArguments<T>& a, T g) {
-  return a.masked && magnitude(g) <= a.eps ? T{0} : g;  // NaN is not <= eps and stays
+// --- sums of a row, in the fixed order ---------------------------------------------------------
+
+// The tree over sixteen lanes, of which this thread holds four; the first of a row's threads has the result.
+__device__ double sum_of_four_lanes(const double (&lanes)[kFour]) {
+  double x[kFour];
+  for (int i = 0; i < kFour; ++i)
+    x[i] = add(lanes[i], __shfl_down_sync(kWholeWarp, lanes[i], 2, kThreadsOfRow));
+  for (int i = 0; i < kFour; ++i)
+    x[i] = add(x[i], __shfl_down_sync(kWholeWarp, x[i], 1, kThreadsOfRow));
+  return add(add(x[0], x[2]), add(x[1], x[3]));
 }
 
-// Step 4 for one element: its estimate V, and s, what the means take in. `g` is masked, `P` reconstructed.
+// --- a tile -------------------------------------------------------------------------------------
+
+// Statistics of 32 rows by 128 columns on their way from the rows' threads to the columns'; rows are 16 words longer than they need be, so
+// that no two threads of a warp meet in a bank.
 template <class T>
-struct SecondMomentOf {
-  T v;
-  T s;
-  __device__ SecondMomentOf(const PassArguments<T>& a, T g, T P) {
-    s = mul(g, g);
-    v = add(mul(P, a.beta), mul(s, a.beta_rest));
-    if (a.held && !(magnitude(g) > a.eps)) v = s = P;
-  }
+struct TileMemory {
+  T statistics[kRows][kChunk + 16];
+  double columns[kSumBlock];
 };
 
-template <class T, PassKind kKind>
-__device__ T reconstructed(const PassArguments<T>& a, T r, int64_t column, int64_t element) {
-  if constexpr (kKind == PassKind::full) return a.moment.full[element];
-  if constexpr (kKind == PassKind::sm3) return smaller(r, a.moment.column_values[column]);
-  if constexpr (kKind == PassKind::mean) return mul(r, a.moment.column_values[column]);
-  return T{0};
+// Where a thread works in its tile.
+struct Place {
+  int64_t first_row, end_row;        // of the band
+  int64_t first_column, end_column;  // of the block
+  int row, column;                   // of this thread, among 32 rows and 16 columns
+};
+
+template <class T>
+__device__ Place place_in(const SegmentEntry<T>& s, const Tile& tile) {
+  Place place;
+  place.first_row = tile.first_row;
+  place.end_row = tile.end_row;
+  place.first_column = tile.block * kSumBlock;
+  const int64_t end = place.first_column + kSumBlock;
+  place.end_column = end < s.columns ? end : s.columns;
+  place.row = static_cast<int>(threadIdx.x) / kThreadsOfRow;
+  place.column = static_cast<int>(threadIdx.x) % kThreadsOfRow * kFour;
+  return place;
 }
 
-// Steps 6 to 9.
+// How many of the four columns from `column` on exist in this row.
 template <class T>
-__device__ void update(const PassArguments<T>& a, int64_t element, T u) {
-  if (a.momentum_kind == MomentumKind::of_update) u = with_momentum(a, element, u);
-  T p = a.parameter[element];
-  auto* rounded = reinterpret_cast<__nv_bfloat16*>(a.low_precision_parameter);
-  if (rounded != nullptr) {
-    // The master follows a parameter that is no longer its rounding, because the program has written it. The rule is the CPU
-    // pass's (step_cpu_vector.inc): within half a unit of the parameter's last place, as the bits order.
-    const float written = __bfloat162float(rounded[element]);
-    const unsigned apart = __float_as_uint(static_cast<float>(p)) - __float_as_uint(written);
-    if (apart + 0x8000u > 0x10000u) p = static_cast<T>(written);
+__device__ int live_columns(const SegmentEntry<T>& s, const Place& place, int64_t row,
+                            int64_t column) {
+  if (row >= place.end_row) return 0;
+  const int64_t in_row = s.elements - row * s.columns;  // the last row may be shorter
+  const int64_t end = in_row < place.end_column ? in_row : place.end_column;
+  const int64_t live = end - column;
+  return live < 0 ? 0 : live < kFour ? static_cast<int>(live) : kFour;
+}
+
+// The averaged gradient of four columns.
+template <class T>
+__device__ void widen_gradient(const device::Gradient& gradient, const PassScalars<T>& f,
+                               const Loaded<T>& loaded, T (&g)[kFour]) {
+  for (int i = 0; i < kFour; ++i) {
+    T sum = loaded.wide.x[i];
+    if (gradient.type == ElementType::bf16) sum = static_cast<T>(widened_bf16(loaded.narrow.x[i]));
+    if (gradient.type == ElementType::f16) sum = static_cast<T>(widened_f16(loaded.narrow.x[i]));
+    g[i] = averaged(f, sum);
   }
-  p = add(mul(p, a.keep), -mul(u, a.step));
-  a.parameter[element] = p;
-  if (rounded != nullptr) rounded[element] = __float2bfloat16_rn(static_cast<float>(p));
+}
+
+template <class T>
+__device__ void sum_gradient_of_tile(const StepTable<T>& table, const Tile& tile) {
+  const SegmentEntry<T>& s = table.segments[tile.segment];
+  const device::Gradient gradient = table.gradients[tile.segment];
+  PassScalars<T> f;
+  if (!s.centralize || !find_scalars(table, s, f)) return;
+  const Place place = place_in(s, tile);
+  for (int64_t group = place.first_row; group < place.end_row; group += kRows) {
+    const int64_t row = group + place.row;
+    double lanes[kFour] = {};
+    for (int64_t j = place.first_column + place.column; j < place.end_column; j += kSumLanes) {
+      const int live = live_columns(s, place, row, j);
+      if (live == 0) continue;
+      const bool at_once = s.in_fours && live == kFour && is_in_fours(gradient);
+      const auto loaded = load_any<T>(gradient.elements, is_narrow(gradient.type),
+                                      row * s.columns + j, live, at_once);
+      T g[kFour];
+      widen_gradient(gradient, f, loaded, g);
+      for (int i = 0; i < live; ++i) lanes[i] = add(lanes[i], static_cast<double>(g[i]));
+    }
+    const double sum = sum_of_four_lanes(lanes);
+    if (place.column == 0 && row < place.end_row)
+      s.block_gradients[tile.block * s.rows + row] = sum;
+  }
+}
+
+// What a row carries through the columns of a tile.
+template <class T>
+struct RowOfTile {
+  T r = 0;          // its statistic of the step before
+  double mean = 0;  // of its gradient, where rows are centred
+  double sums[kFour] = {};
+  T top = 0;
+  double squares[kFour] = {};
+};
+
+// Steps 0 to 9 for four columns of one row. `statistics` gets what the column's statistic takes in.
+template <class T, PassKind kKind>
+__device__ void step_four(const SegmentEntry<T>& s, const device::Gradient& gradient,
+                          const PassScalars<T>& f, int64_t row, int64_t column, int live,
+                          RowOfTile<T>& of_row, T (&statistics)[kFour]) {
+  constexpr bool kUpdates = kKind != PassKind::statistics;
+  constexpr bool kHasColumns =
+      kKind == PassKind::mean || kKind == PassKind::sm3 || kKind == PassKind::columns;
+  const int64_t element = row * s.columns + column;
+  const bool at_once = s.in_fours && live == kFour;
+  const bool has_momentum = kUpdates && s.momentum_kind != MomentumKind::none;
+  // All loads first.
+  const bool gradient_at_once = at_once && is_in_fours(gradient);
+  const auto loaded_g =
+      load_any<T>(gradient.elements, is_narrow(gradient.type), element, live, gradient_at_once);
+  Loaded<T> loaded_m = {};
+  if (has_momentum) loaded_m = load_any<T>(s.momentum, s.momentum_is_bf16, element, live, at_once);
+  Four<T> p = {}, full = {}, of_column = {};
+  Four<uint16_t> low = {};
+  if constexpr (kUpdates) {
+    p = load(s.parameter + element, live, at_once);
+    if (s.low_precision_parameter != nullptr)
+      low = load(s.low_precision_parameter + element, live, at_once);
+  }
+  if constexpr (kKind == PassKind::full) full = load(s.full + element, live, at_once);
+  if constexpr (kHasColumns) of_column = load(s.column_values + column, live, at_once);
+
+  T g[kFour];
+  widen_gradient(gradient, f, loaded_g, g);
+  Four<T> fresh_m = {};
+  const auto with_momentum = [&](int i, T x) {
+    const T old = s.momentum_is_bf16 ? static_cast<T>(widened_bf16(loaded_m.narrow.x[i]))
+                                     : loaded_m.wide.x[i];
+    return fresh_m.x[i] = add(mul(old, f.momentum_beta), mul(x, f.momentum_rest));
+  };
+  for (int i = 0; i < kFour; ++i) {
+    if (s.centralize) g[i] = static_cast<T>(add(static_cast<double>(g[i]), -of_row.mean));
+    if (has_momentum && s.momentum_kind == MomentumKind::of_gradient)
+      g[i] = mul(with_momentum(i, g[i]), f.momentum_scale);
+    const T size = magnitude(g[i]);
+    if (s.masked && size <= f.eps) g[i] = 0;  // NaN is not <= eps and stays
+    T u = g[i];
+    T square = mul(g[i], g[i]);
+    if constexpr (kKind == PassKind::statistics) statistics[i] = square;
+    if constexpr (kKind == PassKind::columns) {
+      if (s.use_rms) u = divide(g[i], of_column.x[i]);
+    }
+    if constexpr (kKind == PassKind::mean || kKind == PassKind::sm3 || kKind == PassKind::full) {
+      T P = full.x[i];
+      if constexpr (kKind != PassKind::full) P = reconstructed<T, kKind>(of_row.r, of_column.x[i]);
+      T v = add(mul(P, f.beta), mul(square, f.beta_rest));
+      if (s.held && !(size > f.eps)) v = square = P;
+      full.x[i] = v;
+      statistics[i] = kKind == PassKind::sm3 ? magnitude(v) : square;
+      if (s.use_rms) u = divide(g[i], add(root(mul(v, f.second_moment_scale)), f.eps));
+    }
+    if constexpr (kUpdates) {
+      if (has_momentum && s.momentum_kind == MomentumKind::of_update) u = with_momentum(i, u);
+      if (s.low_precision_parameter != nullptr) p.x[i] = following(p.x[i], low.x[i]);
+      p.x[i] = add(mul(p.x[i], f.keep), -mul(u, f.step));
+      low.x[i] = rounded_to_bf16(static_cast<float>(p.x[i]));
+    }
+  }
+  if constexpr (kUpdates) {
+    store(s.parameter + element, p, live, at_once);
+    if (s.low_precision_parameter != nullptr)
+      store(s.low_precision_parameter + element, low, live, at_once);
+  }
+  if constexpr (kKind == PassKind::full) store(s.full + element, full, live, at_once);
+  if (has_momentum && !s.momentum_is_bf16)
+    store(static_cast<T*>(s.momentum) + element, fresh_m, live, at_once);
+  if (has_momentum && s.momentum_is_bf16) {
+    Four<uint16_t> rounded;
+    for (int i = 0; i < kFour; ++i)
+      rounded.x[i] = rounded_to_bf16(static_cast<float>(fresh_m.x[i]));
+    store(static_cast<uint16_t*>(s.momentum) + element, rounded, live, at_once);
+  }
+  for (int i = 0; i < live; ++i) {
+    if constexpr (kKind == PassKind::mean)
+      of_row.sums[i] = add(of_row.sums[i], static_cast<double>(statistics[i]));
+    if constexpr (kKind == PassKind::sm3) of_row.top = larger(statistics[i], of_row.top);
+    if constexpr (kUpdates) {
+      if (s.block_squares == nullptr) continue;
+      const auto wide = static_cast<double>(p.x[i]);
+      of_row.squares[i] = add(of_row.squares[i], mul(wide, wide));
+    }
+  }
+}
+
+template <class T>
+__device__ double mean_of_row(const SegmentEntry<T>& s, int64_t row) {
+  double sum = 0;
+  for (int64_t block = 0; block * kSumBlock < s.columns; ++block)
+    sum = add(sum, s.block_gradients[block * s.rows + row]);
+  return divide(sum, static_cast<double>(s.columns));
+}
+
+// What the threads of a row have found becomes the tile's part of its statistics.
+template <class T, PassKind kKind>
+__device__ void keep_row(const SegmentEntry<T>& s, const Tile& tile, const Place& place,
+                         int64_t row, const RowOfTile<T>& of_row) {
+  const bool is_mine = place.column == 0 && row < place.end_row;
+  const int64_t at = tile.block * s.rows + row;
+  if constexpr (kKind == PassKind::mean) {
+    const double sum = sum_of_four_lanes(of_row.sums);
+    if (is_mine) s.block_rows[at] = sum;
+  }
+  if constexpr (kKind == PassKind::sm3) {
+    T top = of_row.top;
+    for (int width = kThreadsOfRow / 2; width > 0; width /= 2)
+      top = larger(__shfl_down_sync(kWholeWarp, top, width, kThreadsOfRow), top);
+    if (is_mine) s.block_rows[at] = static_cast<double>(top);
+  }
+  if constexpr (kKind != PassKind::statistics) {
+    if (s.block_squares == nullptr) return;
+    const double squares = sum_of_four_lanes(of_row.squares);
+    if (is_mine) s.block_squares[at] = squares;
+  }
+}
+
+template <class T, PassKind kKind>
+__device__ void step_tile(const SegmentEntry<T>& s, const device::Gradient& gradient,
+                          const PassScalars<T>& f, const Tile& tile, TileMemory<T>& memory) {
+  constexpr bool kKeepsColumns =
+      kKind == PassKind::mean || kKind == PassKind::sm3 || kKind == PassKind::statistics;
+  const Place place = place_in(s, tile);
+  const int own_column = static_cast<int>(threadIdx.x);
+  if constexpr (kKeepsColumns) {
+    for (int j = own_column; j < kSumBlock; j += kThreads) memory.columns[j] = 0;
+  }
+  for (int64_t group = place.first_row; group < place.end_row; group += kRows) {
+    const int64_t row = group + place.row;
+    RowOfTile<T> of_row;
+    if (row < place.end_row) {
+      if constexpr (kKind == PassKind::mean || kKind == PassKind::sm3) of_row.r = s.row[row];
+      if (s.centralize) of_row.mean = mean_of_row(s, row);
+    }
+    for (int64_t chunk = place.first_column; chunk < place.end_column; chunk += kChunk) {
+      FUSEDBUN_UNROLL_TWICE
+      for (int k = 0; k < kChunk; k += kSumLanes) {
+        const int64_t column = chunk + k + place.column;
+        const int live = live_columns(s, place, row, column);
+        T statistics[kFour] = {};
+        if (live > 0) step_four<T, kKind>(s, gradient, f, row, column, live, of_row, statistics);
+        if constexpr (kKeepsColumns) {
+          for (int i = 0; i < kFour; ++i)
+            memory.statistics[place.row][k + place.column + i] = statistics[i];
+        }
+      }
+      if constexpr (kKeepsColumns) {
+        __syncthreads();
+        double& column = memory.columns[chunk - place.first_column + own_column];
+        const int64_t rows = place.end_row - group;
+        double kept = column;
+        for (int i = 0; i < kRows && i < rows; ++i) {
+          const T next = memory.statistics[i][own_column];
+          if constexpr (kKind == PassKind::sm3) {
+            kept = larger(static_cast<double>(next), kept);
+          } else {
+            kept = add(kept, static_cast<double>(next));
+          }
+        }
+        column = kept;
+        __syncthreads();  // before the next chunk
+      }
+    }
+    keep_row<T, kKind>(s, tile, place, row, of_row);
+  }
+  if constexpr (kKeepsColumns) {
+    for (int64_t j = place.first_column + own_column; j < place.end_column; j += kThreads)
+      s.band_columns[tile.band * s.columns + j] = memory.columns[j - place.first_column];
+  }
 }
 
 // --- kernels ------------------------------------------------------------------------------------
 
-// c_j / mean(c) into `values` (one block).
 template <class T>
-__global__ void column_shares(const T* col, int64_t columns, T* values) {
-  double sum = 0;
-  for (int64_t j = threadIdx.x; j < columns; j += kThreads) sum += static_cast<double>(col[j]);
-  const double mean =
-      over_block(sum, [](double x, double y) { return x + y; }) / static_cast<double>(columns);
-  for (int64_t j = threadIdx.x; j < columns; j += kThreads) {
-    values[j] = mean == 0 ? T{0} : static_cast<T>(static_cast<double>(col[j]) / mean);
+__global__ void __launch_bounds__(kThreads) sum_gradients(StepTable<T> table) {
+  sum_gradient_of_tile(table, table.tiles[blockIdx.x]);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) step_tiles(StepTable<T> table, bool finishes) {
+  FUSEDBUN_SHARED(TileMemory<T>, memory);
+  const Tile tile = table.tiles[blockIdx.x];
+  const SegmentEntry<T>& s = table.segments[tile.segment];
+  const device::Gradient gradient = table.gradients[tile.segment];
+  PassScalars<T> f;
+  if ((finishes && s.kind != PassKind::columns) || !find_scalars(table, s, f)) return;
+  switch (s.kind) {
+    case PassKind::mean:
+      return step_tile<T, PassKind::mean>(s, gradient, f, tile, memory);
+    case PassKind::sm3:
+      return step_tile<T, PassKind::sm3>(s, gradient, f, tile, memory);
+    case PassKind::full:
+      return step_tile<T, PassKind::full>(s, gradient, f, tile, memory);
+    case PassKind::columns:
+    case PassKind::statistics:
+      return finishes ? step_tile<T, PassKind::columns>(s, gradient, f, tile, memory)
+                      : step_tile<T, PassKind::statistics>(s, gradient, f, tile, memory);
   }
 }
 
-// sqrt(v_j) + eps into `values`.
 template <class T>
-__global__ void column_denominators(PassArguments<T> a, const T* col, T* values) {
-  const int64_t j = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x;
-  if (j < a.columns) values[j] = add(root(mul(col[j], a.second_moment_scale)), a.eps);
+__device__ void collect_columns(const SegmentEntry<T>& s, int64_t column) {
+  if (column >= s.columns) return;
+  double total = s.totals[column];
+  for (int64_t band = 0; band < s.bands; ++band) {
+    const double of_band = s.band_columns[band * s.columns + column];
+    total = s.kind == PassKind::sm3 ? larger(total, of_band) : add(total, of_band);
+  }
+  s.totals[column] = total;
 }
 
 template <class T>
-__global__ void row_means_of(PassArguments<T> a, double* means) {
-  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    double sum = 0;
-    for (int64_t j = threadIdx.x; j < a.columns; j += kThreads) {
-      sum += static_cast<double>(averaged(a, row * a.columns + j));
-    }
-    const double total = over_block(sum, [](double x, double y) { return x + y; });
-    if (threadIdx.x == 0) means[row] = total / static_cast<double>(a.columns);
+__device__ void collect_row(const SegmentEntry<T>& s, double beta, int64_t row) {
+  if (row >= s.rows) return;
+  double of_row = 0;
+  for (int64_t block = 0; block * kSumBlock < s.columns; ++block) {
+    const double of_block = s.block_rows[block * s.rows + row];
+    of_row = s.kind == PassKind::sm3 ? larger(of_row, of_block) : add(of_row, of_block);
+  }
+  if (s.kind == PassKind::sm3) {
+    s.row[row] = static_cast<T>(of_row);
+    return;
+  }
+  const double mean = divide(of_row, static_cast<double>(s.columns));
+  s.row[row] = static_cast<T>(add(mul(beta, static_cast<double>(s.row[row])), mul(1 - beta, mean)));
+}
+
+// The sum of squares of `count` segments of one parameter is added to `to`.
+template <class T>
+__device__ __forceinline__ void collect_squares(const SegmentEntry<T>* segments, int32_t count,
+                                                double* to) {
+  double sum = *to;
+  __syncthreads();  // every thread has read it
+  for (int32_t i = 0; i < count; ++i) {
+    const SegmentEntry<T>& s = segments[i];
+    sum = add(sum, ordered_sum_of(s.rows, [&](int64_t row) {
+                double of_row = 0;
+                for (int64_t block = 0; block * kSumBlock < s.columns; ++block)
+                  of_row = add(of_row, s.block_squares[block * s.rows + row]);
+                return of_row;
+              }));
+  }
+  if (threadIdx.x == 0) *to = sum;
+}
+
+// The update of kind columns, and its squares, come with `finish`.
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocksOfCollect)
+    collect_tiles(StepTable<T> table, bool finishes) {
+  const CollectTile tile = table.collect_tiles[blockIdx.x];
+  const SegmentEntry<T>& s = table.segments[tile.segment];
+  const bool of_finish = s.kind == PassKind::columns && tile.what == CollectTile::What::squares;
+  StepFactors<T> factors;
+  if (of_finish != finishes || !find_factors(table, s.matrix, factors)) return;
+  const double beta = factors.scalars.row_beta;
+  const int64_t index = int64_t{tile.index} * device::kCollectThreads + threadIdx.x;
+  device::Pending& pending = table.pending[s.matrix];
+  switch (tile.what) {
+    case CollectTile::What::columns:
+      collect_columns(s, index);
+      if (index == 0) pending.beta = beta;
+      return;
+    case CollectTile::What::rows:
+      return collect_row(s, beta, index);
+    case CollectTile::What::squares:
+      collect_squares(&s, tile.index, s.new_squares);
+      if (threadIdx.x == 0) pending.squares = 1;
+      return;
   }
 }
 
-// The column partials; runs before the rows' own statistics change. Each block owns its columns.
-template <class T, PassKind kKind>
-__global__ void column_partials(PassArguments<T> a, const double* row_means) {
-  using Partial = std::conditional_t<kKind == PassKind::sm3, T, double>;
-  __shared__ Partial shared[kRowsPerBlock][kColumnsPerBlock];
-  const int64_t column = blockIdx.x * static_cast<int64_t>(kColumnsPerBlock) + threadIdx.x;
-  Partial partial = 0;
-  for (int64_t row = threadIdx.y; row < a.rows && column < a.columns; row += kRowsPerBlock) {
-    const int64_t element = row * a.columns + column;
-    const T g = masked(a, final_gradient(a, row_means, row, element));
-    const T r = kKind == PassKind::statistics ? T{0} : a.moment.row[row];
-    if constexpr (kKind == PassKind::statistics) {
-      partial += static_cast<double>(mul(g, g));
+template <class T>
+__global__ void __launch_bounds__(kThreads) absorb_matrices(StepTable<T> table) {
+  const MatrixEntry<T>& m = table.matrices[blockIdx.x];
+  device::Pending& pending = table.pending[blockIdx.x];
+  const double beta = pending.beta;
+  for (int64_t j = threadIdx.x; beta >= 0 && j < m.columns; j += kThreads) {
+    const double total = m.totals[j];
+    if (m.kind == PassKind::sm3) {
+      m.col[j] = static_cast<T>(total);
     } else {
-      const SecondMomentOf<T> moment(a, g, reconstructed<T, kKind>(a, r, column, element));
-      if constexpr (kKind == PassKind::sm3) {
-        partial = larger(partial, moment.v);
-      } else {
-        partial += static_cast<double>(moment.s);
-      }
+      m.col[j] = static_cast<T>(add(mul(beta, static_cast<double>(m.col[j])),
+                                    mul(1 - beta, divide(total, m.rows_total))));
     }
+    m.totals[j] = 0;
   }
-  shared[threadIdx.y][threadIdx.x] = partial;
-  __syncthreads();
-  if (threadIdx.y != 0 || column >= a.columns) return;
-  for (int i = 1; i < kRowsPerBlock; ++i) {
-    const Partial other = shared[i][threadIdx.x];
-    if constexpr (kKind == PassKind::sm3)
-      partial = larger(partial, other);
-    else
-      partial += other;
-  }
-  if constexpr (kKind == PassKind::sm3) {
-    a.moment.column_maxima[column] =
-        magnitude(larger(a.moment.column_maxima[column], partial));  // a NaN without its sign
-  } else {
-    a.moment.column_sums[column] += partial;
-  }
+  __syncthreads();  // every thread has read beta
+  if (threadIdx.x != 0) return;
+  pending.beta = -1;
+  if (pending.squares == 0) return;
+  pending.squares = 0;
+  *m.squares = *m.new_squares;
+  *m.new_squares = 0;
 }
-
-// The update of mean, sm3 and columns, a block per row, and the row's new statistics.
-template <class T, PassKind kKind>
-__global__ void update_rows(PassArguments<T> a, const double* row_means) {
-  for (int64_t row = blockIdx.x; row < a.rows; row += gridDim.x) {
-    const T r = kKind == PassKind::columns ? T{0} : a.moment.row[row];
-    double sum = 0;
-    T top = 0;
-    for (int64_t j = threadIdx.x; j < a.columns; j += kThreads) {
-      const int64_t element = row * a.columns + j;
-      const T g = masked(a, final_gradient(a, row_means, row, element));
-      T u = g;
-      if constexpr (kKind == PassKind::columns) {
-        if (a.use_rms) u = divide(g, a.moment.column_values[j]);
-      } else {
-        const SecondMomentOf<T> moment(a, g, reconstructed<T, kKind>(a, r, j, element));
-        sum += static_cast<double>(moment.s);
-        top = larger(top, moment.v);
-        if (a.use_rms) u = divide(g, add(root(mul(moment.v, a.second_moment_scale)), a.eps));
-      }
-      update(a, element, u);
-    }
-    if constexpr (kKind == PassKind::mean) {
-      const double mean = over_block(sum, [](double x, double y) { return x + y; }) /
-                          static_cast<double>(a.columns);
-      if (threadIdx.x == 0) {
-        a.moment.row[row] = static_cast<T>(__dadd_rn(__dmul_rn(a.row_beta, static_cast<double>(r)),
-                                                     __dmul_rn(1 - a.row_beta, mean)));
-      }
-    } else if constexpr (kKind == PassKind::sm3) {
-      const T total = over_block(top, [](T x, T y) { return larger(x, y); });
-      if (threadIdx.x == 0) a.moment.row[row] = magnitude(total);
-    }
-  }
-}
-
-// The update with an element's own second moment; rows matter only to their means.
-template <class T>
-__global__ void update_elements(PassArguments<T> a, const double* row_means) {
-  const int64_t count = a.rows * a.columns;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
-       i += stride) {
-    T g = final_gradient(a, row_means, i / a.columns, i);
-    if (a.momentum_kind == MomentumKind::of_gradient)
-      g = mul(with_momentum(a, i, g), a.momentum_scale);
-    g = masked(a, g);
-    const SecondMomentOf<T> moment(a, g, a.moment.full[i]);
-    a.moment.full[i] = moment.v;
-    update(a, i, a.use_rms ? divide(g, add(root(mul(moment.v, a.second_moment_scale)), a.eps)) : g);
-  }
-}
-
-// --- launches -----------------------------------------------------------------------------------
-
-int blocks_for(int64_t work) {
-  constexpr int64_t kMost = 65535;  // kernels take strides, so this is no limit on sizes
-  return static_cast<int>(std::clamp<int64_t>(work, 1, kMost));
-}
-
-// The memory that a part of a step borrows: [rows] float64 row means, then [m] column values.
-template <class T>
-struct Scratch {
-  double* row_means;
-  T* column_values;
-  Scratch(void* memory, int64_t rows)
-      : row_means(static_cast<double*>(memory)),
-        column_values(reinterpret_cast<T*>(row_means + rows)) {}
-};
 
 template <class T>
-const double* launch_row_means(const PassArguments<T>& a, const Scratch<T>& scratch,
-                               cudaStream_t stream) {
-  if (!a.centralize) return nullptr;
-  row_means_of<T><<<blocks_for(a.rows), kThreads, 0, stream>>>(a, scratch.row_means);
-  return scratch.row_means;
+__global__ void __launch_bounds__(kThreads) prepare_matrices(StepTable<T> table) {
+  const MatrixEntry<T>& m = table.matrices[blockIdx.x];
+  StepFactors<T> factors;
+  if (m.values == nullptr || !find_factors(table, blockIdx.x, factors)) return;
+  if (m.kind == PassKind::mean) {
+    const double sum =
+        ordered_sum_of(m.columns, [&](int64_t j) { return static_cast<double>(m.col[j]); });
+    const double mean = divide(sum, static_cast<double>(m.columns));
+    for (int64_t j = threadIdx.x; j < m.columns; j += kThreads) {
+      m.values[j] = mean == 0 ? T{0} : static_cast<T>(divide(static_cast<double>(m.col[j]), mean));
+    }
+    return;
+  }
+  const PassScalars<T>& f = factors.scalars;
+  for (int64_t j = threadIdx.x; j < m.columns; j += kThreads)
+    m.values[j] = add(root(mul(m.col[j], f.second_moment_scale)), f.eps);
 }
 
-template <class T, PassKind kKind>
-void launch_partials(const PassArguments<T>& a, const double* row_means, cudaStream_t stream) {
-  const int64_t blocks = (a.columns + kColumnsPerBlock - 1) / kColumnsPerBlock;
-  FUSEDBUN_REQUIRE(blocks <= 2147483647, DeviceError,
-                   "a matrix has more columns than the CUDA step can launch");
-  column_partials<T, kKind>
-      <<<static_cast<unsigned>(blocks), dim3(kColumnsPerBlock, kRowsPerBlock), 0, stream>>>(
-          a, row_means);
+// The squares of the parameters as they are; a master first follows what the program wrote.
+template <class T>
+__global__ void __launch_bounds__(kThreads) square_tiles(StepTable<T> table) {
+  const Tile tile = table.tiles[blockIdx.x];
+  const SegmentEntry<T>& s = table.segments[tile.segment];
+  if (s.block_squares == nullptr) return;
+  const Place place = place_in(s, tile);
+  for (int64_t group = place.first_row; group < place.end_row; group += kRows) {
+    const int64_t row = group + place.row;
+    RowOfTile<T> of_row;
+    for (int64_t j = place.first_column + place.column; j < place.end_column; j += kSumLanes) {
+      const int live = live_columns(s, place, row, j);
+      for (int i = 0; i < live; ++i) {
+        const int64_t element = row * s.columns + j + i;
+        T p = s.parameter[element];
+        if (s.low_precision_parameter != nullptr)
+          p = following(p, s.low_precision_parameter[element]);
+        const auto wide = static_cast<double>(p);
+        of_row.squares[i] = add(of_row.squares[i], mul(wide, wide));
+      }
+    }
+    keep_row<T, PassKind::full>(s, tile, place, row, of_row);
+  }
 }
 
-template <class T, PassKind kKind>
-void launch_local(const PassArguments<T>& a, const double* row_means, cudaStream_t stream) {
-  launch_partials<T, kKind>(a, row_means, stream);
-  update_rows<T, kKind><<<blocks_for(a.rows), kThreads, 0, stream>>>(a, row_means);
+template <class T>
+__global__ void __launch_bounds__(kThreads, kBlocksOfCollect) collect_measured(StepTable<T> table) {
+  const CollectTile tile = table.collect_tiles[blockIdx.x];
+  const SegmentEntry<T>& s = table.segments[tile.segment];
+  if (tile.what != CollectTile::What::squares) return;
+  collect_squares(&s, tile.index, s.new_squares);
+  if (threadIdx.x == 0) table.pending[s.matrix].squares = 1;
 }
 
 }  // namespace
 
-int64_t cuda_scratch_bytes(const RowRange& range) {
-  return (range.rows() + range.columns) * static_cast<int64_t>(sizeof(double));
+template <class T>
+void absorb(const StepTable<T>& table, CudaStream stream) {
+  launch("the step's columns", absorb_matrices<T>, table.matrix_count, kThreads, stream, table);
 }
 
 template <class T>
-void cuda_begin(PassArguments<T> a, void* memory, CudaStream on) {
-  if (a.rows * a.columns == 0) return;
-  const auto stream = static_cast<cudaStream_t>(on.handle());
-  const Scratch<T> scratch(memory, a.rows);
-  const double* row_means = launch_row_means(a, scratch, stream);
-  switch (a.kind) {
-    case PassKind::full:
-      update_elements<T>
-          <<<blocks_for((a.rows * a.columns + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-              a, row_means);
-      break;
-    case PassKind::mean:
-      column_shares<T><<<1, kThreads, 0, stream>>>(a.moment.col, a.columns, scratch.column_values);
-      a.moment.column_values = scratch.column_values;
-      launch_local<T, PassKind::mean>(a, row_means, stream);
-      break;
-    case PassKind::sm3:
-      a.moment.column_values = a.moment.col;
-      launch_local<T, PassKind::sm3>(a, row_means, stream);
-      break;
-    case PassKind::statistics:
-      launch_partials<T, PassKind::statistics>(a, row_means, stream);
-      break;
-    case PassKind::columns:
-      FUSEDBUN_ASSERT(false, "a step does not begin with the columns' denominators");
-  }
-  require_success(cudaGetLastError(), "the first part of a step");
+void prepare(const StepTable<T>& table, CudaStream stream) {
+  launch("the step's preparation", prepare_matrices<T>, table.matrix_count, kThreads, stream,
+         table);
 }
 
 template <class T>
-void cuda_finish(PassArguments<T> a, void* memory, CudaStream on) {
-  if (a.rows * a.columns == 0) return;
-  const auto stream = static_cast<cudaStream_t>(on.handle());
-  const Scratch<T> scratch(memory, a.rows);
-  const double* row_means = launch_row_means(a, scratch, stream);
-  column_denominators<T>
-      <<<static_cast<unsigned>((a.columns + kThreads - 1) / kThreads), kThreads, 0, stream>>>(
-          a, a.moment.col, scratch.column_values);
-  a.moment.column_values = scratch.column_values;
-  update_rows<T, PassKind::columns><<<blocks_for(a.rows), kThreads, 0, stream>>>(a, row_means);
-  require_success(cudaGetLastError(), "the second part of a step");
+void begin(const StepTable<T>& table, bool centred, CudaStream stream) {
+  if (centred)
+    launch("the rows' means", sum_gradients<T>, table.tile_count, kThreads, stream, table);
+  launch("the step", step_tiles<T>, table.tile_count, kThreads, stream, table, false);
 }
 
-template void cuda_begin<float>(PassArguments<float>, void*, CudaStream);
-template void cuda_begin<double>(PassArguments<double>, void*, CudaStream);
-template void cuda_finish<float>(PassArguments<float>, void*, CudaStream);
-template void cuda_finish<double>(PassArguments<double>, void*, CudaStream);
+template <class T>
+void collect(const StepTable<T>& table, CudaStream stream) {
+  launch("the step's sums", collect_tiles<T>, table.collect_count, kThreads, stream, table, false);
+}
 
-}  // namespace fusedbun
+template <class T>
+void finish(const StepTable<T>& table, bool centred, CudaStream stream) {
+  if (centred)
+    launch("the rows' means", sum_gradients<T>, table.tile_count, kThreads, stream, table);
+  launch("the step's second part", step_tiles<T>, table.tile_count, kThreads, stream, table, true);
+  launch("the step's squares", collect_tiles<T>, table.collect_count, kThreads, stream, table,
+         true);
+}
+
+template <class T>
+void measure(const StepTable<T>& table, CudaStream stream) {
+  launch("the parameters' squares", square_tiles<T>, table.tile_count, kThreads, stream, table);
+  launch("the parameters' sums", collect_measured<T>, table.collect_count, kThreads, stream, table);
+}
+
+#define FUSEDBUN_INSTANTIATE(T)                                   \
+  template void absorb<T>(const StepTable<T>&, CudaStream);       \
+  template void prepare<T>(const StepTable<T>&, CudaStream);      \
+  template void begin<T>(const StepTable<T>&, bool, CudaStream);  \
+  template void collect<T>(const StepTable<T>&, CudaStream);      \
+  template void finish<T>(const StepTable<T>&, bool, CudaStream); \
+  template void measure<T>(const StepTable<T>&, CudaStream);
+FUSEDBUN_INSTANTIATE(float)
+FUSEDBUN_INSTANTIATE(double)
+#undef FUSEDBUN_INSTANTIATE
+
+}  // namespace fusedbun::FUSEDBUN_CUDA

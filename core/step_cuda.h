@@ -1,37 +1,41 @@
 #pragma once
-// The fused step on NVIDIA GPUs: a few plain kernels on the caller's stream, nothing waits. No torch.
+// The fused step on NVIDIA GPUs: launches over a table of matrices, on a stream of the caller's. Nothing waits for the GPU. No torch.
 //
-// Invariants: 1. Arithmetic is IEEE, rounded to nearest, never contracted; elementwise results equal the CPU's for
-// the same inputs. 2. Row and column sums are float64 in a fixed order of their own: the same bits on every run and
-// every GPU, but not the CPU's last bit. 3. The gradient is only read.
+// One step of a table:
+//   absorb         the last step's column totals become part of `col`; once per step, or whenever `col` is to be read
+//   prepare        what a pass needs of the columns: c_j / mean(c), or the denominators
+//   begin          one pass over the rows: the update, or with denominator = global the statistics
+//   collect        partial sums become row statistics, column totals and sums of squares
+//   ...            where other ranks hold rows of a matrix, its totals are reduced here (denominator = global) or any time before `absorb`
+//   finish         denominator = global: after absorb and prepare, the update
 //
-// Errors: DeviceError with CUDA's text when a launch is refused. Thread safety: distinct segments may be stepped at the
-// same time, each on its own stream.
-#include <cstddef>
+// Invariants: 1. Every operation is IEEE's, rounded to nearest, never contracted, and sums are added as sum_order.h says: for the
+// same gradients the results are the CPU's to the bit, on every GPU, in every run. 2. The gradient is only read. 3. Where
+// control->skip is set, nothing changes.
+//
+// Bytes that `begin` moves per parameter, float32: recommended and sm3 20 (g, m, p read; m, p written), compact 12, and 4 more where
+// rows are centred; partial sums add 16 per column and band, a fortieth of that.
+//
+// Errors: DeviceError with CUDA's text when a launch is refused. Thread safety: distinct tables may be stepped at the same time.
+#include "fusedbun/core/cuda_namespace.h"
+#include "fusedbun/core/cuda_stream.h"
+#include "fusedbun/core/step_table.h"
 
-#include "fusedbun/core/fused_pass.h"
+namespace fusedbun::FUSEDBUN_CUDA {
 
-namespace fusedbun {
-
-/// A cudaStream_t. There is no default: a stream must be named, and a literal 0 or nullptr does not name one.
-class CudaStream {
- public:
-  explicit CudaStream(void* handle) : handle_(handle) {}
-  CudaStream(int) = delete;
-  CudaStream(std::nullptr_t) = delete;
-  void* handle() const { return handle_; }
-
- private:
-  void* handle_;
-};
-
-/// Bytes of device memory, aligned to 16, that a part of a step needs while it runs.
-int64_t cuda_scratch_bytes(const RowRange& range);
-
-/// The parts of a step (segment_step.h), T = float or double; all pointers are to device memory.
 template <class T>
-void cuda_begin(fused::PassArguments<T> arguments, void* scratch, CudaStream stream);
+void absorb(const device::StepTable<T>& table, CudaStream stream);
 template <class T>
-void cuda_finish(fused::PassArguments<T> arguments, void* scratch, CudaStream stream);
+void prepare(const device::StepTable<T>& table, CudaStream stream);
+/// `centred`: some segments are.
+template <class T>
+void begin(const device::StepTable<T>& table, bool centred, CudaStream stream);
+template <class T>
+void collect(const device::StepTable<T>& table, CudaStream stream);
+template <class T>
+void finish(const device::StepTable<T>& table, bool centred, CudaStream stream);
+/// new_squares := the sums of squares of the parameters as they are; takes the place of begin and collect.
+template <class T>
+void measure(const device::StepTable<T>& table, CudaStream stream);
 
-}  // namespace fusedbun
+}  // namespace fusedbun::FUSEDBUN_CUDA

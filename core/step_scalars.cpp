@@ -6,11 +6,6 @@
 #include "fusedbun/core/error.h"
 
 namespace fusedbun {
-namespace {
-constexpr double kSmallestParameterScale =
-    1e-3;  // parameters that start at zero must be able to leave it
-}
-
 StepScalars step_scalars(const Options& options, int64_t t, double parameter_rms) {
   FUSEDBUN_ASSERT(t >= 1, "a step is counted before its scalars are asked for");
   const auto count = static_cast<double>(t);

@@ -9,6 +9,9 @@
 
 namespace fusedbun {
 
+/// parameter_scale is at least this: parameters that start at zero must be able to leave it.
+constexpr double kSmallestParameterScale = 1e-3;
+
 struct StepScalars {
   double lr = 0;
   double eps = 0;

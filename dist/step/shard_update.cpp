@@ -11,10 +11,6 @@
 namespace fusedbun {
 namespace {
 
-double sum_of_squares_of(const at::Tensor& matrix) {
-  return matrix.to(at::kDouble).square().sum().item<double>();
-}
-
 /// Two sums of the same numbers in different orders are this close, relative.
 constexpr double kSummationError = 1e-12;
 
@@ -27,7 +23,7 @@ void ShardUpdate::extend() {
   for (int p = static_cast<int>(t_.size()); p < model_.parameter_count(); ++p) {
     // Parameters are equal on all ranks now, so each adds up the whole of them; later the owners' sums travel.
     const bool scaled = model_.options_of(p).scale_by_parameter_rms;
-    sum_of_squares_.push_back(scaled ? sum_of_squares_of(model_.matrices[p].matrix()) : 0);
+    sum_of_squares_.push_back(scaled ? measured_squares(p, model_.matrices[p].matrix()) : 0);
     t_.push_back(0);
   }
   scalars_.resize(t_.size());
@@ -226,7 +222,7 @@ void ShardUpdate::follow(int parameter) {
       {model_.plan.parameters[parameter].rows(), model_.plan.parameters[parameter].columns()});
   if (is_scaled_by_rms(parameter)) {
     // The same values (a model and an optimizer that were loaded together) keep the sum that was saved, to the bit.
-    const double sum = sum_of_squares_of(values);
+    const double sum = measured_squares(parameter, values);
     if (std::abs(sum - sum_of_squares_[parameter]) > kSummationError * sum) {
       sum_of_squares_[parameter] = sum;
     }
@@ -234,6 +230,11 @@ void ShardUpdate::follow(int parameter) {
   const auto owned = std::ranges::find(owned_, parameter, &OwnedState::parameter);
   if (owned == owned_.end()) return;
   follow_parameter(values.narrow(0, owned->range.row_begin, owned->range.rows()), owned->state);
+}
+
+double ShardUpdate::measured_squares(int parameter, const at::Tensor& matrix) const {
+  const plan::ParameterSpec& spec = model_.plan.parameters[parameter];
+  return sum_of_squares(matrix, spec.all_rows(), model_.options_of(parameter));
 }
 
 void ShardUpdate::copy_into_replica(int parameter) {
@@ -286,7 +287,7 @@ void ShardUpdate::restore(std::vector<int64_t> step_counts, std::vector<double> 
   for (int p = 0; p < model_.parameter_count(); ++p) {
     double& sum = sum_of_squares_[p];
     if (!is_scaled_by_rms(p)) sum = 0;
-    if (std::isnan(sum)) sum = sum_of_squares_of(model_.matrices[p].matrix());
+    if (std::isnan(sum)) sum = measured_squares(p, model_.matrices[p].matrix());
   }
 }
 

@@ -91,6 +91,8 @@ class ShardUpdate {
     double sum_of_squares = 0;  ///< of its new values; scale_by_parameter_rms alone
   };
 
+  /// The sum of squares of a whole parameter's values.
+  double measured_squares(int parameter, const at::Tensor& matrix) const;
   void prepare_scalars(const GradientScaling& scaling, const std::vector<double>& lr);
   void clear_partials();
   void begin_segment(OwnedSegment& segment, int bucket);

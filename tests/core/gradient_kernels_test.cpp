@@ -292,7 +292,8 @@ TEST(GradientKernels, SquaresAreAddedInFloat64) {
   values[0] = 1e3f;
   double expected = 0;
   for (const float x : values) expected += static_cast<double>(x) * static_cast<double>(x);
-  EXPECT_NEAR(sum_of_squares(values.data(), std::ssize(values)), expected, 1e-12 * expected);
+  EXPECT_NEAR(sum_of_squares(values.data(), std::ssize(values), /*columns=*/1500), expected,
+              1e-12 * expected);
 }
 
 }  // namespace

@@ -1,0 +1,37 @@
+#pragma once
+// DeviceMove: pieces of tensors that one launch copies, converts and tests on their way (gradient_cuda.h), from wherever the tensors are this
+// time. What stays, the pieces, is uploaded once.
+//
+// Thread safety: one thread at a time.
+#include <ATen/core/Tensor.h>
+
+#include <span>
+#include <vector>
+
+#include "fusedbun/core/device_api.h"
+
+namespace fusedbun {
+
+class DeviceMove {
+ public:
+  DeviceMove() = default;
+  /// `sources`: how many tensors the pieces come from.
+  DeviceMove(DeviceApi& api, at::Device device, std::vector<device::MovePiece> pieces,
+             int64_t sources, CudaStream stream);
+
+  /// Moves all pieces. A source without elements stands for zeros. `control`: StepControl::nonfinite is set where g·g of an element is not
+  /// finite; null: nothing is tested.
+  void run(std::span<const device::Gradient> sources, device::StepControl* control,
+           CudaStream stream) const;
+
+ private:
+  DeviceApi* api_ = nullptr;
+  at::Tensor memory_;
+  device::Gradient* sources_ = nullptr;  ///< on the device
+  device::MoveTable table_;
+};
+
+/// Where the elements of a contiguous tensor lie.
+device::Gradient elements_of(const at::Tensor& tensor);
+
+}  // namespace fusedbun

@@ -1,0 +1,176 @@
+#include "fusedbun/core/fusedbun_device.h"
+
+#include <ATen/ops/empty.h>
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+namespace fusedbun {
+namespace {
+
+// Elements that one launch steps: its scratch memory, an eighth of a byte per element, is used again for the next.
+constexpr int64_t kGroupElements = int64_t{1} << 26;
+
+int64_t elements_in(const FusedbunDevice::Stepped& stepped) {
+  return stepped.range.elements();
+}
+
+}  // namespace
+
+FusedbunDevice::FusedbunDevice(DeviceApi& api, at::Device device)
+    : api_(api), device_(device), under_way_(api, device, api.current_stream()) {}
+
+void FusedbunDevice::step(const std::vector<Stepped>& stepped, bool skips) {
+  const CudaStream stream = api_.current_stream();
+  hear(/*all=*/false);
+  std::vector<FusedbunParamState*> states;
+  for (const Stepped& each : stepped) states.push_back(each.state);
+  // The device counts skipped steps, not whose: with other parameters in them t would be wrong.
+  if (!open_.empty() && open_.back().states != states) settle();
+  build(stepped, stream);
+  measure_unknown(stepped, stream);
+
+  std::vector<device::Gradient> gradients;
+  for (const Stepped& each : stepped) gradients.push_back(elements_of(each.gradient_rows));
+  set_inputs(stepped, gradients, skips, stream);
+  tables_->test.run(gradients, under_way_.control(), stream);
+  under_way_.offer(stream);
+  DeviceStep& step = tables_->step;
+  under_way_.decide(step.inputs(), stream);
+  open_.push_back({std::move(states), tables_});
+
+  step.prepare(stream);
+  bool has_finish = false;
+  for (int group = 0; group < step.group_count(); ++group) {
+    step.begin(group, stream);
+    has_finish |= step.has_finish(group);
+  }
+  step.absorb(stream);
+  if (has_finish) {
+    step.prepare(stream);
+    for (int group = 0; group < step.group_count(); ++group) {
+      if (step.has_finish(group)) step.finish(group, stream);
+    }
+    step.absorb(stream);  // the sums of squares
+  }
+  for (const Stepped& each : stepped) {
+    if (each.parameter.is_contiguous()) continue;
+    api_.run(stream, [parameter = each.parameter.detach(), rows = each.rows](CudaStream) {
+      parameter.copy_(rows.view(parameter.sizes()));
+    });
+  }
+}
+
+void FusedbunDevice::hear(bool all) {
+  for (const device::StepOutcome& outcome : under_way_.arrived(all)) {
+    if (outcome.skip != 0) {
+      for (FusedbunParamState* const state : open_.front().states) --state->step;
+    }
+    open_.pop_front();
+  }
+}
+
+// ---- tables ------------------------------------------------------------------------------------
+
+void FusedbunDevice::build(const std::vector<Stepped>& stepped, CudaStream stream) {
+  std::vector<Basis> basis;
+  for (const Stepped& each : stepped) {
+    const SegmentState& state = each.state->segment;
+    const void* const kept = state.exp_avg_sq.full.defined()
+                                 ? state.exp_avg_sq.full.const_data_ptr()
+                                 : state.exp_avg_sq.col.const_data_ptr();
+    basis.push_back({.rows = each.rows.const_data_ptr(),
+                     .state = kept,
+                     .type = each.rows.scalar_type(),
+                     .structure = *each.options,
+                     .centralize = each.options->centralize,
+                     .use_rms = each.options->use_rms,
+                     .has_momentum = state.momentum_buffer.defined()});
+  }
+  if (tables_ != nullptr && basis == basis_) return;
+  basis_ = std::move(basis);
+
+  std::vector<DevicePart> parts;
+  std::vector<device::MovePiece> tested;
+  int64_t elements = 0;
+  for (size_t p = 0; p < stepped.size(); ++p) {
+    parts.push_back(
+        part_of(stepped[p], static_cast<int>(p), static_cast<int>(elements / kGroupElements)));
+    elements += elements_in(stepped[p]);
+    tested.push_back({.source = static_cast<int32_t>(p), .elements = elements_in(stepped[p])});
+  }
+  for (size_t p = 1; p < parts.size(); ++p)  // groups are numbered without gaps
+    parts[p].group = std::min(parts[p].group, parts[p - 1].group + 1);
+  const auto count = static_cast<int64_t>(stepped.size());
+  tables_ = std::make_shared<Tables>(
+      Tables{DeviceStep(api_, device_, std::move(parts), under_way_.control(), stream),
+             DeviceMove(api_, device_, std::move(tested), count, stream)});
+}
+
+DevicePart FusedbunDevice::part_of(const Stepped& stepped, int parameter, int group) const {
+  DevicePart part;
+  part.parameter = parameter;
+  part.group = group;
+  part.range = stepped.range;
+  part.rows = stepped.rows;
+  part.state = stepped.state->segment;
+  part.options = *stepped.options;
+  part.parameter_elements = elements_in(stepped);
+  if (stepped.options->scale_by_parameter_rms) {
+    at::Tensor& squares = stepped.state->squares.on_device;
+    if (!squares.defined()) {
+      squares = at::empty({2}, at::TensorOptions(device_).dtype(at::kDouble));
+      api_.zero(squares.data_ptr(), 2 * sizeof(double), api_.current_stream());
+    }
+    part.squares = squares.data_ptr<double>();
+    part.new_squares = part.squares + 1;
+  }
+  return part;
+}
+
+// Sums of squares of parameters that have none yet, or that the program has written since.
+void FusedbunDevice::measure_unknown(const std::vector<Stepped>& stepped, CudaStream stream) {
+  using Difference = TensorSnapshot::Difference;
+  std::vector<DevicePart> parts;
+  for (size_t p = 0; p < stepped.size(); ++p) {
+    if (!stepped[p].options->scale_by_parameter_rms) continue;
+    CachedSumOfSquares& squares = stepped[p].state->squares;
+    if (squares.of.difference(stepped[p].parameter) == Difference::none) continue;
+    parts.push_back(part_of(stepped[p], static_cast<int>(p), /*group=*/0));
+  }
+  if (parts.empty()) return;
+  auto once =
+      std::make_shared<DeviceStep>(api_, device_, std::move(parts), under_way_.control(), stream);
+  once->measure(stream);
+  once->absorb(stream);
+  // Alive until the next step is done.
+  measured_ = std::exchange(once, nullptr);
+}
+
+// ---- inputs ------------------------------------------------------------------------------------
+
+void FusedbunDevice::set_inputs(const std::vector<Stepped>& stepped,
+                                const std::vector<device::Gradient>& gradients, bool skips,
+                                CudaStream stream) {
+  std::vector<int32_t> factors_of;
+  std::vector<StepScalarsUnderWay> factors;
+  std::map<std::pair<const Options*, int64_t>, int32_t> known;  // by options and t
+  for (const Stepped& each : stepped) {
+    const int64_t t = ++each.state->step;
+    const auto [at, is_new] =
+        known.try_emplace({each.options, t}, static_cast<int32_t>(factors.size()));
+    if (is_new) {
+      StepScalarsUnderWay& set = factors.emplace_back();
+      for (int64_t behind = 0; behind < device::kStepsUnderWay; ++behind) {
+        set[behind] = step_scalars(*each.options, std::max<int64_t>(t - behind, 1), 1);
+      }
+    }
+    factors_of.push_back(at->second);
+  }
+  const device::StepInputs inputs{.skipped_as_known = under_way_.skipped(),
+                                  .skips_nonfinite = skips ? 1 : 0};
+  tables_->step.set_inputs(inputs, gradients, factors_of, factors, stream);
+}
+
+}  // namespace fusedbun

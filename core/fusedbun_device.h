@@ -1,0 +1,74 @@
+#pragma once
+// FusedbunDevice: the step of Fusedbun where its parameters are on one GPU: a handful of launches for all of them, and no waiting. Whether a
+// non-finite gradient skips the step is decided there; t of the parameters is set right when the host hears of it.
+//
+// Thread safety: one thread at a time.
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "fusedbun/core/device_move.h"
+#include "fusedbun/core/device_step.h"
+#include "fusedbun/core/fusedbun.h"
+#include "fusedbun/core/steps_under_way.h"
+
+namespace fusedbun {
+
+class FusedbunDevice {
+ public:
+  /// A parameter that has a gradient, as it is now.
+  struct Stepped {
+    at::Tensor parameter;
+    at::Tensor rows;           ///< [rows, m], contiguous
+    at::Tensor gradient_rows;  ///< the same shape
+    RowRange range;
+    FusedbunParamState* state = nullptr;
+    const Options* options = nullptr;
+    int group = 0;
+  };
+
+  FusedbunDevice(DeviceApi& api, at::Device device);
+
+  /// `skips`: a gradient that is not finite leaves everything as it was.
+  void step(const std::vector<Stepped>& stepped, bool skips);
+  /// Hears of all steps: t and skipped_steps are right then. Waits for the GPU.
+  void settle() { hear(/*all=*/true); }
+  int64_t skipped_steps() const { return under_way_.skipped(); }
+
+ private:
+  // Everything that the tables depend on.
+  struct Basis {
+    const void* rows;
+    const void* state;
+    at::ScalarType type;
+    Structure structure;
+    bool centralize, use_rms, has_momentum;
+    bool operator==(const Basis&) const = default;
+  };
+  // What a step needs until it is done.
+  struct Open {
+    std::vector<FusedbunParamState*> states;
+    std::shared_ptr<const void> tables;
+  };
+  struct Tables {
+    DeviceStep step;
+    DeviceMove test;
+  };
+
+  void hear(bool all);
+  void build(const std::vector<Stepped>& stepped, CudaStream stream);
+  DevicePart part_of(const Stepped& stepped, int parameter, int group) const;
+  void measure_unknown(const std::vector<Stepped>& stepped, CudaStream stream);
+  void set_inputs(const std::vector<Stepped>& stepped,
+                  const std::vector<device::Gradient>& gradients, bool skips, CudaStream stream);
+
+  DeviceApi& api_;
+  const at::Device device_;
+  StepsUnderWay under_way_;
+  std::vector<Basis> basis_;
+  std::shared_ptr<Tables> tables_;
+  std::deque<Open> open_;
+  std::shared_ptr<const void> measured_;  ///< the tables of the last measure
+};
+
+}  // namespace fusedbun

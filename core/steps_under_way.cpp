@@ -1,0 +1,68 @@
+#include "fusedbun/core/steps_under_way.h"
+
+#include <ATen/ops/empty.h>
+
+#include <cstring>
+
+namespace fusedbun {
+namespace {
+
+// What the device keeps for one optimizer.
+struct Kept {
+  device::StepControl control;
+  device::Agreed agreed;
+  double squares = 0;
+  device::StepOutcome outcome;
+};
+
+}  // namespace
+
+StepsUnderWay::StepsUnderWay(DeviceApi& api, at::Device device, CudaStream stream)
+    : api_(api),
+      memory_(at::empty({static_cast<int64_t>(sizeof(Kept))},
+                        at::TensorOptions(device).dtype(at::kByte))),
+      heard_(api.allocate_pinned(device::kStepsUnderWay *
+                                 static_cast<int64_t>(sizeof(device::StepOutcome)))) {
+  auto* const kept = static_cast<Kept*>(memory_.data_ptr());
+  control_ = &kept->control;
+  agreed_ = &kept->agreed;
+  squares_ = &kept->squares;
+  outcome_ = &kept->outcome;
+  const Kept none;
+  api.upload(kept, std::as_bytes(std::span(&none, 1)), stream);
+}
+
+void StepsUnderWay::offer(CudaStream stream) {
+  api_.run(stream, [offer = api_.kernels().offer, squares = squares_, control = control_,
+                    agreed = agreed_](CudaStream on) { offer(squares, control, agreed, on); });
+}
+
+void StepsUnderWay::decide(const device::StepInputs* inputs, CudaStream stream) {
+  api_.run(stream,
+           [decide = api_.kernels().decide, agreed = agreed_, inputs, control = control_,
+            outcome = outcome_](CudaStream on) { decide(agreed, inputs, control, outcome, on); });
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(device::StepOutcome));
+  api_.download(heard_.get() + decided_++ % device::kStepsUnderWay * kBytes, outcome_, kBytes,
+                stream);
+  open_.push_back(api_.record(stream));
+}
+
+std::vector<device::StepOutcome> StepsUnderWay::arrived(bool all) {
+  std::vector<device::StepOutcome> outcomes;
+  while (!open_.empty()) {
+    // One more may be opened, and the device then counts on as many sets of factors.
+    const bool must_wait = all || open() >= device::kStepsUnderWay - 1;
+    if (!must_wait && !open_.front()->is_reached()) break;
+    open_.front()->wait();
+    const int64_t step = decided_ - open();
+    open_.pop_front();
+    device::StepOutcome outcome;
+    std::memcpy(&outcome, heard_.get() + step % device::kStepsUnderWay * sizeof outcome,
+                sizeof outcome);
+    skipped_ = outcome.skipped;
+    outcomes.push_back(outcome);
+  }
+  return outcomes;
+}
+
+}  // namespace fusedbun

@@ -1,0 +1,50 @@
+#pragma once
+// StepsUnderWay: the steps that a GPU was given and whose outcome the host has not heard yet: was it skipped for non-finite gradients, what
+// was the gradient's norm? The device decides and counts for itself (StepControl); the host hears of it a step or two later, and waits only
+// where kStepsUnderWay steps would be open.
+//
+// Thread safety: one thread at a time.
+#include <ATen/core/Tensor.h>
+
+#include <deque>
+#include <memory>
+#include <vector>
+
+#include "fusedbun/core/device_api.h"
+
+namespace fusedbun {
+
+class StepsUnderWay {
+ public:
+  StepsUnderWay(DeviceApi& api, at::Device device, CudaStream stream);
+
+  device::StepControl* control() const { return control_; }
+  /// Squares of the summed gradient are added here before `offer`.
+  double* squares() const { return squares_; }
+  /// After `offer`, two float64: what other ranks add to before `decide`.
+  device::Agreed* agreed() const { return agreed_; }
+
+  void offer(CudaStream stream);
+  /// The step is decided, and under way from now on.
+  void decide(const device::StepInputs* inputs, CudaStream stream);
+
+  /// Outcomes that have come in since the last call, oldest first. Waits until another step may be opened; `all`: for every one.
+  std::vector<device::StepOutcome> arrived(bool all);
+  int open() const { return static_cast<int>(open_.size()); }
+  /// Skipped steps among those whose outcome has come in.
+  int64_t skipped() const { return skipped_; }
+
+ private:
+  DeviceApi& api_;
+  at::Tensor memory_;  ///< control, agreed, squares, outcome
+  device::StepControl* control_ = nullptr;
+  device::Agreed* agreed_ = nullptr;
+  double* squares_ = nullptr;
+  device::StepOutcome* outcome_ = nullptr;
+  std::shared_ptr<std::byte> heard_;  ///< pinned, [kStepsUnderWay] outcomes
+  std::deque<std::unique_ptr<DeviceEvent>> open_;
+  int64_t decided_ = 0;
+  int64_t skipped_ = 0;
+};
+
+}  // namespace fusedbun

@@ -1,0 +1,3 @@
+#pragma once
+// In place of core's header of this name.
+#define FUSEDBUN_CUDA cuda_on_cpu

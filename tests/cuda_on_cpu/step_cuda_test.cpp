@@ -1,0 +1,194 @@
+// The kernels of the CUDA step, run on the CPU, against the fused CPU step: the same bits in everything that a step leaves.
+#include "fusedbun/core/step_cuda.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "fusedbun/core/step_table_layout.h"
+#include "fusedbun/tests/core/random_segment.h"
+
+namespace fusedbun {
+namespace {
+
+const CudaStream kStream{static_cast<void*>(nullptr)};
+
+template <class T>
+T* data_or_null(std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+// A matrix as the device has it, and the tables of its step.
+template <class T>
+struct TableMatrix {
+  RandomMatrix<T> memory;
+  std::vector<uint16_t> low_precision;
+  std::vector<T> values;
+  std::vector<double> totals;
+  double squares = 0, new_squares = 0;
+  device::Pending pending;
+  device::StepTableLayout<T> layout;
+  std::vector<std::byte> scratch;
+  std::vector<device::Gradient> gradients;
+  device::StepInputs inputs;
+  std::vector<device::StepFactors<T>> factors;
+  std::vector<int32_t> factors_of = {0};
+  device::StepControl control;
+  int64_t columns_taken_in = 0;
+
+  TableMatrix(const RandomMatrix<T>& start, const std::vector<int64_t>& boundaries)
+      : memory(start), values(memory.moment.col.size()), totals(memory.moment.col.size()) {
+    const Options& options = memory.options;
+    device::MatrixEntry<T> matrix;
+    matrix.col = data_or_null(memory.moment.col);
+    if (options.accumulator != Accumulator::sm3) matrix.values = data_or_null(values);
+    matrix.totals = data_or_null(totals);
+    if (options.scale_by_parameter_rms) {
+      matrix.squares = &squares;
+      matrix.new_squares = &new_squares;
+    }
+    layout.add_matrix(matrix);
+    layout.begin_group();
+    const int64_t columns = memory.range.columns;
+    for (size_t i = 1; i < boundaries.size(); ++i) {
+      const int64_t begin = boundaries[i - 1], at = begin * columns;
+      RowRange range = memory.range;
+      range.row_begin = begin;
+      range.row_end = boundaries[i];
+      if (range.rows() == 0) continue;
+      const auto from = [&](std::vector<T>& elements, int64_t index) {
+        return elements.empty() ? nullptr : elements.data() + index;
+      };
+      device::SegmentMemory<T> rows;
+      rows.parameter = memory.parameter.data() + at;
+      if (!memory.momentum.empty())
+        rows.momentum = memory.momentum.data() + begin * memory.momentum_bytes_per_row();
+      rows.full = from(memory.moment.full, at);
+      rows.row = from(memory.moment.row, begin);
+      layout.add_segment(range, rows, options, memory.range.elements(), i > 1);
+      gradients.push_back(
+          {memory.gradient.data() + at, sizeof(T) == 8 ? ElementType::f64 : ElementType::f32});
+    }
+    scratch.resize(layout.scratch_bytes());
+    layout.set_scratch(scratch.data());
+  }
+
+  device::StepTable<T> table() {
+    return {.matrices = layout.matrices.data(),
+            .pending = &pending,
+            .segments = layout.segments.data(),
+            .tiles = layout.tiles.data(),
+            .collect_tiles = layout.collect_tiles.data(),
+            .matrix_count = static_cast<int32_t>(layout.matrices.size()),
+            .tile_count = static_cast<int32_t>(layout.tiles.size()),
+            .collect_count = static_cast<int32_t>(layout.collect_tiles.size()),
+            .inputs = &inputs,
+            .gradients = gradients.data(),
+            .factors = factors.data(),
+            .factors_of = factors_of.data(),
+            .control = &control};
+  }
+
+  void step(int64_t t) {
+    factors.clear();
+    for (int64_t behind = 0; behind < device::kStepsUnderWay; ++behind) {
+      const StepScalars scalars =
+          step_scalars(memory.options, std::max<int64_t>(t - behind, 1), 0.5);
+      factors.push_back(device::step_factors<T>(memory.range, scalars, memory.options));
+    }
+    inputs.divisor = memory.divisor;
+    control.clip = memory.scale;
+    std::fill(scratch.begin(), scratch.end(), std::byte{0xf7});
+    const device::StepTable<T> all = table();
+    cuda_on_cpu::absorb(all, kStream);
+    cuda_on_cpu::prepare(all, kStream);
+    cuda_on_cpu::begin(all, layout.groups[0].is_centred, kStream);
+    cuda_on_cpu::collect(all, kStream);
+    if (!layout.groups[0].has_finish) return;
+    cuda_on_cpu::absorb(all, kStream);
+    cuda_on_cpu::prepare(all, kStream);
+    cuda_on_cpu::finish(all, layout.groups[0].is_centred, kStream);
+  }
+  void absorb() { cuda_on_cpu::absorb(table(), kStream); }
+};
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  if (a.size() != b.size()) return false;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if constexpr (std::is_floating_point_v<T>) {
+      if (std::isnan(a[i]) && std::isnan(b[i]))
+        continue;  // its sign and payload are the compiler's
+    }
+    if (std::memcmp(&a[i], &b[i], sizeof(T)) != 0) return false;
+  }
+  return true;
+}
+
+template <class T>
+std::string difference(const RandomMatrix<T>& want, const RandomMatrix<T>& have) {
+  std::string text;
+  if (!same_bits(want.parameter, have.parameter)) text += " parameter";
+  if (!same_bits(want.momentum, have.momentum)) text += " momentum";
+  if (!same_bits(want.moment.full, have.moment.full)) text += " full";
+  if (!same_bits(want.moment.row, have.moment.row)) text += " row";
+  if (!same_bits(want.moment.col, have.moment.col)) text += " col";
+  return text;
+}
+
+struct Shape {
+  int64_t rows;
+  int64_t columns;
+  bool is_vector = false;
+};
+
+std::string label(const Options& options, const Shape& shape) {
+  return describe(options) + " on " + std::to_string(shape.rows) + "x" +
+         std::to_string(shape.columns);
+}
+
+template <class T>
+class CudaStep : public ::testing::Test {};
+using Types = ::testing::Types<float, double>;
+TYPED_TEST_SUITE(CudaStep, Types);
+
+template <class T>
+void expect_the_cpus_bits(const Options& options, const Shape& shape, std::mt19937_64& random,
+                          bool with_nan) {
+  RandomMatrix<T> cpu(options, shape.rows, shape.columns, shape.is_vector);
+  for (T& p : cpu.parameter) p = std::normal_distribution<T>()(random);
+  TableMatrix<T> gpu(cpu, {0, shape.rows});
+  for (int64_t t = 1; t <= 3; ++t) {
+    for (T& g : cpu.gradient) g = random_gradient<T>(random);
+    if (with_nan && t == 2)
+      cpu.gradient[random() % cpu.gradient.size()] = std::numeric_limits<T>::quiet_NaN();
+    std::copy(cpu.gradient.begin(), cpu.gradient.end(), gpu.memory.gradient.begin());
+    gpu.squares = 0.25 * static_cast<double>(cpu.parameter.size());  // its root mean square is 0.5
+    cpu.step(t, {0, shape.rows}, {});
+    gpu.step(t);
+    gpu.absorb();
+    ASSERT_EQ(difference(cpu, gpu.memory), "") << label(options, shape) << " in step " << t;
+  }
+}
+
+TYPED_TEST(CudaStep, LeavesTheCpusBits) {
+  std::mt19937_64 random(test_seed());
+  cuda_on_cpu::set_order(random());
+  const Shape shapes[] = {{7, 1},    {1, 37},         {19, 15},   {64, 128}, {131, 48},
+                          {3, 1041}, {1500, 1, true}, {200, 260}, {33, 2052}};
+  for (const Shape& shape : shapes) {
+    for (const Options& options : fused_options()) {
+      expect_the_cpus_bits<TypeParam>(options, shape, random, false);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fusedbun
