@@ -12,12 +12,22 @@ namespace {
 std::atomic<DeviceApi*> stand_in{nullptr};
 }
 
-DeviceApi* device_api_of(at::Device device) {
-  if (device.is_cpu()) return stand_in.load();
+bool has_device_api(at::Device device) {
+  if (device.is_cpu()) return stand_in.load() != nullptr;
 #if defined(FUSEDBUN_HAS_CUDA)
-  if (device.is_cuda()) return &cuda_device(device);
+  return device.is_cuda();
+#else
+  return false;
 #endif
-  return nullptr;
+}
+
+DeviceApi& device_api_of(at::Device device) {
+#if defined(FUSEDBUN_HAS_CUDA)
+  if (device.is_cuda()) return cuda_device(device);
+#endif
+  DeviceApi* const api = stand_in.load();
+  FUSEDBUN_ASSERT(device.is_cpu() && api != nullptr, "the device has a DeviceApi");
+  return *api;
 }
 
 StandInDevice::StandInDevice(DeviceApi& api) {

@@ -82,8 +82,10 @@ class DeviceApi {
   virtual void wait_on(CudaStream stream, const DeviceEvent& event) = 0;
 };
 
-/// The one for tensors on `device`, which lives as long as the program; null where tensors are stepped by the CPU.
-DeviceApi* device_api_of(at::Device device);
+/// True if tensors on `device` are stepped through a DeviceApi.
+bool has_device_api(at::Device device);
+/// The one for tensors on `device`, where it has one; lives as long as the program.
+DeviceApi& device_api_of(at::Device device);
 
 /// For tests: while an object of this class lives, `api` is that of tensors in the CPU's memory (process-wide, not nested).
 class StandInDevice {

@@ -331,7 +331,7 @@ bool Fusedbun::step_on_device() {
   }
   if (!device) return false;
   if (device_ == nullptr) {
-    device_ = std::make_unique<FusedbunDevice>(*device_api_of(*device), *device);
+    device_ = std::make_unique<FusedbunDevice>(device_api_of(*device), *device);
   }
   std::vector<FusedbunDevice::Stepped> stepped;
   for (const auto& group : param_groups()) {

@@ -426,7 +426,7 @@ bool columns_are_maxima(const Options& options) {
 StepPath step_path(const Options& options, torch::Device device, torch::ScalarType arithmetic) {
   const bool has_type = arithmetic == at::kFloat || arithmetic == at::kDouble;
   if (reference_forced || !has_type) return StepPath::reference;
-  if (device_api_of(device) != nullptr) {
+  if (has_device_api(device)) {
     return has_fused_cuda_step(options) ? StepPath::device : StepPath::reference;
   }
   return device.is_cpu() && has_fused_step(options) ? StepPath::fused_cpu : StepPath::reference;

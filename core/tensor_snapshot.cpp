@@ -102,9 +102,8 @@ Sample nonzero_of(const std::byte* memory, int64_t count, int64_t width) {
 }
 
 bool is_sampled(const at::Tensor& tensor) {
-  return tensor.is_cpu() && device_api_of(tensor.device()) == nullptr &&
-         tensor.layout() == at::kStrided && tensor.element_size() <= 8 &&
-         tensor.is_non_overlapping_and_dense() && tensor.numel() > 0;
+  return tensor.is_cpu() && !has_device_api(tensor.device()) && tensor.layout() == at::kStrided &&
+         tensor.element_size() <= 8 && tensor.is_non_overlapping_and_dense() && tensor.numel() > 0;
 }
 
 }  // namespace

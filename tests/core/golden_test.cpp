@@ -14,52 +14,6 @@ namespace {
 using golden::Case;
 using golden::Precision;
 
-RowRange all_rows(const torch::Tensor& parameter) {
-  const bool is_vector = parameter.dim() < 2;
-  const int64_t rows = is_vector ? parameter.numel() : parameter.size(0);
-  return {.row_begin = 0,
-          .row_end = rows,
-          .rows_total = rows,
-          .columns = is_vector ? 1 : parameter.numel() / rows,
-          .is_vector = is_vector};
-}
-
-std::vector<torch::Tensor> initial_parameters(const Case& golden, Precision precision) {
-  std::vector<torch::Tensor> parameters;
-  for (size_t k = 0; k < golden.parameters.size(); ++k) {
-    parameters.push_back(golden.initial(static_cast<int>(k), precision).requires_grad_());
-  }
-  return parameters;
-}
-
-// Runs the case with the optimizer as a user would; returns the first mismatch.
-std::optional<std::string> run(const Case& golden, Precision precision) {
-  std::vector<torch::Tensor> parameters = initial_parameters(golden, precision);
-  Fusedbun optimizer(parameters, FusedbunOptions(golden.options));
-  for (int step = 1; step <= golden.steps; ++step) {
-    for (size_t k = 0; k < parameters.size(); ++k) {
-      const int index = static_cast<int>(k);
-      parameters[k].mutable_grad() = golden.gradient(step, index, precision);
-      const torch::Tensor diagonal = golden.hessian_diagonal(step, index, precision);
-      if (diagonal.defined()) optimizer.set_hessian_diagonal(parameters[k], diagonal);
-    }
-    optimizer.step();
-    if (auto wrong = golden::compare_parameters(golden, precision, step, parameters)) return wrong;
-  }
-  for (size_t k = 0; k < parameters.size(); ++k) {
-    const auto entry = optimizer.state().find(parameters[k].unsafeGetTensorImpl());
-    const RowRange range = all_rows(parameters[k]);
-    const SegmentState state =
-        entry == optimizer.state().end()
-            ? make_segment_state(parameters[k].detach().reshape({range.rows(), range.columns}),
-                                 range, golden.options)
-            : static_cast<const FusedbunParamState&>(*entry->second).segment;
-    if (auto wrong = golden::compare_state(golden, precision, static_cast<int>(k), range, state))
-      return wrong;
-  }
-  return std::nullopt;
-}
-
 struct Count {
   int reference = 0;
   int fused = 0;
@@ -73,14 +27,14 @@ TEST(Golden, EveryCaseThroughReferenceAndFusedStep) {
       const StepPath path = step_path(golden.options, at::kCPU, golden::scalar_type(precision));
       if (path == StepPath::fused_cpu) {
         ++counts[precision].fused;
-        const auto wrong = run(golden, precision);
+        const auto wrong = golden::run_fusedbun(golden, precision);
         EXPECT_FALSE(wrong) << "fused step: " << *wrong;
       }
       const ForceReference reference;
       ASSERT_EQ(step_path(golden.options, at::kCPU, golden::scalar_type(precision)),
                 StepPath::reference);
       ++counts[precision].reference;
-      const auto wrong = run(golden, precision);
+      const auto wrong = golden::run_fusedbun(golden, precision);
       EXPECT_FALSE(wrong) << "reference: " << *wrong;
     }
   }

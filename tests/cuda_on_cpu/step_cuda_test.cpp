@@ -1,6 +1,8 @@
 // The kernels of the CUDA step, run on the CPU, against the fused CPU step: the same bits in everything that a step leaves.
 #include "fusedbun/core/step_cuda.h"
 
+#include "fusedbun/core/cuda_launch.h"
+
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -32,52 +32,6 @@ at::Device gpu_device(at::kCUDA, 0);
 
 // --- golden cases -------------------------------------------------------------------------------
 
-std::vector<Tensor> on_cpu(const std::vector<Tensor>& tensors) {
-  std::vector<Tensor> copies;
-  for (const Tensor& tensor : tensors) copies.push_back(tensor.detach().cpu());
-  return copies;
-}
-
-SegmentState on_cpu(SegmentState state) {
-  visit_tensors(state, [](const char*, Tensor& tensor) {
-    if (tensor.defined()) tensor = tensor.cpu();
-  });
-  return state;
-}
-
-// The case as a user would run it, on the GPU; returns the first mismatch.
-std::optional<std::string> run(const Case& golden, Precision precision) {
-  std::vector<Tensor> parameters;
-  for (size_t k = 0; k < golden.parameters.size(); ++k) {
-    const Tensor initial = golden.initial(static_cast<int>(k), precision);
-    parameters.push_back(initial.to(gpu_device).requires_grad_());
-  }
-  Fusedbun optimizer(parameters, FusedbunOptions(golden.options));
-  for (int step = 1; step <= golden.steps; ++step) {
-    for (size_t k = 0; k < parameters.size(); ++k) {
-      const int index = static_cast<int>(k);
-      parameters[k].mutable_grad() = golden.gradient(step, index, precision).to(gpu_device);
-      const Tensor diagonal = golden.hessian_diagonal(step, index, precision);
-      if (diagonal.defined())
-        optimizer.set_hessian_diagonal(parameters[k], diagonal.to(gpu_device));
-    }
-    optimizer.step();
-    if (auto wrong = golden::compare_parameters(golden, precision, step, on_cpu(parameters)))
-      return wrong;
-  }
-  for (size_t k = 0; k < parameters.size(); ++k) {
-    const auto entry = optimizer.state().find(parameters[k].unsafeGetTensorImpl());
-    if (entry == optimizer.state().end()) continue;  // every step was skipped
-    const auto& state = static_cast<const FusedbunParamState&>(*entry->second);
-    const at::IntArrayRef shape = parameters[k].sizes();
-    const RowRange range = all_rows_of({shape.data(), shape.size()}, golden.options.matrix_view);
-    if (auto wrong = golden::compare_state(golden, precision, static_cast<int>(k), range,
-                                           on_cpu(state.segment)))
-      return wrong;
-  }
-  return std::nullopt;
-}
-
 Json golden_cases() {
   Comparisons comparisons;
   for (const Case& golden : golden::read_cases(golden::directory())) {
@@ -85,9 +39,9 @@ Json golden_cases() {
       const at::ScalarType type = golden::scalar_type(precision);
       const std::string name = precision == Precision::f64 ? " float64" : " float32";
       if (step_path(golden.options, gpu_device, type) != StepPath::reference)
-        comparisons.add("CUDA step," + name, run(golden, precision));
+        comparisons.add("CUDA step," + name, golden::run_fusedbun(golden, precision, gpu_device));
       const ForceReference reference;
-      comparisons.add("reference," + name, run(golden, precision));
+      comparisons.add("reference," + name, golden::run_fusedbun(golden, precision, gpu_device));
     }
   }
   return comparisons.result();

@@ -11,6 +11,7 @@
 #include <set>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/fusedbun.h"
 #include "fusedbun/core/option_fields.h"
 
 namespace fusedbun::golden {
@@ -273,6 +274,60 @@ std::optional<std::string> compare_state(const Case& golden, Precision precision
     const auto wrong =
         mismatch(values.data() + begin, tensor->second, finite_maximum(values), precision);
     if (wrong) return where + name + ": " + *wrong;
+  }
+  return std::nullopt;
+}
+
+namespace {
+
+std::vector<torch::Tensor> on_cpu(const std::vector<torch::Tensor>& tensors) {
+  std::vector<torch::Tensor> copies;
+  for (const torch::Tensor& tensor : tensors) copies.push_back(tensor.detach().cpu());
+  return copies;
+}
+
+// The state of a parameter, as made if every step was skipped.
+SegmentState state_on_cpu(Fusedbun& optimizer, const torch::Tensor& parameter,
+                          const RowRange& range, const Options& options) {
+  const auto entry = optimizer.state().find(parameter.unsafeGetTensorImpl());
+  if (entry == optimizer.state().end()) {
+    const at::Tensor rows = parameter.detach().cpu().reshape({range.rows(), range.columns});
+    return make_segment_state(rows, range, options);
+  }
+  SegmentState state = static_cast<const FusedbunParamState&>(*entry->second).segment;
+  visit_tensors(state, [](const char*, torch::Tensor& tensor) {
+    if (tensor.defined()) tensor = tensor.cpu();
+  });
+  return state;
+}
+
+}  // namespace
+
+std::optional<std::string> run_fusedbun(const Case& golden, Precision precision, at::Device device,
+                                        const std::function<void()>& before_looking) {
+  std::vector<torch::Tensor> parameters;
+  for (size_t k = 0; k < golden.parameters.size(); ++k) {
+    const torch::Tensor initial = golden.initial(static_cast<int>(k), precision);
+    parameters.push_back(initial.to(device).requires_grad_());
+  }
+  Fusedbun optimizer(parameters, FusedbunOptions(golden.options));
+  for (int step = 1; step <= golden.steps; ++step) {
+    for (size_t k = 0; k < parameters.size(); ++k) {
+      const int index = static_cast<int>(k);
+      parameters[k].mutable_grad() = golden.gradient(step, index, precision).to(device);
+      const torch::Tensor diagonal = golden.hessian_diagonal(step, index, precision);
+      if (diagonal.defined()) optimizer.set_hessian_diagonal(parameters[k], diagonal.to(device));
+    }
+    optimizer.step();
+    if (before_looking) before_looking();
+    if (auto wrong = compare_parameters(golden, precision, step, on_cpu(parameters))) return wrong;
+  }
+  for (size_t k = 0; k < parameters.size(); ++k) {
+    const at::IntArrayRef shape = parameters[k].sizes();
+    const RowRange range = all_rows_of({shape.data(), shape.size()}, golden.options.matrix_view);
+    const SegmentState state = state_on_cpu(optimizer, parameters[k], range, golden.options);
+    if (auto wrong = compare_state(golden, precision, static_cast<int>(k), range, state))
+      return wrong;
   }
   return std::nullopt;
 }

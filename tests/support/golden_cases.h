@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -79,5 +80,11 @@ std::optional<std::string> compare_parameters(const Case& golden, Precision prec
 /// must be the expected ones. Parameters without an expected state compare equal.
 std::optional<std::string> compare_state(const Case& golden, Precision precision, int k,
                                          const RowRange& range, const SegmentState& state);
+
+/// Runs the case with Fusedbun as a user would, on `device`, and compares all that it leaves; returns the first mismatch. `before_looking` is
+/// called before the parameters are read.
+std::optional<std::string> run_fusedbun(const Case& golden, Precision precision,
+                                        at::Device device = at::kCPU,
+                                        const std::function<void()>& before_looking = {});
 
 }  // namespace fusedbun::golden
