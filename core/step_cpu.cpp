@@ -14,7 +14,12 @@ using fused::PassArguments;
 using fused::PassKind;
 
 template <class T>
-void run_pass(InstructionSet set, const PassArguments<T>& arguments) {
+void run_pass(InstructionSet set, PassArguments<T> arguments) {
+  if (arguments.kind == PassKind::full && !arguments.centralize &&
+      arguments.row_squares == nullptr) {  // nothing depends on rows: one long one has no short ends
+    arguments.columns = arguments.elements;
+    arguments.rows = 1;
+  }
   FUSEDBUN_IN_VARIANT(set, run_pass(arguments));
 }
 
