@@ -1,7 +1,13 @@
 #pragma once
 // A double of NCCL and the CUDA runtime: records every call in one transcript and fails where it is told to. It moves
 // no data; what it tests is the order of calls and the way out of errors.
+//
+// Thread safety: its functions may be called by any thread. The transcript may be read and the switches that are not atomic be
+// written while nothing is under way.
+#include <atomic>
+#include <chrono>
 #include <map>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -23,18 +29,28 @@ class NcclDouble {
 
   /// The next call of this entry returns this code instead of success.
   std::map<std::string, int> failures;
+  /// How the transcript calls streams that the test made; all others are "own", the communicator's.
+  std::map<cudaStream_t, std::string> streams;
   /// What comm_get_async_error reports.
-  ncclResult_t async_state = ncclSuccess;
+  std::atomic<ncclResult_t> async_state = ncclSuccess;
   /// Whether operations ever end: cudaEventQuery's answer.
-  bool events_are_reached = true;
+  std::atomic<bool> events_are_reached = true;
+  /// How long comm_abort takes.
+  std::chrono::milliseconds abort_takes{0};
   /// Open NCCL communicators, streams and events, to see what leaks.
-  int communicators = 0;
-  int resources = 0;
+  std::atomic<int> communicators = 0;
+  std::atomic<int> resources = 0;
+  /// What the machine has; a count of devices that is below 0 is the CUDA error of that number.
+  int device_count = 1;
+  int driver_version = 13000;
+  int nccl_version = 23007;
 
   int record(const std::string& entry, const std::string& arguments = "");
+  std::string name_of(cudaStream_t stream) const;
 
  private:
   NcclApi api_;
+  std::mutex mutex_;  // of the transcript and of `failures`
 };
 
 }  // namespace fusedbun::comm::testing
