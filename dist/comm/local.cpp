@@ -53,8 +53,7 @@ class LocalCommunicator final : public Communicator {
   std::string_view backend() const override { return "local"; }
   DeviceKind device() const override { return device_; }
 
-  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts,
-                      ProducerStream) override {
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return post(Call::reduce_scatter(caller(), input, output, counts));
   }
   Work all_gather(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {

@@ -75,8 +75,7 @@ class MessageCommunicator final : public Communicator {
   std::string_view backend() const override { return queue_->transport().backend(); }
   DeviceKind device() const override { return DeviceKind::cpu; }
 
-  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts,
-                      ProducerStream) override {
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return post(Call::reduce_scatter(caller(), input, output, counts));
   }
   Work all_gather(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {

@@ -24,7 +24,8 @@ std::string function_of(const char* call) {
   return text.substr(begin == std::string::npos ? 0 : begin + 1, end - begin - 1);
 }
 
-std::string overdue_text(const std::string& oldest, std::chrono::milliseconds waited, size_t behind) {
+std::string overdue_text(const std::string& oldest, std::chrono::milliseconds waited,
+                         size_t behind) {
   return oldest + " was not done after " + std::to_string(waited.count()) +
          " ms: a rank is stopped, late or unreachable" +
          (behind == 0 ? "" : " (" + std::to_string(behind) + " more operation(s) wait behind it)");
@@ -131,8 +132,8 @@ std::shared_ptr<const NcclSession::Launched> NcclSession::launch(
     Lock lock(mutex_);
     if (failure_) failure_->raise();
     settle(lock, comm_, what, options_.timeout);
-    FUSEDBUN_NCCL(*this, api_.cuda_event_record(produced_,
-                                                static_cast<cudaStream_t>(producer.handle())));
+    FUSEDBUN_NCCL(*this,
+                  api_.cuda_event_record(produced_, static_cast<cudaStream_t>(producer.handle())));
     FUSEDBUN_NCCL(*this, api_.cuda_stream_wait_event(stream_, produced_, 0));
     run_group(enqueue);
     // Enqueued, not done: only then does an event mark its end.
@@ -254,7 +255,8 @@ void NcclSession::forget_ended() {
     if (reached == cudaErrorNotReady) return;
     check(reached, oldest->what_.c_str());
     const std::lock_guard lock(mutex_);
-    if (unfinished_.empty() || unfinished_.front() != oldest) continue;  // another thread was faster
+    if (unfinished_.empty() || unfinished_.front() != oldest)
+      continue;  // another thread was faster
     unfinished_.pop_front();
     progressed_at_ = SteadyClock::now();
   }
@@ -298,7 +300,8 @@ void NcclSession::watch() {
 
 /// What is wrong. Called with the lock, released while CUDA and NCCL are asked.
 std::optional<Failure> NcclSession::look(Lock& lock) {
-  const ncclComm_t comm = comm_;  // only this thread aborts it, and it is destroyed when this thread has ended
+  const ncclComm_t comm =
+      comm_;  // only this thread aborts it, and it is destroyed when this thread has ended
   const std::string oldest =
       unfinished_.empty() ? "watching the communicator" : unfinished_.front()->what_;
   lock.unlock();
@@ -316,10 +319,11 @@ std::optional<Failure> NcclSession::look(Lock& lock) {
   const Launched& first = *unfinished_.front();
   const auto waited = SteadyClock::now() - std::max(first.launched_at_, progressed_at_);
   if (waited < first.timeout_) return found;
-  return Failure{ExitCode::timeout,
-                 prefix() + overdue_text(first.what_,
-                                         std::chrono::duration_cast<std::chrono::milliseconds>(waited),
-                                         unfinished_.size() - 1)};
+  return Failure{
+      ExitCode::timeout,
+      prefix() + overdue_text(first.what_,
+                              std::chrono::duration_cast<std::chrono::milliseconds>(waited),
+                              unfinished_.size() - 1)};
 }
 
 void NcclSession::stop_watchdog() noexcept {
@@ -372,8 +376,9 @@ std::string NcclSession::advice_on_memory() const {
   if (api_.cuda_mem_get_info(&free, &total) == cudaSuccess) {
     text += " (" + gibibytes(free) + " of " + gibibytes(total) + " are free)";
   }
-  return text + ": NCCL needs some hundred MiB beside the model: take a smaller batch or model, or end "
-                "other programs on this GPU";
+  return text +
+         ": NCCL needs some hundred MiB beside the model: take a smaller batch or model, or end "
+         "other programs on this GPU";
 }
 
 void NcclSession::raise(const std::string& what, ncclResult_t result) const {
@@ -391,8 +396,7 @@ void NcclSession::check(ncclResult_t result, const char* call) const {
 
 void NcclSession::check(cudaError_t result, const char* call) const {
   FUSEDBUN_REQUIRE(result == cudaSuccess, DeviceError,
-                   prefix() + function_of(call) + " failed: " +
-                       api_.cuda_get_error_string(result) +
+                   prefix() + function_of(call) + " failed: " + api_.cuda_get_error_string(result) +
                        (result == cudaErrorMemoryAllocation ? advice_on_memory() : ""));
 }
 

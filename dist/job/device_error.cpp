@@ -24,10 +24,10 @@ std::string asked_and_free(const std::string& page) {
 std::optional<DeviceError> device_error_behind(const std::exception& error,
                                                const std::string& where) {
   if (const auto* full = dynamic_cast<const c10::OutOfMemoryError*>(&error)) {
-    return DeviceError(where + ": the GPU's memory is full: " +
-                       asked_and_free(full->what_without_backtrace()) +
-                       "; take a smaller batch (more accumulation), a shorter context, the preset "
-                       "compact or more ranks, or end other programs on this GPU (nvidia-smi)");
+    return DeviceError(
+        where + ": the GPU's memory is full: " + asked_and_free(full->what_without_backtrace()) +
+        "; take a smaller batch (more accumulation), a shorter context, the preset "
+        "compact or more ranks, or end other programs on this GPU (nvidia-smi)");
   }
   if (const auto* cuda = dynamic_cast<const c10::AcceleratorError*>(&error)) {
     return DeviceError(where + ": " + first_line(cuda->what_without_backtrace()) +

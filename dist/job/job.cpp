@@ -82,8 +82,8 @@ void Job::fail(const std::exception& error) {
     parts_->fail(static_cast<int>(named.code), named.text);
     named.raise();
   }
-  const std::string where = "rank " + std::to_string(rank()) + " at " + placement().describe() +
-                            " on " + host_name();
+  const std::string where =
+      "rank " + std::to_string(rank()) + " at " + placement().describe() + " on " + host_name();
   if (const auto device = device_error_behind(error, where)) {
     parts_->fail(static_cast<int>(ExitCode::device), device->what());
     throw DeviceError(*device);

@@ -71,8 +71,9 @@ BackendRequest common_request(std::span<const Capability> ranks) {
                                                 : " runs on the CPU, rank 0 on a GPU") +
                          ": give all ranks the same device");
     FUSEDBUN_REQUIRE(ranks[rank].shares_gpu == ranks[0].shares_gpu, ConfigError,
-                     name + (ranks[rank].shares_gpu ? " may share a GPU, rank 0 may not"
-                                                    : " may not share a GPU, rank 0 may") +
+                     name +
+                         (ranks[rank].shares_gpu ? " may share a GPU, rank 0 may not"
+                                                 : " may not share a GPU, rank 0 may") +
                          ": give all ranks the same --share-gpu");
   }
   return static_cast<BackendRequest>(ranks[0].request);
@@ -81,7 +82,8 @@ BackendRequest common_request(std::span<const Capability> ranks) {
 /// "rank 1 (on node3)".
 std::string place_of(const Capability& capability, size_t rank) {
   const std::string name = "rank " + std::to_string(rank);
-  return capability.host.empty() ? name : name + " (on " + std::string(capability.host.view()) + ")";
+  return capability.host.empty() ? name
+                                 : name + " (on " + std::string(capability.host.view()) + ")";
 }
 std::string place_of(std::span<const Capability> ranks, size_t rank) {
   return place_of(ranks[rank], rank);
@@ -121,7 +123,8 @@ BackendChoice choose_for_gpus(std::span<const Capability> ranks, BackendRequest 
   const bool needs_nccl = ranks.size() > 1 || asks_for_nccl;
   const bool moves_host_memory = !asks_for_nccl && request != BackendRequest::automatic;
   if (!needs_nccl && (moves_host_memory || !ranks[0].has_nccl)) {
-    return {.backend = BackendRequest::gloo, .reason = "local: one process on one GPU, nothing travels"};
+    return {.backend = BackendRequest::gloo,
+            .reason = "local: one process on one GPU, nothing travels"};
   }
   FUSEDBUN_REQUIRE(!moves_host_memory, ConfigError,
                    "backend " + std::string(name_of(request)) +
@@ -139,8 +142,9 @@ BackendChoice choose_for_gpus(std::span<const Capability> ranks, BackendRequest 
                              " on " + std::string(ranks[first].host.view()) + " are on one GPU, " +
                              to_text(ranks[first].gpu_uuid);
   FUSEDBUN_REQUIRE(ranks[0].shares_gpu, ConfigError,
-                   shared + ": start one rank per GPU, give each rank one of its own "
-                            "(CUDA_VISIBLE_DEVICES), or let them share it (--share-gpu)");
+                   shared +
+                       ": start one rank per GPU, give each rank one of its own "
+                       "(CUDA_VISIBLE_DEVICES), or let them share it (--share-gpu)");
   FUSEDBUN_REQUIRE(ranks[0].nccl_version >= kNcclSharesGpuSince, ConfigError,
                    shared + ", which NCCL " + nccl_version_text(ranks[0].nccl_version) +
                        " cannot do (2.30 can): start one rank per GPU");
@@ -150,8 +154,9 @@ BackendChoice choose_for_gpus(std::span<const Capability> ranks, BackendRequest 
 }  // namespace
 
 std::string no_gpu_sentence(const Capability& capability, int rank) {
-  return place_of(capability, static_cast<size_t>(rank)) + " has no GPU to use: " +
-         std::string(capability.gpu_problem.view()) + "; --device cpu trains without";
+  return place_of(capability, static_cast<size_t>(rank)) +
+         " has no GPU to use: " + std::string(capability.gpu_problem.view()) +
+         "; --device cpu trains without";
 }
 
 std::string_view name_of(BackendRequest request) {
@@ -172,11 +177,10 @@ BackendChoice choose_backend(std::span<const Capability> ranks) {
   if (request != BackendRequest::automatic) {
     const std::string obstacle = first_obstacle(ranks, request);
     const std::string name(name_of(request));
-    FUSEDBUN_REQUIRE(obstacle.empty(), ConfigError,
-                     "backend " + name + " cannot be used: " + obstacle +
-                         (request == BackendRequest::nccl
-                              ? "; NCCL connects GPUs: add --device cuda"
-                              : ""));
+    FUSEDBUN_REQUIRE(
+        obstacle.empty(), ConfigError,
+        "backend " + name + " cannot be used: " + obstacle +
+            (request == BackendRequest::nccl ? "; NCCL connects GPUs: add --device cuda" : ""));
     return {.backend = request, .reason = name + ": asked for"};
   }
   const std::string no_nccl = first_obstacle(ranks, BackendRequest::nccl);

@@ -37,11 +37,12 @@ struct ShortText {
 /// What one rank can do: plain memory, exchanged once.
 struct Capability {
   uint8_t has_gloo = 1;
-  uint8_t has_mpi = 0;       ///< built in, and Open MPI started this process
-  uint8_t has_nccl = 0;      ///< built in
-  uint8_t wants_gpu = 0;     ///< the job's parameters are on GPUs
-  uint8_t shares_gpu = 0;    ///< several ranks on one GPU were asked for
-  int32_t gpu_ordinal = -1;  ///< of this rank's GPU, as this process counts; -1: none, and gpu_problem says why
+  uint8_t has_mpi = 0;     ///< built in, and Open MPI started this process
+  uint8_t has_nccl = 0;    ///< built in
+  uint8_t wants_gpu = 0;   ///< the job's parameters are on GPUs
+  uint8_t shares_gpu = 0;  ///< several ranks on one GPU were asked for
+  int32_t gpu_ordinal =
+      -1;  ///< of this rank's GPU, as this process counts; -1: none, and gpu_problem says why
   int32_t nccl_version = 0;  ///< of the library that is loaded, 23007 is 2.30.7; 0: none
   int32_t request = 0;       ///< BackendRequest of this rank
   uint64_t host_hash = 0;    ///< equal on ranks of one host

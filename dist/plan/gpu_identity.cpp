@@ -53,7 +53,8 @@ std::string gpu_problem(const CudaSurvey& survey) {
 std::string no_gpu_left(int local_rank, int local_world_size, const CudaSurvey& survey) {
   return "it is local rank " + std::to_string(local_rank) + " of " +
          std::to_string(local_world_size) + " and sees " + std::to_string(survey.visible) +
-         " GPUs" + seen(survey) + ": start at most one rank per GPU, or let ranks share them "
+         " GPUs" + seen(survey) +
+         ": start at most one rank per GPU, or let ranks share them "
          "(--share-gpu)";
 }
 

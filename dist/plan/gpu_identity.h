@@ -23,10 +23,10 @@ std::optional<int> choose_gpu(int local_rank, int visible, bool share);
 
 /// What the CUDA runtime said when it was asked for GPUs.
 struct CudaSurvey {
-  int runtime_version = 0;  ///< of the CUDA runtime that LibTorch brings: 13000 is 13.0
-  int driver_version = 0;   ///< the newest CUDA that the driver supports; 0: no driver
-  int visible = 0;          ///< GPUs that this process sees
-  std::string error = {};   ///< of the question how many there are; empty: it was answered
+  int runtime_version = 0;           ///< of the CUDA runtime that LibTorch brings: 13000 is 13.0
+  int driver_version = 0;            ///< the newest CUDA that the driver supports; 0: no driver
+  int visible = 0;                   ///< GPUs that this process sees
+  std::string error = {};            ///< of the question how many there are; empty: it was answered
   std::string visible_devices = {};  ///< the variable CUDA_VISIBLE_DEVICES; empty: not set
 };
 /// Why there is no GPU to use, and what to do: "no NVIDIA driver is installed here, ...". Empty if there is one.

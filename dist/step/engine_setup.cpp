@@ -38,19 +38,6 @@ Placement placement_of(const Channels& channels) {
   return given;
 }
 
-/// Why a parameter cannot be trained where it is; empty if it can.
-std::string misplaced(const at::Tensor& parameter, const ShardedModel& model) {
-  const at::Device device = parameter.device();
-  if (device == model.device || (device.is_cpu() && model.device.is_cpu())) return "";
-  const std::string is_on = " is on " + device.str() + ", but ";
-  if (!model.device.is_cuda()) {
-    return is_on + "this job's parameters are on the CPU: make the Job with use_gpu = true " +
-           "(fusedbun train: --device cuda), or move the model with to(torch::kCPU)";
-  }
-  return is_on + "this rank's GPU is " + model.placement.describe() +
-         ": move the model with to(job.placement().device) before the optimizer is made";
-}
-
 }  // namespace
 
 StepEngine::StepEngine(Channels channels, ShardedOptions options,
@@ -142,10 +129,10 @@ void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t fi
                    ConfigError, "gradient_wire = bf16 is for CPUs: NCCL adds up what it carries");
   require_trainable(all);
   for (const RegisteredParameter& parameter : all.subspan(first)) {
-    const std::string problem = misplaced(parameter.tensor, model_);
-    FUSEDBUN_REQUIRE(problem.empty(), ConfigError,
-                     "rank " + std::to_string(model_.rank) + ": parameter '" + parameter.name +
-                         "'" + problem);
+    const std::string problem = why_not_there(parameter.tensor.device(), model_.placement);
+    FUSEDBUN_REQUIRE(
+        problem.empty(), ConfigError,
+        "rank " + std::to_string(model_.rank) + ": parameter '" + parameter.name + "' " + problem);
     FUSEDBUN_REQUIRE(
         !torch::autograd::impl::post_acc_grad_hooks(parameter.tensor), ConfigError,
         "parameter '" + parameter.name +

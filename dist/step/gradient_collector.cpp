@@ -167,7 +167,8 @@ bool GradientCollector::is_takeable(int parameter, const at::Tensor& gradient) {
     return false;
   }
   const at::IntArrayRef shape = model_.plan.parameters[parameter].shape;
-  if (gradient.sizes() != shape || gradient.device() != model_.registered[parameter].tensor.device()) {
+  if (gradient.sizes() != shape ||
+      gradient.device() != model_.registered[parameter].tensor.device()) {
     std::ostringstream text;
     text << "the gradient of parameter '" << model_.name(parameter) << "' has the shape "
          << gradient.sizes() << " on " << gradient.device() << ", but the parameter had " << shape

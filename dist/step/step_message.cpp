@@ -65,9 +65,9 @@ void StepMessage::settle_columns() {
 void StepMessage::send_squares() {
   const int64_t squares = sums_.numel() - column_sums_;
   if (squares == 0) return;
-  square_work_ = data_.all_reduce(
-      {sums_.data_ptr<double>() + column_sums_, squares, comm::DataType::f64}, comm::ReduceOp::sum,
-      current_stream(device_));
+  square_work_ =
+      data_.all_reduce({sums_.data_ptr<double>() + column_sums_, squares, comm::DataType::f64},
+                       comm::ReduceOp::sum, current_stream(device_));
 }
 
 void StepMessage::settle_squares() {

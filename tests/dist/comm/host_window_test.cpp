@@ -199,14 +199,15 @@ class ChangedOffer final : public Communicator {
   int size() const override { return inner_.size(); }
   std::string_view backend() const override { return inner_.backend(); }
   DeviceKind device() const override { return inner_.device(); }
-  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts,
-                      ProducerStream) override {
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return inner_.reduce_scatter(input, output, counts);
   }
   Work all_gather(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return inner_.all_gather(input, output, counts);
   }
-  Work all_reduce(Buffer inout, ReduceOp op, ProducerStream) override { return inner_.all_reduce(inout, op); }
+  Work all_reduce(Buffer inout, ReduceOp op, ProducerStream) override {
+    return inner_.all_reduce(inout, op);
+  }
   Work exchange(std::vector<Message> sends, std::vector<Message> receives,
                 ProducerStream) override {
     return inner_.exchange(std::move(sends), std::move(receives));

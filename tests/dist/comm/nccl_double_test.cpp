@@ -97,10 +97,10 @@ TEST_F(NcclOverDouble, UnevenPortionsTakeOneGroupAndSkipTheEmptyOnes) {
                           "reduce(count 7, f32, root 1)", "group_end", "event_record(own)"));
   nccl_.calls.clear();
   comm->all_gather(floats(7), floats(9), {2, 7, 0}, producer()).wait();
-  EXPECT_THAT(nccl_.calls, ElementsAre("event_record(producer)", "stream_wait_event(own)",
-                                       "group_start", "broadcast(count 2, f32, root 0, in place)",
-                                       "broadcast(count 7, f32, root 1)", "group_end",
-                                       "event_record(own)"));
+  EXPECT_THAT(nccl_.calls,
+              ElementsAre("event_record(producer)", "stream_wait_event(own)", "group_start",
+                          "broadcast(count 2, f32, root 0, in place)",
+                          "broadcast(count 7, f32, root 1)", "group_end", "event_record(own)"));
 }
 
 TEST_F(NcclOverDouble, TheOtherOperations) {
@@ -112,7 +112,8 @@ TEST_F(NcclOverDouble, TheOtherOperations) {
   comm->barrier(producer()).wait();
   EXPECT_THAT(nccl_.calls, Contains("all_reduce(count 1, u8, max)"));
   nccl_.calls.clear();
-  comm->exchange({bytes(4, 0), bytes(8, 2), bytes(5, 2)}, {bytes(8, 2), bytes(8, 0)}, producer()).wait();
+  comm->exchange({bytes(4, 0), bytes(8, 2), bytes(5, 2)}, {bytes(8, 2), bytes(8, 0)}, producer())
+      .wait();
   EXPECT_THAT(nccl_.calls,
               ElementsAre("event_record(producer)", "stream_wait_event(own)", "group_start",
                           "send(count 4, u8, to 0)", "send(count 8, u8, to 2)",
@@ -143,10 +144,11 @@ TEST_F(NcclOverDouble, AnOperationStartsAfterTheStreamThatWasGivenToIt) {
 
 TEST_F(NcclOverDouble, WithoutAStreamAnOperationIsRefusedAndNothingBreaks) {
   const auto comm = connect();
-  EXPECT_THAT([&] { comm->all_reduce(floats(5), ReduceOp::sum); },
-              ::testing::ThrowsMessage<ConfigError>(
-                  "nccl: rank 1 called all_reduce(f32, 5, sum) on a GPU's memory without the stream "
-                  "that makes it ready: pass the stream as `producer`"));
+  EXPECT_THAT(
+      [&] { comm->all_reduce(floats(5), ReduceOp::sum); },
+      ::testing::ThrowsMessage<ConfigError>(
+          "nccl: rank 1 called all_reduce(f32, 5, sum) on a GPU's memory without the stream "
+          "that makes it ready: pass the stream as `producer`"));
   EXPECT_THAT(nccl_.calls, ElementsAre());
   comm->barrier(producer()).wait();
 }
@@ -186,7 +188,8 @@ TEST_P(NcclErrors, AreTypedAndLeakNothing) {
     comm->reduce_scatter(floats(12), floats(4), {4, 4, 4}, producer()).wait();
     comm->all_gather(floats(7), floats(9), {2, 7, 0}, producer()).wait();
     comm->all_reduce(floats(1), ReduceOp::sum, producer()).wait();
-    comm->exchange({bytes(4, 0), bytes(8, 2), bytes(5, 2)}, {bytes(8, 2), bytes(8, 0)}, producer()).wait();
+    comm->exchange({bytes(4, 0), bytes(8, 2), bytes(5, 2)}, {bytes(8, 2), bytes(8, 0)}, producer())
+        .wait();
     (void)comm->group({0, 1});
     ADD_FAILURE() << GetParam() << " failed and nobody noticed";
   } catch (const DeviceError& error) {
@@ -210,12 +213,13 @@ TEST_F(NcclOverDouble, AnErrorInsideAGroupEndsTheGroupAndBreaksTheCommunicator) 
   const auto comm = connect();
   nccl_.failures["reduce"] = ncclInternalError;
   EXPECT_THROW(comm->reduce_scatter(floats(9), floats(7), {2, 7, 0}, producer()), DeviceError);
-  EXPECT_THAT(nccl_.calls, ElementsAre("event_create", "event_record(producer)",
-                                       "stream_wait_event(own)", "group_start",
-                                       "reduce(count 2, f32, root 0, in place)", "group_end",
-                                       "comm_abort"));
+  EXPECT_THAT(
+      nccl_.calls,
+      ElementsAre("event_create", "event_record(producer)", "stream_wait_event(own)", "group_start",
+                  "reduce(count 2, f32, root 0, in place)", "group_end", "comm_abort"));
   nccl_.calls.clear();
-  EXPECT_THROW(comm->barrier(producer()).wait(), DeviceError) << "later waits tell the first failure";
+  EXPECT_THROW(comm->barrier(producer()).wait(), DeviceError)
+      << "later waits tell the first failure";
   EXPECT_THAT(nccl_.calls, ElementsAre()) << "nothing is launched on a broken communicator";
 }
 
@@ -329,8 +333,9 @@ TEST_F(NcclOverDouble, AnAsynchronousErrorIsFoundWithoutACallOfTheHost) {
   nccl_.async_state = ncclRemoteError;
   const Failure failure = found.get();
   EXPECT_EQ(failure.code, ExitCode::peer_lost);
-  EXPECT_EQ(failure.text, "nccl: rank 1 of 3 on GPU 0: all_gather(f32, counts 4 4 4) failed: the "
-                          "double's error (its detail)");
+  EXPECT_EQ(failure.text,
+            "nccl: rank 1 of 3 on GPU 0: all_gather(f32, counts 4 4 4) failed: the "
+            "double's error (its detail)");
 }
 
 TEST_F(NcclOverDouble, AnAsynchronousErrorIsFoundWhileNothingIsUnderWay) {
@@ -406,10 +411,10 @@ TEST_F(NcclOverDouble, DestructionEndsAtTheDeadlineOfWhatIsUnderWay) {
 TEST_F(NcclOverDouble, AFullGpuIsNamedWithWhatIsFree) {
   nccl_.failures["malloc"] = cudaErrorMemoryAllocation;
   EXPECT_THAT([&] { connect(); },
-              ::testing::ThrowsMessage<DeviceError>(AllOf(
-                  HasSubstr("nccl: rank 1 of 3 on GPU 0: cuda_malloc failed"),
-                  HasSubstr("the GPU's memory is full (0.50 GiB of 80.00 GiB are free)"),
-                  HasSubstr("take a smaller batch"))));
+              ::testing::ThrowsMessage<DeviceError>(
+                  AllOf(HasSubstr("nccl: rank 1 of 3 on GPU 0: cuda_malloc failed"),
+                        HasSubstr("the GPU's memory is full (0.50 GiB of 80.00 GiB are free)"),
+                        HasSubstr("take a smaller batch"))));
 }
 
 // ---- what there is before anything is connected ----

@@ -7,8 +7,8 @@
 #include <stdexcept>
 
 #include "conformance.h"
-#include "fusedbun/dist/comm/nccl_probe.h"
 #include "fusedbun/dist/comm/local.h"
+#include "fusedbun/dist/comm/nccl_probe.h"
 
 namespace fusedbun::comm::testing {
 namespace {

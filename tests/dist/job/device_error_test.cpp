@@ -16,8 +16,10 @@ constexpr const char* kWhere = "rank 1 at cuda:1 (GPU-6f1c) on node3";
 
 // The words of CUDACachingAllocator.
 constexpr const char* kPage =
-    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.11 GiB of which "
-    "1.02 GiB is free. Process 4711 has 78.08 GiB memory in use. Of the allocated memory 70.00 GiB is "
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total capacity of 79.11 GiB of "
+    "which "
+    "1.02 GiB is free. Process 4711 has 78.08 GiB memory in use. Of the allocated memory 70.00 GiB "
+    "is "
     "allocated by PyTorch.\nSee documentation for Memory Management";
 
 TEST(DeviceErrorBehind, AFullGpuIsNamedWithWhatWasAskedAndIsFree) {
@@ -25,11 +27,14 @@ TEST(DeviceErrorBehind, AFullGpuIsNamedWithWhatWasAskedAndIsFree) {
       c10::OutOfMemoryError(c10::SourceLocation{__func__, __FILE__, __LINE__}, kPage), kWhere);
   ASSERT_TRUE(found.has_value());
   EXPECT_EQ(found->code(), ExitCode::device);
-  EXPECT_STREQ(found->what(),
-               "rank 1 at cuda:1 (GPU-6f1c) on node3: the GPU's memory is full: Tried to allocate 2.00 GiB. GPU 1 "
-               "has a total capacity of 79.11 GiB of which 1.02 GiB is free; take a smaller batch (more "
-               "accumulation), a shorter context, the preset compact or more ranks, or end other programs on "
-               "this GPU (nvidia-smi)");
+  EXPECT_STREQ(
+      found->what(),
+      "rank 1 at cuda:1 (GPU-6f1c) on node3: the GPU's memory is full: Tried to allocate 2.00 GiB. "
+      "GPU 1 "
+      "has a total capacity of 79.11 GiB of which 1.02 GiB is free; take a smaller batch (more "
+      "accumulation), a shorter context, the preset compact or more ranks, or end other programs "
+      "on "
+      "this GPU (nvidia-smi)");
 }
 
 TEST(DeviceErrorBehind, OtherWordsAreKeptUpToTheLinesEnd) {
@@ -47,7 +52,8 @@ TEST(DeviceErrorBehind, CudasErrorsAreErrorsOfTheDevice) {
                             "CUDA error: an illegal memory access was encountered\nmore"),
       kWhere);
   ASSERT_TRUE(found.has_value());
-  EXPECT_THAT(found->what(), HasSubstr("node3: CUDA error: an illegal memory access was encountered ("));
+  EXPECT_THAT(found->what(),
+              HasSubstr("node3: CUDA error: an illegal memory access was encountered ("));
 }
 
 TEST(DeviceErrorBehind, OtherErrorsAreNot) {

@@ -24,7 +24,10 @@ class Relay : public ::testing::Test {
   Relay()
       : host_(std::move(comm::make_local_communicators(1).front())),
         heartbeat_({.me = {.pid = 1, .host = "here"},
-                    .beat = [] { return health::Beat{{3, plan::Phase::update}, 0, 0}; },
+                    .beat =
+                        [] {
+                          return health::Beat{{3, plan::Phase::update}, 0, 0};
+                        },
                     .on_lost = [](const plan::LostRank&) {},
                     .on_overdue = [this] { overdue_.set_value(); },
                     .leave_us = 100'000},
