@@ -42,7 +42,7 @@ plan::CudaSurvey survey_of(const comm::NcclProbe& probe) {
 #endif
 
 /// This rank's GPU, or why it has none.
-void find_gpu(const plan::Identity& identity, bool share, plan::Capability& capability) {
+void find_gpu(const plan::Identity& identity, plan::Capability& capability) {
 #ifdef FUSEDBUN_HAS_NCCL
   const comm::NcclProbe probe = comm::probe_nccl();
   capability.has_nccl = 1;
@@ -61,7 +61,9 @@ void find_gpu(const plan::Identity& identity, bool share, plan::Capability& capa
 #ifndef FUSEDBUN_HAS_NCCL
     survey.visible = gpus;
 #endif
-    FUSEDBUN_REQUIRE(gpus > 0 && gpus == survey.visible, DeviceError,
+    FUSEDBUN_REQUIRE(gpus > 0, DeviceError,
+                     "LibTorch sees no GPU (is a driver installed? nvidia-smi lists the GPUs)");
+    FUSEDBUN_REQUIRE(gpus == survey.visible, DeviceError,
                      "LibTorch sees " + std::to_string(gpus) + " GPUs, the CUDA runtime " +
                          std::to_string(survey.visible) +
                          ": one installation of CUDA must serve both (nvidia-smi lists the GPUs)");
@@ -69,15 +71,9 @@ void find_gpu(const plan::Identity& identity, bool share, plan::Capability& capa
     capability.gpu_problem = std::string_view(error.what());
     return;
   }
-  const auto ordinal = plan::choose_gpu(identity.local_rank, survey.visible, share);
-  if (!ordinal) {
-    capability.gpu_problem =
-        plan::no_gpu_left(identity.local_rank, identity.local_world_size, survey);
-    return;
-  }
-  capability.gpu_ordinal = *ordinal;
+  capability.gpu_ordinal = plan::choose_gpu(identity.local_rank, survey.visible).value();
 #ifdef FUSEDBUN_HAS_NCCL
-  capability.gpu_uuid = probe.gpus[static_cast<size_t>(*ordinal)].uuid;
+  capability.gpu_uuid = probe.gpus[static_cast<size_t>(capability.gpu_ordinal)].uuid;
 #endif
 }
 
@@ -94,13 +90,13 @@ plan::Capability capability_of(const plan::Identity& identity, plan::BackendRequ
 #ifdef FUSEDBUN_HAS_MPI
   capability.has_mpi = identity.launcher == plan::Launcher::open_mpi;
 #endif
-  if (gpu.use) find_gpu(identity, gpu.share, capability);
+  if (gpu.use) find_gpu(identity, capability);
   return capability;
 }
 
-void require_gpu(const plan::Identity& identity, bool share) {
+void require_gpu(const plan::Identity& identity) {
   const plan::Capability found =
-      capability_of(identity, plan::BackendRequest::automatic, {.use = true, .share = share});
+      capability_of(identity, plan::BackendRequest::automatic, {.use = true});
   FUSEDBUN_REQUIRE(found.gpu_ordinal >= 0, DeviceError,
                    plan::no_gpu_sentence(found, identity.rank));
 }

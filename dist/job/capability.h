@@ -19,7 +19,7 @@ plan::Capability capability_of(const plan::Identity& identity, plan::BackendRequ
                                const GpuUse& gpu);
 
 /// Before anything is connected or written: throws DeviceError unless this rank has a GPU to use.
-void require_gpu(const plan::Identity& identity, bool share);
+void require_gpu(const plan::Identity& identity);
 
 /// This process's environment variables.
 plan::Environment read_environment();

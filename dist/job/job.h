@@ -53,7 +53,7 @@ struct JobOptions {
   /// Changes of hyperparameters that are known before the first step (TOML, changes/changes_file.h);
   /// read by rank 0. Used with and without a control plane.
   std::filesystem::path changes = {};
-  /// The job's parameters are on GPUs: local rank r of a host takes the r-th that its process sees, or the only one (Job::placement).
+  /// The job's parameters are on GPUs: local rank r takes the r-th that its process sees (modulo their number), and two ranks on one are refused.
   bool use_gpu = false;
   /// Several ranks may be on one GPU, to try a job where there are fewer GPUs than ranks; NCCL 2.30 or newer.
   bool share_gpu = false;

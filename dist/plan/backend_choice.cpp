@@ -89,12 +89,12 @@ std::string place_of(std::span<const Capability> ranks, size_t rank) {
   return place_of(ranks[rank], rank);
 }
 
-/// Two ranks on one GPU, the first such pair; none if each has one of its own.
+/// Two ranks on one GPU, the first such pair; none if each has one of its own. Containers of one machine are hosts of their own and may
+/// have the same GPU.
 std::optional<std::pair<size_t, size_t>> first_on_one_gpu(std::span<const Capability> ranks) {
-  std::map<std::pair<uint64_t, GpuUuid>, size_t> owner;
+  std::map<GpuUuid, size_t> owner;
   for (size_t rank = 0; rank < ranks.size(); ++rank) {
-    const auto [found, is_new] =
-        owner.try_emplace({ranks[rank].host_hash, ranks[rank].gpu_uuid}, rank);
+    const auto [found, is_new] = owner.try_emplace(ranks[rank].gpu_uuid, rank);
     if (!is_new) return {{found->second, rank}};
   }
   return std::nullopt;
@@ -138,9 +138,8 @@ BackendChoice choose_for_gpus(std::span<const Capability> ranks, BackendRequest 
             asks_for_nccl ? "nccl: asked for" : "nccl: every rank has a GPU of its own"};
   }
   const auto [first, second] = *on_one_gpu;
-  const std::string shared = "ranks " + std::to_string(first) + " and " + std::to_string(second) +
-                             " on " + std::string(ranks[first].host.view()) + " are on one GPU, " +
-                             to_text(ranks[first].gpu_uuid);
+  const std::string shared = place_of(ranks, first) + " and " + place_of(ranks, second) +
+                             " are on one GPU, " + to_text(ranks[first].gpu_uuid);
   FUSEDBUN_REQUIRE(ranks[0].shares_gpu, ConfigError,
                    shared +
                        ": start one rank per GPU, give each rank one of its own "

@@ -21,11 +21,8 @@ std::string to_text(const GpuUuid& uuid) {
   return text;
 }
 
-std::optional<int> choose_gpu(int local_rank, int visible, bool share) {
-  if (visible == 0) return std::nullopt;
-  if (local_rank < visible) return local_rank;
-  if (visible == 1) return 0;
-  return share ? std::optional(local_rank % visible) : std::nullopt;
+std::optional<int> choose_gpu(int local_rank, int visible) {
+  return visible > 0 ? std::optional(local_rank % visible) : std::nullopt;
 }
 
 std::string gpu_problem(const CudaSurvey& survey) {
@@ -48,14 +45,6 @@ std::string gpu_problem(const CudaSurvey& survey) {
            ": nvidia-smi lists those that the driver has";
   }
   return "";
-}
-
-std::string no_gpu_left(int local_rank, int local_world_size, const CudaSurvey& survey) {
-  return "it is local rank " + std::to_string(local_rank) + " of " +
-         std::to_string(local_world_size) + " and sees " + std::to_string(survey.visible) +
-         " GPUs" + seen(survey) +
-         ": start at most one rank per GPU, or let ranks share them "
-         "(--share-gpu)";
 }
 
 std::string cuda_version_text(int version) {

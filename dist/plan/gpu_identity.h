@@ -16,10 +16,10 @@ using GpuUuid = std::array<uint8_t, 16>;
 /// "GPU-6f1c2d3e-....": as nvidia-smi and CUDA_VISIBLE_DEVICES write it.
 std::string to_text(const GpuUuid& uuid);
 
-/// CUDA ordinal of the GPU that local rank `local_rank` of a process that sees `visible` GPUs takes: the local_rank-th; the only one,
-/// if it sees one (whether another rank has it as well, the ranks find out together); with `share` they take turns. Nothing if there
-/// is none left for it.
-std::optional<int> choose_gpu(int local_rank, int visible, bool share);
+/// CUDA ordinal of the GPU that local rank `local_rank` takes in a process that sees `visible` GPUs: the local_rank-th, and from the first
+/// one on again if there are fewer, because the ranks may see different ones. Whether two took the same, they find out together, by UUID.
+/// Nothing if there is none.
+std::optional<int> choose_gpu(int local_rank, int visible);
 
 /// What the CUDA runtime said when it was asked for GPUs.
 struct CudaSurvey {
@@ -31,8 +31,6 @@ struct CudaSurvey {
 };
 /// Why there is no GPU to use, and what to do: "no NVIDIA driver is installed here, ...". Empty if there is one.
 std::string gpu_problem(const CudaSurvey& survey);
-/// Why rank `local_rank` gets none of the visible ones, after choose_gpu has said so.
-std::string no_gpu_left(int local_rank, int local_world_size, const CudaSurvey& survey);
 
 /// 13000 -> "13.0".
 std::string cuda_version_text(int version);

@@ -131,7 +131,7 @@ Json step_report(const Flags& flags) {
   bench::StepBenchOptions options{
       .model = bench::model_of(flags.model), .rounds = flags.step_rounds, .use_gpu = flags.use_gpu};
   if (flags.use_gpu) {
-    require_gpu({}, /*share=*/false);
+    require_gpu({});
     options.threads = {1};  // one issues the launches
   }
   if (!flags.threads.empty()) options.threads = flags.threads;

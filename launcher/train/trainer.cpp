@@ -441,7 +441,7 @@ void train(const TrainOptions& options) {
   validate(options);
   const plan::Identity identity = plan::identify(read_environment(), options.identity);
   LeaveSignals signals(identity.rank == 0);
-  if (options.use_gpu) require_gpu(identity, options.share_gpu);
+  if (options.use_gpu) require_gpu(identity);
   const InitialModel initial = choose_initial_model(options);
   require_present(options.data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);

@@ -164,11 +164,11 @@ void add_cuda_table(NcclApi& api) {
     return make("event_create", event);
   };
   api.cuda_event_destroy = [](cudaEvent_t) { return destroy("event_destroy"); };
-  api.cuda_event_record = [](cudaEvent_t, cudaStream_t stream) {
-    return cuda("event_record", current->name_of(stream));
+  api.cuda_event_record = [](cudaEvent_t event, cudaStream_t stream) {
+    return current->record_event(event, stream);
   };
-  api.cuda_event_query = [](cudaEvent_t) {
-    return current->events_are_reached ? cudaSuccess : cudaErrorNotReady;
+  api.cuda_event_query = [](cudaEvent_t event) {
+    return current->is_reached(event) ? cudaSuccess : cudaErrorNotReady;
   };
   api.cuda_malloc = [](void** data, size_t) { return make("malloc", data); };
   api.cuda_free = [](void*) { return destroy("free"); };
@@ -195,6 +195,19 @@ NcclDouble::~NcclDouble() {
 std::string NcclDouble::name_of(cudaStream_t stream) const {
   const auto known = streams.find(stream);
   return known == streams.end() ? "own" : known->second;
+}
+
+cudaError_t NcclDouble::record_event(cudaEvent_t event, cudaStream_t stream) {
+  const std::string name = name_of(stream);
+  const cudaError_t result = cuda("event_record", name);
+  const std::lock_guard lock(mutex_);
+  if (name == "own") operation_of_[event] = ++operations_;
+  return result;
+}
+
+bool NcclDouble::is_reached(cudaEvent_t event) {
+  const std::lock_guard lock(mutex_);
+  return events_are_reached && operation_of_[event] <= operations_ended;
 }
 
 int NcclDouble::record(const std::string& entry, const std::string& arguments) {

@@ -6,6 +6,8 @@
 // written while nothing is under way.
 #include <atomic>
 #include <chrono>
+#include <cstdint>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <string>
@@ -35,6 +37,8 @@ class NcclDouble {
   std::atomic<ncclResult_t> async_state = ncclSuccess;
   /// Whether operations ever end: cudaEventQuery's answer.
   std::atomic<bool> events_are_reached = true;
+  /// How many operations have ended then, in the order of their launches.
+  std::atomic<int64_t> operations_ended = std::numeric_limits<int64_t>::max();
   /// How long comm_abort takes.
   std::chrono::milliseconds abort_takes{0};
   /// Open NCCL communicators, streams and events, to see what leaks.
@@ -47,10 +51,14 @@ class NcclDouble {
 
   int record(const std::string& entry, const std::string& arguments = "");
   std::string name_of(cudaStream_t stream) const;
+  cudaError_t record_event(cudaEvent_t event, cudaStream_t stream);
+  bool is_reached(cudaEvent_t event);
 
  private:
   NcclApi api_;
-  std::mutex mutex_;  // of the transcript and of `failures`
+  std::mutex mutex_;  // of what follows, of the transcript and of `failures`
+  std::map<cudaEvent_t, int64_t> operation_of_;
+  int64_t operations_ = 0;
 };
 
 }  // namespace fusedbun::comm::testing

@@ -16,21 +16,15 @@ TEST(GpuIdentity, UuidsReadAsNvidiaSmiWritesThem) {
 }
 
 TEST(GpuIdentity, RanksOfAHostTakeItsGpusInOrder) {
-  EXPECT_EQ(choose_gpu(0, 8, false), 0);
-  EXPECT_EQ(choose_gpu(7, 8, false), 7);
+  EXPECT_EQ(choose_gpu(0, 8), 0);
+  EXPECT_EQ(choose_gpu(7, 8), 7);
 }
 
-TEST(GpuIdentity, ARankThatSeesOneGpuTakesIt) {
-  // Slurm's --gpus-per-task=1; whether it is the same one for two ranks, their UUIDs tell.
-  EXPECT_EQ(choose_gpu(5, 1, false), 0);
-}
-
-TEST(GpuIdentity, MoreRanksThanGpusGetNoneUnlessTheyShare) {
-  EXPECT_EQ(choose_gpu(0, 0, false), std::nullopt);
-  EXPECT_EQ(choose_gpu(0, 0, true), std::nullopt);
-  EXPECT_EQ(choose_gpu(2, 2, false), std::nullopt);
-  EXPECT_EQ(choose_gpu(2, 2, true), 0);
-  EXPECT_EQ(choose_gpu(5, 2, true), 1);
+TEST(GpuIdentity, WhereARankSeesFewerItTakesOneOfThem) {
+  EXPECT_EQ(choose_gpu(5, 1), 0) << "Slurm's --gpus-per-task=1";
+  EXPECT_EQ(choose_gpu(2, 2), 0) << "Slurm's --gpus-per-task=2, or a host with more ranks than GPUs";
+  EXPECT_EQ(choose_gpu(5, 2), 1);
+  EXPECT_EQ(choose_gpu(0, 0), std::nullopt);
 }
 
 TEST(GpuIdentity, SaysWhyThereIsNoGpu) {
@@ -60,12 +54,6 @@ TEST(GpuIdentity, SaysWhyThereIsNoGpu) {
 TEST(GpuIdentity, ADriverThatIsOlderButWorksIsNoProblem) {
   // CUDA's minor versions are compatible, and there are compatibility packages.
   EXPECT_EQ(gpu_problem({.runtime_version = 13010, .driver_version = 13000, .visible = 1}), "");
-}
-
-TEST(GpuIdentity, SaysThatMoreRanksThanGpusWereStarted) {
-  EXPECT_EQ(no_gpu_left(2, 4, {.visible = 2}),
-            "it is local rank 2 of 4 and sees 2 GPUs: start at most one rank per GPU, or let ranks "
-            "share them (--share-gpu)");
 }
 
 TEST(GpuIdentity, VersionsAreWrittenAsTheirMakersDo) {
