@@ -1,2 +1,10 @@
-// libcuda.so.1 without a function of the driver: what asks whether there is a driver finds one, what uses it finds no GPU.
-extern "C" void fusedbun_stands_for_a_driver() {}
+// libcuda.so.1 as an NVIDIA driver of CUDA 12.4 would have it, and of it only what the CUDA runtime asks before it finds that too old.
+extern "C" {
+int cuInit(unsigned) {
+  return 0;
+}
+int cuDriverGetVersion(int* version) {
+  *version = 12040;
+  return 0;
+}
+}

@@ -1,5 +1,5 @@
 """torch::manual_seed before Job({.use_gpu = true}): LibTorch asks once whether it has a CUDA half, and that is the question. On a
-machine with a driver the half is loaded then; elsewhere nothing is. The driver of these tests is a stand-in without a GPU.
+machine with a driver the half is loaded then; elsewhere nothing is. The driver of these tests is a stand-in that is too old.
 """
 
 import os
@@ -30,6 +30,13 @@ class EarlySeed(unittest.TestCase):
     def test_with_a_driver_the_first_question_loads_the_cuda_half(self):
         result = run(driver=True)
         self.assertEqual(result.stdout, "hooks: cuda\nlibtorch_cuda: loaded\n", result.stderr)
+
+    @unittest.skipUnless(os.environ["FUSEDBUN_HAS_NCCL"] == "ON", "no CUDA runtime built in")
+    def test_a_driver_that_is_too_old_is_named_with_both_versions(self):
+        result = run(driver=True)
+        self.assertEqual(result.returncode, 71)
+        self.assertRegex(result.stderr, r"(?m)^fusedbun: rank 0 \(on .*\) has no GPU to use: the NVIDIA driver is too old: it supports "
+                                        r"CUDA 12\.4 and LibTorch here is made for CUDA 1[3-9]\.")
 
     @unittest.skipUnless(HAS_CUDA_HALF, "this LibTorch is for CPUs only")
     def test_a_question_that_came_too_early_is_named(self):

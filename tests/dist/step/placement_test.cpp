@@ -30,7 +30,7 @@ class StandIn final : public c10::impl::DeviceGuardImplInterface {
   void setDevice(at::Device device) const override { current_device_ = device.index(); }
   void uncheckedSetDevice(at::Device device) const noexcept override { setDevice(device); }
   c10::Stream getStream(at::Device device) const override {
-    return {c10::Stream::UNSAFE, device, current_streams_[device.index()]};
+    return c10::Stream(c10::Stream::UNSAFE, device, current_streams_[device.index()]);
   }
   c10::Stream exchangeStream(c10::Stream stream) const override {
     const c10::Stream before = getStream(stream.device());
