@@ -25,7 +25,7 @@ foreach(_folder core dist/plan)
   install(DIRECTORY ${_folder}/ DESTINATION ${_include}/${_folder} FILES_MATCHING PATTERN "*.h")
 endforeach()
 foreach(_header dist/comm/communicator.h dist/comm/failure.h dist/comm/work.h dist/comm/local.h dist/changes/change.h dist/changes/control_port.h
-                dist/step/sharded_fusedbun.h dist/snapshot/contents.h dist/checkpoint/digest.h
+                dist/step/sharded_fusedbun.h dist/step/placement.h dist/snapshot/contents.h dist/checkpoint/digest.h
                 dist/snapshot/checkpointer.h dist/job/job.h)
   cmake_path(GET _header PARENT_PATH _folder)
   install(FILES ${_header} DESTINATION ${_include}/${_folder})

@@ -87,6 +87,9 @@ struct Message {
 
 enum class DeviceKind : uint8_t { cpu, cuda };
 
+/// The stream whose work so far makes an operation's buffers ready. None for host memory, which is ready at the call.
+using ProducerStream = std::optional<Stream>;
+
 /// Longer than any job.
 inline constexpr std::chrono::milliseconds kNoDeadline = std::chrono::hours(24 * 365);
 
@@ -109,18 +112,24 @@ class Communicator {
   std::chrono::milliseconds timeout() const { return timeout_; }
   void set_timeout(std::chrono::milliseconds timeout) { timeout_ = timeout; }
 
+  // An operation on device memory starts after the work that `producer` holds at the call; NCCL refuses one without. Host backends have
+  // no streams and ignore it.
+
   /// `input` holds counts[r] elements for every rank r, in rank order; `output` (counts[rank()] elements) receives this
   /// rank's portion reduced over all ranks. f32 and f64, sum. `output` may be this rank's own portion of `input`.
-  virtual Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) = 0;
+  virtual Work reduce_scatter(Buffer input, Buffer output, const Counts& counts,
+                              ProducerStream producer = {}) = 0;
   /// `output` receives every rank's `input` in rank order; `input` may be this rank's own portion of `output`.
-  virtual Work all_gather(Buffer input, Buffer output, const Counts& counts) = 0;
+  virtual Work all_gather(Buffer input, Buffer output, const Counts& counts,
+                          ProducerStream producer = {}) = 0;
   /// In place. Sum of f32, f64, i32, i64; max and bitwise or of i32, i64, u8. NCCL has no bitwise or.
-  virtual Work all_reduce(Buffer inout, ReduceOp op) = 0;
+  virtual Work all_reduce(Buffer inout, ReduceOp op, ProducerStream producer = {}) = 0;
   /// Messages between any memory of the ranks, so that nothing has to be laid end to end first. What one rank sends to
   /// another, the other receives in the same order, in messages of the same sizes. No rank sends to itself.
-  virtual Work exchange(std::vector<Message> sends, std::vector<Message> receives) = 0;
-  virtual Work broadcast(Buffer inout, int root) = 0;
-  virtual Work barrier() = 0;
+  virtual Work exchange(std::vector<Message> sends, std::vector<Message> receives,
+                        ProducerStream producer = {}) = 0;
+  virtual Work broadcast(Buffer inout, int root, ProducerStream producer = {}) = 0;
+  virtual Work barrier(ProducerStream producer = {}) = 0;
 
   /// A communicator of the given ranks (of this one), in that order, with connections and a program order of its own
   /// where the backend can make connections: a long message on one delays none on another. The first failure of one

@@ -53,22 +53,23 @@ class LocalCommunicator final : public Communicator {
   std::string_view backend() const override { return "local"; }
   DeviceKind device() const override { return device_; }
 
-  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) override {
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return post(Call::reduce_scatter(caller(), input, output, counts));
   }
-  Work all_gather(Buffer input, Buffer output, const Counts& counts) override {
+  Work all_gather(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return post(Call::all_gather(caller(), input, output, counts));
   }
-  Work all_reduce(Buffer inout, ReduceOp op) override {
+  Work all_reduce(Buffer inout, ReduceOp op, ProducerStream) override {
     return post(Call::all_reduce(caller(), inout, op));
   }
-  Work exchange(std::vector<Message> sends, std::vector<Message> receives) override {
+  Work exchange(std::vector<Message> sends, std::vector<Message> receives,
+                ProducerStream) override {
     return post(Call::exchange(caller(), std::move(sends), std::move(receives)));
   }
-  Work broadcast(Buffer inout, int root) override {
+  Work broadcast(Buffer inout, int root, ProducerStream) override {
     return post(Call::broadcast(caller(), inout, root));
   }
-  Work barrier() override { return post(Call::barrier()); }
+  Work barrier(ProducerStream) override { return post(Call::barrier()); }
 
   std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
     check_group(caller(), ranks);

@@ -75,22 +75,23 @@ class MessageCommunicator final : public Communicator {
   std::string_view backend() const override { return queue_->transport().backend(); }
   DeviceKind device() const override { return DeviceKind::cpu; }
 
-  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) override {
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return post(Call::reduce_scatter(caller(), input, output, counts));
   }
-  Work all_gather(Buffer input, Buffer output, const Counts& counts) override {
+  Work all_gather(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return post(Call::all_gather(caller(), input, output, counts));
   }
-  Work all_reduce(Buffer inout, ReduceOp op) override {
+  Work all_reduce(Buffer inout, ReduceOp op, ProducerStream) override {
     return post(Call::all_reduce(caller(), inout, op));
   }
-  Work exchange(std::vector<Message> sends, std::vector<Message> receives) override {
+  Work exchange(std::vector<Message> sends, std::vector<Message> receives,
+                ProducerStream) override {
     return post(Call::exchange(caller(), std::move(sends), std::move(receives)));
   }
-  Work broadcast(Buffer inout, int root) override {
+  Work broadcast(Buffer inout, int root, ProducerStream) override {
     return post(Call::broadcast(caller(), inout, root));
   }
-  Work barrier() override { return post(Call::barrier()); }
+  Work barrier(ProducerStream) override { return post(Call::barrier()); }
 
   // Ranks agree on a number that none of them has used: two groups that share a pair of ranks never share tags or keys.
   std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
@@ -101,7 +102,7 @@ class MessageCommunicator final : public Communicator {
     const int place = static_cast<int>(mine - ranks.begin());
     auto group = std::make_unique<MessageCommunicator>(
         queue_->shared_family(), make_transport(ranks, place, number), timeout());
-    group->barrier().wait();  // what the connections were made with may leave after it
+    group->barrier({}).wait();  // what the connections were made with may leave after it
     return group;
   }
 
@@ -122,7 +123,7 @@ class MessageCommunicator final : public Communicator {
     Family& family = queue_->family();
     const int64_t hash = hash_of(ranks);
     int64_t agreed[] = {family.next_group(), hash, -hash};
-    all_reduce({agreed, std::ssize(agreed), DataType::i64}, ReduceOp::max).wait();
+    all_reduce({agreed, std::ssize(agreed), DataType::i64}, ReduceOp::max, {}).wait();
     FUSEDBUN_REQUIRE(agreed[1] == -agreed[2], ConfigError,
                      std::string(backend()) + ": rank " + std::to_string(rank()) +
                          " asked for a group of other ranks than another rank did: all ranks must "

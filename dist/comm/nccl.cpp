@@ -36,29 +36,29 @@ bool is_equal(const Counts& counts) {
 
 class NcclOperation final : public PendingOperation {
  public:
-  NcclOperation(std::shared_ptr<NcclSession> session, cudaEvent_t done, std::string what)
-      : session_(std::move(session)), done_(done), what_(std::move(what)) {}
+  NcclOperation(std::shared_ptr<NcclSession> session,
+                std::shared_ptr<const NcclSession::Launched> launched)
+      : session_(std::move(session)), launched_(std::move(launched)) {}
   ~NcclOperation() override {
-    if (!waited_)
-      session_->fail(
-          {ExitCode::peer_lost, "nccl: " + what_ + " was dropped while an error unwound it"});
-    session_->recycle(done_);
+    if (waited_) return;
+    session_->fail({ExitCode::peer_lost,
+                    "nccl: " + launched_->what() + " was dropped while an error unwound it"});
+    session_->wait_for_abort();  // its buffers may go now
   }
 
   void wait(std::chrono::milliseconds timeout) override {
     waited_ = true;
-    session_->wait(done_, what_, timeout);
+    session_->wait(*launched_, timeout);
   }
   void wait_on(Stream stream, std::chrono::milliseconds) override {
     waited_ = true;
-    session_->wait_on(done_, what_, stream);
+    session_->wait_on(*launched_, stream);
   }
   bool aborted() const noexcept override { return session_->failure().has_value(); }
 
  private:
   const std::shared_ptr<NcclSession> session_;
-  const cudaEvent_t done_;
-  const std::string what_;
+  const std::shared_ptr<const NcclSession::Launched> launched_;  // goes before the session
   bool waited_ = false;
 };
 
@@ -84,9 +84,10 @@ class NcclCommunicator final : public Communicator {
   std::string_view backend() const override { return "nccl"; }
   DeviceKind device() const override { return DeviceKind::cuda; }
 
-  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) override {
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts,
+                      ProducerStream producer) override {
     const Call call = Call::reduce_scatter(caller(), input, output, counts);
-    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+    return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
       const ncclDataType_t type = nccl_type(input.type);
       if (is_equal(counts)) {
         if (output.count == 0) return;
@@ -95,16 +96,19 @@ class NcclCommunicator final : public Communicator {
                                                              type, ncclSum, comm, stream));
       }
       for_each_portion(counts, [&](int root, int64_t offset, size_t count) {
-        void* const target = root == rank() ? output.data : nullptr;  // others receive nothing
-        FUSEDBUN_NCCL(*session_, api().reduce(address_of(input, offset), target, count, type,
-                                              ncclSum, root, comm, stream));
+        void* const source = address_of(input, offset);
+        // NCCL writes the root's output alone; the others give a valid place, as c10d does.
+        void* const target = root == rank() ? output.data : source;
+        FUSEDBUN_NCCL(*session_,
+                      api().reduce(source, target, count, type, ncclSum, root, comm, stream));
       });
     });
   }
 
-  Work all_gather(Buffer input, Buffer output, const Counts& counts) override {
+  Work all_gather(Buffer input, Buffer output, const Counts& counts,
+                  ProducerStream producer) override {
     const Call call = Call::all_gather(caller(), input, output, counts);
-    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+    return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
       const ncclDataType_t type = nccl_type(input.type);
       if (is_equal(counts)) {
         if (input.count == 0) return;
@@ -113,18 +117,19 @@ class NcclCommunicator final : public Communicator {
                                         type, comm, stream));
       }
       for_each_portion(counts, [&](int root, int64_t offset, size_t count) {
-        const void* const source = root == rank() ? input.data : nullptr;  // others send nothing
-        FUSEDBUN_NCCL(*session_, api().broadcast(source, address_of(output, offset), count, type,
-                                                 root, comm, stream));
+        void* const target = address_of(output, offset);
+        // NCCL reads the root's input alone; the others give a valid place.
+        const void* const source = root == rank() ? input.data : target;
+        FUSEDBUN_NCCL(*session_, api().broadcast(source, target, count, type, root, comm, stream));
       });
     });
   }
 
-  Work all_reduce(Buffer inout, ReduceOp op) override {
+  Work all_reduce(Buffer inout, ReduceOp op, ProducerStream producer) override {
     const Call call = Call::all_reduce(caller(), inout, op);
     FUSEDBUN_REQUIRE(op != ReduceOp::bit_or, ConfigError,
                      "nccl: all_reduce has no bitwise or: use a host communicator");
-    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+    return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
       if (inout.count == 0) return;
       FUSEDBUN_NCCL(*session_,
                     api().all_reduce(inout.data, inout.data, static_cast<size_t>(inout.count),
@@ -133,9 +138,10 @@ class NcclCommunicator final : public Communicator {
     });
   }
 
-  Work exchange(std::vector<Message> sends, std::vector<Message> receives) override {
+  Work exchange(std::vector<Message> sends, std::vector<Message> receives,
+                ProducerStream producer) override {
     const Call call = Call::exchange(caller(), std::move(sends), std::move(receives));
-    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+    return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
       for (const Message& message : call.sends) {
         FUSEDBUN_NCCL(*session_, api().send(message.data, static_cast<size_t>(message.bytes),
                                             ncclUint8, message.peer, comm, stream));
@@ -147,9 +153,9 @@ class NcclCommunicator final : public Communicator {
     });
   }
 
-  Work broadcast(Buffer inout, int root) override {
+  Work broadcast(Buffer inout, int root, ProducerStream producer) override {
     const Call call = Call::broadcast(caller(), inout, root);
-    return launch(call, [&](ncclComm_t comm, cudaStream_t stream) {
+    return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
       if (inout.count == 0) return;
       FUSEDBUN_NCCL(*session_,
                     api().broadcast(inout.data, inout.data, static_cast<size_t>(inout.count),
@@ -157,8 +163,8 @@ class NcclCommunicator final : public Communicator {
     });
   }
 
-  Work barrier() override {
-    return launch(Call::barrier(), [&](ncclComm_t comm, cudaStream_t stream) {
+  Work barrier(ProducerStream producer) override {
+    return launch(Call::barrier(), producer, [&](ncclComm_t comm, cudaStream_t stream) {
       FUSEDBUN_NCCL(*session_, api().all_reduce(session_->scratch(), session_->scratch(), 1,
                                                 ncclUint8, ncclMax, comm, stream));
     });
@@ -202,13 +208,18 @@ class NcclCommunicator final : public Communicator {
     }
   }
 
-  Work launch(const Call& call, const std::function<void(ncclComm_t, cudaStream_t)>& enqueue) {
+  Work launch(const Call& call, const ProducerStream& producer,
+              const std::function<void(ncclComm_t, cudaStream_t)>& enqueue) {
+    FUSEDBUN_REQUIRE(producer.has_value(), ConfigError,
+                     "nccl: rank " + std::to_string(rank()) + " called " + call.describe() +
+                         " on a GPU's memory without the stream that makes it ready: pass the "
+                         "stream as `producer`");
     if (auto failure = session_->failure()) {
       return Work(std::make_unique<BrokenOperation>(std::move(*failure)), timeout());
     }
-    std::string what = call.describe();
-    const cudaEvent_t done = session_->launch(what, timeout(), enqueue);
-    return Work(std::make_unique<NcclOperation>(session_, done, std::move(what)), timeout());
+    return Work(std::make_unique<NcclOperation>(
+                    session_, session_->launch(call.describe(), timeout(), *producer, enqueue)),
+                timeout());
   }
 
   const std::shared_ptr<NcclSession> session_;
@@ -229,10 +240,6 @@ ncclUniqueId share_id(const NcclOptions& options, Communicator& host, const Nccl
 }
 
 }  // namespace
-
-Stream default_stream() {
-  return Stream(cudaStreamLegacy);
-}
 
 std::unique_ptr<Communicator> connect_nccl(const NcclOptions& options, Communicator& host,
                                            const NcclApi& api) {
@@ -255,18 +262,6 @@ std::unique_ptr<Communicator> connect_nccl(const NcclOptions& options, Communica
 
 std::unique_ptr<Communicator> connect_nccl(const NcclOptions& options, Communicator& host) {
   return connect_nccl(options, host, NcclApi::real());
-}
-
-NcclAbility probe_nccl() {
-  const NcclApi& api = NcclApi::real();
-  NcclAbility ability;
-  const cudaError_t result = api.cuda_get_device_count(&ability.device_count);
-  if (result != cudaSuccess) {
-    ability = {0, std::string("CUDA sees no GPU: ") + api.cuda_get_error_string(result)};
-  } else if (ability.device_count == 0) {
-    ability.problem = "this host has no GPU";
-  }
-  return ability;
 }
 
 }  // namespace fusedbun::comm

@@ -4,6 +4,7 @@ namespace fusedbun::comm {
 
 const NcclApi& NcclApi::real() {
   static const NcclApi table{
+      .get_version = &ncclGetVersion,
       .get_unique_id = &ncclGetUniqueId,
       .comm_init_rank_config = &ncclCommInitRankConfig,
       .comm_split = &ncclCommSplit,
@@ -22,7 +23,10 @@ const NcclApi& NcclApi::real() {
       .all_reduce = &ncclAllReduce,
       .send = &ncclSend,
       .recv = &ncclRecv,
+      .cuda_driver_version = &cudaDriverGetVersion,
+      .cuda_runtime_version = &cudaRuntimeGetVersion,
       .cuda_get_device_count = &cudaGetDeviceCount,
+      .cuda_get_device_properties = &cudaGetDeviceProperties,
       .cuda_get_device = &cudaGetDevice,
       .cuda_set_device = &cudaSetDevice,
       .cuda_stream_priority_range = &cudaDeviceGetStreamPriorityRange,
@@ -35,6 +39,8 @@ const NcclApi& NcclApi::real() {
       .cuda_event_query = &cudaEventQuery,
       .cuda_malloc = &cudaMalloc,
       .cuda_free = &cudaFree,
+      .cuda_mem_get_info = &cudaMemGetInfo,
+      .cuda_thread_exchange_capture_mode = &cudaThreadExchangeStreamCaptureMode,
       .cuda_get_error_string = &cudaGetErrorString,
   };
   return table;

@@ -12,10 +12,12 @@
 #include <memory>
 
 #include "fusedbun/dist/comm/nccl.h"
+#include "fusedbun/dist/comm/nccl_probe.h"
 
 namespace fusedbun::comm {
 
 struct NcclApi {
+  decltype(&ncclGetVersion) get_version;
   decltype(&ncclGetUniqueId) get_unique_id;
   decltype(&ncclCommInitRankConfig) comm_init_rank_config;
   decltype(&ncclCommSplit) comm_split;
@@ -35,7 +37,10 @@ struct NcclApi {
   decltype(&ncclSend) send;
   decltype(&ncclRecv) recv;
 
+  decltype(&cudaDriverGetVersion) cuda_driver_version;
+  decltype(&cudaRuntimeGetVersion) cuda_runtime_version;
   decltype(&cudaGetDeviceCount) cuda_get_device_count;
+  cudaError_t (*cuda_get_device_properties)(cudaDeviceProp* properties, int device);
   decltype(&cudaGetDevice) cuda_get_device;
   decltype(&cudaSetDevice) cuda_set_device;
   decltype(&cudaDeviceGetStreamPriorityRange) cuda_stream_priority_range;
@@ -48,6 +53,8 @@ struct NcclApi {
   decltype(&cudaEventQuery) cuda_event_query;
   cudaError_t (*cuda_malloc)(void** data, size_t bytes);
   decltype(&cudaFree) cuda_free;
+  decltype(&cudaMemGetInfo) cuda_mem_get_info;
+  decltype(&cudaThreadExchangeStreamCaptureMode) cuda_thread_exchange_capture_mode;
   decltype(&cudaGetErrorString) cuda_get_error_string;
 
   static const NcclApi& real();
@@ -56,5 +63,6 @@ struct NcclApi {
 /// connect_nccl with a table of the caller's, which outlives the communicator.
 std::unique_ptr<Communicator> connect_nccl(const NcclOptions& options, Communicator& host,
                                            const NcclApi& api);
+NcclProbe probe_nccl(const NcclApi& api);
 
 }  // namespace fusedbun::comm

@@ -7,9 +7,19 @@
 
 namespace fusedbun {
 
-/// `use_gpu`: the job's parameters live on a GPU; rank r of a host takes the r-th one it can see.
+/// How a job uses GPUs; equal on all ranks.
+struct GpuUse {
+  bool use = false;    ///< its parameters are on GPUs
+  bool share = false;  ///< several ranks may be on one
+};
+
+/// Where the parameters are to be on a GPU, finds this rank's (plan::choose_gpu), or the reason why there is none. Loads LibTorch's CUDA
+/// half then.
 plan::Capability capability_of(const plan::Identity& identity, plan::BackendRequest request,
-                               bool use_gpu);
+                               const GpuUse& gpu);
+
+/// Before anything is connected or written: throws DeviceError unless this rank has a GPU to use.
+void require_gpu(const plan::Identity& identity);
 
 /// This process's environment variables.
 plan::Environment read_environment();

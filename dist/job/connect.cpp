@@ -1,6 +1,7 @@
 #include "fusedbun/dist/job/connect.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <vector>
 
 #include "fusedbun/core/error.h"
@@ -71,28 +72,37 @@ std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(
 }
 #endif
 
+Placement placement_of(const plan::Capability& mine) {
+  if (mine.gpu_ordinal < 0) return {};
+  return {.device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(mine.gpu_ordinal)),
+          .gpu_uuid = mine.gpu_uuid == plan::GpuUuid{} ? "" : plan::to_text(mine.gpu_uuid)};
+}
+
 }  // namespace
 
-void Connections::set_timeout(std::chrono::milliseconds timeout) {
-  for (const auto* each : {&rendezvous, &host, &device}) {
-    if (*each) (*each)->set_timeout(timeout);
+void Connections::set_timeout(std::chrono::milliseconds host_timeout,
+                              std::chrono::milliseconds gpu_timeout) {
+  for (const auto* each : {&rendezvous, &host}) {
+    if (*each) (*each)->set_timeout(host_timeout);
   }
+  if (device) device->set_timeout(gpu_timeout);
 }
 
 Connections connect(const plan::Identity& identity, const ConnectOptions& options) {
   comm::ignore_broken_pipes();  // whatever the backend
+  // Before NCCL reads it, and before there are threads that might read the environment.
+  if (options.gpu.use && options.gpu.share) ::setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1", 1);
   Connections connections;
   connections.host = meet(identity, options);
-  const plan::Capability mine = capability_of(identity, options.backend, options.use_gpu);
+  const plan::Capability mine = capability_of(identity, options.backend, options.gpu);
   const std::vector<plan::Capability> all = comm::all_gather_object(*connections.host, mine);
   connections.choice = plan::choose_backend(all);
-  if (identity.world_size == 1 && !options.use_gpu) {
+  connections.placement = placement_of(mine);
+  if (identity.world_size == 1 && !options.gpu.use) {
     connections.choice.reason = "local: one process, nothing travels";
   }
-  if (identity.world_size == 1 && options.use_gpu &&
-      connections.choice.backend != plan::BackendRequest::nccl) {
-    connections.device = comm::make_single_gpu_communicator();
-    connections.choice.reason = "local: one process on one GPU, nothing travels";
+  if (options.gpu.use && connections.choice.backend != plan::BackendRequest::nccl) {
+    connections.device = comm::make_single_gpu_communicator();  // there is one rank
   }
   connections.one_host = std::ranges::all_of(
       all, [&](const plan::Capability& rank) { return rank.host_hash == all[0].host_hash; });
@@ -107,11 +117,13 @@ Connections connect(const plan::Identity& identity, const ConnectOptions& option
 #endif
 #ifdef FUSEDBUN_HAS_NCCL
   if (connections.choice.backend == plan::BackendRequest::nccl) {
-    connections.device = comm::connect_nccl({.rank = identity.rank,
-                                             .size = identity.world_size,
-                                             .device = mine.gpu_index,
-                                             .timeout = options.timeout},
-                                            *connections.host);
+    comm::NcclOptions nccl{.rank = identity.rank,
+                           .size = identity.world_size,
+                           .device = mine.gpu_ordinal,
+                           .gpu = connections.placement.describe() + " on " + host_name(),
+                           .on_failure = options.on_gpu_failure};
+    nccl.timeout = std::max(nccl.timeout, options.timeout);
+    connections.device = comm::connect_nccl(nccl, *connections.host);
   }
 #endif
   return connections;

@@ -1,7 +1,9 @@
 #include "fusedbun/dist/job/job.h"
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/comm/failure.h"
+#include "fusedbun/dist/job/device_error.h"
 #include "fusedbun/dist/job/job_parts.h"
 
 namespace fusedbun {
@@ -16,8 +18,13 @@ const plan::BackendChoice& Job::backend() const {
   return parts_->connections.choice;
 }
 
+const Placement& Job::placement() const {
+  return parts_->connections.placement;
+}
+
 Channels Job::channels() {
-  return {&parts_->connections.data(), parts_->connections.host.get(), &parts_->board};
+  return {&parts_->connections.data(), parts_->connections.host.get(), &parts_->board,
+          parts_->connections.placement};
 }
 
 plan::Phase Job::enter(plan::Phase phase) {
@@ -74,6 +81,12 @@ void Job::fail(const std::exception& error) {
     const comm::Failure named{parts_->exit_code_after(*lost), parts_->sentence_about(*lost)};
     parts_->fail(static_cast<int>(named.code), named.text);
     named.raise();
+  }
+  const std::string where =
+      "rank " + std::to_string(rank()) + " at " + placement().describe() + " on " + host_name();
+  if (const auto device = device_error_behind(error, where)) {
+    parts_->fail(static_cast<int>(ExitCode::device), device->what());
+    throw DeviceError(*device);
   }
   const auto* ours = dynamic_cast<const Error*>(&error);
   parts_->fail(static_cast<int>(ours != nullptr ? ours->code() : ExitCode::unclassified),

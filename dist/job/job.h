@@ -53,7 +53,10 @@ struct JobOptions {
   /// Changes of hyperparameters that are known before the first step (TOML, changes/changes_file.h);
   /// read by rank 0. Used with and without a control plane.
   std::filesystem::path changes = {};
-  bool use_gpu = false;  ///< the job's parameters live on a GPU
+  /// The job's parameters are on GPUs: local rank r takes the r-th that its process sees (modulo their number), and two ranks on one are refused.
+  bool use_gpu = false;
+  /// Several ranks may be on one GPU, to try a job where there are fewer GPUs than ranks; NCCL 2.30 or newer.
+  bool share_gpu = false;
   /// Of connecting; where the ranks cannot have heartbeats (a notice says so) also of every wait but
   /// finish(), which lasts as long as health.hang_us.
   std::chrono::milliseconds timeout{60'000};
@@ -68,8 +71,8 @@ struct JobOptions {
 
 class Job {
  public:
-  /// Throws ConfigError (identity, backend), UnavailableError (address or run folder in use),
-  /// PeerLostError, TimeoutError.
+  /// Throws ConfigError (identity, backend), DeviceError (no GPU to use), UnavailableError (address or
+  /// run folder in use), PeerLostError, TimeoutError.
   explicit Job(JobOptions options = {});
   ~Job();
   Job(const Job&) = delete;
@@ -78,6 +81,9 @@ class Job {
   int rank() const { return identity().rank; }
   int world_size() const { return identity().world_size; }
   const plan::BackendChoice& backend() const;
+  /// Where this rank's parameters are to be: `model->to(job.placement().device)`. The constructor makes that GPU the current one of
+  /// its thread.
+  const Placement& placement() const;
   Channels channels();
 
   /// What this rank does outside the optimizer, for whoever watches: validate, save. Returns what it
@@ -111,7 +117,7 @@ class Job {
   /// This rank fails with `error`, in whose handler this is called: tells the peers, the control
   /// plane and error.json, and throws. A PeerLostError that names the lost rank if that is why,
   /// waiting for its name at most as long as the heartbeats allow; a TimeoutError that says where each
-  /// rank is if the job hung; else `error` itself.
+  /// rank is if the job hung; a DeviceError for LibTorch's errors of a GPU (out of memory); else `error` itself.
   [[noreturn]] void fail(const std::exception& error);
 
  private:

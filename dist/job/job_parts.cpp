@@ -1,5 +1,6 @@
 #include "fusedbun/dist/job/job_parts.h"
 
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -20,6 +21,14 @@ constexpr int64_t kLeaveUsMin = 5'000'000;
 
 using Cause = plan::LostRank::Cause;
 
+/// Nobody asks whether the GPU's peers live: NCCL's watchdog has a deadline, which comes after the heartbeats would have ended a job in
+/// which no rank moves, because they say where each one is. It ends a rank that waits on the GPU for one that moves elsewhere.
+std::chrono::milliseconds gpu_timeout_of(const plan::HealthLimits& health) {
+  if (health.hang_us == 0) return comm::kNoDeadline;
+  const std::chrono::microseconds limit(health.hang_us + health.lost_us);
+  return std::chrono::duration_cast<std::chrono::milliseconds>(limit);
+}
+
 JobOptions checked(JobOptions options) {
   plan::validate(options.health);
   return options;
@@ -30,14 +39,20 @@ JobOptions checked(JobOptions options) {
 Job::Parts::Parts(JobOptions given)
     : options(checked(std::move(given))),
       identity(plan::identify(read_environment(), options.identity)),
-      connections(connect(
-          identity,
-          {.backend = options.backend, .use_gpu = options.use_gpu, .timeout = options.timeout})) {
+      connections(connect(identity, {.backend = options.backend,
+                                     .gpu = {.use = options.use_gpu, .share = options.share_gpu},
+                                     .timeout = options.timeout,
+                                     .on_gpu_failure = [this](const comm::Failure& failure) {
+                                       gpu_failure.tell(failure);
+                                     }})) {
+  const at::Device device = connections.placement.device;
+  if (!device.is_cpu()) c10::impl::VirtualGuardImpl(device.type()).setDevice(device);
   take_run_folder();
   start_heartbeats_of_job();
 }
 
 Job::Parts::~Parts() {
+  gpu_failure.stop();  // it uses the heartbeat
   if (!heartbeats.heartbeat) return;
   if (std::uncaught_exceptions() > 0) {
     heartbeats.heartbeat->fail(static_cast<int>(ExitCode::unclassified),
@@ -82,7 +97,7 @@ Checkpointer& Job::Parts::open_checkpointer() {
 void Job::Parts::start_heartbeats_of_job() {
   health::HeartbeatOptions watch;
   watch.me.local_rank = identity.local_rank;
-  watch.me.device = options.use_gpu ? "cuda:" + std::to_string(identity.local_rank) : "cpu";
+  watch.me.device = connections.placement.device.str();
   watch.limits = options.health;
   watch.leave_us = std::max(options.health.lost_us, kLeaveUsMin);
   watch.beat = [this] {
@@ -94,8 +109,10 @@ void Job::Parts::start_heartbeats_of_job() {
   started = true;
   if (heartbeats.heartbeat) {
     // From here on they alone decide that a rank is gone: a peer may load, validate or save for as long as it lives.
-    connections.set_timeout(comm::kNoDeadline);
+    connections.set_timeout(comm::kNoDeadline, gpu_timeout_of(options.health));
+    gpu_failure.start(*heartbeats.heartbeat, *connections.host, patience_with_peers());
   } else {
+    connections.set_timeout(options.timeout, options.timeout);
     notice("no heartbeats: a stopped rank is noticed only when a wait of " +
            std::to_string(options.timeout.count() / 1000) +
            " s (--timeout) ends, and a rank that is busy for longer ends the job: " +
@@ -153,15 +170,19 @@ void Job::Parts::on_overdue() {
   ::_exit(static_cast<int>(exit_code_after(lost)));
 }
 
+/// A connection breaks before the heartbeats know whose fault it was.
+std::chrono::milliseconds Job::Parts::patience_with_peers() const {
+  const std::chrono::microseconds patience(options.health.lost_us + options.health.late_us());
+  return std::chrono::duration_cast<std::chrono::milliseconds>(patience);
+}
+
 std::optional<plan::LostRank> Job::Parts::lost_rank_behind(const std::exception& error) const {
   const auto* ours = dynamic_cast<const Error*>(&error);
   if (ours == nullptr || !heartbeats.heartbeat) return {};
   if (ours->code() == ExitCode::timeout) return heartbeats.heartbeat->lost();
   if (ours->code() != ExitCode::peer_lost) return {};
   // A connection may break before the heartbeat has found out why, and that of a peer that gave up first.
-  const std::chrono::microseconds patience(options.health.lost_us + options.health.late_us());
-  return heartbeats.heartbeat->wait_lost(
-      std::chrono::duration_cast<std::chrono::milliseconds>(patience));
+  return heartbeats.heartbeat->wait_lost(patience_with_peers());
 }
 
 void Job::Parts::fail(int code, const std::string& reason) noexcept {

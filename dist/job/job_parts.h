@@ -9,6 +9,7 @@
 
 #include "fusedbun/dist/changes/change_schedule.h"
 #include "fusedbun/dist/job/connect.h"
+#include "fusedbun/dist/job/failure_relay.h"
 #include "fusedbun/dist/job/heartbeats.h"
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/dist/run_folder/run_folder_lock.h"
@@ -42,6 +43,7 @@ class Job::Parts {
 
   JobOptions options;
   plan::Identity identity;
+  FailureRelay gpu_failure;  ///< the watchdog of `connections` tells it
   Connections connections;
   PositionBoard board;
   std::atomic<int64_t> shard_bytes = 0;
@@ -64,6 +66,7 @@ class Job::Parts {
   void offer_checkpoints();
   void start_heartbeats_of_job();
   void abort(const std::string& reason) noexcept;
+  std::chrono::milliseconds patience_with_peers() const;
   void on_lost(const plan::LostRank& lost);
   void on_overdue();
 };

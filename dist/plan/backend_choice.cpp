@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <array>
+#include <map>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 
@@ -22,18 +24,7 @@ std::string mpi_obstacle(std::span<const Capability> ranks, size_t rank) {
 }
 
 std::string nccl_obstacle(std::span<const Capability> ranks, size_t rank) {
-  const Capability& self = ranks[rank];
-  if (!self.wants_gpu) return "runs on the CPU";
-  if (!self.has_nccl) return "has no NCCL built in, or it does not initialise";
-  if (self.gpu_index < 0) return "has no GPU of its own";
-  for (size_t other = 0; other < ranks.size(); ++other) {
-    const bool shared =
-        ranks[other].host_hash == self.host_hash && ranks[other].gpu_index == self.gpu_index;
-    if (other == rank || !shared) continue;
-    return "has no GPU of its own (it shares GPU " + std::to_string(self.gpu_index) +
-           " with rank " + std::to_string(other) + ")";
-  }
-  return "";
+  return ranks[rank].wants_gpu ? "" : "runs on the CPU";
 }
 
 Obstacle obstacle_of(BackendRequest backend) {
@@ -79,11 +70,93 @@ BackendRequest common_request(std::span<const Capability> ranks) {
                          (ranks[rank].wants_gpu ? " runs on a GPU, rank 0 on the CPU"
                                                 : " runs on the CPU, rank 0 on a GPU") +
                          ": give all ranks the same device");
+    FUSEDBUN_REQUIRE(ranks[rank].shares_gpu == ranks[0].shares_gpu, ConfigError,
+                     name +
+                         (ranks[rank].shares_gpu ? " may share a GPU, rank 0 may not"
+                                                 : " may not share a GPU, rank 0 may") +
+                         ": give all ranks the same --share-gpu");
   }
   return static_cast<BackendRequest>(ranks[0].request);
 }
 
+/// "rank 1 (on node3)".
+std::string place_of(const Capability& capability, size_t rank) {
+  const std::string name = "rank " + std::to_string(rank);
+  return capability.host.empty() ? name
+                                 : name + " (on " + std::string(capability.host.view()) + ")";
+}
+std::string place_of(std::span<const Capability> ranks, size_t rank) {
+  return place_of(ranks[rank], rank);
+}
+
+/// Two ranks on one GPU, the first such pair; none if each has one of its own. Containers of one machine are hosts of their own and may
+/// have the same GPU.
+std::optional<std::pair<size_t, size_t>> first_on_one_gpu(std::span<const Capability> ranks) {
+  std::map<GpuUuid, size_t> owner;
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    const auto [found, is_new] = owner.try_emplace(ranks[rank].gpu_uuid, rank);
+    if (!is_new) return {{found->second, rank}};
+  }
+  return std::nullopt;
+}
+
+void require_one_nccl(std::span<const Capability> ranks) {
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    FUSEDBUN_REQUIRE(ranks[rank].has_nccl, ConfigError,
+                     place_of(ranks, rank) +
+                         " has no NCCL built in, over which GPUs of several ranks talk: configure "
+                         "with -DFUSEDBUN_WITH_NCCL=ON");
+    FUSEDBUN_REQUIRE(ranks[rank].nccl_version == ranks[0].nccl_version, ConfigError,
+                     place_of(ranks, rank) + " has NCCL " +
+                         nccl_version_text(ranks[rank].nccl_version) + ", " + place_of(ranks, 0) +
+                         " NCCL " + nccl_version_text(ranks[0].nccl_version) +
+                         ": install the same LibTorch on all hosts");
+  }
+}
+
+BackendChoice choose_for_gpus(std::span<const Capability> ranks, BackendRequest request) {
+  for (size_t rank = 0; rank < ranks.size(); ++rank) {
+    FUSEDBUN_REQUIRE(ranks[rank].gpu_ordinal >= 0, DeviceError,
+                     no_gpu_sentence(ranks[rank], static_cast<int>(rank)));
+  }
+  const bool asks_for_nccl = request == BackendRequest::nccl;
+  const bool needs_nccl = ranks.size() > 1 || asks_for_nccl;
+  const bool moves_host_memory = !asks_for_nccl && request != BackendRequest::automatic;
+  if (!needs_nccl && (moves_host_memory || !ranks[0].has_nccl)) {
+    return {.backend = BackendRequest::gloo,
+            .reason = "local: one process on one GPU, nothing travels"};
+  }
+  FUSEDBUN_REQUIRE(!moves_host_memory, ConfigError,
+                   "backend " + std::string(name_of(request)) +
+                       " cannot be used: it moves host memory, and the job's parameters are on "
+                       "GPUs: leave --backend out, or add --device cpu");
+  require_one_nccl(ranks);
+  if (asks_for_nccl && ranks.size() == 1) return {BackendRequest::nccl, "nccl: asked for"};
+  const auto on_one_gpu = first_on_one_gpu(ranks);
+  if (!on_one_gpu) {
+    return {BackendRequest::nccl,
+            asks_for_nccl ? "nccl: asked for" : "nccl: every rank has a GPU of its own"};
+  }
+  const auto [first, second] = *on_one_gpu;
+  const std::string shared = place_of(ranks, first) + " and " + place_of(ranks, second) +
+                             " are on one GPU, " + to_text(ranks[first].gpu_uuid);
+  FUSEDBUN_REQUIRE(ranks[0].shares_gpu, ConfigError,
+                   shared +
+                       ": start one rank per GPU, give each rank one of its own "
+                       "(CUDA_VISIBLE_DEVICES), or let them share it (--share-gpu)");
+  FUSEDBUN_REQUIRE(ranks[0].nccl_version >= kNcclSharesGpuSince, ConfigError,
+                   shared + ", which NCCL " + nccl_version_text(ranks[0].nccl_version) +
+                       " cannot do (2.30 can): start one rank per GPU");
+  return {BackendRequest::nccl, "nccl: ranks share a GPU, as asked for"};
+}
+
 }  // namespace
+
+std::string no_gpu_sentence(const Capability& capability, int rank) {
+  return place_of(capability, static_cast<size_t>(rank)) +
+         " has no GPU to use: " + std::string(capability.gpu_problem.view()) +
+         "; --device cpu trains without";
+}
 
 std::string_view name_of(BackendRequest request) {
   return kNames.at(static_cast<size_t>(request));
@@ -99,19 +172,17 @@ BackendRequest parse_backend(std::string_view name) {
 BackendChoice choose_backend(std::span<const Capability> ranks) {
   FUSEDBUN_ASSERT(!ranks.empty(), "a backend is chosen for at least one rank");
   const BackendRequest request = common_request(ranks);
+  if (ranks[0].wants_gpu) return choose_for_gpus(ranks, request);
   if (request != BackendRequest::automatic) {
     const std::string obstacle = first_obstacle(ranks, request);
     const std::string name(name_of(request));
-    FUSEDBUN_REQUIRE(obstacle.empty(), ConfigError,
-                     "backend " + name + " cannot be used: " + obstacle +
-                         (request == BackendRequest::nccl && !ranks[0].wants_gpu
-                              ? "; NCCL connects GPUs: add --device cuda"
-                              : ""));
+    FUSEDBUN_REQUIRE(
+        obstacle.empty(), ConfigError,
+        "backend " + name + " cannot be used: " + obstacle +
+            (request == BackendRequest::nccl ? "; NCCL connects GPUs: add --device cuda" : ""));
     return {.backend = request, .reason = name + ": asked for"};
   }
   const std::string no_nccl = first_obstacle(ranks, BackendRequest::nccl);
-  if (no_nccl.empty())
-    return {.backend = BackendRequest::nccl, .reason = "nccl: every rank has a GPU of its own"};
   const std::string no_mpi = first_obstacle(ranks, BackendRequest::mpi);
   if (no_mpi.empty()) {
     return {.backend = BackendRequest::mpi,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "fusedbun/dist/step/device_stream.h"
 #include "fusedbun/dist/step/flat_gradient_bucket.h"
 
 namespace fusedbun {
@@ -59,7 +60,8 @@ class CollectiveBucket final : public FlatGradientBucket {
     for (const auto& write : writes_) device_.wait_for(*write);
     writes_.clear();
     if (communicator_.size() == 1) return {};
-    return communicator_.reduce_scatter(buffer_of(gradients_), buffer_of(sum_), counts_);
+    return communicator_.reduce_scatter(buffer_of(gradients_), buffer_of(sum_), counts_,
+                                        current_stream(gradients_.device()));
   }
 
   std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const override {
@@ -82,7 +84,7 @@ class CollectiveBucket final : public FlatGradientBucket {
     device_.copy(copies, rows_.scalar_type());
     const at::Tensor own_portion = rows_.narrow(0, begins_[rank_], counts_[rank_]);
     return communicator_.all_gather(buffer_of(own_portion), buffer_of(rows_),
-                                    counts_of(rows_, counts_));
+                                    counts_of(rows_, counts_), current_stream(rows_.device()));
   }
 
   void finish_param_sync(std::span<ParameterMatrix> matrices,

@@ -1,5 +1,6 @@
 // What the ranks must do together or not at all: the calls of the optimizer, their errors, and its end.
 #include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <cmath>
 #include <exception>
@@ -21,6 +22,7 @@ void StepEngine::guarded(const std::function<void()>& action) {
       "the optimizer was used after an error that left the ranks out of step: end this "
       "process, and start the job again from its last checkpoint");
   refused_ = false;
+  const c10::DeviceGuard on_device(model_.device);
   try {
     action();
   } catch (const std::exception& error) {
@@ -114,7 +116,7 @@ void StepEngine::say_where_backward_waits(plan::OptimizerCall call) {
                        std::to_string(model_.job_step));
   }
   // In the host window it comes to the agreement then; over messages this barrier stands where it has an exchange.
-  if (!shares_memory_) gradient_stream_->barrier().wait();
+  if (!shares_memory_) gradient_stream_->barrier(current_stream(model_.device)).wait();
 }
 
 void StepEngine::wait_for_gradients(int bucket) {

@@ -119,7 +119,8 @@ void StepEngine::broadcast_parameters(size_t first) {
     matrix.refresh();
     const at::Tensor& values = matrix.matrix();
     comm::Work work = stream.broadcast(
-        {values.data_ptr(), static_cast<int64_t>(values.nbytes()), comm::DataType::u8}, 0);
+        {values.data_ptr(), static_cast<int64_t>(values.nbytes()), comm::DataType::u8}, 0,
+        current_stream(model_.device));
     wait_for(work, model_.device);
     matrix.write_back();
   }

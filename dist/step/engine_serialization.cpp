@@ -1,6 +1,7 @@
 // The optimizer's state leaves and comes back: for checkpoints, which any number of ranks may read (state_to_save, restore),
 // and in a LibTorch archive of this rank's shard, which is read back under the same plan only (save, load).
 #include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/serialize/archive.h>
 
 #include <limits>
@@ -11,6 +12,7 @@
 
 namespace fusedbun {
 ShardedFusedbun::ReplicatedState StepEngine::state_to_save() {
+  const c10::DeviceGuard on_device(model_.device);
   at::NoGradGuard no_grad;
   ShardedFusedbun::ReplicatedState state;
   guarded([&] {
@@ -36,6 +38,7 @@ ShardedFusedbun::ReplicatedState StepEngine::state_to_save() {
 void StepEngine::restore(
     const ShardedFusedbun::ReplicatedState& state,
     const std::function<void(const ShardedFusedbun::OwnedRows& rows)>& read_rows) {
+  const c10::DeviceGuard on_device(model_.device);
   at::NoGradGuard no_grad;
   FUSEDBUN_REQUIRE(!consensus_.has_control(), ConfigError,
                    "a checkpoint is loaded before the job serves its control plane, so that "
@@ -56,6 +59,7 @@ void StepEngine::restore(
 }
 
 void StepEngine::save(torch::serialize::OutputArchive& archive) {
+  const c10::DeviceGuard on_device(model_.device);
   at::NoGradGuard no_grad;
   archive.write("plan", c10::IValue(static_cast<int64_t>(plan::digest(model_.plan))));
   archive.write("rank", c10::IValue(static_cast<int64_t>(model_.rank)));
@@ -69,6 +73,7 @@ void StepEngine::save(torch::serialize::OutputArchive& archive) {
 }
 
 void StepEngine::load(torch::serialize::InputArchive& archive) {
+  const c10::DeviceGuard on_device(model_.device);
   at::NoGradGuard no_grad;
   finish_previous();
   c10::IValue plan_digest, rank;

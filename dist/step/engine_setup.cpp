@@ -1,5 +1,6 @@
 // What happens before the first step, and again for a late group: parameters in, plan, buckets, state, hooks.
 #include <ATen/core/grad_mode.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
@@ -24,6 +25,19 @@ std::unique_ptr<comm::Communicator> stream_of_its_own(comm::Communicator& channe
   return channel.group(all);
 }
 
+Placement placement_of(const Channels& channels) {
+  const bool on_gpu = channels.data->device() == comm::DeviceKind::cuda;
+  if (!channels.placement) return current_placement(on_gpu);
+  const Placement& given = *channels.placement;
+  FUSEDBUN_REQUIRE(given.device.is_cuda() == on_gpu, ConfigError,
+                   "the parameters' place is " + given.describe() + ", but the data channel (" +
+                       std::string(channels.data->backend()) + ") moves " +
+                       (on_gpu ? "GPU" : "host") + " memory: take both from Job::channels()");
+  FUSEDBUN_REQUIRE(!on_gpu || given.device.has_index(), ConfigError,
+                   "the parameters' place is a GPU without a number: name it, as \"cuda:1\"");
+  return given;
+}
+
 }  // namespace
 
 StepEngine::StepEngine(Channels channels, ShardedOptions options,
@@ -31,7 +45,7 @@ StepEngine::StepEngine(Channels channels, ShardedOptions options,
     : sharded_(std::move(options)),
       model_{.rank = channels.data->rank(),
              .world_size = channels.data->size(),
-             .device = channels.data->device() == comm::DeviceKind::cuda ? at::kCUDA : at::kCPU,
+             .placement = placement_of(channels),
              .groups = groups,
              .registered = {},
              .plan = plan::make_plan({}, {.world_size = channels.data->size(),
@@ -57,6 +71,7 @@ void StepEngine::begin_add_group() {
 // All checks come before the first change, and ranks that fail tell the others, so a refused group leaves no trace.
 void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
                                 std::vector<RegisteredParameter> frozen) {
+  const c10::DeviceGuard on_device(model_.device);
   const size_t first_parameter = model_.registered.size();
   const size_t first_bucket = model_.plan.buckets.size();
   std::vector<RegisteredParameter> all = model_.registered;
@@ -114,14 +129,10 @@ void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t fi
                    ConfigError, "gradient_wire = bf16 is for CPUs: NCCL adds up what it carries");
   require_trainable(all);
   for (const RegisteredParameter& parameter : all.subspan(first)) {
-    FUSEDBUN_REQUIRE(parameter.tensor.device().type() == model_.device.type(), ConfigError,
-                     "parameter '" + parameter.name + "' is on " + parameter.tensor.device().str() +
-                         ", but the ranks exchange " + model_.device.str() + " memory");
-    FUSEDBUN_REQUIRE(parameter.tensor.device() == all.front().tensor.device(), ConfigError,
-                     "parameter '" + parameter.name + "' is on " + parameter.tensor.device().str() +
-                         " and parameter '" + all.front().name + "' on " +
-                         all.front().tensor.device().str() +
-                         ": a rank's parameters are on one device");
+    const std::string problem = why_not_there(parameter.tensor.device(), model_.placement);
+    FUSEDBUN_REQUIRE(
+        problem.empty(), ConfigError,
+        "rank " + std::to_string(model_.rank) + ": parameter '" + parameter.name + "' " + problem);
     FUSEDBUN_REQUIRE(
         !torch::autograd::impl::post_acc_grad_hooks(parameter.tensor), ConfigError,
         "parameter '" + parameter.name +

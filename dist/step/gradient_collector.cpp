@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
@@ -21,6 +22,7 @@ class GradientCollector::AfterAccumulation : public torch::autograd::PostAccumul
   AfterAccumulation(GradientCollector& collector, int parameter)
       : collector_(collector), parameter_(parameter) {}
   void operator()(const at::Tensor& tensor) override {
+    const c10::DeviceGuard on_device(tensor.device());
     collector_.after_accumulation(parameter_, tensor);
   }
 
@@ -63,8 +65,10 @@ void GradientCollector::extend() {
   for (size_t p = first; p < count; ++p) {
     const at::Tensor& tensor = model_.registered[p].tensor;
     const int parameter = static_cast<int>(p);
-    hook_positions_.push_back(tensor.register_hook(
-        [this, parameter](const at::Tensor&) { before_accumulation(parameter); }));
+    hook_positions_.push_back(tensor.register_hook([this, parameter](const at::Tensor&) {
+      const c10::DeviceGuard on_device(model_.device);
+      before_accumulation(parameter);
+    }));
     torch::autograd::impl::set_post_acc_grad_hooks(
         tensor, std::make_unique<AfterAccumulation>(*this, parameter));
   }
@@ -163,7 +167,8 @@ bool GradientCollector::is_takeable(int parameter, const at::Tensor& gradient) {
     return false;
   }
   const at::IntArrayRef shape = model_.plan.parameters[parameter].shape;
-  if (gradient.sizes() != shape || gradient.device().type() != model_.device.type()) {
+  if (gradient.sizes() != shape ||
+      gradient.device() != model_.registered[parameter].tensor.device()) {
     std::ostringstream text;
     text << "the gradient of parameter '" << model_.name(parameter) << "' has the shape "
          << gradient.sizes() << " on " << gradient.device() << ", but the parameter had " << shape

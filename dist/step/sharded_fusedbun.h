@@ -30,6 +30,7 @@
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/plan/shard_plan.h"
 #include "fusedbun/dist/plan/transport_choice.h"
+#include "fusedbun/dist/step/placement.h"
 
 namespace fusedbun {
 
@@ -41,6 +42,8 @@ struct Channels {
       nullptr;  ///< gradients and parameters; its device is where the parameters live
   comm::Communicator* host = nullptr;  ///< headers and changes: host memory, never NCCL
   PositionBoard* board = nullptr;      ///< told where this rank stands; none: nobody watches
+  /// Where this rank's parameters are; none: the CPU, or, where `data` moves GPU memory, the current GPU.
+  std::optional<Placement> placement = {};
 };
 
 class StepTrace;

@@ -12,8 +12,10 @@
 
 #include "fusedbun/core/fusedbun.h"
 #include "fusedbun/dist/plan/shard_plan.h"
+#include "fusedbun/dist/step/device_stream.h"
 #include "fusedbun/dist/step/gradient_bucket.h"
 #include "fusedbun/dist/step/parameter_matrix.h"
+#include "fusedbun/dist/step/placement.h"
 #include "fusedbun/dist/step/registered_parameters.h"
 
 namespace fusedbun {
@@ -21,7 +23,8 @@ namespace fusedbun {
 struct ShardedModel {
   int rank = 0;
   int world_size = 1;
-  at::Device device = at::kCPU;
+  Placement placement;  ///< everything is allocated there
+  at::Device device = placement.device;
   int64_t job_step = 0;  ///< steps done, skipped ones too
   std::vector<torch::optim::OptimizerParamGroup>&
       groups;  ///< the optimizer's own; read at each step
@@ -51,8 +54,5 @@ struct ShardedModel {
     return options;
   }
 };
-
-/// Waits for an operation: the host on CPUs, the current stream on a GPU. Nothing if it was waited for already.
-void wait_for(comm::Work& work, at::Device device);
 
 }  // namespace fusedbun

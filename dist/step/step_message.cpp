@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/step/device_stream.h"
 
 namespace fusedbun {
 
@@ -48,11 +49,11 @@ at::Tensor StepMessage::maxima(int64_t offset, int64_t entries, at::ScalarType t
 void StepMessage::send_columns() {
   if (column_sums_ > 0) {
     sum_work_ = data_.all_reduce({sums_.data_ptr(), column_sums_, comm::DataType::f64},
-                                 comm::ReduceOp::sum);
+                                 comm::ReduceOp::sum, current_stream(device_));
   }
   if (maxima_.numel() > 0) {
     max_work_ = data_.all_reduce({maxima_.data_ptr(), maxima_.numel(), comm::DataType::i64},
-                                 comm::ReduceOp::max);
+                                 comm::ReduceOp::max, current_stream(device_));
   }
 }
 
@@ -64,8 +65,9 @@ void StepMessage::settle_columns() {
 void StepMessage::send_squares() {
   const int64_t squares = sums_.numel() - column_sums_;
   if (squares == 0) return;
-  square_work_ = data_.all_reduce(
-      {sums_.data_ptr<double>() + column_sums_, squares, comm::DataType::f64}, comm::ReduceOp::sum);
+  square_work_ =
+      data_.all_reduce({sums_.data_ptr<double>() + column_sums_, squares, comm::DataType::f64},
+                       comm::ReduceOp::sum, current_stream(device_));
 }
 
 void StepMessage::settle_squares() {

@@ -11,7 +11,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/job/capability.h"
-#include "fusedbun/dist/job/gpu.h"
+#include "fusedbun/dist/job/device_error.h"
 #include "fusedbun/launcher/bench/own_ranks.h"
 #include "fusedbun/launcher/bench/rank_bench.h"
 #include "fusedbun/launcher/bench/step_bench.h"
@@ -33,6 +33,7 @@ struct Flags {
   std::string backend = "auto";
   std::string report_to;
   bool use_gpu = false;
+  bool share_gpu = false;
   bool json = false;
 };
 
@@ -44,20 +45,28 @@ void show(const Json& report, bool json) {
   }
 }
 
+bench::Setting setting_of(const std::string& name, const Flags& flags) {
+  return {.with_backward = name == "train", .on_gpu = flags.use_gpu};
+}
+
 using Rows = std::function<Json(Job&, const bench::RankBenchOptions&)>;
 
 /// What this process does when it is one rank of a job.
 void take_part(const std::string& name, const Flags& flags, const Rows& measure) {
   at::set_num_threads(1);
-  Job job({.backend = plan::parse_backend(flags.backend), .control = false});
+  Job job({.backend = plan::parse_backend(flags.backend),
+           .control = false,
+           .use_gpu = flags.use_gpu,
+           .share_gpu = flags.share_gpu});
   Json report = bench::empty_report(name);
   report["ranks"] = job.world_size();
   report["backend"] = job.backend().reason;
   try {
-    report["rows"] = measure(job, {.model = bench::model_of(flags.model),
-                                   .contestants = bench::chosen(flags.only, name == "train"),
-                                   .steps = flags.steps,
-                                   .bytes = int64_t{flags.mebibytes} << 20});
+    report["rows"] =
+        measure(job, {.model = bench::model_of(flags.model),
+                      .contestants = bench::chosen(flags.only, setting_of(name, flags)),
+                      .steps = flags.steps,
+                      .bytes = int64_t{flags.mebibytes} << 20});
   } catch (const std::exception& error) {
     job.fail(error);
     throw;
@@ -92,11 +101,13 @@ Json over_own_ranks(const std::string& name, const Flags& flags) {
                                     "--mib",     std::to_string(flags.mebibytes),
                                     "--model",   flags.model,
                                     "--backend", flags.backend};
+    if (flags.use_gpu) all.insert(all.end(), {"--device", "cuda"});
+    if (flags.share_gpu) all.emplace_back("--share-gpu");
     if (!row.empty()) all.insert(all.end(), {"--only", row});
     return all;
   };
   if (name == "collectives") return bench::run_on_own_ranks(flags.ranks, words(""));
-  const auto rows = bench::chosen(flags.only, name == "train");
+  const auto rows = bench::chosen(flags.only, setting_of(name, flags));
   std::vector<std::vector<Json>> results(rows.size());
   Json report;
   for (int round = 0; round < flags.rounds; ++round) {
@@ -120,12 +131,16 @@ Json step_report(const Flags& flags) {
   bench::StepBenchOptions options{
       .model = bench::model_of(flags.model), .rounds = flags.step_rounds, .use_gpu = flags.use_gpu};
   if (flags.use_gpu) {
-    FUSEDBUN_REQUIRE(load_gpu_support() > 0, DeviceError,
-                     "--device cuda: CUDA sees no GPU on this machine (nvidia-smi would list it)");
+    require_gpu({});
     options.threads = {1};  // one issues the launches
   }
   if (!flags.threads.empty()) options.threads = flags.threads;
-  return bench::bench_step(options);
+  try {
+    return bench::bench_step(options);
+  } catch (const std::exception& error) {
+    if (const auto device = device_error_behind(error, "bench step")) throw DeviceError(*device);
+    throw;
+  }
 }
 
 const std::map<std::string, Rows>& rank_benchmarks() {
@@ -140,6 +155,14 @@ void add_model_flag(CLI::App& command, Flags& flags, const std::string& usual) {
   command.add_option("--model", flags.model, "3m, 25m or 124m parameters, shaped as GPT-2");
 }
 
+void add_device_flag(CLI::App& command, Flags& flags) {
+  const std::map<std::string, bool> devices = {{"cpu", false}, {"cuda", true}};
+  command.add_option("--device", flags.use_gpu, "cpu or cuda")
+      ->transform(CLI::CheckedTransformer(devices).description(""))
+      ->type_name("NAME")
+      ->default_str("cpu");
+}
+
 CLI::App* add_over_ranks(CLI::App& app, const std::string& name, const std::string& what,
                          const std::string& model, const std::string& examples) {
   auto flags = std::make_shared<Flags>();
@@ -151,7 +174,9 @@ CLI::App* add_over_ranks(CLI::App& app, const std::string& name, const std::stri
   command->add_option("--steps", flags->steps, "Timed steps per turn");
   command->add_option("--only", flags->only, "This row; may be repeated")->default_str("all rows");
   command->add_option("--mib", flags->mebibytes, "Size of the buffers of collectives, MiB");
-  command->add_option("--backend", flags->backend, "auto, gloo or mpi");
+  command->add_option("--backend", flags->backend, "auto, gloo, mpi or nccl");
+  add_device_flag(*command, *flags);
+  command->add_flag("--share-gpu", flags->share_gpu, "Let several ranks be on one GPU; NCCL 2.30");
   command->add_flag("--json", flags->json, "Print JSON with `rows`, not a table");
   command->add_option("--report-to", flags->report_to)->group("");
   command->callback([flags, name] {
@@ -171,11 +196,7 @@ void add_step(CLI::App& app) {
       "  fusedbun bench step --threads 1 --json\n"
       "  fusedbun bench step --device cuda");
   add_model_flag(*command, *flags, "124m");
-  const std::map<std::string, bool> devices = {{"cpu", false}, {"cuda", true}};
-  command->add_option("--device", flags->use_gpu, "cpu or cuda")
-      ->transform(CLI::CheckedTransformer(devices).description(""))
-      ->type_name("NAME")
-      ->default_str("cpu");
+  add_device_flag(*command, *flags);
   command->add_option("--threads", flags->threads, "Numbers of threads")
       ->delimiter(',')
       ->default_str("1,2; on a GPU 1");

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/step/device_stream.h"
 
 namespace fusedbun::bench {
 namespace {
@@ -57,10 +58,10 @@ class AdamwStep : public ParallelStep {
     for (const at::Tensor& parameter : parameters_) {
       averages_.push_back(at::zeros_like(parameter));
       squares_.push_back(at::zeros_like(parameter));
-      steps_.push_back(at::ones({}));
+      steps_.push_back(at::ones({}, parameter.options().dtype(at::kFloat)));
       elements += parameter.numel();
     }
-    message_ = at::empty({elements}, at::kFloat);
+    message_ = at::empty({elements}, parameters_.front().options().dtype(at::kFloat));
     int64_t begin = 0;
     for (const at::Tensor& parameter : parameters_) {
       places_.push_back(message_.narrow(0, begin, parameter.numel()).view(parameter.sizes()));
@@ -71,10 +72,9 @@ class AdamwStep : public ParallelStep {
   void step() override {
     at::NoGradGuard no_grad;
     for (size_t i = 0; i < parameters_.size(); ++i) places_[i].copy_(parameters_[i].grad());
-    data_
-        .all_reduce({message_.data_ptr(), message_.numel(), comm::DataType::f32},
-                    comm::ReduceOp::sum)
-        .wait();
+    comm::Work sum = data_.all_reduce({message_.data_ptr(), message_.numel(), comm::DataType::f32},
+                                      comm::ReduceOp::sum, current_stream(message_.device()));
+    wait_for(sum, message_.device());
     message_.div_(data_.size());
     at::_fused_adamw_(parameters_, places_, averages_, squares_, {}, steps_, /*lr=*/1e-3,
                       /*beta1=*/0.9, /*beta2=*/0.95, /*weight_decay=*/0.1, /*eps=*/1e-8,
@@ -98,10 +98,11 @@ const std::vector<Contestant>& contestants() {
   return kContestants;
 }
 
-std::vector<Contestant> chosen(const std::vector<std::string>& names, bool with_backward) {
+std::vector<Contestant> chosen(const std::vector<std::string>& names, const Setting& setting) {
   std::vector<Contestant> result;
   for (const Contestant& contestant : kContestants) {
-    if (contestant.in_backward && !with_backward) continue;
+    if (contestant.in_backward && !setting.with_backward) continue;
+    if ((contestant.host_window || contestant.bf16_on_wire) && setting.on_gpu) continue;
     const bool asked = names.empty() || std::ranges::find(names, contestant.name) != names.end();
     if (asked) result.push_back(contestant);
   }

@@ -24,8 +24,13 @@ struct Contestant {
 };
 
 const std::vector<Contestant>& contestants();
-/// Those with the given names, all if there are none; `with_backward` false leaves out what needs one. Throws ConfigError.
-std::vector<Contestant> chosen(const std::vector<std::string>& names, bool with_backward);
+/// What a benchmark offers to its contestants.
+struct Setting {
+  bool with_backward = false;  ///< false leaves out what needs a backward pass
+  bool on_gpu = false;         ///< true leaves out what is for CPUs
+};
+/// Those with the given names, all that fit if there are none. Throws ConfigError.
+std::vector<Contestant> chosen(const std::vector<std::string>& names, const Setting& setting);
 
 /// One contestant at work on one model's parameters.
 class ParallelStep {

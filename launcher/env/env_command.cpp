@@ -8,6 +8,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "fusedbun/core/error.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/plan/backend_choice.h"
 #include "fusedbun/dist/plan/identity.h"
@@ -22,19 +23,25 @@ using Json = nlohmann::ordered_json;
 
 /// What `--backend auto` decides for a job on this device, if all ranks find what this one finds and the ranks of one
 /// host take its GPUs in order.
-Json expected_backend(const plan::Identity& identity, bool use_gpu, int gpus) {
+Json expected_backend(const plan::Identity& identity, bool use_gpu) {
   if (identity.world_size == 1 && !use_gpu) {
     return {{"auto", "local"}, {"reason", "local: one process, nothing travels"}};
   }
-  const plan::Capability here = capability_of(identity, plan::BackendRequest::automatic, use_gpu);
+  const plan::Capability here =
+      capability_of(identity, plan::BackendRequest::automatic, {.use = use_gpu});
   std::vector<plan::Capability> ranks(identity.world_size, here);
   for (int rank = 0; rank < identity.world_size && use_gpu; ++rank) {
     const int local_rank = rank % identity.local_world_size;
     ranks[rank].host_hash = static_cast<uint64_t>(rank / identity.local_world_size);
-    ranks[rank].gpu_index = local_rank < gpus ? local_rank : -1;
+    ranks[rank].gpu_uuid[0] = static_cast<uint8_t>(local_rank);
+    ranks[rank].gpu_uuid[1] = static_cast<uint8_t>(local_rank >> 8);
   }
-  const plan::BackendChoice choice = plan::choose_backend(ranks);
-  return {{"auto", plan::name_of(choice.backend)}, {"reason", choice.reason}};
+  try {
+    const plan::BackendChoice choice = plan::choose_backend(ranks);
+    return {{"auto", plan::name_of(choice.backend)}, {"reason", choice.reason}};
+  } catch (const Error& error) {
+    return {{"auto", nullptr}, {"reason", std::string("none: ") + error.what()}};
+  }
 }
 
 Json identity_json(const plan::Identity& identity) {
@@ -78,9 +85,9 @@ Json collect() {
   const std::vector<std::string> gpus = visible_gpus();
   Json json;
   json["identity"] = identity_json(identity);
-  json["backend"]["cpu"] = expected_backend(identity, false, 0);
+  json["backend"]["cpu"] = expected_backend(identity, false);
   if (!gpus.empty()) {
-    json["backend"]["cuda"] = expected_backend(identity, true, static_cast<int>(gpus.size()));
+    json["backend"]["cuda"] = expected_backend(identity, true);
   }
   for (const auto& [name, version] : versions()) json["versions"][std::string(name)] = version;
   json["cores"] = usable_cores();

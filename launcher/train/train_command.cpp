@@ -196,6 +196,10 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
       ->default_str("cpu")
       ->group("Ranks");
   command
+      .add_flag("--share-gpu", options.share_gpu,
+                "Let several ranks be on one GPU, to try a job on few GPUs; NCCL 2.30")
+      ->group("Ranks");
+  command
       .add_option("--threads", options.threads,
                   "Per rank, 0: processors divided by the ranks of this host")
       ->group("Ranks");

@@ -41,6 +41,8 @@ void validate(const TrainOptions& options) {
                    "--overwrite starts anew and --resume goes on: give one of them");
   FUSEDBUN_REQUIRE(options.optimizer.kind == OptimizerKind::fusedbun || !options.resume,
                    ConfigError, "--resume: only --optimizer fusedbun has checkpoints");
+  FUSEDBUN_REQUIRE(!options.share_gpu || options.use_gpu, ConfigError,
+                   "--share-gpu: the ranks are on CPUs: add --device cuda");
   plan::validate(options.health);
   options_of(options.optimizer);
 }

@@ -42,6 +42,7 @@ struct TrainOptions {
   int64_t validation_batches = 8;  ///< of `batch` sequences, at most
   int threads = 0;                 ///< 0: this host's processors divided by its ranks
   bool use_gpu = false;
+  bool share_gpu = false;         ///< several ranks may be on one GPU
   bool host_window = true;        ///< ranks of one host share one replica of the parameters
   double bucket_mebibytes = 25;   ///< gradients that travel together
   bool bf16_on_wire = false;      ///< gradients travel as bfloat16

@@ -15,7 +15,6 @@
 #include "fusedbun/dist/checkpoint/checkpoint_folder.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
-#include "fusedbun/dist/job/gpu.h"
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/dist/run_folder/atomic_file.h"
 #include "fusedbun/dist/run_folder/file_names.h"
@@ -98,13 +97,6 @@ LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t co
   loop.context = context;
   loop.eval_every = options.eval_every;
   return loop;
-}
-
-// Before anything is connected or written.
-void require_gpu(int rank) {
-  FUSEDBUN_REQUIRE(load_gpu_support() > 0, DeviceError,
-                   "--device cuda: rank " + std::to_string(rank) +
-                       " sees no GPU (nvidia-smi would list it); without the flag CPUs train");
 }
 
 /// Where the headers of a model's file fit, beside its parameters.
@@ -221,8 +213,7 @@ class Run {
     require_same_run(host, options_, text_, context);
     const Options optimizer = options_of(options_.optimizer);
     LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
-    if (options_.use_gpu)
-      model_->to(torch::Device(torch::kCUDA, static_cast<int8_t>(job_.identity().local_rank)));
+    if (options_.use_gpu) model_->to(job_.placement().device);
     comm::rethrow_on_all_ranks(host, [&] {
       if (job_.rank() == 0) open_files();
     });
@@ -450,7 +441,7 @@ void train(const TrainOptions& options) {
   validate(options);
   const plan::Identity identity = plan::identify(read_environment(), options.identity);
   LeaveSignals signals(identity.rank == 0);
-  if (options.use_gpu) require_gpu(identity.rank);
+  if (options.use_gpu) require_gpu(identity);
   const InitialModel initial = choose_initial_model(options);
   require_present(options.data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
@@ -477,6 +468,7 @@ void train(const TrainOptions& options) {
            .control_rate = options.control_rate,
            .changes = options.changes,
            .use_gpu = options.use_gpu,
+           .share_gpu = options.share_gpu,
            .timeout = options.timeout,
            .health = options.health,
            .total_steps = options.steps,

@@ -86,7 +86,7 @@ std::optional<std::string> run(Job& job, at::Device gpu, const std::string& pres
 Json one_rank(bool rehearse) {
   at::set_num_threads(1);  // the tensors are small
   Job job({.control = false, .use_gpu = !rehearse});
-  const at::Device gpu = rehearse ? at::Device(at::kCPU) : at::Device(at::kCUDA, 0);
+  const at::Device gpu = rehearse ? at::Device(at::kCPU) : job.placement().device;
   Comparisons comparisons;
   const bool expected = rehearse || job.backend().backend == plan::BackendRequest::nccl;
   comparisons.add("backend",

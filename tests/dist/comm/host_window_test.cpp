@@ -199,24 +199,27 @@ class ChangedOffer final : public Communicator {
   int size() const override { return inner_.size(); }
   std::string_view backend() const override { return inner_.backend(); }
   DeviceKind device() const override { return inner_.device(); }
-  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts) override {
+  Work reduce_scatter(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return inner_.reduce_scatter(input, output, counts);
   }
-  Work all_gather(Buffer input, Buffer output, const Counts& counts) override {
+  Work all_gather(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
     return inner_.all_gather(input, output, counts);
   }
-  Work all_reduce(Buffer inout, ReduceOp op) override { return inner_.all_reduce(inout, op); }
-  Work exchange(std::vector<Message> sends, std::vector<Message> receives) override {
+  Work all_reduce(Buffer inout, ReduceOp op, ProducerStream) override {
+    return inner_.all_reduce(inout, op);
+  }
+  Work exchange(std::vector<Message> sends, std::vector<Message> receives,
+                ProducerStream) override {
     return inner_.exchange(std::move(sends), std::move(receives));
   }
-  Work broadcast(Buffer inout, int root) override {
+  Work broadcast(Buffer inout, int root, ProducerStream) override {
     inner_.broadcast(inout, root).wait();
     if (broadcasts_++ == 0) {  // rank 0's pid, 8 bytes, then its descriptor
       std::memcpy(static_cast<std::byte*>(inout.data) + 8, &descriptor_, sizeof descriptor_);
     }
     return {};
   }
-  Work barrier() override { return inner_.barrier(); }
+  Work barrier(ProducerStream) override { return inner_.barrier(); }
   std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
     return inner_.group(ranks);
   }

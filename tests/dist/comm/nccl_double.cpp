@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <thread>
+
 namespace fusedbun::comm::testing {
 namespace {
 
@@ -11,13 +13,19 @@ NcclDouble* current = nullptr;
 template <class Handle>
 Handle new_handle() {
   static char room[4096];
-  static size_t used = 0;
+  static std::atomic<size_t> used = 0;
   return reinterpret_cast<Handle>(&room[1 + used++ % 4095]);
 }
 
 std::string collective(size_t count, ncclDataType_t type) {
   const char* const name = type == ncclFloat32 ? "f32" : type == ncclUint8 ? "u8" : "other";
   return "count " + std::to_string(count) + ", " + name;
+}
+
+// NCCL's operations of one root are given valid places on all ranks.
+std::string places(const void* source, const void* target) {
+  if (source == nullptr || target == nullptr) return ", null";
+  return source == target ? ", in place" : "";
 }
 
 ncclResult_t nccl(const std::string& entry, const std::string& arguments = "") {
@@ -57,6 +65,10 @@ cudaError_t destroy(const std::string& entry) {
 
 NcclApi make_nccl_table() {
   NcclApi api{};
+  api.get_version = [](int* version) {
+    *version = current->nccl_version;
+    return ncclSuccess;
+  };
   api.get_unique_id = [](ncclUniqueId*) { return nccl("get_unique_id"); };
   api.comm_init_rank_config = [](ncclComm_t* comm, int size, ncclUniqueId, int rank,
                                  ncclConfig_t* config) {
@@ -70,9 +82,12 @@ NcclApi make_nccl_table() {
   };
   api.comm_finalize = [](ncclComm_t) { return nccl("comm_finalize"); };
   api.comm_destroy = [](ncclComm_t) { return close("comm_destroy"); };
-  api.comm_abort = [](ncclComm_t) { return close("comm_abort"); };
+  api.comm_abort = [](ncclComm_t) {
+    std::this_thread::sleep_for(current->abort_takes);
+    return close("comm_abort");
+  };
   api.comm_get_async_error = [](ncclComm_t, ncclResult_t* state) {
-    *state = current->async_state;
+    *state = current->async_state.load();
     return ncclSuccess;
   };
   api.get_error_string = [](ncclResult_t) { return "the double's error"; };
@@ -82,17 +97,17 @@ NcclApi make_nccl_table() {
   api.reduce_scatter = [](const void*, void*, size_t count, ncclDataType_t type, ncclRedOp_t,
                           ncclComm_t,
                           cudaStream_t) { return nccl("reduce_scatter", collective(count, type)); };
-  api.reduce = [](const void*, void* target, size_t count, ncclDataType_t type, ncclRedOp_t,
+  api.reduce = [](const void* source, void* target, size_t count, ncclDataType_t type, ncclRedOp_t,
                   int root, ncclComm_t, cudaStream_t) {
     return nccl("reduce", collective(count, type) + ", root " + std::to_string(root) +
-                              (target ? ", mine" : ""));
+                              places(source, target));
   };
   api.all_gather = [](const void*, void*, size_t count, ncclDataType_t type, ncclComm_t,
                       cudaStream_t) { return nccl("all_gather", collective(count, type)); };
-  api.broadcast = [](const void* source, void*, size_t count, ncclDataType_t type, int root,
+  api.broadcast = [](const void* source, void* target, size_t count, ncclDataType_t type, int root,
                      ncclComm_t, cudaStream_t) {
     return nccl("broadcast", collective(count, type) + ", root " + std::to_string(root) +
-                                 (source ? ", mine" : ""));
+                                 places(source, target));
   };
   api.all_reduce = [](const void*, void*, size_t count, ncclDataType_t type, ncclRedOp_t op,
                       ncclComm_t, cudaStream_t) {
@@ -109,9 +124,21 @@ NcclApi make_nccl_table() {
 }
 
 void add_cuda_table(NcclApi& api) {
-  api.cuda_get_device_count = [](int* count) {
-    *count = 1;
+  api.cuda_driver_version = [](int* version) {
+    *version = current->driver_version;
     return cudaSuccess;
+  };
+  api.cuda_runtime_version = [](int* version) {
+    *version = 13000;
+    return cudaSuccess;
+  };
+  api.cuda_get_device_count = [](int* count) {
+    *count = current->device_count;
+    return *count >= 0 ? cudaSuccess : static_cast<cudaError_t>(-*count);
+  };
+  api.cuda_get_device_properties = [](cudaDeviceProp* properties, int device) {
+    properties->uuid.bytes[0] = static_cast<char>(0xa0 + device);
+    return cuda("get_device_properties");
   };
   api.cuda_get_device = [](int* device) {
     *device = 0;
@@ -130,21 +157,27 @@ void add_cuda_table(NcclApi& api) {
   };
   api.cuda_stream_destroy = [](cudaStream_t) { return destroy("stream_destroy"); };
   api.cuda_stream_wait_event = [](cudaStream_t stream, cudaEvent_t, unsigned) {
-    return cuda("stream_wait_event", stream == cudaStreamPerThread ? "consumer" : "own");
+    return cuda("stream_wait_event", current->name_of(stream));
   };
   api.cuda_event_create = [](cudaEvent_t* event, unsigned flags) {
     EXPECT_EQ(flags, cudaEventDisableTiming);
     return make("event_create", event);
   };
   api.cuda_event_destroy = [](cudaEvent_t) { return destroy("event_destroy"); };
-  api.cuda_event_record = [](cudaEvent_t, cudaStream_t stream) {
-    return cuda("event_record", stream == cudaStreamLegacy ? "producer" : "own");
+  api.cuda_event_record = [](cudaEvent_t event, cudaStream_t stream) {
+    return current->record_event(event, stream);
   };
-  api.cuda_event_query = [](cudaEvent_t) {
-    return current->events_are_reached ? cudaSuccess : cudaErrorNotReady;
+  api.cuda_event_query = [](cudaEvent_t event) {
+    return current->is_reached(event) ? cudaSuccess : cudaErrorNotReady;
   };
   api.cuda_malloc = [](void** data, size_t) { return make("malloc", data); };
   api.cuda_free = [](void*) { return destroy("free"); };
+  api.cuda_mem_get_info = [](size_t* free, size_t* total) {
+    *free = size_t{1} << 29;
+    *total = size_t{80} << 30;
+    return cudaSuccess;
+  };
+  api.cuda_thread_exchange_capture_mode = [](cudaStreamCaptureMode*) { return cudaSuccess; };
   api.cuda_get_error_string = [](cudaError_t) { return "the double's CUDA error"; };
 }
 
@@ -159,7 +192,26 @@ NcclDouble::~NcclDouble() {
   current = nullptr;
 }
 
+std::string NcclDouble::name_of(cudaStream_t stream) const {
+  const auto known = streams.find(stream);
+  return known == streams.end() ? "own" : known->second;
+}
+
+cudaError_t NcclDouble::record_event(cudaEvent_t event, cudaStream_t stream) {
+  const std::string name = name_of(stream);
+  const cudaError_t result = cuda("event_record", name);
+  const std::lock_guard lock(mutex_);
+  if (name == "own") operation_of_[event] = ++operations_;
+  return result;
+}
+
+bool NcclDouble::is_reached(cudaEvent_t event) {
+  const std::lock_guard lock(mutex_);
+  return events_are_reached && operation_of_[event] <= operations_ended;
+}
+
 int NcclDouble::record(const std::string& entry, const std::string& arguments) {
+  const std::lock_guard lock(mutex_);
   calls.push_back(arguments.empty() ? entry : entry + "(" + arguments + ")");
   const auto failure = failures.find(entry);
   if (failure == failures.end()) return 0;

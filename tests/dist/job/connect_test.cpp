@@ -4,10 +4,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <functional>
 #include <thread>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/comm/gloo.h"
 #include "fusedbun/dist/comm/local.h"
 #include "fusedbun/dist/job/job.h"
@@ -82,6 +84,26 @@ TEST(Connect, RanksThatAskForDifferentBackendsAreNamed) {
     connect(identity, {.backend = request, .timeout = kTimeout});
   });
   EXPECT_THAT(errors, ::testing::Each(HasSubstr("rank 1 asks for backend gloo, rank 0 for auto")));
+}
+
+TEST(Connect, WithoutAGpuEveryRankSaysWhichOneHasNone) {
+  if (std::filesystem::exists("/dev/nvidiactl")) GTEST_SKIP() << "this machine has a driver";
+  const auto errors = on_ranks(2, [](const plan::Identity& identity) {
+    connect(identity, {.gpu = {.use = true}, .timeout = kTimeout});
+  });
+  EXPECT_THAT(errors,
+              ::testing::Each(::testing::AllOf(
+                  ::testing::StartsWith("71: rank 0 (on " + host_name() + ") has no GPU to use: "),
+                  HasSubstr("driver"))));
+}
+
+TEST(Connect, RanksThatUseDifferentDevicesAreNamed) {
+  const auto errors = on_ranks(2, [](const plan::Identity& identity) {
+    connect(identity, {.gpu = {.use = identity.rank == 1}, .timeout = kTimeout});
+  });
+  EXPECT_THAT(errors,
+              ::testing::Each("78: rank 1 runs on a GPU, rank 0 on the CPU: give all ranks the "
+                              "same device"));
 }
 
 TEST(Connect, RanksWithoutAMeetingPlaceAreToldWhatToSet) {

@@ -30,7 +30,14 @@ class Bench(TestCase):
         result = run("bench", "step", "--model", "3m", "--rounds", "1", "--device", "cuda", seconds=120)
         if result.code == 0:
             self.skipTest("this machine has a GPU: tests/gpu/run.sh measures it")
-        self.assert_fails(result, 71, "CUDA sees no GPU on this machine")
+        self.assert_fails(result, 71, "rank 0 (on ", "has no GPU to use: ")
+
+    def test_without_a_gpu_ranks_on_one_are_refused(self):
+        result = run("bench", "train", "--model", "3m", "--rounds", "1", "--steps", "1", "--device", "cuda", "--share-gpu",
+                     "--only", "messages, agreed", seconds=120)
+        if result.code == 0:
+            self.skipTest("this machine has a GPU: tests/gpu/run.sh measures it")
+        self.assert_fails(result, 71, "has no GPU to use: ")
 
     def test_collectives(self):
         rows = self.rows("collectives", "--mib", "1", "--steps", "2")
