@@ -21,7 +21,7 @@ namespace fusedbun {
 /// The launches of step_cuda.h and gradient_cuda.h.
 template <class T>
 struct StepKernels {
-  void (*absorb)(const device::StepTable<T>&, CudaStream);
+  void (*absorb)(const device::StepTable<T>&, bool with_squares, CudaStream);
   void (*prepare)(const device::StepTable<T>&, CudaStream);
   void (*begin)(const device::StepTable<T>&, bool centred, CudaStream);
   void (*collect)(const device::StepTable<T>&, CudaStream);

@@ -18,30 +18,36 @@ DeviceMove::DeviceMove(DeviceApi& api, at::Device device, std::vector<device::Mo
   if (tiles.empty()) return;
   const auto piece_bytes = static_cast<int64_t>(pieces.size() * sizeof(device::MovePiece));
   const auto tile_bytes = static_cast<int64_t>(tiles.size() * sizeof(device::MoveTile));
-  const auto source_bytes = sources * static_cast<int64_t>(sizeof(device::Gradient));
+  const auto source_bytes = sources * static_cast<int64_t>(sizeof(device::MoveSource));
   memory_ = at::empty({piece_bytes + tile_bytes + source_bytes},
                       at::TensorOptions(device).dtype(at::kByte));
   // All are multiples of 8 bytes.
   auto* const start = static_cast<std::byte*>(memory_.data_ptr());
   api.upload(start, std::as_bytes(std::span(pieces)), stream);
   api.upload(start + piece_bytes, std::as_bytes(std::span(tiles)), stream);
-  sources_ = reinterpret_cast<device::Gradient*>(start + piece_bytes + tile_bytes);
+  sources_ = reinterpret_cast<device::MoveSource*>(start + piece_bytes + tile_bytes);
   table_ = {.sources = sources_,
             .pieces = reinterpret_cast<device::MovePiece*>(start),
             .tiles = reinterpret_cast<device::MoveTile*>(start + piece_bytes),
             .tile_count = static_cast<int32_t>(tiles.size())};
 }
 
-void DeviceMove::run(std::span<const device::Gradient> sources, device::StepControl* control,
-                     CudaStream stream) const {
+void DeviceMove::run(std::span<const device::MoveSource> sources, device::StepControl* control,
+                     CudaStream stream, std::vector<at::Tensor> alive) const {
   if (table_.tile_count == 0) return;
   api_->upload(sources_, std::as_bytes(sources), stream);
   device::MoveTable table = table_;
   table.control = control;
-  api_->run(stream, [table, move = api_->kernels().move](CudaStream on) { move(table, on); });
+  api_->run(stream, [table, move = api_->kernels().move, alive = std::move(alive)](CudaStream on) {
+    move(table, on);
+  });
 }
 
-device::Gradient elements_of(const at::Tensor& tensor) {
+device::Gradient gradient_of(const at::Tensor& tensor) {
+  return {tensor.const_data_ptr(), element_type(tensor.scalar_type())};
+}
+
+device::MoveSource source_of(const at::Tensor& tensor) {
   return {tensor.const_data_ptr(), element_type(tensor.scalar_type())};
 }
 

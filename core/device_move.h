@@ -19,19 +19,21 @@ class DeviceMove {
   DeviceMove(DeviceApi& api, at::Device device, std::vector<device::MovePiece> pieces,
              int64_t sources, CudaStream stream);
 
-  /// Moves all pieces. A source without elements stands for zeros. `control`: StepControl::nonfinite is set where g·g of an element is not
+  /// Moves all pieces. `control`: StepControl::nonfinite is set where g·g of an element is not
   /// finite; null: nothing is tested.
-  void run(std::span<const device::Gradient> sources, device::StepControl* control,
-           CudaStream stream) const;
+  /// `alive` stays so until they are moved.
+  void run(std::span<const device::MoveSource> sources, device::StepControl* control,
+           CudaStream stream, std::vector<at::Tensor> alive = {}) const;
 
  private:
   DeviceApi* api_ = nullptr;
   at::Tensor memory_;
-  device::Gradient* sources_ = nullptr;  ///< on the device
+  device::MoveSource* sources_ = nullptr;  ///< on the device
   device::MoveTable table_;
 };
 
 /// Where the elements of a contiguous tensor lie.
-device::Gradient elements_of(const at::Tensor& tensor);
+device::Gradient gradient_of(const at::Tensor& tensor);
+device::MoveSource source_of(const at::Tensor& tensor);
 
 }  // namespace fusedbun

@@ -121,8 +121,12 @@ void DeviceStep::add_part(Table<T>& table, int32_t index) {
     matrix.totals = advanced(part.totals, i * columns);
     matrix.squares = part.squares;
     matrix.new_squares = part.new_squares;
-    table.layout.add_matrix(matrix);
-    table.part_of_matrix.push_back(index);
+    // Its rows may lie in several parts.
+    const auto [at, is_new] = table.matrix_of.try_emplace({part.parameter, matrix.col}, 0);
+    if (is_new) {
+      at->second = table.layout.add_matrix(matrix);
+      table.part_of_matrix.push_back(index);
+    }
 
     device::SegmentMemory<T> memory;
     memory.parameter = start_of<T>(has_master ? state.master : part.rows) + element;
@@ -133,7 +137,7 @@ void DeviceStep::add_part(Table<T>& table, int32_t index) {
     }
     memory.full = advanced(start_of<T>(moment.full), element);
     memory.row = advanced(start_of<T>(moment.row), row);
-    table.layout.add_segment(range, memory, part.options, part.parameter_elements,
+    table.layout.add_segment(at->second, range, memory, part.options, part.parameter_elements,
                              continues || i > 0);
     table.part_of.push_back(index);
   }
@@ -276,20 +280,28 @@ void DeviceStep::launch_group(const Table<T>& table, int group, CudaStream strea
 }
 
 template <class T>
-void DeviceStep::launch_all(const Table<T>& table, CudaStream stream,
-                            void (*launch)(const device::StepTable<T>&, CudaStream)) {
+void DeviceStep::absorb(const Table<T>& table, bool with_squares, CudaStream stream) {
   if (table.part_of.empty()) return;
-  api_.run(stream, [launch, all = table.on_device](CudaStream on) { launch(all, on); });
+  api_.run(stream, [launch = api_.kernels().of<T>().absorb, all = table.on_device,
+                    with_squares](CudaStream on) { launch(all, with_squares, on); });
 }
 
-void DeviceStep::absorb(CudaStream stream) {
-  launch_all(f32_, stream, api_.kernels().f32.absorb);
-  launch_all(f64_, stream, api_.kernels().f64.absorb);
+template <class T>
+void DeviceStep::prepare(const Table<T>& table, CudaStream stream) {
+  if (table.part_of.empty()) return;
+  api_.run(stream, [launch = api_.kernels().of<T>().prepare, all = table.on_device](CudaStream on) {
+    launch(all, on);
+  });
+}
+
+void DeviceStep::absorb(bool with_squares, CudaStream stream) {
+  absorb(f32_, with_squares, stream);
+  absorb(f64_, with_squares, stream);
 }
 
 void DeviceStep::prepare(CudaStream stream) {
-  launch_all(f32_, stream, api_.kernels().f32.prepare);
-  launch_all(f64_, stream, api_.kernels().f64.prepare);
+  prepare(f32_, stream);
+  prepare(f64_, stream);
 }
 
 void DeviceStep::begin(int group, CudaStream stream) {

@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <array>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -54,7 +55,7 @@ class DeviceStep {
   }
 
   /// The parts of a step (step_cuda.h); begin leaves what `collect` does behind it.
-  void absorb(CudaStream stream);
+  void absorb(bool with_squares, CudaStream stream);
   void prepare(CudaStream stream);
   void begin(int group, CudaStream stream);
   /// Some parts of the group are not stepped before other ranks' column totals are here: absorb, prepare and finish follow.
@@ -72,8 +73,9 @@ class DeviceStep {
   template <class T>
   struct Table {
     device::StepTableLayout<T> layout;
-    std::vector<int32_t> part_of;         ///< [segment]
-    std::vector<int32_t> part_of_matrix;  ///< [matrix]
+    std::vector<int32_t> part_of;                           ///< [segment]
+    std::vector<int32_t> part_of_matrix;                    ///< [matrix] one of its
+    std::map<std::pair<int, const T*>, int32_t> matrix_of;  ///< by parameter and col
     device::StepTable<T> on_device;
     int64_t gradients = 0, factors_of = 0, factors = 0;  ///< where they lie among the inputs, bytes
   };
@@ -94,8 +96,9 @@ class DeviceStep {
   template <class T, class Launch>
   void launch_group(const Table<T>& table, int group, CudaStream stream, Launch launch);
   template <class T>
-  void launch_all(const Table<T>& table, CudaStream stream,
-                  void (*launch)(const device::StepTable<T>&, CudaStream));
+  void absorb(const Table<T>& table, bool with_squares, CudaStream stream);
+  template <class T>
+  void prepare(const Table<T>& table, CudaStream stream);
   template <class Visit>
   void for_each_table(Visit visit) {
     visit(f32_);

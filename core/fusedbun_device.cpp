@@ -32,9 +32,13 @@ void FusedbunDevice::step(const std::vector<Stepped>& stepped, bool skips) {
   measure_unknown(stepped, stream);
 
   std::vector<device::Gradient> gradients;
-  for (const Stepped& each : stepped) gradients.push_back(elements_of(each.gradient_rows));
+  std::vector<device::MoveSource> tested;
+  for (const Stepped& each : stepped) {
+    gradients.push_back(gradient_of(each.gradient_rows));
+    tested.push_back(source_of(each.gradient_rows));
+  }
   set_inputs(stepped, gradients, skips, stream);
-  tables_->test.run(gradients, under_way_.control(), stream);
+  tables_->test.run(tested, under_way_.control(), stream);
   under_way_.offer(stream);
   DeviceStep& step = tables_->step;
   under_way_.decide(step.inputs(), stream);
@@ -46,13 +50,13 @@ void FusedbunDevice::step(const std::vector<Stepped>& stepped, bool skips) {
     step.begin(group, stream);
     has_finish |= step.has_finish(group);
   }
-  step.absorb(stream);
+  step.absorb(/*with_squares=*/true, stream);
   if (has_finish) {
     step.prepare(stream);
     for (int group = 0; group < step.group_count(); ++group) {
       if (step.has_finish(group)) step.finish(group, stream);
     }
-    step.absorb(stream);  // the sums of squares
+    step.absorb(/*with_squares=*/true, stream);  // the sums of squares
   }
   for (const Stepped& each : stepped) {
     if (each.parameter.is_contiguous()) continue;
@@ -63,7 +67,8 @@ void FusedbunDevice::step(const std::vector<Stepped>& stepped, bool skips) {
 }
 
 void FusedbunDevice::hear(bool all) {
-  for (const device::StepOutcome& outcome : under_way_.arrived(all)) {
+  for (const device::StepOutcome& outcome :
+       all ? under_way_.arrived_but(0) : under_way_.arrived()) {
     if (outcome.skip != 0) {
       for (FusedbunParamState* const state : open_.front().states) --state->step;
     }
@@ -143,7 +148,7 @@ void FusedbunDevice::measure_unknown(const std::vector<Stepped>& stepped, CudaSt
   auto once =
       std::make_shared<DeviceStep>(api_, device_, std::move(parts), under_way_.control(), stream);
   once->measure(stream);
-  once->absorb(stream);
+  once->absorb(/*with_squares=*/true, stream);
   // Alive until the next step is done.
   measured_ = std::exchange(once, nullptr);
 }

@@ -7,8 +7,8 @@ namespace fusedbun::FUSEDBUN_CUDA {
 namespace {
 
 using device::Agreed;
-using device::Gradient;
 using device::MovePiece;
+using device::MoveSource;
 using device::MoveTable;
 using device::MoveTile;
 using device::SquaresTable;
@@ -112,11 +112,12 @@ __device__ void zero_elements(const MovePiece& piece, int64_t begin, int64_t end
 __global__ void __launch_bounds__(kThreads) move_tiles(MoveTable table) {
   const MoveTile tile = table.tiles[blockIdx.x];
   const MovePiece piece = table.pieces[tile.piece];
-  const Gradient source = table.sources[piece.source];
+  const MoveSource source = table.sources[piece.source];
   const int64_t begin = tile.first_element;
   const int64_t end = begin + device::kMoveElements < piece.elements ? begin + device::kMoveElements
                                                                      : piece.elements;
-  if (source.elements == nullptr) {
+  if (source.what == MoveSource::What::stays) return;
+  if (source.what == MoveSource::What::is_zero) {
     if (piece.to != nullptr) zero_elements(piece, begin, end);
     return;
   }

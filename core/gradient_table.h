@@ -26,9 +26,16 @@ struct MoveTile {
   int32_t piece;
 };
 
+/// A tensor that pieces come from, as the host finds it each time.
+struct MoveSource {
+  enum class What : uint8_t { moves, is_zero, stays };
+  const void* elements = nullptr;
+  ElementType type = ElementType::f32;
+  What what = What::moves;  ///< is_zero: its pieces become zeros; stays: they are left as they are
+};
+
 struct MoveTable {
-  const Gradient* sources =
-      nullptr;  ///< as the host finds them each time; without elements: the pieces become zeros
+  const MoveSource* sources = nullptr;
   const MovePiece* pieces = nullptr;
   const MoveTile* tiles = nullptr;
   int32_t tile_count = 0;

@@ -16,7 +16,8 @@ using fused::PassKind;
 template <class T>
 void run_pass(InstructionSet set, PassArguments<T> arguments) {
   if (arguments.kind == PassKind::full && !arguments.centralize &&
-      arguments.row_squares == nullptr) {  // nothing depends on rows: one long one has no short ends
+      arguments.row_squares ==
+          nullptr) {  // nothing depends on rows: one long one has no short ends
     arguments.columns = arguments.elements;
     arguments.rows = 1;
   }

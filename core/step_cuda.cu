@@ -345,7 +345,10 @@ __device__ void step_tile(const SegmentEntry<T>& s, const device::Gradient& grad
   const Place place = place_in(s, tile);
   const int own_column = static_cast<int>(threadIdx.x);
   if constexpr (kKeepsColumns) {
-    for (int j = own_column; j < kSumBlock; j += kThreads) memory.columns[j] = 0;
+    // A single band goes on from what other segments of the matrix have left.
+    const bool goes_on = s.bands == 1;
+    for (int64_t j = place.first_column + own_column; j < place.end_column; j += kThreads)
+      memory.columns[j - place.first_column] = goes_on ? s.totals[j] : 0;
   }
   for (int64_t group = place.first_row; group < place.end_row; group += kRows) {
     const int64_t row = group + place.row;
@@ -423,7 +426,7 @@ __global__ void __launch_bounds__(kThreads) step_tiles(StepTable<T> table, bool 
 template <class T>
 __device__ void collect_columns(const SegmentEntry<T>& s, int64_t column) {
   if (column >= s.columns) return;
-  double total = s.totals[column];
+  double total = s.bands == 1 ? 0 : s.totals[column];
   for (int64_t band = 0; band < s.bands; ++band) {
     const double of_band = s.band_columns[band * s.columns + column];
     total = s.kind == PassKind::sm3 ? larger(total, of_band) : add(total, of_band);
@@ -492,7 +495,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfCollect)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) absorb_matrices(StepTable<T> table) {
+__global__ void __launch_bounds__(kThreads) absorb_matrices(StepTable<T> table, bool with_squares) {
   const MatrixEntry<T>& m = table.matrices[blockIdx.x];
   device::Pending& pending = table.pending[blockIdx.x];
   const double beta = pending.beta;
@@ -509,7 +512,7 @@ __global__ void __launch_bounds__(kThreads) absorb_matrices(StepTable<T> table) 
   __syncthreads();  // every thread has read beta
   if (threadIdx.x != 0) return;
   pending.beta = -1;
-  if (pending.squares == 0) return;
+  if (pending.squares == 0 || !with_squares) return;
   pending.squares = 0;
   *m.squares = *m.new_squares;
   *m.new_squares = 0;
@@ -571,8 +574,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfCollect) collect_measured(S
 }  // namespace
 
 template <class T>
-void absorb(const StepTable<T>& table, CudaStream stream) {
-  launch("the step's columns", absorb_matrices<T>, table.matrix_count, kThreads, stream, table);
+void absorb(const StepTable<T>& table, bool with_squares, CudaStream stream) {
+  launch("the step's columns", absorb_matrices<T>, table.matrix_count, kThreads, stream, table,
+         with_squares);
 }
 
 template <class T>
@@ -609,7 +613,7 @@ void measure(const StepTable<T>& table, CudaStream stream) {
 }
 
 #define FUSEDBUN_INSTANTIATE(T)                                   \
-  template void absorb<T>(const StepTable<T>&, CudaStream);       \
+  template void absorb<T>(const StepTable<T>&, bool, CudaStream); \
   template void prepare<T>(const StepTable<T>&, CudaStream);      \
   template void begin<T>(const StepTable<T>&, bool, CudaStream);  \
   template void collect<T>(const StepTable<T>&, CudaStream);      \

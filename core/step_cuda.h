@@ -23,8 +23,9 @@
 
 namespace fusedbun::FUSEDBUN_CUDA {
 
+/// `with_squares`: what measures the parameters is complete too, on all ranks.
 template <class T>
-void absorb(const device::StepTable<T>& table, CudaStream stream);
+void absorb(const device::StepTable<T>& table, bool with_squares, CudaStream stream);
 template <class T>
 void prepare(const device::StepTable<T>& table, CudaStream stream);
 /// `centred`: some segments are.

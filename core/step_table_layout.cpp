@@ -48,15 +48,16 @@ void StepTableLayout<T>::begin_group() {
 }
 
 template <class T>
-void StepTableLayout<T>::add_matrix(const MatrixEntry<T>& matrix) {
+int32_t StepTableLayout<T>::add_matrix(const MatrixEntry<T>& matrix) {
   matrices.push_back(matrix);
+  return static_cast<int32_t>(matrices.size() - 1);
 }
 
 template <class T>
-void StepTableLayout<T>::add_segment(const RowRange& range, const SegmentMemory<T>& memory,
-                                     const Options& options, int64_t parameter_elements,
-                                     bool continues) {
-  MatrixEntry<T>& matrix = matrices.back();
+void StepTableLayout<T>::add_segment(int32_t number, const RowRange& range,
+                                     const SegmentMemory<T>& memory, const Options& options,
+                                     int64_t parameter_elements, bool continues) {
+  MatrixEntry<T>& matrix = matrices[number];
   const PassArguments<T> update = update_of<T>(range, step_scalars(options, 1, 1), options);
   matrix.kind = update.kind;
   matrix.columns = matrix.col == nullptr ? 0 : range.columns;
@@ -75,7 +76,7 @@ void StepTableLayout<T>::add_segment(const RowRange& range, const SegmentMemory<
   entry.squares = matrix.squares;
   entry.new_squares = matrix.new_squares;
   entry.parameter_elements = static_cast<double>(parameter_elements);
-  entry.matrix = static_cast<int32_t>(matrices.size() - 1);
+  entry.matrix = number;
   entry.in_fours = lies_in_fours(memory, entry.momentum_is_bf16, entry.columns);
   const RowBands bands(entry.rows, entry.columns);
   entry.bands = static_cast<int32_t>(bands.count);

@@ -21,7 +21,7 @@ struct SegmentMemory {
   T* row = nullptr;
 };
 
-/// Tiles that are launched together: what is stepped while others are on their way.
+/// Tiles that are launched together: what is stepped while others are on their way. A matrix has at most one segment among them.
 struct TileGroup {
   int32_t first_tile = 0, tile_count = 0;
   int32_t first_collect = 0, collect_count = 0;
@@ -34,12 +34,12 @@ class StepTableLayout {
  public:
   /// The segments that follow are a new group. Groups are stepped one after the other, so they share scratch memory.
   void begin_group();
-  /// A matrix of which segments follow. `kind`, `columns` and `rows_total` are filled in by its first segment.
-  void add_matrix(const MatrixEntry<T>& matrix);
-  /// Rows of the matrix that was added last. `parameter_elements` counts the whole parameter; a segment of the same parameter as the one
+  /// A matrix, or a parameter that is none; returns its number. `kind`, `columns` and `rows_total` are filled in by its segments.
+  int32_t add_matrix(const MatrixEntry<T>& matrix);
+  /// Some of its rows. `parameter_elements` counts the whole parameter; a segment of the same parameter as the one
   /// before (`continues`) adds to its sum of squares.
-  void add_segment(const RowRange& range, const SegmentMemory<T>& memory, const Options& options,
-                   int64_t parameter_elements, bool continues);
+  void add_segment(int32_t matrix, const RowRange& range, const SegmentMemory<T>& memory,
+                   const Options& options, int64_t parameter_elements, bool continues);
 
   /// Bytes of scratch memory, aligned to 16, alive from a group's begin to its collect.
   int64_t scratch_bytes() const { return scratch_bytes_; }

@@ -2,6 +2,7 @@
 
 #include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace fusedbun {
@@ -37,6 +38,16 @@ void StepsUnderWay::offer(CudaStream stream) {
                     agreed = agreed_](CudaStream on) { offer(squares, control, agreed, on); });
 }
 
+device::Agreed StepsUnderWay::read_own(CudaStream stream) {
+  offer(stream);
+  const auto read = api_.allocate_pinned(static_cast<int64_t>(sizeof(device::Agreed)));
+  api_.download(read.get(), agreed_, static_cast<int64_t>(sizeof(device::Agreed)), stream);
+  api_.record(stream)->wait();
+  device::Agreed own;
+  std::memcpy(&own, read.get(), sizeof own);
+  return own;
+}
+
 void StepsUnderWay::decide(const device::StepInputs* inputs, CudaStream stream) {
   api_.run(stream,
            [decide = api_.kernels().decide, agreed = agreed_, inputs, control = control_,
@@ -47,12 +58,16 @@ void StepsUnderWay::decide(const device::StepInputs* inputs, CudaStream stream) 
   open_.push_back(api_.record(stream));
 }
 
-std::vector<device::StepOutcome> StepsUnderWay::arrived(bool all) {
+std::vector<device::StepOutcome> StepsUnderWay::arrived() {
+  // One more may be opened, and the device then counts on as many sets of factors.
+  int stay = open();
+  for (auto event = open_.begin(); event != open_.end() && (*event)->is_reached(); ++event) --stay;
+  return arrived_but(std::min(stay, device::kStepsUnderWay - 2));
+}
+
+std::vector<device::StepOutcome> StepsUnderWay::arrived_but(int stay) {
   std::vector<device::StepOutcome> outcomes;
-  while (!open_.empty()) {
-    // One more may be opened, and the device then counts on as many sets of factors.
-    const bool must_wait = all || open() >= device::kStepsUnderWay - 1;
-    if (!must_wait && !open_.front()->is_reached()) break;
+  while (open() > stay) {
     open_.front()->wait();
     const int64_t step = decided_ - open();
     open_.pop_front();

@@ -25,11 +25,15 @@ class StepsUnderWay {
   device::Agreed* agreed() const { return agreed_; }
 
   void offer(CudaStream stream);
+  /// What this rank would offer; for who decides on the host. Waits for the GPU.
+  device::Agreed read_own(CudaStream stream);
   /// The step is decided, and under way from now on.
   void decide(const device::StepInputs* inputs, CudaStream stream);
 
-  /// Outcomes that have come in since the last call, oldest first. Waits until another step may be opened; `all`: for every one.
-  std::vector<device::StepOutcome> arrived(bool all);
+  /// Outcomes that have come in since the last call, oldest first. Waits until another step may be opened.
+  std::vector<device::StepOutcome> arrived();
+  /// The same, until that many steps are open: what is heard then depends on no clock, so all ranks hear the same.
+  std::vector<device::StepOutcome> arrived_but(int open);
   int open() const { return static_cast<int>(open_.size()); }
   /// Skipped steps among those whose outcome has come in.
   int64_t skipped() const { return skipped_; }

@@ -3,7 +3,8 @@
 //
 //   a row      its columns in blocks of 1024; within a block column j is added to lane j mod 16, then the lanes in one fixed tree;
 //              then the blocks, first to last. So are a row's mean, mean(c), and the sum over rows of the rows' sums of squares
-//   a column   its rows in bands; row after row within a band, then band after band
+//   a column   its rows in bands; row after row within a band, then band after band. Rows that are a single band go on, row after row, from
+//              what the matrix's earlier rows have left
 //   no rows    where nothing depends on rows (PassKind::full, not centred) elements lie in rows of 1024, the last one shorter
 //
 // A band is what one thread of a CPU takes, and a band's block of 1024 columns what one block of threads on a GPU takes.

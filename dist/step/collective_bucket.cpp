@@ -1,15 +1,15 @@
 #include "fusedbun/dist/step/collective_bucket.h"
 
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/zeros.h>
+
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 
-#include "fusedbun/dist/step/device_stream.h"
 #include "fusedbun/dist/step/flat_gradient_bucket.h"
 
 namespace fusedbun {
-namespace {
-
-/// The tensor's memory as a communicator takes it; types that it does not add up are bytes.
 comm::Buffer buffer_of(const at::Tensor& memory) {
   if (memory.scalar_type() == at::kFloat) {
     return {memory.data_ptr(), memory.numel(), comm::DataType::f32};
@@ -20,48 +20,32 @@ comm::Buffer buffer_of(const at::Tensor& memory) {
   return {memory.data_ptr(), static_cast<int64_t>(memory.nbytes()), comm::DataType::u8};
 }
 
-/// Counts of elements of `memory`, as they go with buffer_of(memory).
 comm::Counts counts_of(const at::Tensor& memory, comm::Counts elements) {
   if (buffer_of(memory).type != comm::DataType::u8) return elements;
   for (int64_t& count : elements) count *= memory.element_size();
   return elements;
 }
 
+namespace {
+
 class CollectiveBucket final : public FlatGradientBucket {
  public:
   CollectiveBucket(const plan::Bucket& bucket, const PortionLayout& layout,
-                   comm::Communicator& communicator, DeviceApi& device)
-      : FlatGradientBucket(bucket, communicator.rank(), device, layout.begins,
-                           device.allocate(layout.elements, sum_type(bucket))),
+                   comm::Communicator& communicator)
+      : FlatGradientBucket(bucket, communicator.rank(), layout.begins,
+                           zeros(layout.elements, sum_type(bucket))),
         communicator_(communicator),
         counts_(layout.counts),
         // Not in place: after a sync, gradients may be added again and all of them sent once more.
-        sum_(communicator.size() == 1 ? gradients_
-                                      : device.allocate(counts_[rank_], sum_type(bucket))),
+        sum_(communicator.size() == 1 ? gradients_ : zeros(counts_[rank_], sum_type(bucket))),
         // The gradients are not read any more when new rows are written.
         rows_(parameter_type(bucket) == sum_type(bucket)
                   ? gradients_
-                  : device.allocate(layout.elements, parameter_type(bucket))) {}
-
-  bool add_gradient(int parameter, const at::Tensor& gradient,
-                    at::Tensor& device_nonfinite) override {
-    const bool finite = FlatGradientBucket::add_gradient(parameter, gradient, device_nonfinite);
-    note_write();
-    return finite;
-  }
-
-  void add_zero_gradient(int parameter) override {
-    FlatGradientBucket::add_zero_gradient(parameter);
-    note_write();
-  }
+                  : zeros(layout.elements, parameter_type(bucket))) {}
 
   comm::Work start_grad_sync(uint32_t) override {
-    // Hooks run on the streams of their forward passes, the collective is launched from one of them.
-    for (const auto& write : writes_) device_.wait_for(*write);
-    writes_.clear();
     if (communicator_.size() == 1) return {};
-    return communicator_.reduce_scatter(buffer_of(gradients_), buffer_of(sum_), counts_,
-                                        current_stream(gradients_.device()));
+    return communicator_.reduce_scatter(buffer_of(gradients_), buffer_of(sum_), counts_);
   }
 
   std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const override {
@@ -70,48 +54,47 @@ class CollectiveBucket final : public FlatGradientBucket {
   }
 
   double reduce_and_norm() override {
-    return device_.norm(sum_.narrow(0, 0, bucket_.counts[rank_]));
+    return at::linalg_vector_norm(sum_.narrow(0, 0, bucket_.counts[rank_]), 2, {}, false,
+                                  at::kDouble)
+        .item<double>();
   }
 
   comm::Work start_param_sync(std::span<const ParameterMatrix> matrices, const std::vector<bool>&,
                               uint32_t) override {
     if (communicator_.size() == 1) return {};
-    std::vector<DeviceCopy> copies;
     for (const plan::Segment& own : bucket_.segments[rank_]) {
-      copies.push_back({matrices[own.parameter].rows(own.range).const_data_ptr(),
-                        place_of(rows_, rank_, own), own.range.elements()});
+      copy(matrices[own.parameter].rows(own.range).const_data_ptr(), place_of(rows_, rank_, own),
+           own.range.elements());
     }
-    device_.copy(copies, rows_.scalar_type());
     const at::Tensor own_portion = rows_.narrow(0, begins_[rank_], counts_[rank_]);
     return communicator_.all_gather(buffer_of(own_portion), buffer_of(rows_),
-                                    counts_of(rows_, counts_), current_stream(rows_.device()));
+                                    counts_of(rows_, counts_));
   }
 
   void finish_param_sync(std::span<ParameterMatrix> matrices,
                          const std::vector<bool>& used) override {
-    std::vector<DeviceCopy> copies;
     for (int rank = 0; rank < communicator_.size(); ++rank) {
       if (rank == rank_) continue;
       for (const plan::Segment& segment : bucket_.segments[rank]) {
         if (!used[segment.parameter]) continue;
-        copies.push_back({place_of(rows_, rank, segment),
-                          matrices[segment.parameter].rows(segment.range).data_ptr(),
-                          segment.range.elements()});
+        copy(place_of(rows_, rank, segment),
+             matrices[segment.parameter].rows(segment.range).data_ptr(), segment.range.elements());
       }
     }
-    device_.copy(copies, rows_.scalar_type());
   }
 
  private:
-  void note_write() {
-    if (auto write = device_.record()) writes_.push_back(std::move(write));
+  static at::Tensor zeros(int64_t elements, at::ScalarType type) {
+    return at::zeros({elements}, at::TensorOptions().dtype(type));
+  }
+  void copy(const void* from, void* to, int64_t elements) const {
+    std::memcpy(to, from, static_cast<size_t>(elements) * rows_.element_size());
   }
 
   comm::Communicator& communicator_;
   const comm::Counts counts_;  ///< [rank] as the collectives carry them
   const at::Tensor sum_;       ///< this rank's portion, reduced
   const at::Tensor rows_;      ///< laid out as gradients_, in the parameters' type
-  std::vector<std::unique_ptr<DeviceEvent>> writes_;  ///< since the last sync
 };
 
 }  // namespace
@@ -136,9 +119,8 @@ PortionLayout lay_out_portions(const plan::Bucket& bucket) {
 }
 
 std::unique_ptr<GradientBucket> make_collective_bucket(const plan::Bucket& bucket,
-                                                       comm::Communicator& communicator,
-                                                       DeviceApi& device) {
-  return std::make_unique<CollectiveBucket>(bucket, lay_out_portions(bucket), communicator, device);
+                                                       comm::Communicator& communicator) {
+  return std::make_unique<CollectiveBucket>(bucket, lay_out_portions(bucket), communicator);
 }
 
 }  // namespace fusedbun

@@ -1,16 +1,20 @@
 #pragma once
-// CollectiveBucket: one reduce-scatter brings this rank's portion of all gradients as one sum, one all-gather all ranks' new rows. What
-// GPUs use; runs on CPUs over any communicator.
+// CollectiveBucket: one reduce-scatter brings this rank's portion of all gradients as one sum, one all-gather all ranks' new rows. In host
+// memory, over any communicator; on GPUs device_bucket.h does the same there.
 //
 // Thread safety: as GradientBucket.
 #include <memory>
 #include <vector>
 
 #include "fusedbun/dist/comm/communicator.h"
-#include "fusedbun/dist/step/device_api.h"
 #include "fusedbun/dist/step/gradient_bucket.h"
 
 namespace fusedbun {
+
+/// The tensor's memory as a communicator takes it; types that it does not add up are bytes.
+comm::Buffer buffer_of(const at::Tensor& memory);
+/// Counts of elements of `memory`, as they go with buffer_of(memory).
+comm::Counts counts_of(const at::Tensor& memory, comm::Counts elements);
 
 /// How the portions of all ranks lie in a bucket's memory.
 struct PortionLayout {
@@ -23,9 +27,8 @@ struct PortionLayout {
 /// rank; unless the padding were more than an eighth of the bucket and 4 KiB per rank: then they stay as they are.
 PortionLayout lay_out_portions(const plan::Bucket& bucket);
 
-/// `communicator` and `device` outlive the bucket. Gradients are reduced in sum_type(bucket), rows travel in the parameters' type.
+/// `communicator` outlives the bucket. Gradients are reduced in sum_type(bucket), rows travel in the parameters' type.
 std::unique_ptr<GradientBucket> make_collective_bucket(const plan::Bucket& bucket,
-                                                       comm::Communicator& communicator,
-                                                       DeviceApi& device);
+                                                       comm::Communicator& communicator);
 
 }  // namespace fusedbun

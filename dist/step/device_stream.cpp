@@ -2,9 +2,12 @@
 
 #include <c10/core/impl/VirtualGuardImpl.h>
 
+#include "fusedbun/core/device_api.h"
+
 namespace fusedbun {
 
 comm::ProducerStream current_stream(at::Device device) {
+  if (has_device_api(device)) return comm::Stream(device_api_of(device).current_stream().handle());
   if (device.is_cpu()) return {};
   // The handle of torch's default stream is null, which is how CUDA calls it too.
   const c10::impl::VirtualGuardImpl guard(device.type());

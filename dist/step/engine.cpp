@@ -23,12 +23,14 @@ void StepEngine::perform_step(const StepOptions& options) {
     finish_previous();
     follow_loaded();
   }
+  hear(/*all=*/false);
   collector_.collect();
   // The agreement comes before the first wait, so a rank that does not step is named and not waited for, and before the first
   // write, so a step is done or refused on all ranks together.
   const plan::Agreement agreement = agree(options);
   send_dirty_again(agreement.dirty);
   const ShardUpdate::GradientScaling scaling = scale_gradients(options);
+  // Where a GPU decides, it skips by itself what goes on here.
   const bool skip = agreement.nonfinite &&
                     std::ranges::any_of(model_.all_group_options(), [](const Options& group) {
                       return group.nonfinite == Nonfinite::skip;
@@ -36,20 +38,39 @@ void StepEngine::perform_step(const StepOptions& options) {
   if (skip) {
     drop_gradients();
   } else {
-    if (!is_under_way) begin_update(agreement.used, scaling);
-    // In the plan's order: a bucket's new rows are sent while the next one is stepped.
-    while (updated_buckets_ < model_.bucket_count()) update_bucket(updated_buckets_);
-    finish_update();
+    update_parameters(agreement.used, scaling, is_under_way);
   }
-  updated_buckets_ = 0;
+  if (!update_.steps_on_device()) {
+    was_skipped_ = skip;
+    if (skip) consensus_.count_skipped();
+  }
   // Header and columns are sent last and read in the next step, off the critical path.
   const uint64_t scaled_by[] = {std::bit_cast<uint64_t>(scaling.divisor),
                                 std::bit_cast<uint64_t>(consensus_.max_grad_norm())};
   progress_.set_state_digest(
-      consensus_.close_step(gradient_norm_, scaled_by, update_.step_counts(), skip));
+      consensus_.close_step(gradient_norm_, scaled_by, update_.step_counts(), was_skipped_));
   collector_.end_step();
   update_.drop_hessian_diagonals();
   progress_.enter(plan::Phase::forward_backward);
+}
+
+void StepEngine::update_parameters(const std::vector<bool>& used,
+                                   const ShardUpdate::GradientScaling& scaling, bool is_under_way) {
+  if (!is_under_way) begin_update(used, scaling);
+  // In the plan's order: a bucket's new rows are sent while the next one is stepped.
+  while (updated_buckets_ < model_.bucket_count()) update_bucket(updated_buckets_);
+  finish_update();
+  updated_buckets_ = 0;
+}
+
+void StepEngine::hear(bool all) {
+  if (!update_.steps_on_device()) return;
+  was_skipped_ = false;
+  for (const DeviceUpdate::Heard& step : update_.hear(all)) {
+    gradient_norm_ = step.outcome.norm;
+    if (step.outcome.skip != 0) consensus_.count_skipped();
+    was_skipped_ = step.outcome.skip != 0;
+  }
 }
 
 void StepEngine::finish_previous() {
@@ -102,6 +123,7 @@ void StepEngine::drop_gradients() {
 
 void StepEngine::begin_update(const std::vector<bool>& used,
                               const ShardUpdate::GradientScaling& scaling) {
+  if (update_.must_hear_before(used)) hear(/*all=*/true);
   follow_parameters();
   update_.begin(used, scaling, consensus_.effective_lr());
 }
@@ -122,6 +144,7 @@ void StepEngine::finish_update() {
     if (!columns_are_here) {
       progress_.enter(plan::Phase::step_message);
       update_.absorb_columns();
+      update_.prepare_finish();
       columns_are_here = true;
     }
     progress_.enter(plan::Phase::update, bucket);

@@ -54,12 +54,17 @@ class StepEngine {
   ShardedFusedbun::ReplicatedState state_to_save();
   void restore(const ShardedFusedbun::ReplicatedState& state,
                const std::function<void(const ShardedFusedbun::OwnedRows& rows)>& read_rows);
+  std::vector<double> sums_of_squares();
   void save(torch::serialize::OutputArchive& archive);
   void load(torch::serialize::InputArchive& archive);
 
  private:
   // One step (engine.cpp).
   void perform_step(const StepOptions& options);
+  void update_parameters(const std::vector<bool>& used, const ShardUpdate::GradientScaling& scaling,
+                         bool is_under_way);
+  /// Outcomes of steps that a GPU has done; `all`: of every one, for which the host waits.
+  void hear(bool all);
   void finish_previous();
   void on_bucket_full(int bucket);
   void update_previous_bucket(int started);
@@ -80,6 +85,7 @@ class StepEngine {
   void say_where_backward_waits(plan::OptimizerCall call);
   plan::RankFacts facts_of(plan::OptimizerCall call) const;
   [[noreturn]] void refuse(const StepConsensus::Outcome& outcome);
+  bool own_device_is_nonfinite();
   /// Divides the sum over ranks, without the loss scale.
   double gradient_divisor() const;
   void adopt_unfrozen();
@@ -116,6 +122,7 @@ class StepEngine {
   std::unique_ptr<comm::Communicator> control_stream_;  ///< agreements, headers, changes
   StepProgress progress_;
   StepMessage message_;
+  std::unique_ptr<DeviceUpdate> device_;  ///< null on CPUs
   GradientCollector collector_;
   ShardUpdate update_;
   StepConsensus consensus_;
@@ -124,12 +131,14 @@ class StepEngine {
       writes_in_backward_;             ///< found before the first bucket was stepped in backward
   std::vector<InFlight> param_syncs_;  ///< [bucket]
   int updated_buckets_ = 0;            ///< of the current step
-  double gradient_norm_ = 0;           ///< of the current step; 0 without clipping
-  bool is_loaded_ = false;             ///< a saved state was read since the last step
-  bool shares_memory_ = false;         ///< some bucket lies in a host window
-  bool is_broken_ = false;             ///< only destruction is left
-  bool refused_ = false;               ///< the last call was refused on all ranks together
-  int64_t finished_at_ = -1;           ///< job step of the last finish(); -1: none
+  double gradient_norm_ =
+      0;  ///< of the current step, or of the last that a GPU told; 0 without clipping
+  bool was_skipped_ = false;    ///< the same
+  bool is_loaded_ = false;      ///< a saved state was read since the last step
+  bool shares_memory_ = false;  ///< some bucket lies in a host window
+  bool is_broken_ = false;      ///< only destruction is left
+  bool refused_ = false;        ///< the last call was refused on all ranks together
+  int64_t finished_at_ = -1;    ///< job step of the last finish(); -1: none
   bool said_cost_of_dirty_ = false, said_passes_ = false;
 };
 

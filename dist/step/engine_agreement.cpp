@@ -83,7 +83,7 @@ plan::Agreement StepEngine::agree(const StepOptions& options) {
   }
   if (!sharded_.gradient_divisor) facts.equal.passes = collector_.passes();
   facts.equal.loss_scale = options.loss_scale;
-  facts.nonfinite = collector_.nonfinite();
+  facts.nonfinite = collector_.nonfinite() || own_device_is_nonfinite();
   facts.used = collector_.used();
   facts.dirty = collector_.dirty();
 
@@ -163,15 +163,27 @@ void StepEngine::send_dirty_again(const std::vector<bool>& dirty) {
   }
 }
 
+// A GPU whose kernels step the rows keeps it to itself; else the host asks, and waits.
+bool StepEngine::own_device_is_nonfinite() {
+  if (!model_.on_gpu() || update_.steps_on_device()) return false;
+  return device_->under_way().read_own(device_api_of(model_.device).current_stream()).nonfinite > 0;
+}
+
 ShardUpdate::GradientScaling StepEngine::scale_gradients(const StepOptions& options) {
   ShardUpdate::GradientScaling scaling{.divisor = gradient_divisor() * options.loss_scale};
-  gradient_norm_ = 0;
+  if (!update_.steps_on_device()) gradient_norm_ = 0;
   if (consensus_.max_grad_norm() == 0 || sharded_.step_in_backward) return scaling;
+  scaling.max_norm = consensus_.max_grad_norm();
   double own_squares = 0;
   for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
     wait_for_gradients(bucket);
     const double norm = model_.buckets[bucket]->reduce_and_norm() / scaling.divisor;
     own_squares += norm * norm;
+  }
+  if (update_.steps_on_device()) return scaling;
+  if (model_.on_gpu()) {
+    const CudaStream stream = device_api_of(model_.device).current_stream();
+    own_squares = device_->under_way().read_own(stream).squares / scaling.divisor / scaling.divisor;
   }
   progress_.enter(plan::Phase::agreement);
   gradient_norm_ = consensus_.global_norm(own_squares);
@@ -191,6 +203,7 @@ void StepEngine::finish() {
   guarded([&] {
     agree_on_call(plan::OptimizerCall::finish);
     drop_begun_backward();
+    hear(/*all=*/true);
     progress_.enter(plan::Phase::idle);
   });
   finished_at_ = model_.job_step;

@@ -112,7 +112,7 @@ void StepEngine::gather_parameters() {
 void StepEngine::broadcast_parameters(size_t first) {
   at::NoGradGuard no_grad;
   // Not among the gradients: between backward and step() ranks may have started different numbers of buckets.
-  comm::Communicator& stream = model_.device.is_cpu() ? *control_stream_ : *gradient_stream_;
+  comm::Communicator& stream = model_.on_gpu() ? *gradient_stream_ : *control_stream_;
   for (size_t p = first; p < model_.matrices.size(); ++p) {
     ParameterMatrix& matrix = model_.matrices[p];
     if (matrix.matrix().numel() == 0 || matrix.is_shared()) continue;

@@ -18,12 +18,13 @@ ShardedFusedbun::ReplicatedState StepEngine::state_to_save() {
   guarded([&] {
     // Compares the headers of the last step: ranks that have diverged do not save.
     agree_on_call(plan::OptimizerCall::save);
+    hear(/*all=*/true);
     update_.absorb_columns();
     for (ParameterMatrix& matrix : model_.matrices) matrix.refresh();
     state = {.job_step = model_.job_step,
              .skipped_steps = consensus_.skipped_steps(),
              .step_counts = update_.step_counts(),
-             .sums_of_squares = update_.sums_of_squares(),
+             .sums_of_squares = sums_of_squares(),
              .groups = model_.all_group_options(),
              .changes = consensus_.saved_changes()};
     // The next step would add the values up anew, and so shall the one after a load.
@@ -33,6 +34,15 @@ ShardedFusedbun::ReplicatedState StepEngine::state_to_save() {
     }
   });
   return state;
+}
+
+std::vector<double> StepEngine::sums_of_squares() {
+  std::vector<double> sums = update_.sums_of_squares();
+  if (!update_.steps_on_device()) return sums;
+  // Every owner of some rows knows the sum of all; as integers, because floats that are not negative order as their bits.
+  const std::span<int64_t> bits(reinterpret_cast<int64_t*>(sums.data()), sums.size());
+  control_stream_->all_reduce(comm::Buffer::of(bits), comm::ReduceOp::max).wait();
+  return sums;
 }
 
 void StepEngine::restore(
@@ -45,6 +55,7 @@ void StepEngine::restore(
                    "changes go on where they were: call job.resume() before job.serve()");
   guarded([&] {
     agree_on_call(plan::OptimizerCall::load);
+    hear(/*all=*/true);
     drop_begun_backward();
     return_to_replicas();
     comm::rethrow_on_all_ranks(*control_stream_, [&] {

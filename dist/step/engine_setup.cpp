@@ -11,6 +11,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/step/collective_bucket.h"
+#include "fusedbun/dist/step/device_bucket.h"
 #include "fusedbun/dist/step/engine.h"
 #include "fusedbun/dist/step/point_to_point_bucket.h"
 #include "fusedbun/dist/step/sharded_option_fields.h"
@@ -27,6 +28,14 @@ std::unique_ptr<comm::Communicator> stream_of_its_own(comm::Communicator& channe
 
 Placement placement_of(const Channels& channels) {
   const bool on_gpu = channels.data->device() == comm::DeviceKind::cuda;
+  FUSEDBUN_REQUIRE(
+      !on_gpu ||
+          has_device_api(channels.placement ? channels.placement->device : at::Device(at::kCUDA)) ||
+          has_device_api(at::kCPU),
+      ConfigError,
+      "the parameters are on a GPU, but this fusedbun was built without CUDA's "
+      "compiler: configure it where nvcc is");
+  if (has_device_api(at::kCPU)) return {};  // tensors of the CPU stand in for a GPU's
   if (!channels.placement) return current_placement(on_gpu);
   const Placement& given = *channels.placement;
   FUSEDBUN_REQUIRE(given.device.is_cuda() == on_gpu, ConfigError,
@@ -54,13 +63,15 @@ StepEngine::StepEngine(Channels channels, ShardedOptions options,
              .matrices = {},
              .buckets = {}},
       // A second NCCL communicator would cost device memory, and the program has no use for the first.
-      own_gradient_stream_(model_.device.is_cpu() ? stream_of_its_own(*channels.data) : nullptr),
+      own_gradient_stream_(!model_.on_gpu() ? stream_of_its_own(*channels.data) : nullptr),
       gradient_stream_(own_gradient_stream_ ? own_gradient_stream_.get() : channels.data),
       control_stream_(stream_of_its_own(*channels.host)),
       progress_(model_, channels.board, sharded_.trace),
       message_(*gradient_stream_, *control_stream_, model_.device),
+      device_(model_.on_gpu() ? std::make_unique<DeviceUpdate>(model_, *gradient_stream_)
+                              : nullptr),
       collector_(sharded_, model_, [this](int bucket) { on_bucket_full(bucket); }),
-      update_(model_, message_),
+      update_(model_, message_, device_.get()),
       consensus_(*control_stream_, message_, model_, sharded_),
       changes_(model_) {}
 
@@ -169,11 +180,15 @@ void StepEngine::make_buckets(const plan::TransportChoice& choice, size_t first_
   const bool rounds = sharded_.gradient_wire == GradientWire::bf16 && model_.world_size > 1;
   for (size_t b = first_bucket; b < model_.plan.buckets.size(); ++b) {
     const plan::Bucket& bucket = model_.plan.buckets[b];
-    model_.buckets.push_back(
-        choice.transport == plan::GradientTransport::collective
-            ? make_collective_bucket(bucket, *gradient_stream_, device_api(model_.device))
-            : make_point_to_point_bucket(bucket, *gradient_stream_, wire_type(bucket, rounds),
-                                         sharded_.in_place_bytes));
+    if (model_.on_gpu()) {
+      model_.buckets.push_back(
+          make_device_bucket(bucket, model_.device, *gradient_stream_, device_->under_way()));
+    } else if (choice.transport == plan::GradientTransport::collective) {
+      model_.buckets.push_back(make_collective_bucket(bucket, *gradient_stream_));
+    } else {
+      model_.buckets.push_back(make_point_to_point_bucket(
+          bucket, *gradient_stream_, wire_type(bucket, rounds), sharded_.in_place_bytes));
+    }
   }
   for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
 }
@@ -181,7 +196,7 @@ void StepEngine::make_buckets(const plan::TransportChoice& choice, size_t first_
 plan::TransportChoice StepEngine::choose_transport(std::span<const RegisteredParameter> all,
                                                    size_t first) const {
   plan::TransportQuery query{.request = sharded_.transport,
-                             .on_gpu = !model_.device.is_cpu(),
+                             .on_gpu = model_.on_gpu(),
                              .world_size = model_.world_size,
                              .wants_host_window = sharded_.host_window,
                              .rounds_gradients = sharded_.gradient_wire == GradientWire::bf16};

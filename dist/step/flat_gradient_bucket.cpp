@@ -1,13 +1,15 @@
 #include "fusedbun/dist/step/flat_gradient_bucket.h"
 
+#include <cstring>
+
+#include "fusedbun/core/gradient_kernels.h"
+#include "fusedbun/core/segment_step.h"
+
 namespace fusedbun {
 
-FlatGradientBucket::FlatGradientBucket(const plan::Bucket& bucket, int rank, DeviceApi& device,
+FlatGradientBucket::FlatGradientBucket(const plan::Bucket& bucket, int rank,
                                        std::vector<int64_t> begins, at::Tensor gradients)
-    : GradientBucket(bucket, rank),
-      device_(device),
-      begins_(std::move(begins)),
-      gradients_(std::move(gradients)) {}
+    : GradientBucket(bucket, rank), begins_(std::move(begins)), gradients_(std::move(gradients)) {}
 
 void* FlatGradientBucket::place_of(const at::Tensor& memory, int rank,
                                    const plan::Segment& segment) const {
@@ -25,29 +27,28 @@ at::Tensor FlatGradientBucket::portion_of(const at::Tensor& memory, int rank) co
   return memory.narrow(0, begins_[rank], bucket_.counts[rank]);
 }
 
-bool FlatGradientBucket::add_gradient(int parameter, const at::Tensor& gradient,
-                                      at::Tensor& device_nonfinite) {
+bool FlatGradientBucket::add_gradient(int parameter, const at::Tensor& gradient) {
   const at::Tensor taken = as_taken(bucket_, gradient);
   const auto* const start = static_cast<const std::byte*>(taken.const_data_ptr());
   const auto size = static_cast<int64_t>(taken.element_size());
-  std::vector<DeviceCopy> pieces;
+  const ElementType from = element_type(taken.scalar_type());
+  const ElementType to = element_type(gradients_.scalar_type());
+  bool finite = true;
   for (const auto& [rank, index] : segments_of(parameter)) {
     const plan::Segment& segment = bucket_.segments[rank][index];
     const int64_t first = segment.range.row_begin * segment.range.columns;
-    pieces.push_back(
-        {start + first * size, place_of(gradients_, rank, segment), segment.range.elements()});
+    finite &= copy_and_test(from, start + first * size, to, place_of(gradients_, rank, segment),
+                            segment.range.elements());
   }
-  return device_.intake(taken, pieces, gradients_.scalar_type(), device_nonfinite);
+  return finite;
 }
 
 void FlatGradientBucket::add_zero_gradient(int parameter) {
-  const auto size = static_cast<int64_t>(gradients_.element_size());
-  std::vector<DeviceMemory> pieces;
   for (const auto& [rank, index] : segments_of(parameter)) {
     const plan::Segment& segment = bucket_.segments[rank][index];
-    pieces.push_back({place_of(gradients_, rank, segment), segment.range.elements() * size});
+    std::memset(place_of(gradients_, rank, segment), 0,
+                static_cast<size_t>(segment.range.elements()) * gradients_.element_size());
   }
-  device_.zero(pieces);
 }
 
 }  // namespace fusedbun

@@ -38,10 +38,9 @@ class GradientBucket {
   /// Takes a gradient (any floating point type and strides, the parameter's shape), in place of what the parameter had in this step;
   /// of a parameter that is spread over several buckets the rows that travel in this one.
   /// Called before start_grad_sync or after its Work was waited for. The bucket keeps a reference or a copy: the gradient must not be
-  /// written before release_gradients(), except to be added again. Returns on CPUs whether every g·g of them is finite; on a GPU true, and
-  /// the check is added to `device_nonfinite` (float32 scalar, > 0: not finite).
-  virtual bool add_gradient(int parameter, const at::Tensor& gradient,
-                            at::Tensor& device_nonfinite) = 0;
+  /// written before release_gradients(), except to be added again. Returns on CPUs whether every g·g of them is finite; on a GPU true: the
+  /// device tests them on their way (StepControl::nonfinite).
+  virtual bool add_gradient(int parameter, const at::Tensor& gradient) = 0;
   /// The same with a gradient of zeros.
   virtual void add_zero_gradient(int parameter) = 0;
 
@@ -49,7 +48,8 @@ class GradientBucket {
   virtual comm::Work start_grad_sync(uint32_t round) = 0;
   /// The gradients [rows, m] of a segment of this rank, to be added up in this order; all of one type. After start_grad_sync's Work.
   virtual std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const = 0;
-  /// The 2-norm of the sum over this rank's portion. From then on reduced_gradients returns that sum. After the last sync of a step.
+  /// The 2-norm of the sum over this rank's portion. From then on reduced_gradients returns that sum. After the last sync of a step. On a
+  /// GPU the squares are added on the device (StepsUnderWay::squares), and 0 is returned.
   virtual double reduce_and_norm() = 0;
   /// Lets references to gradients go. After start_grad_sync's Work.
   virtual void release_gradients() {}

@@ -1,7 +1,6 @@
 #include "fusedbun/dist/step/gradient_collector.h"
 
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/zeros.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/graph_task.h>
@@ -12,8 +11,8 @@
 #include <sstream>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/step/device_api.h"
 #include "fusedbun/dist/step/step_trace.h"
+#include "fusedbun/dist/step/tensor_kernels.h"
 
 namespace fusedbun {
 
@@ -33,11 +32,7 @@ class GradientCollector::AfterAccumulation : public torch::autograd::PostAccumul
 
 GradientCollector::GradientCollector(const ShardedOptions& options, ShardedModel& model,
                                      std::function<void(int bucket)> start)
-    : options_(options),
-      model_(model),
-      start_(std::move(start)),
-      order_(model.plan),
-      device_nonfinite_(at::zeros({}, at::TensorOptions(model.device).dtype(at::kFloat))) {}
+    : options_(options), model_(model), start_(std::move(start)), order_(model.plan) {}
 
 GradientCollector::~GradientCollector() {
   for (size_t p = 0; p < hook_positions_.size(); ++p) {
@@ -183,7 +178,7 @@ void GradientCollector::add_to_bucket(int parameter, int bucket, const at::Tenso
   at::NoGradGuard no_grad;
   const auto begin = comm::Clock::now();
   finite_[parameter][bucket - model_.plan.buckets_of[parameter].begin] =
-      model_.buckets[bucket]->add_gradient(parameter, gradient, device_nonfinite_);
+      model_.buckets[bucket]->add_gradient(parameter, gradient);
   if (options_.trace != nullptr) {
     options_.trace->add({.name = "take gradient",
                          .bucket = bucket,
@@ -277,8 +272,8 @@ void GradientCollector::compare_with_taken(int parameter, const at::Tensor& grad
   for (int bucket = buckets.begin; bucket < buckets.end; ++bucket) dirty_[bucket] = true;
   // It is taken after the agreement, which must know this before.
   if (has_gradient_[parameter] && is_takeable(parameter, gradient)) {
-    finite_[parameter].assign(
-        buckets.size(), device_api(model_.device).squares_are_finite(gradient, device_nonfinite_));
+    finite_[parameter].assign(buckets.size(),
+                              model_.on_gpu() || squares_are_finite(gradient.contiguous()));
   }
 }
 
@@ -312,7 +307,7 @@ bool GradientCollector::nonfinite() const {
   for (size_t p = 0; p < finite_.size(); ++p) {
     if (has_gradient_[p] && !std::ranges::all_of(finite_[p], std::identity{})) return true;
   }
-  return !model_.device.is_cpu() && device_nonfinite_.item<float>() > 0;
+  return false;
 }
 
 int64_t GradientCollector::passes() const {
@@ -347,7 +342,6 @@ void GradientCollector::forget_step() {
   was_unfrozen_.assign(count, false);
   dirty_.assign(model_.plan.buckets.size(), false);
   problem_.clear();
-  device_nonfinite_.zero_();
 }
 
 void GradientCollector::end_step() {

@@ -55,7 +55,8 @@ class GradientCollector {
   /// Looks at every p.grad, takes what no hook brought, starts the buckets that have not started, and notes which hold another
   /// gradient than p.grad. Waits for nobody. After it the next functions answer.
   void collect();
-  bool nonfinite() const;  ///< a gradient of this rank has a NaN or inf in g·g
+  bool nonfinite()
+      const;  ///< a gradient of this rank has a NaN or inf in g·g; on a GPU the device knows
   const std::vector<bool>& used() const { return has_gradient_; }  ///< [parameter]
   const std::vector<bool>& dirty() const { return dirty_; }        ///< [bucket]
   /// Backward passes whose gradients stand in p.grad: those under no_sync(), and one for all outside of it; at least 1.
@@ -86,9 +87,6 @@ class GradientCollector {
   /// The step was refused: p.grad stays, and the next step looks at it anew.
   void forget_step();
 
-  /// On a GPU: float32 scalar, > 0 if a gradient was not finite; on CPUs 0.
-  at::Tensor& device_nonfinite() { return device_nonfinite_; }
-
  private:
   class AfterAccumulation;
   struct Sync {
@@ -114,7 +112,6 @@ class GradientCollector {
   ShardedModel& model_;
   const std::function<void(int)> start_;
   plan::Schedule order_;
-  at::Tensor device_nonfinite_;
 
   mutable std::mutex mutex_;  ///< guards what hooks touch
   int no_sync_depth_ = 0;

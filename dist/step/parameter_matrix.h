@@ -31,6 +31,8 @@ class ParameterMatrix {
 
   /// The matrix shows the tensor as it is now. Call before a step.
   void refresh();
+  /// The tensor is not contiguous, so the matrix is a copy.
+  bool is_staged() const { return staged_; }
   /// A staged matrix is copied into the tensor.
   void write_back();
   /// Tells autograd that this step writes the parameter: a graph that saved its values cannot run backward any more.

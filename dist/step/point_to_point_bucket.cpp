@@ -62,7 +62,7 @@ class PointToPointBucket final : public GradientBucket {
     }
   }
 
-  bool add_gradient(int parameter, const at::Tensor& gradient, at::Tensor&) override {
+  bool add_gradient(int parameter, const at::Tensor& gradient) override {
     const at::Tensor flat = as_taken(bucket_, gradient).view({-1});
     bool finite = true;
     for (const auto& [rank, i] : segments_of(parameter)) {

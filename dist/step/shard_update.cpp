@@ -5,7 +5,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
+#include "fusedbun/core/device_move.h"
 #include "fusedbun/core/error.h"
 
 namespace fusedbun {
@@ -29,6 +31,11 @@ void ShardUpdate::extend() {
   scalars_.resize(t_.size());
   used_.resize(t_.size());
   hessian_diagonals_.resize(t_.size());
+  steps_on_device_ = device_ != nullptr;
+  for (int p = 0; p < model_.parameter_count() && steps_on_device_; ++p) {
+    steps_on_device_ =
+        has_device_step(model_.options_of(p), model_.registered[p].tensor.scalar_type());
+  }
   const size_t first_bucket = segments_.size();
   for (const auto& [parameter, range] :
        plan::owned_ranges(model_.plan, model_.rank, static_cast<int>(first_bucket))) {
@@ -56,6 +63,7 @@ void ShardUpdate::begin(const std::vector<bool>& used, const GradientScaling& sc
                         const std::vector<double>& lr) {
   for (ParameterMatrix& matrix : model_.matrices) matrix.refresh();
   used_ = used;
+  if (steps_on_device_) return begin_on_device(scaling, lr);
   clear_partials();
   prepare_scalars(scaling, lr);
 }
@@ -88,11 +96,7 @@ at::Tensor ShardUpdate::make_partials(const OwnedState& owned) const {
 }
 
 void ShardUpdate::prepare_scalars(const GradientScaling& scaling, const std::vector<double>& lr) {
-  std::vector<Options> options = model_.all_group_options();
-  for (size_t g = 0; g < options.size(); ++g) {
-    options[g].lr = lr[g];
-    validate(options[g]);
-  }
+  const std::vector<Options> options = options_with(lr);
   for (size_t p = 0; p < t_.size(); ++p) {
     if (!used_[p]) continue;
     ++t_[p];
@@ -109,6 +113,7 @@ void ShardUpdate::update_bucket(int bucket) {
   for (const int parameter : model_.plan.buckets[bucket].parameters) {
     if (used_[parameter]) model_.matrices[parameter].bump_version();
   }
+  if (steps_on_device_) return device_->update_bucket(bucket);
   for (OwnedSegment& segment : segments_[bucket]) {
     const int parameter = segment.where.parameter;
     if (!used_[parameter]) continue;
@@ -129,8 +134,14 @@ bool ShardUpdate::awaits_others(int parameter) const {
 
 bool ShardUpdate::needs_columns_first(int bucket) const {
   return std::ranges::any_of(model_.plan.buckets[bucket].parameters, [&](int p) {
-    return model_.options_of(p).denominator == Denominator::global && awaits_others(p);
+    // A GPU finishes all of these matrices together, also those that are whole on one rank.
+    return model_.options_of(p).denominator == Denominator::global &&
+           (awaits_others(p) || (steps_on_device_ && !model_.plan.parameters[p].is_vector()));
   });
+}
+
+void ShardUpdate::prepare_finish() {
+  if (steps_on_device_) device_->prepare();
 }
 
 void ShardUpdate::begin_segment(OwnedSegment& segment, int bucket) {
@@ -160,6 +171,7 @@ void ShardUpdate::finish_segment(OwnedSegment& segment) {
 }
 
 void ShardUpdate::finish_bucket(int bucket) {
+  if (steps_on_device_) return device_->finish_bucket(bucket);
   for (OwnedSegment& segment : segments_[bucket]) {
     const int parameter = segment.where.parameter;
     if (used_[parameter] && awaits_others(parameter)) finish_segment(segment);
@@ -171,7 +183,8 @@ void ShardUpdate::send_squares() {
     for (const OwnedSegment& segment : segments) {
       const int parameter = segment.where.parameter;
       if (!used_[parameter] || !is_scaled_by_rms(parameter)) continue;
-      message_.square(columns_.square_offset[parameter]).add_(segment.sum_of_squares);
+      if (!steps_on_device_)
+        message_.square(columns_.square_offset[parameter]).add_(segment.sum_of_squares);
     }
   }
   message_.send_squares();
@@ -185,7 +198,13 @@ void ShardUpdate::release_gradients(int bucket) {
 
 void ShardUpdate::end() {
   for (ParameterMatrix& matrix : model_.matrices) {
-    matrix.write_back();
+    if (steps_on_device_ && matrix.is_staged()) {
+      DeviceApi& api = device_api_of(model_.device);
+      api.run(api.current_stream(), [&matrix](CudaStream) { matrix.write_back(); });
+      matrix.bump_version();
+    } else {
+      matrix.write_back();
+    }
     matrix.remember();
   }
 }
@@ -196,6 +215,11 @@ void ShardUpdate::drop_hessian_diagonals() {
 
 void ShardUpdate::absorb_columns() {
   message_.settle_columns();
+  if (steps_on_device_) {
+    const bool with_squares = std::exchange(squares_in_flight_, false);
+    message_.settle_squares();
+    return device_->absorb(with_squares);
+  }
   for (OwnedState& owned : owned_) {
     if (!owned.awaits_columns) continue;
     const int64_t maxima = columns_.max_offset[owned.parameter];
@@ -214,6 +238,111 @@ void ShardUpdate::absorb_columns() {
   }
 }
 
+// ---- on a GPU ----------------------------------------------------------------------------------
+
+std::vector<Options> ShardUpdate::options_with(const std::vector<double>& lr) const {
+  std::vector<Options> options = model_.all_group_options();
+  for (size_t g = 0; g < options.size(); ++g) {
+    options[g].lr = lr[g];
+    validate(options[g]);
+  }
+  return options;
+}
+
+void ShardUpdate::begin_on_device(const GradientScaling& scaling, const std::vector<double>& lr) {
+  if (std::vector<uint64_t> basis = device_basis(); basis != device_basis_) {
+    device_->set_parts(device_parts());
+    device_basis_ = std::move(basis);
+  }
+  message_.clear_columns();
+  for (size_t p = 0; p < t_.size(); ++p) {
+    if (used_[p]) ++t_[p];
+  }
+  device_->begin(used_, t_, options_with(lr), device_gradients_,
+                 {.divisor = scaling.divisor, .max_norm = scaling.max_norm});
+}
+
+std::vector<DeviceUpdate::Heard> ShardUpdate::hear(bool all) {
+  if (!steps_on_device_) return {};
+  std::vector<DeviceUpdate::Heard> heard = device_->hear(all);
+  for (const DeviceUpdate::Heard& step : heard) {
+    if (step.outcome.skip == 0) continue;
+    for (size_t p = 0; p < step.used.size(); ++p) {
+      if (step.used[p]) --t_[p];
+    }
+  }
+  return heard;
+}
+
+std::vector<uint64_t> ShardUpdate::device_basis() const {
+  std::vector<uint64_t> basis;
+  for (const ParameterMatrix& matrix : model_.matrices)
+    basis.push_back(reinterpret_cast<uintptr_t>(matrix.matrix().const_data_ptr()));
+  for (const Options& options : model_.all_group_options())
+    basis.push_back(options.centralize * 2U + options.use_rms * 1U);
+  return basis;
+}
+
+std::vector<DevicePart> ShardUpdate::device_parts() {
+  if (device_squares_.numel() != std::ssize(t_)) {
+    device_squares_ =
+        at::empty({std::ssize(t_)}, at::TensorOptions(model_.device).dtype(at::kDouble));
+    DeviceApi& api = device_api_of(model_.device);
+    api.upload(device_squares_.data_ptr(), std::as_bytes(std::span(sum_of_squares_)),
+               api.current_stream());
+  }
+  device_gradients_.clear();
+  std::vector<DevicePart> parts;
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
+    for (const OwnedSegment& segment : segments_[bucket]) {
+      const int parameter = segment.where.parameter;
+      const OwnedState& owned = owned_[segment.rows];
+      DevicePart part;
+      part.parameter = parameter;
+      part.group = bucket;
+      part.range = segment.where.range;
+      part.rows = model_.matrices[parameter].rows(part.range);
+      part.state = segment.state;
+      part.options = model_.options_of(parameter);
+      part.parameter_elements = model_.plan.parameters[parameter].elements();
+      if (const int64_t offset = columns_.sum_offset[parameter]; offset >= 0)
+        part.totals =
+            message_.sums(offset, column_entries(owned.range, part.options)).data_ptr<double>();
+      if (const int64_t offset = columns_.max_offset[parameter]; offset >= 0)
+        part.totals = message_.maxima_bits(offset);
+      if (is_scaled_by_rms(parameter)) {
+        part.squares = device_squares_.data_ptr<double>() + parameter;
+        part.new_squares = message_.square(columns_.square_offset[parameter]).data_ptr<double>();
+      }
+      parts.push_back(std::move(part));
+      device_gradients_.push_back(
+          gradient_of(model_.buckets[bucket]->reduced_gradients(segment.where).front()));
+    }
+  }
+  return parts;
+}
+
+void ShardUpdate::know_squares(int parameter, double sum) {
+  sum_of_squares_[parameter] = sum;
+  if (!device_squares_.defined()) return;
+  DeviceApi& api = device_api_of(model_.device);
+  api.upload(device_squares_.data_ptr<double>() + parameter, std::as_bytes(std::span(&sum, 1)),
+             api.current_stream());
+}
+
+std::vector<double> ShardUpdate::sums_of_squares() {
+  if (!steps_on_device_ || !device_squares_.defined()) return sum_of_squares_;
+  DeviceApi& api = device_api_of(model_.device);
+  const auto bytes = static_cast<int64_t>(device_squares_.nbytes());
+  const auto read = api.allocate_pinned(bytes);
+  api.download(read.get(), device_squares_.const_data_ptr(), bytes, api.current_stream());
+  api.record(api.current_stream())->wait();
+  const auto* const sums = reinterpret_cast<const double*>(read.get());
+  std::vector<double> own(t_.size());
+  for (const OwnedState& owned : owned_) own[owned.parameter] = sums[owned.parameter];
+  return own;
+}
+
 // ---- between two steps -------------------------------------------------------------------------
 
 void ShardUpdate::follow(int parameter) {
@@ -224,7 +353,7 @@ void ShardUpdate::follow(int parameter) {
     // The same values (a model and an optimizer that were loaded together) keep the sum that was saved, to the bit.
     const double sum = measured_squares(parameter, values);
     if (std::abs(sum - sum_of_squares_[parameter]) > kSummationError * sum) {
-      sum_of_squares_[parameter] = sum;
+      know_squares(parameter, sum);
     }
   }
   const auto owned = std::ranges::find(owned_, parameter, &OwnedState::parameter);
@@ -267,6 +396,10 @@ int64_t ShardUpdate::state_bytes() const {
 std::vector<ShardedFusedbun::OwnedRows> ShardUpdate::owned_rows() {
   at::NoGradGuard no_grad;
   absorb_columns();
+  if (steps_on_device_) {  // who reads them does so on the host
+    DeviceApi& api = device_api_of(model_.device);
+    api.record(api.current_stream())->wait();
+  }
   std::vector<ShardedFusedbun::OwnedRows> rows;
   for (OwnedState& owned : owned_) {
     rows.push_back({.parameter = owned.parameter,
@@ -285,16 +418,16 @@ void ShardUpdate::restore(std::vector<int64_t> step_counts, std::vector<double> 
   t_ = std::move(step_counts);
   sum_of_squares_ = std::move(sums_of_squares);
   for (int p = 0; p < model_.parameter_count(); ++p) {
-    double& sum = sum_of_squares_[p];
-    if (!is_scaled_by_rms(p)) sum = 0;
+    double sum = is_scaled_by_rms(p) ? sum_of_squares_[p] : 0;
     if (std::isnan(sum)) sum = measured_squares(p, model_.matrices[p].matrix());
+    know_squares(p, sum);
   }
 }
 
 void ShardUpdate::save(torch::serialize::OutputArchive& archive) {
   absorb_columns();
   archive.write("t", at::tensor(t_, at::kLong), /*is_buffer=*/true);
-  archive.write("sum_of_squares", at::tensor(sum_of_squares_, at::kDouble), /*is_buffer=*/true);
+  archive.write("sum_of_squares", at::tensor(sums_of_squares(), at::kDouble), /*is_buffer=*/true);
   for (OwnedState& owned : owned_) {
     torch::serialize::OutputArchive segment;
     visit_tensors(owned.state, [&](const char* name, at::Tensor& tensor) {
@@ -309,8 +442,8 @@ void ShardUpdate::load(torch::serialize::InputArchive& archive) {
   archive.read("t", t, true);
   archive.read("sum_of_squares", sum_of_squares, true);
   t_.assign(t.const_data_ptr<int64_t>(), t.const_data_ptr<int64_t>() + t.numel());
-  sum_of_squares_.assign(sum_of_squares.const_data_ptr<double>(),
-                         sum_of_squares.const_data_ptr<double>() + sum_of_squares.numel());
+  for (int p = 0; p < static_cast<int>(t_.size()); ++p)
+    know_squares(p, sum_of_squares.const_data_ptr<double>()[p]);
   for (OwnedState& owned : owned_) {
     torch::serialize::InputArchive segment;
     archive.read("segment." + std::to_string(owned.parameter), segment);

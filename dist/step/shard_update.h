@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fusedbun/core/segment_step.h"
+#include "fusedbun/dist/step/device_update.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/sharded_model.h"
 #include "fusedbun/dist/step/step_message.h"
@@ -23,14 +24,24 @@ class ShardUpdate {
  public:
   /// What one step multiplies every gradient with, agreed on by all ranks.
   struct GradientScaling {
-    double divisor = 1;  ///< of the summed gradient: ranks x passes x loss scale
-    double clip = 1;     ///< factor after the division
+    double divisor = 1;   ///< of the summed gradient: ranks x passes x loss scale
+    double clip = 1;      ///< factor after the division; on a GPU the device finds it
+    double max_norm = 0;  ///< of the averaged gradient, which it is clipped to; 0: it is not
   };
 
-  /// `message` carries the columns; both it and the model outlive this.
-  ShardUpdate(ShardedModel& model, StepMessage& message) : model_(model), message_(message) {}
+  /// `message` carries the columns; all outlive this. `device` is null on CPUs.
+  ShardUpdate(ShardedModel& model, StepMessage& message, DeviceUpdate* device)
+      : model_(model), message_(message), device_(device) {}
   /// Makes the state of the rows that were added to the model.
   void extend();
+
+  /// On a GPU, with options that its kernels take: they step the rows, and decide what is skipped.
+  bool steps_on_device() const { return steps_on_device_; }
+  /// Steps whose outcome the host hears now (DeviceUpdate::hear); t of what was skipped goes back.
+  std::vector<DeviceUpdate::Heard> hear(bool all);
+  bool must_hear_before(const std::vector<bool>& used) const {
+    return steps_on_device_ && device_->has_open_with_others(used);
+  }
 
   /// Starts a step: reads the parameters as they are now, t of the used ones advances, `lr[group]` is the effective one.
   void begin(const std::vector<bool>& used, const GradientScaling& scaling,
@@ -39,6 +50,8 @@ class ShardUpdate {
   void update_bucket(int bucket);
   /// Its rows are final only after the columns of all ranks are here (denominator global).
   bool needs_columns_first(int bucket) const;
+  /// The columns are here: what finish_bucket needs of them.
+  void prepare_finish();
   void finish_bucket(int bucket);
   void send_columns() { message_.send_columns(); }
   void send_squares();
@@ -65,7 +78,8 @@ class ShardUpdate {
   const std::vector<int64_t>& step_counts() const { return t_; }
   int64_t state_bytes() const;
   std::vector<ShardedFusedbun::OwnedRows> owned_rows();
-  const std::vector<double>& sums_of_squares() const { return sum_of_squares_; }
+  /// [parameter] of their values; on a GPU it waits, and those of which this rank has no rows are 0.
+  std::vector<double> sums_of_squares();
   /// What `owned_rows` does not reach. A sum that is NaN is not known and added up anew; the parameters have their values.
   void restore(std::vector<int64_t> step_counts, std::vector<double> sums_of_squares);
 
@@ -93,6 +107,12 @@ class ShardUpdate {
 
   /// The sum of squares of a whole parameter's values.
   double measured_squares(int parameter, const at::Tensor& matrix) const;
+  void begin_on_device(const GradientScaling& scaling, const std::vector<double>& lr);
+  std::vector<Options> options_with(const std::vector<double>& lr) const;
+  /// What the device's tables are made of: addresses of the parameters, and rules that may change between two steps.
+  std::vector<uint64_t> device_basis() const;
+  std::vector<DevicePart> device_parts();
+  void know_squares(int parameter, double sum);
   void prepare_scalars(const GradientScaling& scaling, const std::vector<double>& lr);
   void clear_partials();
   void begin_segment(OwnedSegment& segment, int bucket);
@@ -113,6 +133,12 @@ class ShardUpdate {
   std::vector<bool> used_;              ///< [parameter] in the current or last step
   std::vector<at::Tensor> hessian_diagonals_;  ///< [parameter] for the current step
   bool squares_in_flight_ = false;
+
+  DeviceUpdate* const device_;
+  bool steps_on_device_ = false;
+  at::Tensor device_squares_;  ///< float64 [parameter], sum_of_squares_ where the device keeps it
+  std::vector<uint64_t> device_basis_;
+  std::vector<device::Gradient> device_gradients_;  ///< by part
 };
 
 }  // namespace fusedbun

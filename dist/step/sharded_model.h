@@ -10,6 +10,7 @@
 #include <memory>
 #include <vector>
 
+#include "fusedbun/core/device_api.h"
 #include "fusedbun/core/fusedbun.h"
 #include "fusedbun/dist/plan/shard_plan.h"
 #include "fusedbun/dist/step/device_stream.h"
@@ -33,6 +34,8 @@ struct ShardedModel {
   std::vector<ParameterMatrix> matrices;
   std::vector<std::unique_ptr<GradientBucket>> buckets;
 
+  /// Gradients, rows and state are a GPU's, and nothing waits for it.
+  bool on_gpu() const { return has_device_api(device); }
   int parameter_count() const { return static_cast<int>(registered.size()); }
   int bucket_count() const { return static_cast<int>(buckets.size()); }
   const std::string& name(int parameter) const { return registered[parameter].name; }

@@ -32,7 +32,7 @@ class SharedMemoryBucket final : public FlatGradientBucket {
  public:
   SharedMemoryBucket(const plan::Bucket& bucket, int rank, std::shared_ptr<comm::HostWindow> window,
                      const WindowPlace& place)
-      : FlatGradientBucket(bucket, rank, device_api(at::kCPU), bucket.offsets,
+      : FlatGradientBucket(bucket, rank, bucket.offsets,
                            gradients_in(*window, rank, place, bucket)),
         window_(std::move(window)),
         place_(place) {

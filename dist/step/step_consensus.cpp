@@ -140,7 +140,6 @@ bool StepConsensus::accept_changes(int64_t newest_revision) {
 
 uint64_t StepConsensus::close_step(double norm, std::span<const uint64_t> scaled_by,
                                    const std::vector<int64_t>& step_counts, bool skipped) {
-  if (skipped) ++skipped_steps_;
   changes::ControlPort::Boundary boundary{.newest_revision = changes_.known_revision()};
   if (port_ != nullptr) boundary = port_->close_step(model_.job_step);
   const auto requested = std::max(boundary.leave, changes::LeaveRequest{leave_requested_.load()});

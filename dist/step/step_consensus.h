@@ -70,6 +70,8 @@ class StepConsensus {
   changes::LeaveRequest leave_request() const { return leaving_; }
   bool checkpoint_requested() const { return checkpoint_requested_; }
   int64_t skipped_steps() const { return skipped_steps_; }
+  /// A GPU told that it skipped a step.
+  void count_skipped() { ++skipped_steps_; }
   bool has_control() const { return has_control_; }  ///< set_control was called
 
   /// What changes have set and will set.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "fusedbun/core/device_api.h"
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/step/device_stream.h"
 
@@ -27,8 +28,16 @@ void StepMessage::resize(const plan::ColumnLayout& layout) {
 }
 
 void StepMessage::clear_columns() {
-  sums_.zero_();
-  maxima_.zero_();
+  if (!has_device_api(device_)) {
+    sums_.zero_();
+    maxima_.zero_();
+    return;
+  }
+  DeviceApi& api = device_api_of(device_);
+  for (const at::Tensor& memory : {sums_, maxima_}) {
+    if (memory.numel() == 0) continue;
+    api.zero(memory.data_ptr(), static_cast<int64_t>(memory.nbytes()), api.current_stream());
+  }
 }
 
 at::Tensor StepMessage::sums(int64_t offset, int64_t entries) const {
@@ -58,8 +67,8 @@ void StepMessage::send_columns() {
 }
 
 void StepMessage::settle_columns() {
-  if (sum_work_.pending()) sum_work_.wait();
-  if (max_work_.pending()) max_work_.wait();
+  wait_for(sum_work_, device_);
+  wait_for(max_work_, device_);
 }
 
 void StepMessage::send_squares() {
@@ -71,7 +80,7 @@ void StepMessage::send_squares() {
 }
 
 void StepMessage::settle_squares() {
-  if (square_work_.pending()) square_work_.wait();
+  wait_for(square_work_, device_);
 }
 
 void StepMessage::send_header(const plan::StepHeader& header) {

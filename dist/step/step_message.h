@@ -6,7 +6,7 @@
 // needs.
 //
 // Invariants: 1. At most one message is under way. 2. The columns are complete on every rank after
-// `settle_columns`.
+// `settle_columns`; on a GPU for what its current stream is given from then on.
 //
 // Thread safety: none.
 #include <ATen/core/Tensor.h>
@@ -31,6 +31,10 @@ class StepMessage {
   void clear_columns();
   /// float64 [entries] of one parameter, from `offset` of the layout: sums are added here.
   at::Tensor sums(int64_t offset, int64_t entries) const;
+  /// [entries] where one parameter's maxima lie as the bits of float64, for who writes them there itself.
+  double* maxima_bits(int64_t offset) const {
+    return reinterpret_cast<double*>(maxima_.data_ptr<int64_t>()) + offset;
+  }
   /// Takes one parameter's maxima (arithmetic type, not negative) into the message.
   void put_maxima(int64_t offset, const at::Tensor& maxima);
   /// The reduced maxima as `type`.

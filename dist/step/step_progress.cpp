@@ -10,7 +10,7 @@ void StepProgress::enter(plan::Phase phase, int bucket) {
 void StepProgress::wait(InFlight& collective, plan::Phase phase, int bucket) {
   if (!collective.work.pending()) return;
   enter(phase, bucket);
-  if (trace_ == nullptr || !model_.device.is_cpu()) return wait_for(collective.work, model_.device);
+  if (trace_ == nullptr || model_.on_gpu()) return wait_for(collective.work, model_.device);
   trace_->add({.track = StepTrace::Track::wire,
                .name = plan::name_of(phase),
                .bucket = bucket,

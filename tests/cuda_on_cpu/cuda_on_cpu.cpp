@@ -1,3 +1,5 @@
+#include "cuda_on_cpu.h"
+
 #include <sys/mman.h>
 #include <ucontext.h>
 
@@ -9,8 +11,6 @@
 #include <stdexcept>
 #include <utility>
 #include <vector>
-
-#include "fusedbun/core/cuda_launch.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -46,7 +46,7 @@ struct Multiprocessor {
   int threads = 0;
   const std::function<void()>* kernel = nullptr;
   std::exception_ptr error;
-  Index block, grid;
+  Index block;
   std::map<const void*, std::vector<std::byte>> shared;
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
@@ -198,9 +198,6 @@ const Index& current_thread() {
 const Index& current_block() {
   return here().block;
 }
-const Index& current_grid() {
-  return here().grid;
-}
 
 void synchronize_threads() {
   meet(Meeting::block);
@@ -233,7 +230,6 @@ void run_blocks(const std::string& what, int64_t blocks, int threads,
   while (std::ssize(m.fibers) < threads) make_fiber(m);
   m.threads = threads;
   m.kernel = &kernel;
-  m.grid.x = static_cast<unsigned>(blocks);
   std::vector<unsigned> order(static_cast<size_t>(blocks));
   std::iota(order.begin(), order.end(), 0U);
   std::shuffle(order.begin(), order.end(), m.order);

@@ -10,7 +10,7 @@
 #include <random>
 #include <sstream>
 
-#include "fusedbun/core/cuda_launch.h"
+#include "cuda_on_cpu.h"
 #include "fusedbun/core/fusedbun.h"
 #include "fusedbun/tests/core/random_segment.h"
 #include "lazy_device.h"

@@ -162,6 +162,11 @@ bool is_reached(const Event& event) {
   return event->is_reached;
 }
 
+bool has_been_reached(const Event& event) {
+  const Lock lock(mutex);
+  return event->is_reached;
+}
+
 void wait(const Event& event) {
   Lock lock(mutex);
   advance(lock, event->stream, event->position);

@@ -30,6 +30,8 @@ Event record(Stream* stream);
 /// Later work of the stream comes after the event.
 void wait_on(Stream* stream, const Event& event);
 bool is_reached(const Event& event);
+/// The same, but nothing happens for the question.
+bool has_been_reached(const Event& event);
 /// Does what the event needs; where that needs work that other threads have not given yet, waits for them.
 void wait(const Event& event);
 void catch_up(Stream* stream);

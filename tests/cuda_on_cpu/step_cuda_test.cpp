@@ -1,8 +1,6 @@
 // The kernels of the CUDA step, run on the CPU, against the fused CPU step: the same bits in everything that a step leaves.
 #include "fusedbun/core/step_cuda.h"
 
-#include "fusedbun/core/cuda_launch.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -13,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "cuda_on_cpu.h"
 #include "fusedbun/core/step_table_layout.h"
 #include "fusedbun/tests/core/random_segment.h"
 
@@ -42,7 +41,6 @@ struct TableMatrix {
   std::vector<device::StepFactors<T>> factors;
   std::vector<int32_t> factors_of = {0};
   device::StepControl control;
-  int64_t columns_taken_in = 0;
 
   TableMatrix(const RandomMatrix<T>& start, const std::vector<int64_t>& boundaries)
       : memory(start), values(memory.moment.col.size()), totals(memory.moment.col.size()) {
@@ -55,8 +53,7 @@ struct TableMatrix {
       matrix.squares = &squares;
       matrix.new_squares = &new_squares;
     }
-    layout.add_matrix(matrix);
-    layout.begin_group();
+    const int32_t number = layout.add_matrix(matrix);
     const int64_t columns = memory.range.columns;
     for (size_t i = 1; i < boundaries.size(); ++i) {
       const int64_t begin = boundaries[i - 1], at = begin * columns;
@@ -73,7 +70,8 @@ struct TableMatrix {
         rows.momentum = memory.momentum.data() + begin * memory.momentum_bytes_per_row();
       rows.full = from(memory.moment.full, at);
       rows.row = from(memory.moment.row, begin);
-      layout.add_segment(range, rows, options, memory.range.elements(), i > 1);
+      layout.begin_group();  // they run one after the other, as buckets do
+      layout.add_segment(number, range, rows, options, memory.range.elements(), i > 1);
       gradients.push_back(
           {memory.gradient.data() + at, sizeof(T) == 8 ? ElementType::f64 : ElementType::f32});
     }
@@ -97,6 +95,14 @@ struct TableMatrix {
             .control = &control};
   }
 
+  static device::StepTable<T> tiles_of(device::StepTable<T> all, const device::TileGroup& group) {
+    all.tiles += group.first_tile;
+    all.tile_count = group.tile_count;
+    all.collect_tiles += group.first_collect;
+    all.collect_count = group.collect_count;
+    return all;
+  }
+
   void step(int64_t t) {
     factors.clear();
     for (int64_t behind = 0; behind < device::kStepsUnderWay; ++behind) {
@@ -108,16 +114,19 @@ struct TableMatrix {
     control.clip = memory.scale;
     std::fill(scratch.begin(), scratch.end(), std::byte{0xf7});
     const device::StepTable<T> all = table();
-    cuda_on_cpu::absorb(all, kStream);
+    cuda_on_cpu::absorb(all, true, kStream);
     cuda_on_cpu::prepare(all, kStream);
-    cuda_on_cpu::begin(all, layout.groups[0].is_centred, kStream);
-    cuda_on_cpu::collect(all, kStream);
+    for (const device::TileGroup& group : layout.groups) {
+      cuda_on_cpu::begin(tiles_of(all, group), group.is_centred, kStream);
+      cuda_on_cpu::collect(tiles_of(all, group), kStream);
+    }
     if (!layout.groups[0].has_finish) return;
-    cuda_on_cpu::absorb(all, kStream);
+    cuda_on_cpu::absorb(all, true, kStream);
     cuda_on_cpu::prepare(all, kStream);
-    cuda_on_cpu::finish(all, layout.groups[0].is_centred, kStream);
+    for (const device::TileGroup& group : layout.groups)
+      cuda_on_cpu::finish(tiles_of(all, group), group.is_centred, kStream);
   }
-  void absorb() { cuda_on_cpu::absorb(table(), kStream); }
+  void absorb() { cuda_on_cpu::absorb(table(), true, kStream); }
 };
 
 template <class T>
@@ -188,6 +197,31 @@ TYPED_TEST(CudaStep, LeavesTheCpusBits) {
     for (const Options& options : fused_options()) {
       expect_the_cpus_bits<TypeParam>(options, shape, random, false);
       if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+// Rows that are stepped by several segments, as buckets cut them, of one band and of several.
+TYPED_TEST(CudaStep, SegmentsOfAMatrixAddUpAsOnTheCpu) {
+  using T = TypeParam;
+  std::mt19937_64 random(test_seed());
+  for (const std::string& name : preset_names()) {
+    for (const Shape& shape : {Shape{40, 70}, Shape{700, 65}}) {
+      const std::vector<int64_t> boundaries = {0, 16, 16, shape.rows / 2, shape.rows};
+      Options options = preset(name, 1e-2);
+      options.centralize = !options.centralize;
+      RandomMatrix<T> cpu(options, shape.rows, shape.columns, false);
+      for (T& p : cpu.parameter) p = std::normal_distribution<T>()(random);
+      TableMatrix<T> gpu(cpu, boundaries);
+      for (int64_t t = 1; t <= 3; ++t) {
+        for (T& g : cpu.gradient) g = random_gradient<T>(random);
+        std::copy(cpu.gradient.begin(), cpu.gradient.end(), gpu.memory.gradient.begin());
+        gpu.squares = 0.25 * static_cast<double>(cpu.parameter.size());
+        cpu.step(t, boundaries, {});
+        gpu.step(t);
+        gpu.absorb();
+        ASSERT_EQ(difference(cpu, gpu.memory), "") << label(options, shape) << " in step " << t;
+      }
     }
   }
 }

@@ -190,7 +190,7 @@ class Rank {
   void make_buckets(GradientTransport transport) {
     for (const plan::Bucket& bucket : plan().buckets) {
       buckets_.push_back(transport == GradientTransport::collective
-                             ? make_collective_bucket(bucket, communicator_, device_api(at::kCPU))
+                             ? make_collective_bucket(bucket, communicator_)
                              : make_point_to_point_bucket(bucket, communicator_,
                                                           wire_type(bucket, setting_.rounds),
                                                           setting_.in_place_bytes));

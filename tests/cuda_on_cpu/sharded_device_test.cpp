@@ -1,0 +1,289 @@
+// Whole training steps of the sharded optimizer on ranks with a GPU each, by lazy doubles of GPUs and NCCL: the same bits as on CPUs, for every
+// preset, with skipped steps, dirty buckets, step in backward; and how often a step gives the device something, which no number of parameters
+// changes.
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/ordered_dict.h>
+
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <mutex>
+#include <random>
+
+#include "cuda_on_cpu.h"
+#include "fusedbun/dist/comm/nccl_api.h"
+#include "fusedbun/dist/step/sharded_fusedbun.h"
+#include "fusedbun/tests/core/random_segment.h"
+#include "fusedbun/tests/support/local_ranks.h"
+#include "lazy_device.h"
+#include "lazy_nccl.h"
+
+namespace fusedbun {
+namespace {
+
+struct Kind {
+  std::vector<int64_t> shape;
+  at::ScalarType type = at::kFloat;
+  bool is_strided = false;
+};
+
+const std::vector<Kind> kKinds = {{{33, 48}},
+                                  {{7}},
+                                  {{64, 40}},
+                                  {{3, 20, 24}},
+                                  {{5, 1037}},
+                                  {{40, 12}, at::kFloat, true},
+                                  {{64, 32}, at::kBFloat16},
+                                  {{24, 11}, at::kDouble},
+                                  {{2050}}};
+
+struct Program {
+  int ranks = 2;
+  Options options;
+  ShardedOptions sharded;
+  std::vector<Kind> kinds = kKinds;
+  int steps = 4;
+  /// Spoils a gradient of one rank in a step.
+  std::function<bool(int rank, int step)> is_spoilt = [](int, int) { return false; };
+  /// Whether a parameter takes part.
+  std::function<bool(int step, size_t parameter)> is_used = [](int, size_t) { return true; };
+  int passes =
+      1;  ///< backward passes of a step, without no_sync: all but the last make buckets dirty
+  uint64_t seed = 1;
+};
+
+at::Tensor drawn(const Kind& kind, uint64_t seed) {
+  auto generator = at::detail::createCPUGenerator(seed);
+  return at::randn(kind.shape, generator, at::TensorOptions().dtype(at::kDouble)).to(kind.type);
+}
+
+// What a run leaves: by step the parameters of each rank, in the end each rank's state.
+struct Left {
+  std::vector<std::vector<at::Tensor>> parameters;  // [step · ranks + rank][parameter]
+  std::vector<std::vector<at::Tensor>> states;      // [rank]
+  std::vector<int64_t> skipped;                     // [rank]
+  std::vector<std::vector<int64_t>> t;              // [rank]
+};
+
+class Job {
+ public:
+  Job(const Program& program, LazyDevice* device) : program_(program), device_(device) {
+    left_.parameters.resize(static_cast<size_t>(program.steps * program.ranks));
+    left_.states.resize(static_cast<size_t>(program.ranks));
+    left_.t.resize(static_cast<size_t>(program.ranks));
+    left_.skipped.resize(static_cast<size_t>(program.ranks));
+  }
+
+  Left run() {
+    testing::run_ranks(program_.ranks, [&](comm::Communicator& host) {
+      std::unique_ptr<comm::Communicator> data;
+      if (device_ != nullptr)
+        data =
+            comm::connect_nccl({.rank = host.rank(), .size = host.size()}, host, comm::lazy_nccl());
+      train({.data = data ? data.get() : &host, .host = &host}, host.rank());
+    });
+    return std::move(left_);
+  }
+
+ private:
+  void catch_up() {
+    if (device_ != nullptr) device_->catch_up();
+  }
+
+  void train(const Channels& channels, int rank) {
+    torch::OrderedDict<std::string, at::Tensor> parameters;
+    for (size_t p = 0; p < program_.kinds.size(); ++p) {
+      at::Tensor values = drawn(program_.kinds[p], program_.seed + p);
+      if (program_.kinds[p].is_strided) values = values.t().contiguous().t();
+      parameters.insert("p" + std::to_string(p), values.requires_grad_());
+    }
+    ShardedFusedbun optimizer(channels, parameters, FusedbunOptions(program_.options),
+                              program_.sharded);
+    for (int step = 0; step < program_.steps; ++step) {
+      for (int pass = 0; pass < program_.passes; ++pass) backward(parameters, rank, step, pass);
+      optimizer.step();
+      catch_up();
+      for (const auto& item : parameters)
+        left_.parameters[static_cast<size_t>(step * program_.ranks + rank)].push_back(
+            item.value().detach().clone());
+    }
+    optimizer.finish();
+    left_.skipped[rank] = optimizer.skipped_steps();
+    for (const ShardedFusedbun::OwnedRows& rows : optimizer.owned_rows()) {
+      left_.t[rank].push_back(rows.t);
+      visit_tensors(*rows.state, [&](const char*, at::Tensor& tensor) {
+        if (tensor.defined()) left_.states[rank].push_back(tensor.clone());
+      });
+    }
+  }
+
+  // p.grad becomes what is drawn for this rank, step and parameter.
+  void backward(const torch::OrderedDict<std::string, at::Tensor>& parameters, int rank, int step,
+                int pass) {
+    catch_up();
+    at::Tensor loss = at::zeros({}, at::kDouble);
+    for (size_t p = 0; p < program_.kinds.size(); ++p) {
+      if (!program_.is_used(step, p)) continue;
+      at::Tensor g = drawn(
+          program_.kinds[p],
+          1000 + program_.seed + static_cast<uint64_t>(((step * 7 + rank) * 5 + pass) * 31) + p);
+      if (p == 2 && pass == 0 && program_.is_spoilt(rank, step))
+        g.view(-1)[17] = std::numeric_limits<double>::quiet_NaN();
+      loss = loss + (parameters["p" + std::to_string(p)] * g).sum().to(at::kDouble);
+    }
+    loss.backward();
+  }
+
+  const Program& program_;
+  LazyDevice* const device_;
+  Left left_;
+};
+
+class ShardedOnDevices : public ::testing::Test {
+ protected:
+  ShardedOnDevices() : seed_(test_seed()) {
+    lazy_cuda::set_eagerness(seed_, static_cast<int>(seed_ % 3));
+    cuda_on_cpu::set_order(seed_);
+  }
+
+  Left on_devices(const Program& program) {
+    const StandInDevice stand_in(device_);
+    return Job(program, &device_).run();
+  }
+
+  // `tolerance` 0: the same bits.
+  void expect_the_cpus_run(Program program, double tolerance = 0) {
+    program.seed = seed_ % 1000;
+    Program on_cpus = program;
+    on_cpus.sharded.host_window = false;
+    const Left want = Job(on_cpus, nullptr).run();
+    const Left have = on_devices(program);
+    std::string text;
+    for (size_t i = 0; i < want.parameters.size() && text.empty(); ++i) {
+      for (size_t p = 0; p < want.parameters[i].size(); ++p) {
+        if (!is_same(want.parameters[i][p], have.parameters[i][p], tolerance))
+          text += " parameter " + std::to_string(p);
+      }
+      if (!text.empty())
+        text = "step " + std::to_string(i / static_cast<size_t>(program.ranks)) + ", rank " +
+               std::to_string(i % static_cast<size_t>(program.ranks)) + ":" + text;
+    }
+    for (size_t rank = 0; rank < want.states.size(); ++rank) {
+      EXPECT_EQ(want.t[rank], have.t[rank]);
+      for (size_t i = 0; i < want.states[rank].size(); ++i) {
+        if (!is_same(want.states[rank][i], have.states[rank][i], tolerance))
+          text += " rank " + std::to_string(rank) + " state " + std::to_string(i);
+      }
+    }
+    EXPECT_EQ(want.skipped, have.skipped);
+    EXPECT_EQ(text, "") << describe(program.options) << " on " << program.ranks << " ranks";
+  }
+
+  static bool is_same(const at::Tensor& want, const at::Tensor& have, double tolerance) {
+    if (tolerance == 0) return at::equal(want, have);
+    return at::allclose(want.to(at::kDouble), have.to(at::kDouble), tolerance, tolerance * 1e-2);
+  }
+
+  const uint64_t seed_;
+  LazyDevice device_;
+};
+
+TEST_F(ShardedOnDevices, LeaveTheCpusBitsWithEveryPreset) {
+  for (const std::string& name : preset_names()) {
+    for (const int ranks : {1, 2, 3}) {
+      Program program{.ranks = ranks, .options = preset(name, 1e-2), .sharded = {}};
+      program.sharded.bucket_bytes = 8 << 10;
+      expect_the_cpus_run(program);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_F(ShardedOnDevices, SkipWhatAnyRankMustSkip) {
+  for (const std::string name : {"recommended", "compact", "lean"}) {
+    Program program{.ranks = 3, .options = preset(name, 1e-2), .sharded = {}, .steps = 9};
+    program.options.bias_correction = true;  // t is seen
+    program.sharded.bucket_bytes = 8 << 10;
+    program.is_spoilt = [](int rank, int step) {
+      return (step == 1 && rank == 2) || step == 4 || (step == 5 && rank == 0) || step == 8;
+    };
+    expect_the_cpus_run(program);
+  }
+}
+
+TEST_F(ShardedOnDevices, ParametersWithoutAGradientKeepTheirCount) {
+  Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .steps = 8};
+  program.sharded.bucket_bytes = 8 << 10;
+  program.is_used = [](int step, size_t p) {
+    return p == 2 || (step + static_cast<int>(p)) % 3 != 0;
+  };
+  program.is_spoilt = [](int rank, int step) { return rank == 1 && (step == 2 || step == 5); };
+  expect_the_cpus_run(program);
+}
+
+TEST_F(ShardedOnDevices, BucketsThatBecameDirtyAreSentAgain) {
+  Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .passes = 2};
+  program.sharded.bucket_bytes = 8 << 10;
+  expect_the_cpus_run(program);
+}
+
+TEST_F(ShardedOnDevices, StepInBackward) {
+  Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}};
+  program.options.nonfinite = Nonfinite::propagate;
+  program.sharded.step_in_backward = true;
+  program.sharded.bucket_bytes = 8 << 10;
+  expect_the_cpus_run(program);
+  program.sharded.release = GradientRelease::in_hook;
+  expect_the_cpus_run(program);
+}
+
+// The norm's sum has another order than the CPU's, so the last bit of the clip factor may differ.
+TEST_F(ShardedOnDevices, ClipByTheNormOfAllRanks) {
+  for (const double limit : {0.5, 1e9}) {
+    Program program{.ranks = 3, .options = preset("lean", 1e-1), .sharded = {}};
+    program.kinds = {{{33, 48}}, {{7}}, {{64, 40}}};
+    program.sharded.bucket_bytes = 8 << 10;
+    program.sharded.max_grad_norm = limit;
+    program.is_spoilt = [](int rank, int step) { return rank == 1 && step == 2; };
+    expect_the_cpus_run(program, 1e-5);
+  }
+}
+
+// Options that no kernel takes.
+TEST_F(ShardedOnDevices, TheReferenceStepsTheRest) {
+  Program program{.ranks = 1, .options = preset("fusion", 1e-2), .sharded = {}};
+  program.kinds = {{{33, 48}}, {{7}}, {{64, 40}}};
+  program.options.prepare_hessian = true;
+  program.is_spoilt = [](int, int step) { return step == 1; };
+  expect_the_cpus_run(program, 1e-5);
+}
+
+TEST_F(ShardedOnDevices, GiveTheDeviceAsMuchForAnyNumberOfParameters) {
+  std::map<std::string, int> of_few;
+  for (const int count : {4, 64}) {
+    Program program{.ranks = 1, .options = preset("compact", 1e-2), .sharded = {}};
+    program.kinds.assign(static_cast<size_t>(count), {{8, 12}});
+    program.sharded.max_grad_norm = 1;
+    program.steps = 3;
+    on_devices(program);
+    device_.clear_calls();
+    program.steps = 5;
+    on_devices(program);
+    const std::map<std::string, int> of_five = device_.calls();
+    device_.clear_calls();
+    program.steps = 3;
+    on_devices(program);
+    std::map<std::string, int> of_two = of_five;
+    for (const auto& [call, times] : device_.calls()) of_two[call] -= times;
+    if (count == 4) of_few = of_two;
+    EXPECT_EQ(of_two, of_few);
+    for (const auto& [call, times] : of_two)
+      std::printf("%s %g per step; ", call.c_str(), times / 2.0);
+    std::printf("\n");
+  }
+}
+
+}  // namespace
+}  // namespace fusedbun
