@@ -8,7 +8,7 @@
 #include <unordered_set>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/core/fusedbun_device.h"
+#include "fusedbun/core/gpu/fusedbun_device.h"
 #include "fusedbun/core/gradient_kernels.h"
 #include "fusedbun/core/option_fields.h"
 

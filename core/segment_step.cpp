@@ -5,8 +5,8 @@
 
 #include <atomic>
 
-#include "fusedbun/core/device_api.h"
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gpu/device_api.h"
 #include "fusedbun/core/gradient_kernels.h"
 #include "fusedbun/core/step_cpu.h"
 #include "fusedbun/core/step_reference.h"

@@ -8,7 +8,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "fusedbun/core/device_api.h"
+#include "fusedbun/core/gpu/device_api.h"
 
 namespace fusedbun {
 namespace {

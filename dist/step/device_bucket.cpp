@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <set>
 
-#include "fusedbun/core/device_move.h"
+#include "fusedbun/core/gpu/device_move.h"
 #include "fusedbun/core/segment_step.h"
 #include "fusedbun/dist/step/collective_bucket.h"
 #include "fusedbun/dist/step/device_stream.h"

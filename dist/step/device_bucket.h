@@ -8,8 +8,8 @@
 // Thread safety: as GradientBucket.
 #include <memory>
 
-#include "fusedbun/core/device_api.h"
-#include "fusedbun/core/steps_under_way.h"
+#include "fusedbun/core/gpu/device_api.h"
+#include "fusedbun/core/gpu/steps_under_way.h"
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/step/gradient_bucket.h"
 

@@ -11,8 +11,8 @@
 #include <optional>
 #include <vector>
 
-#include "fusedbun/core/device_step.h"
-#include "fusedbun/core/steps_under_way.h"
+#include "fusedbun/core/gpu/device_step.h"
+#include "fusedbun/core/gpu/steps_under_way.h"
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/step/sharded_model.h"
 

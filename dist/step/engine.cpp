@@ -41,14 +41,14 @@ void StepEngine::perform_step(const StepOptions& options) {
     update_parameters(agreement.used, scaling, is_under_way);
   }
   if (!update_.steps_on_device()) {
-    was_skipped_ = skip;
+    outcome_.job_step = model_.job_step;
+    outcome_.skipped = skip;
     if (skip) consensus_.count_skipped();
   }
   // Header and columns are sent last and read in the next step, off the critical path.
   const uint64_t scaled_by[] = {std::bit_cast<uint64_t>(scaling.divisor),
                                 std::bit_cast<uint64_t>(consensus_.max_grad_norm())};
-  progress_.set_state_digest(
-      consensus_.close_step(gradient_norm_, scaled_by, update_.step_counts(), was_skipped_));
+  progress_.set_state_digest(consensus_.close_step(outcome_, scaled_by, update_.step_counts()));
   collector_.end_step();
   update_.drop_hessian_diagonals();
   progress_.enter(plan::Phase::forward_backward);
@@ -65,11 +65,9 @@ void StepEngine::update_parameters(const std::vector<bool>& used,
 
 void StepEngine::hear(bool all) {
   if (!update_.steps_on_device()) return;
-  was_skipped_ = false;
   for (const DeviceUpdate::Heard& step : update_.hear(all)) {
-    gradient_norm_ = step.outcome.norm;
-    if (step.outcome.skip != 0) consensus_.count_skipped();
-    was_skipped_ = step.outcome.skip != 0;
+    outcome_ = {step.job_step, step.outcome.norm, step.outcome.skip != 0};
+    if (outcome_.skipped) consensus_.count_skipped();
   }
 }
 

@@ -128,17 +128,15 @@ class StepEngine {
   StepConsensus consensus_;
   ProgramChanges changes_;
   ProgramChanges::Events
-      writes_in_backward_;             ///< found before the first bucket was stepped in backward
-  std::vector<InFlight> param_syncs_;  ///< [bucket]
-  int updated_buckets_ = 0;            ///< of the current step
-  double gradient_norm_ =
-      0;  ///< of the current step, or of the last that a GPU told; 0 without clipping
-  bool was_skipped_ = false;    ///< the same
-  bool is_loaded_ = false;      ///< a saved state was read since the last step
-  bool shares_memory_ = false;  ///< some bucket lies in a host window
-  bool is_broken_ = false;      ///< only destruction is left
-  bool refused_ = false;        ///< the last call was refused on all ranks together
-  int64_t finished_at_ = -1;    ///< job step of the last finish(); -1: none
+      writes_in_backward_;              ///< found before the first bucket was stepped in backward
+  std::vector<InFlight> param_syncs_;   ///< [bucket]
+  int updated_buckets_ = 0;             ///< of the current step
+  StepConsensus::StepOutcome outcome_;  ///< of the current step, or the last that a GPU has told
+  bool is_loaded_ = false;              ///< a saved state was read since the last step
+  bool shares_memory_ = false;          ///< some bucket lies in a host window
+  bool is_broken_ = false;              ///< only destruction is left
+  bool refused_ = false;                ///< the last call was refused on all ranks together
+  int64_t finished_at_ = -1;            ///< job step of the last finish(); -1: none
   bool said_cost_of_dirty_ = false, said_passes_ = false;
 };
 

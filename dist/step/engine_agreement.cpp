@@ -171,7 +171,7 @@ bool StepEngine::own_device_is_nonfinite() {
 
 ShardUpdate::GradientScaling StepEngine::scale_gradients(const StepOptions& options) {
   ShardUpdate::GradientScaling scaling{.divisor = gradient_divisor() * options.loss_scale};
-  if (!update_.steps_on_device()) gradient_norm_ = 0;
+  if (!update_.steps_on_device()) outcome_.norm = 0;
   if (consensus_.max_grad_norm() == 0 || sharded_.step_in_backward) return scaling;
   scaling.max_norm = consensus_.max_grad_norm();
   double own_squares = 0;
@@ -186,8 +186,8 @@ ShardUpdate::GradientScaling StepEngine::scale_gradients(const StepOptions& opti
     own_squares = device_->under_way().read_own(stream).squares / scaling.divisor / scaling.divisor;
   }
   progress_.enter(plan::Phase::agreement);
-  gradient_norm_ = consensus_.global_norm(own_squares);
-  scaling.clip = plan::clip_factor(gradient_norm_, consensus_.max_grad_norm());
+  outcome_.norm = consensus_.global_norm(own_squares);
+  scaling.clip = plan::clip_factor(outcome_.norm, consensus_.max_grad_norm());
   return scaling;
 }
 

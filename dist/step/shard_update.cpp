@@ -7,8 +7,8 @@
 #include <cmath>
 #include <utility>
 
-#include "fusedbun/core/device_move.h"
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gpu/device_move.h"
 
 namespace fusedbun {
 namespace {

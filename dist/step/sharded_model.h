@@ -10,8 +10,8 @@
 #include <memory>
 #include <vector>
 
-#include "fusedbun/core/device_api.h"
 #include "fusedbun/core/fusedbun.h"
+#include "fusedbun/core/gpu/device_api.h"
 #include "fusedbun/dist/plan/shard_plan.h"
 #include "fusedbun/dist/step/device_stream.h"
 #include "fusedbun/dist/step/gradient_bucket.h"

@@ -138,8 +138,8 @@ bool StepConsensus::accept_changes(int64_t newest_revision) {
   return true;
 }
 
-uint64_t StepConsensus::close_step(double norm, std::span<const uint64_t> scaled_by,
-                                   const std::vector<int64_t>& step_counts, bool skipped) {
+uint64_t StepConsensus::close_step(const StepOutcome& outcome, std::span<const uint64_t> scaled_by,
+                                   const std::vector<int64_t>& step_counts) {
   changes::ControlPort::Boundary boundary{.newest_revision = changes_.known_revision()};
   if (port_ != nullptr) boundary = port_->close_step(model_.job_step);
   const auto requested = std::max(boundary.leave, changes::LeaveRequest{leave_requested_.load()});
@@ -158,7 +158,7 @@ uint64_t StepConsensus::close_step(double norm, std::span<const uint64_t> scaled
 
   // Not when the header is read: that may be between two steps, for a save.
   checkpoint_requested_ = std::exchange(asked_for_checkpoint_, false);
-  make_report(norm, skipped);
+  make_report(outcome);
   if (port_ != nullptr) port_->step_finished(report_);
   ++model_.job_step;
   enter_next_step();
@@ -184,13 +184,14 @@ uint64_t StepConsensus::state_digest(std::span<const uint64_t> scaled_by,
   return XXH3_64bits_digest(&hash);
 }
 
-void StepConsensus::make_report(double norm, bool skipped) {
+void StepConsensus::make_report(const StepOutcome& outcome) {
   report_.job_step = model_.job_step;
   report_.leave = leaving_;
   report_.active_revision = changes_.active_revision();
   report_.skipped_steps = skipped_steps_;
-  report_.skipped = skipped;
-  report_.gradient_norm = norm;
+  report_.outcome_step = outcome.job_step;
+  report_.skipped = outcome.skipped;
+  report_.gradient_norm = outcome.norm;
   report_.group_options = model_.all_group_options();
   report_.scheduled_lr.clear();
   report_.lr_pinned.clear();

@@ -53,10 +53,16 @@ class StepConsensus {
 
   /// Takes in what the last step sent; collective. Throws DivergedError.
   void finish_previous();
-  /// The step is over: its header leaves, the next step's hyperparameters take effect. `norm` is 0 without clipping,
-  /// `scaled_by` are the bits of what scaled the gradients. Returns the digest of the state, equal on all ranks.
-  uint64_t close_step(double norm, std::span<const uint64_t> scaled_by,
-                      const std::vector<int64_t>& step_counts, bool skipped);
+  /// What a step did, as far as the host knows.
+  struct StepOutcome {
+    int64_t job_step = -1;
+    double norm = 0;  ///< of the averaged gradient; 0 without clipping
+    bool skipped = false;
+  };
+  /// The step is over: its header leaves, the next step's hyperparameters take effect. `outcome` is its own, or the last that GPUs have
+  /// told; `scaled_by` are the bits of what scaled the gradients. Returns the digest of the state, equal on all ranks.
+  uint64_t close_step(const StepOutcome& outcome, std::span<const uint64_t> scaled_by,
+                      const std::vector<int64_t>& step_counts);
 
   void set_control(changes::ControlPort* port);
   void request_leave(changes::LeaveRequest request) noexcept {
@@ -90,7 +96,7 @@ class StepConsensus {
   bool accept_changes(int64_t newest_revision);
   uint64_t state_digest(std::span<const uint64_t> scaled_by,
                         const std::vector<int64_t>& step_counts) const;
-  void make_report(double norm, bool skipped);
+  void make_report(const StepOutcome& outcome);
   void enter_next_step();
 
   comm::Communicator& control_;

@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <limits>
 
-#include "fusedbun/core/device_api.h"
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gpu/device_api.h"
 #include "fusedbun/dist/step/device_stream.h"
 
 namespace fusedbun {

@@ -12,7 +12,7 @@
 #include <functional>
 #include <string>
 
-#include "fusedbun/core/cuda_stream.h"
+#include "fusedbun/core/gpu/cuda_stream.h"
 #include "fusedbun/core/error.h"
 
 namespace fusedbun::cuda_on_cpu {

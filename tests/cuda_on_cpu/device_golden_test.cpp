@@ -3,7 +3,7 @@
 
 #include <cstdio>
 
-#include "fusedbun/core/device_step.h"
+#include "fusedbun/core/gpu/device_step.h"
 #include "fusedbun/tests/support/golden_cases.h"
 #include "lazy_device.h"
 

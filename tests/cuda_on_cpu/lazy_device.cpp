@@ -4,8 +4,8 @@
 #include <mutex>
 #include <vector>
 
-#include "fusedbun/core/gradient_cuda.h"
-#include "fusedbun/core/step_cuda.h"
+#include "fusedbun/core/gpu/gradient_cuda.h"
+#include "fusedbun/core/gpu/step_cuda.h"
 
 namespace fusedbun {
 namespace {

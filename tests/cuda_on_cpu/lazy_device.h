@@ -9,7 +9,7 @@
 #include <map>
 #include <string>
 
-#include "fusedbun/core/device_api.h"
+#include "fusedbun/core/gpu/device_api.h"
 #include "lazy_cuda.h"
 
 namespace fusedbun {

@@ -1,5 +1,5 @@
 // The kernels of the CUDA step, run on the CPU, against the fused CPU step: the same bits in everything that a step leaves.
-#include "fusedbun/core/step_cuda.h"
+#include "fusedbun/core/gpu/step_cuda.h"
 
 #include <gtest/gtest.h>
 
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "cuda_on_cpu.h"
-#include "fusedbun/core/step_table_layout.h"
+#include "fusedbun/core/gpu/step_table_layout.h"
 #include "fusedbun/tests/core/random_segment.h"
 
 namespace fusedbun {

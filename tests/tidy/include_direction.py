@@ -41,7 +41,11 @@ CORE_VALUES = r"core/(element_type|error|host_name|options|option_fields|row_ran
 # (files, project headers they may include, libraries they may see). The first row that matches a file holds for it.
 PARTS = [
     (r"core/(fusedbun|segment_step|step_reference|tensor_snapshot)\.", r"core/", {"torch", "hash"} | SYSTEM),
-    (r"core/.*\.cu$", r"core/", {"cuda"} | SYSTEM),
+    (r"core/gpu/(cuda_(elements|sums|launch)\.h$|.*\.cu$)", r"core/", {"cuda"} | SYSTEM),
+    (r"core/gpu/cuda_device\.", r"core/", {"torch", "cuda"} | SYSTEM),
+    (r"core/gpu/(step_table|gradient_table|step_cuda|gradient_cuda|cuda_\w+|step_table_layout)\.",
+     r"core/(?!fusedbun\.h|segment_step\.h|step_reference\.h|tensor_snapshot\.h)", SYSTEM),
+    (r"core/gpu/", r"core/", {"torch"} | SYSTEM),
     (r"core/", r"core/(?!fusedbun\.h|segment_step\.h|step_reference\.h|tensor_snapshot\.h)", SYSTEM),
     (r"dist/plan/", CORE_VALUES + r"|dist/plan/", {"hash"}),
     (r"dist/comm/gloo\w*\.", r"core/(descriptor_limit|error)\.h|dist/comm/(?!mpi|nccl)", {"torch", "gloo"} | SYSTEM),
@@ -68,7 +72,7 @@ APART = [("torch", "log", "LibTorch ships another fmt than spdlog wants")]
 RAW_CALLS = [
     (r"\bMPI_[A-Z]\w*\s*\(", r"dist/comm/mpi", "calls of MPI belong to dist/comm/mpi"),
     (r"\bnccl[A-Z]\w*\s*\(", r"dist/comm/nccl", "calls of NCCL belong to dist/comm/nccl"),
-    (r"\bcuda[A-Z]\w*\s*\(", r"dist/comm/nccl|core/.*\.cu$", "calls of CUDA belong to dist/comm/nccl and core/*.cu"),
+    (r"\bcuda[A-Z]\w*\s*\(", r"dist/comm/nccl|core/gpu/cuda_(launch|device)", "calls of CUDA belong to dist/comm/nccl, core/gpu/cuda_launch and cuda_device"),
 ]
 
 EMPTY_WORDS = {"util", "utils", "utility", "utilities", "common", "misc", "manager", "helper", "helpers", "base"}

@@ -1,4 +1,4 @@
-#include "fusedbun/core/step_table_layout.h"
+#include "fusedbun/core/gpu/step_table_layout.h"
 
 #include <algorithm>
 #include <cstdint>

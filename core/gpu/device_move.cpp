@@ -1,4 +1,4 @@
-#include "fusedbun/core/device_move.h"
+#include "fusedbun/core/gpu/device_move.h"
 
 #include <ATen/ops/empty.h>
 

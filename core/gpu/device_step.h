@@ -11,9 +11,9 @@
 #include <span>
 #include <vector>
 
-#include "fusedbun/core/device_api.h"
+#include "fusedbun/core/gpu/device_api.h"
+#include "fusedbun/core/gpu/step_table_layout.h"
 #include "fusedbun/core/segment_step.h"
-#include "fusedbun/core/step_table_layout.h"
 
 namespace fusedbun {
 

@@ -5,9 +5,9 @@
 // Invariant: sums are added in an order that the length alone decides, so every run and every GPU gives the same bits.
 //
 // Errors: DeviceError with CUDA's text when a launch is refused. Thread safety: distinct tables at the same time.
-#include "fusedbun/core/cuda_namespace.h"
-#include "fusedbun/core/cuda_stream.h"
-#include "fusedbun/core/gradient_table.h"
+#include "fusedbun/core/gpu/cuda_namespace.h"
+#include "fusedbun/core/gpu/cuda_stream.h"
+#include "fusedbun/core/gpu/gradient_table.h"
 
 namespace fusedbun::FUSEDBUN_CUDA {
 

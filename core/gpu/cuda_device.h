@@ -2,7 +2,7 @@
 // The DeviceApi of NVIDIA GPUs: CUDA's runtime, and the streams that LibTorch works on.
 //
 // Thread safety: as DeviceApi.
-#include "fusedbun/core/device_api.h"
+#include "fusedbun/core/gpu/device_api.h"
 
 namespace fusedbun {
 

@@ -1,4 +1,4 @@
-#include "fusedbun/core/fusedbun_device.h"
+#include "fusedbun/core/gpu/fusedbun_device.h"
 
 #include <ATen/ops/empty.h>
 

@@ -12,9 +12,9 @@
 #include <memory>
 #include <span>
 
-#include "fusedbun/core/cuda_stream.h"
-#include "fusedbun/core/gradient_table.h"
-#include "fusedbun/core/step_table.h"
+#include "fusedbun/core/gpu/cuda_stream.h"
+#include "fusedbun/core/gpu/gradient_table.h"
+#include "fusedbun/core/gpu/step_table.h"
 
 namespace fusedbun {
 

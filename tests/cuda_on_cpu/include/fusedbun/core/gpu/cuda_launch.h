@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "cuda_on_cpu.h"
-#include "fusedbun/core/cuda_namespace.h"
+#include "fusedbun/core/gpu/cuda_namespace.h"
 
 /// Memory that the threads of a block share, in a kernel.
 #define FUSEDBUN_SHARED(Type, name) \

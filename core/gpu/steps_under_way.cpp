@@ -1,4 +1,4 @@
-#include "fusedbun/core/steps_under_way.h"
+#include "fusedbun/core/gpu/steps_under_way.h"
 
 #include <ATen/ops/empty.h>
 

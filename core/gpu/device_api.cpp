@@ -1,10 +1,10 @@
-#include "fusedbun/core/device_api.h"
+#include "fusedbun/core/gpu/device_api.h"
 
 #include <atomic>
 
 #include "fusedbun/core/error.h"
 #if defined(FUSEDBUN_HAS_CUDA)
-#include "fusedbun/core/cuda_device.h"
+#include "fusedbun/core/gpu/cuda_device.h"
 #endif
 
 namespace fusedbun {

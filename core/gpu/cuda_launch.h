@@ -7,9 +7,9 @@
 
 #include <string>
 
-#include "fusedbun/core/cuda_namespace.h"
-#include "fusedbun/core/cuda_stream.h"
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gpu/cuda_namespace.h"
+#include "fusedbun/core/gpu/cuda_stream.h"
 
 /// Memory that the threads of a block share, in a kernel.
 #define FUSEDBUN_SHARED(Type, name) __shared__ Type name

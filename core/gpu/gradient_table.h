@@ -5,7 +5,7 @@
 // Thread safety: values; the memory is the caller's.
 #include <cstdint>
 
-#include "fusedbun/core/step_table.h"
+#include "fusedbun/core/gpu/step_table.h"
 
 namespace fusedbun::device {
 

@@ -17,9 +17,9 @@
 // rows are centred; partial sums add 16 per column and band, a fortieth of that.
 //
 // Errors: DeviceError with CUDA's text when a launch is refused. Thread safety: distinct tables may be stepped at the same time.
-#include "fusedbun/core/cuda_namespace.h"
-#include "fusedbun/core/cuda_stream.h"
-#include "fusedbun/core/step_table.h"
+#include "fusedbun/core/gpu/cuda_namespace.h"
+#include "fusedbun/core/gpu/cuda_stream.h"
+#include "fusedbun/core/gpu/step_table.h"
 
 namespace fusedbun::FUSEDBUN_CUDA {
 

@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "fusedbun/core/device_api.h"
+#include "fusedbun/core/gpu/device_api.h"
 
 namespace fusedbun {
 

@@ -10,7 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "fusedbun/core/device_api.h"
+#include "fusedbun/core/gpu/device_api.h"
 
 namespace fusedbun {
 

@@ -1,4 +1,4 @@
-#include "fusedbun/core/cuda_device.h"
+#include "fusedbun/core/gpu/cuda_device.h"
 
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/core/gradient_cuda.h"
-#include "fusedbun/core/step_cuda.h"
+#include "fusedbun/core/gpu/gradient_cuda.h"
+#include "fusedbun/core/gpu/step_cuda.h"
 
 namespace fusedbun {
 namespace {

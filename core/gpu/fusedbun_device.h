@@ -7,10 +7,10 @@
 #include <memory>
 #include <vector>
 
-#include "fusedbun/core/device_move.h"
-#include "fusedbun/core/device_step.h"
 #include "fusedbun/core/fusedbun.h"
-#include "fusedbun/core/steps_under_way.h"
+#include "fusedbun/core/gpu/device_move.h"
+#include "fusedbun/core/gpu/device_step.h"
+#include "fusedbun/core/gpu/steps_under_way.h"
 
 namespace fusedbun {
 

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "fusedbun/core/step_table.h"
+#include "fusedbun/core/gpu/step_table.h"
 
 namespace fusedbun::device {
 

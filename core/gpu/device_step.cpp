@@ -1,4 +1,4 @@
-#include "fusedbun/core/device_step.h"
+#include "fusedbun/core/gpu/device_step.h"
 
 #include <ATen/ops/empty.h>
 
