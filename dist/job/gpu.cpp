@@ -62,10 +62,8 @@ int load_gpu_support() {
   if (has_decided && !has_driver()) return 0;
   FUSEDBUN_REQUIRE(!has_decided, DeviceError,
                    "LibTorch was asked about GPUs before its CUDA half could be loaded, and has no "
-                   "GPUs from then on: make "
-                   "the Job, or call load_gpu_support(), before other calls of LibTorch (a static "
-                   "initialiser that seeds, for "
-                   "example), or link libtorch_cuda");
+                   "GPUs from then on: seed and ask after main() has begun (a static initialiser "
+                   "did before), or link libtorch_cuda");
   return static_cast<int>(hooks.deviceCount());
 }
 

@@ -110,7 +110,9 @@ void Job::Parts::start_heartbeats_of_job() {
   if (heartbeats.heartbeat) {
     // From here on they alone decide that a rank is gone: a peer may load, validate or save for as long as it lives.
     connections.set_timeout(comm::kNoDeadline, gpu_timeout_of(options.health));
-    gpu_failure.start(*heartbeats.heartbeat, *connections.host, patience_with_peers());
+    if (connections.choice.backend == plan::BackendRequest::nccl) {
+      gpu_failure.start(*heartbeats.heartbeat, *connections.host, patience_with_peers());
+    }
   } else {
     connections.set_timeout(options.timeout, options.timeout);
     notice("no heartbeats: a stopped rank is noticed only when a wait of " +

@@ -355,7 +355,8 @@ TEST_F(NcclOverDouble, TheDeadlineCountsFromTheLastOperationThatEnded) {
   for (int i = 0; i < 3; ++i) {
     comm->all_reduce(floats(5), ReduceOp::sum, producer()).wait_on(consumer());
   }
-  for (int i = 1; i <= 3; ++i) {  // the last one ends long after its launch, but something always moves
+  for (int i = 1; i <= 3;
+       ++i) {  // the last one ends long after its launch, but something always moves
     std::this_thread::sleep_for(kTimeout / 2);
     nccl_.operations_ended = i;
   }

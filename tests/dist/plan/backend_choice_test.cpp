@@ -185,9 +185,12 @@ TEST(BackendChoice, ContainersOfOneMachineMayHaveTheSameGpu) {
   Capability elsewhere = gpu_rank(0);
   elsewhere.host_hash = 1;
   elsewhere.host = "pod7";
-  EXPECT_THAT([&] { choose_backend(std::vector{gpu_rank(0), elsewhere}); },
-              testing::ThrowsMessage<ConfigError>(
-                  HasSubstr("rank 0 (on node3) and rank 1 (on pod7) are on one GPU, GPU-0100")));
+  EXPECT_THAT(
+      [&] {
+        choose_backend(std::vector{gpu_rank(0), elsewhere});
+      },
+      testing::ThrowsMessage<ConfigError>(
+          HasSubstr("rank 0 (on node3) and rank 1 (on pod7) are on one GPU, GPU-0100")));
 }
 
 std::string refusal_of(const std::vector<Capability>& ranks) {
@@ -218,14 +221,16 @@ TEST(BackendChoice, RefusalsNameTheRank) {
 
 TEST(BackendChoice, RefusalsOfGpusNameRankHostAndGpu) {
   EXPECT_EQ(refusal_of({gpu_rank(0), gpu_rank(1), gpu_rank(0)}),
-            "78: rank 0 (on node3) and rank 2 (on node3) are on one GPU, GPU-01000000-0000-0000-0000-000000000000: "
+            "78: rank 0 (on node3) and rank 2 (on node3) are on one GPU, "
+            "GPU-01000000-0000-0000-0000-000000000000: "
             "start one rank per GPU, give each rank one of its own (CUDA_VISIBLE_DEVICES), or let "
             "them share it (--share-gpu)");
   Capability old = gpu_rank(0);
   old.shares_gpu = 1;
   old.nccl_version = 22907;
   EXPECT_EQ(refusal_of({old, old}),
-            "78: rank 0 (on node3) and rank 1 (on node3) are on one GPU, GPU-01000000-0000-0000-0000-000000000000, "
+            "78: rank 0 (on node3) and rank 1 (on node3) are on one GPU, "
+            "GPU-01000000-0000-0000-0000-000000000000, "
             "which NCCL 2.29.7 cannot do (2.30 can): start one rank per GPU");
   Capability none = gpu_rank(0);
   none.gpu_ordinal = -1;

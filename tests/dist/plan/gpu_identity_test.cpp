@@ -22,7 +22,8 @@ TEST(GpuIdentity, RanksOfAHostTakeItsGpusInOrder) {
 
 TEST(GpuIdentity, WhereARankSeesFewerItTakesOneOfThem) {
   EXPECT_EQ(choose_gpu(5, 1), 0) << "Slurm's --gpus-per-task=1";
-  EXPECT_EQ(choose_gpu(2, 2), 0) << "Slurm's --gpus-per-task=2, or a host with more ranks than GPUs";
+  EXPECT_EQ(choose_gpu(2, 2), 0)
+      << "Slurm's --gpus-per-task=2, or a host with more ranks than GPUs";
   EXPECT_EQ(choose_gpu(5, 2), 1);
   EXPECT_EQ(choose_gpu(0, 0), std::nullopt);
 }

@@ -167,14 +167,14 @@ class Files(TrainTestCase):
         self.assertFalse(self.run_dir.exists())
 
     def test_without_a_gpu_every_rank_says_so_and_the_launcher_passes_the_code_on(self):
-        result = run("launch", "-n", "2", "--", *self.train(1, "--device", "cuda", "--share-gpu"))
+        result = run("launch", "-n", "2", "--", *self.train(1, "--device", "cuda", "--share-gpu", ""))
         if result.code == 0:
             self.skipTest("this machine has a GPU")
         self.assert_fails(result, 71, "rank 0 (on ", "has no GPU to use: ")
         self.assertFalse(self.run_dir.exists())
 
     def test_ranks_share_gpus_only_where_they_are_on_gpus(self):
-        self.assert_fails(run(*self.train(1, "--share-gpu")), 78, "--share-gpu: the ranks are on CPUs: add --device cuda")
+        self.assert_fails(run(*self.train(1, "--share-gpu", "")), 78, "--share-gpu: the ranks are on CPUs: add --device cuda")
 
     def test_a_model_that_does_not_fit_is_refused(self):
         model = self.folder / "model.safetensors"
