@@ -98,6 +98,12 @@ void keep_freed_memory() {
 #endif
 }
 
+void return_freed_memory() {
+#if defined(__GLIBC__)
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);  // which does not grow with what is freed any more
+#endif
+}
+
 std::vector<std::string> visible_gpus() {
   // The driver's own library, asked at run time: it is on hosts with a GPU only, and no build needs it.
   const std::unique_ptr<void, int (*)(void*)> driver(::dlopen("libcuda.so.1", RTLD_NOW), ::dlclose);

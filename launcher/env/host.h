@@ -36,6 +36,10 @@ ResidentMemory resident_memory();
 /// 124 M parameters on two cores. Called before the first step, when what the set-up needed has been given back. It is for
 /// programs, not for libraries, to decide.
 void keep_freed_memory();
+/// The other way round: from now on a block of 1 MiB or more goes back to the host when it is freed (glibc), so this process holds no more
+/// than it uses. Memory that is kept has holes, since tensors come and go in another order in backward than in forward: a step with
+/// activation checkpointing was found to hold twice what it used.
+void return_freed_memory();
 /// Names of the GPUs that CUDA shows this process (CUDA_VISIBLE_DEVICES holds); empty without a driver.
 std::vector<std::string> visible_gpus();
 

@@ -8,6 +8,7 @@
 namespace fusedbun::train {
 namespace {
 
+constexpr int64_t kLibraryBytes = 40 << 20;
 constexpr int64_t kFloatBytes = 4, kHalfBytes = 2;
 /// ShardedOptions::in_place_bytes: segments below it are packed.
 constexpr int64_t kInPlaceBytes = 64 << 10;
@@ -109,7 +110,7 @@ int64_t activation_bytes(const MemoryQuestion& question) {
 }  // namespace
 
 int64_t MemoryForecast::peak() const {
-  return parameters + optimizer_state + gradient_buckets +
+  return parameters + optimizer_state + gradient_buckets + libraries +
          (gradients_follow_activations ? std::max(gradients, activations)
                                        : gradients + activations);
 }
@@ -120,6 +121,7 @@ MemoryForecast forecast_memory(const MemoryQuestion& question) {
           .gradient_buckets = bucket_bytes(question),
           .gradients = gradient_bytes(question),
           .activations = activation_bytes(question),
+          .libraries = question.on_gpu ? 0 : kLibraryBytes,
           .gradients_follow_activations = question.accumulation == 1};
 }
 
@@ -139,14 +141,15 @@ std::string describe(const MemoryForecast& forecast) {
   const auto part = [](const char* name, int64_t bytes) {
     return std::string(name) + " " + mebibytes_or_gibibytes(bytes);
   };
-  return "at most " + mebibytes_or_gibibytes(forecast.peak()) +
+  return mebibytes_or_gibibytes(forecast.peak()) +
          " per rank: " + part("parameters", forecast.parameters) + ", " +
          part("optimizer state", forecast.optimizer_state) + ", " +
          part("gradient buckets", forecast.gradient_buckets) + ", " +
          part("gradients", forecast.gradients) +
          (forecast.gradients_follow_activations ? " or " : ", ") +
          part("activations", forecast.activations) +
-         (forecast.gradients_follow_activations ? ", whichever is more" : "");
+         (forecast.gradients_follow_activations ? " (whichever is more)" : "") +
+         (forecast.libraries > 0 ? ", " + part("libraries", forecast.libraries) : "");
 }
 
 }  // namespace fusedbun::train

@@ -16,8 +16,10 @@
 //                     blocks, or with activation checkpointing one, and d per token of each other's input. Under autocast also the
 //                     parameters in the shorter type.
 //
-// Not counted: what the process holds before there is a model (LibTorch: some 200 MB), work space of the libraries of matrix products,
-// the copy that a checkpoint is written from, memory of GPUs that lies between allocations.
+//   libraries         what the libraries of matrix products load and allocate in their first step: 40 MiB, as found on CPUs
+//
+// Not counted: what the process holds before there is a model (LibTorch: some 100 MiB), holes in memory that is kept for the next step
+// (launcher/env/host.h), the copy that a checkpoint is written from.
 //
 // Thread safety: values and pure functions.
 #include <cstdint>
@@ -46,6 +48,7 @@ struct MemoryQuestion {
   bool bf16_on_wire = false;
   bool clips = false;       ///< sums of gradients are stored before they are used
   int64_t state_bytes = 0;  ///< of the optimizer, on the rank that has most
+  bool on_gpu = false;
 };
 
 /// In bytes.
@@ -55,6 +58,7 @@ struct MemoryForecast {
   int64_t gradient_buckets = 0;
   int64_t gradients = 0;
   int64_t activations = 0;
+  int64_t libraries = 0;
   /// Gradients come while activations go, so they are never there together in full.
   bool gradients_follow_activations = false;
 
@@ -65,7 +69,7 @@ MemoryForecast forecast_memory(const MemoryQuestion& question);
 
 /// "1.2 GiB", "34.5 MiB".
 std::string mebibytes_or_gibibytes(int64_t bytes);
-/// One line: "at most 1.2 GiB per rank: parameters 475.0 MiB, optimizer state ..., activations 312.0 MiB".
+/// One line: "1.2 GiB per rank: parameters 475.0 MiB, optimizer state ..., activations 312.0 MiB".
 std::string describe(const MemoryForecast& forecast);
 
 }  // namespace fusedbun::train

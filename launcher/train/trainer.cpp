@@ -260,7 +260,11 @@ class Run {
         forecast_memory(memory_question(*stepper, loop, std::ranges::max(planned)));
     if (job_.rank() == 0) say_start(*stepper, planned, forecast);
 
-    launcher::keep_freed_memory();
+    if (options_.checkpoints_activations) {
+      launcher::return_freed_memory();  // who asks for it wants memory more than time
+    } else {
+      launcher::keep_freed_memory();
+    }
     if (keeps_checkpoints()) {
       checkpoints_.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
                            stepper->job_step());
@@ -375,7 +379,8 @@ class Run {
             .is_sharded = options_.optimizer.kind == OptimizerKind::fusedbun,
             .bf16_on_wire = options_.bf16_on_wire,
             .clips = options_.max_grad_norm > 0,
-            .state_bytes = state_bytes};
+            .state_bytes = state_bytes,
+            .on_gpu = options_.use_gpu};
   }
 
   /// The scale of a checkpoint goes on: a run that was stopped has those of one that was not.

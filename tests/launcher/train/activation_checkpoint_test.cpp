@@ -193,6 +193,7 @@ int64_t peak_activations(const Shape& shape, Precision precision, bool checkpoin
   return bytes.peak();
 }
 
+// Float32 is exact but for some kilobytes; in shorter types oneDNN allocates work space, which depends on the machine.
 TEST(ActivationMemoryTest, IsAsForecast) {
   for (const Shape& shape : kShapes) {
     for (const Precision precision :
@@ -206,12 +207,7 @@ TEST(ActivationMemoryTest, IsAsForecast) {
                                      .activations;
         const int64_t measured = peak_activations(shape, precision, checkpointed_blocks);
         const double ratio = static_cast<double>(forecast) / static_cast<double>(measured);
-        printf("%lld layers, width %lld, %s%s: measured %lld, forecast %lld, %.3f\n",
-               static_cast<long long>(shape.model.n_layer),
-               static_cast<long long>(shape.model.n_embd), std::string(name_of(precision)).c_str(),
-               checkpointed_blocks ? ", checkpointed" : "", static_cast<long long>(measured),
-               static_cast<long long>(forecast), ratio);
-        EXPECT_NEAR(ratio, 1, 0.1)
+        EXPECT_NEAR(ratio, 1, precision == Precision::float32 ? 0.005 : 0.15)
             << shape.model.n_layer << " layers, width " << shape.model.n_embd << ", "
             << name_of(precision) << (checkpointed_blocks ? ", checkpointed" : "");
       }

@@ -91,12 +91,20 @@ TEST(MemoryForecastTest, ThePeakAddsUpWhatIsThereTogether) {
                           .optimizer_state = 20,
                           .gradient_buckets = 300,
                           .gradients = 4000,
-                          .activations = 50000};
-  EXPECT_EQ(forecast.peak(), 54321);
+                          .activations = 50000,
+                          .libraries = 600000};
+  EXPECT_EQ(forecast.peak(), 654321);
   forecast.gradients_follow_activations = true;
-  EXPECT_EQ(forecast.peak(), 50321);
+  EXPECT_EQ(forecast.peak(), 650321);
   forecast.gradients = 60000;
-  EXPECT_EQ(forecast.peak(), 60321);
+  EXPECT_EQ(forecast.peak(), 660321);
+}
+
+TEST(MemoryForecastTest, LibrariesTakeSomeOfTheHostAndNothingOfAGpu) {
+  MemoryQuestion asked = question();
+  EXPECT_EQ(forecast_memory(asked).libraries, 40 << 20);
+  asked.on_gpu = true;
+  EXPECT_EQ(forecast_memory(asked).libraries, 0);
 }
 
 // How activations depend on what is asked; that the numbers are right is measured in activation_checkpoint_test.cpp.
@@ -125,12 +133,14 @@ TEST(MemoryForecastTest, IsToldInOneLine) {
                           .gradients = 4 << 20,
                           .activations = 5 << 20};
   EXPECT_EQ(describe(forecast),
-            "at most 15.0 MiB per rank: parameters 1.0 MiB, optimizer state 2.0 MiB, gradient "
+            "15.0 MiB per rank: parameters 1.0 MiB, optimizer state 2.0 MiB, gradient "
             "buckets 3.0 MiB, gradients 4.0 MiB, activations 5.0 MiB");
   forecast.gradients_follow_activations = true;
+  forecast.libraries = 40 << 20;
   EXPECT_EQ(describe(forecast),
-            "at most 11.0 MiB per rank: parameters 1.0 MiB, optimizer state 2.0 MiB, gradient "
-            "buckets 3.0 MiB, gradients 4.0 MiB or activations 5.0 MiB, whichever is more");
+            "51.0 MiB per rank: parameters 1.0 MiB, optimizer state 2.0 MiB, gradient "
+            "buckets 3.0 MiB, gradients 4.0 MiB or activations 5.0 MiB (whichever is more), "
+            "libraries 40.0 MiB");
 }
 
 }  // namespace

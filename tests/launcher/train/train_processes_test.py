@@ -80,10 +80,12 @@ class Learning(TrainTestCase):
 
 
 class Precision(TrainTestCase):
-    """On the default text, as a person starts it first."""
+    """On the default text, at a learning rate at which float32 itself does not depend on how sums are rounded: at 3e-3 losses of runs
+    that differ in the last bit of a gradient are 1 % apart after 80 steps."""
 
     def losses_in(self, precision, count, *more, ranks=1):
-        flags = ("--data", "/usr/share/common-licenses", "--layers", "2", "--batch", "8", "--warmup", "20", "--precision", precision)
+        flags = ("--data", "/usr/share/common-licenses", "--layers", "2", "--batch", "8", "--warmup", "20", "--lr", "1e-3",
+                 "--precision", precision)
         return self.losses("-".join(map(str, (precision, ranks, *more))).replace("--", ""), count, *flags, *more, ranks=ranks)
 
     def smooth(self, losses, width=10):
@@ -93,19 +95,22 @@ class Precision(TrainTestCase):
     def test_the_loss_of_150_steps_follows_float32(self):
         expected = self.smooth(self.losses_in("float32", 150))
         self.assertLess(expected[-1], 0.75 * expected[0], "it learns")
+        # Found: at most 1e-4 apart.
         for precision in ("bf16", "bf16-autocast"):
             with self.subTest(precision=precision):
                 found = self.smooth(self.losses_in(precision, 150))
-                self.assert_close(found, expected, 0.02)
+                self.assert_close(found, expected, 1e-3)
                 self.assertNotEqual(found, expected, "it is another arithmetic")
 
     def test_float16_with_a_loss_scale_follows_float32(self):
-        expected = self.smooth(self.losses_in("float32", 60))
-        found = self.smooth(self.losses_in("fp16-autocast", 60, ranks=2))
+        # Found: equal to 1e-5 until a gradient overflows at 65536 in step 65, and 0.6 % apart after that step was skipped.
+        expected = self.smooth(self.losses_in("float32", 100))
+        found = self.smooth(self.losses_in("fp16-autocast", 100, ranks=2))
         self.assert_close(found, expected, 0.02)
         lines = steps(self.folder / "fp16-autocast-2")
-        # Nothing overflows at the first scale, and it grows after 2000 good steps only.
-        self.assertEqual([(line["loss_scale"], line["good_steps"]) for line in lines], [(65536, at + 1) for at in range(60)])
+        self.assertEqual((lines[0]["loss_scale"], lines[0]["good_steps"]), (65536, 1))
+        self.assertGreaterEqual(lines[-1]["loss_scale"], 1024)
+        self.assertLess(lines[-1]["skipped"], 7)
         self.assertIn("  scale 65536  ", (self.folder / "fp16-autocast-2" / "train.log").read_text())
 
     def test_bf16_parameters_are_saved_as_a_model_like_any_other(self):
@@ -131,11 +136,18 @@ class Precision(TrainTestCase):
             skipped = line["skipped"]
         self.assertLess(lines[-1]["loss"], lines[0]["loss"])
 
-    def test_a_scale_that_no_step_survives_ends_the_run(self):
+    def test_steps_that_overflow_again_and_again_end_the_run(self):
+        result = run(*self.train(100, "--precision", "fp16-autocast", "--loss-scale", 2.0**120), "-q")
+        self.assert_fails(result, 78, "the gradients overflowed in 20 steps in a row, the last of them job step 19 ", "no model is saved")
+        self.assertEqual([line["loss_scale"] for line in steps(self.run_dir)], [2.0**(120 - step) for step in range(20)])
+        self.assertFalse((self.run_dir / "model.safetensors").exists())
+
+    def test_a_scale_at_its_minimum_is_told_once(self):
         # A learning rate that throws the weights out of float16's range: then no scale helps.
-        result = run(*self.train(100, "--precision", "fp16-autocast", "--lr", "1e4", "--warmup", "0", "--clip", "0"))
-        self.assertEqual(result.code, 78, result)
-        self.assertRegex(result.err, r"(the gradients overflowed in 20 steps in a row|the loss became).*no model is saved")
+        result = run(*self.train(100, "--precision", "fp16-autocast", "--loss-scale", "4", "--lr", "1e4", "--warmup", "0", "--clip", "0"))
+        self.assert_fails(result, 78, "the loss became")
+        self.assertEqual(result.err.count("the loss scale is at its minimum, 1, after job step "), 1)
+        self.assertEqual(steps(self.run_dir)[-1]["loss_scale"], 1)
 
     def test_names_and_combinations_that_cannot_be_are_refused_before_anything_is_written(self):
         self.assert_fails(run(*self.train(1, "--precision", "fp8")), 78, "--precision = 'fp8'", "bf16-autocast")
@@ -173,8 +185,8 @@ class Memory(TrainTestCase):
         result = run("launch", "-n", "2", "--", *self.train(3, "--run-dir", run_dir))
         self.assertEqual(result.code, 0, result)
         told = (run_dir / "train.log").read_text()
-        self.assertRegex(told, r"memory by forecast: at most [\d.]+ [MG]iB per rank: parameters [\d.]+ MiB, optimizer state [\d.]+ MiB, "
-                               r"gradient buckets [\d.]+ MiB, gradients [\d.]+ MiB or activations [\d.]+ MiB, whichever is more")
+        self.assertRegex(told, r"memory by forecast: [\d.]+ [MG]iB per rank: parameters [\d.]+ MiB, optimizer state [\d.]+ MiB, "
+                               r"gradient buckets [\d.]+ MiB, gradients [\d.]+ MiB or activations [\d.]+ MiB \(whichever is more\), libraries 40.0 MiB")
         self.assertRegex(result.out, r"memory             [\d.]+ [MG]iB at the peak \(rank [01]\); the forecast was [\d.]+ [MG]iB")
 
 
