@@ -32,12 +32,8 @@ class Checkpointed : public torch::autograd::Function<Checkpointed> {
                             const c10::intrusive_ptr<torch::CustomClassHolder>& held) {
     context->save_for_backward({input});
     context->saved_data[kHeld] = c10::IValue::make_capsule(held);
-    const Held& with = static_cast<Held&>(*held);
-    // A cast that is made here has no gradient, so nobody else may find it.
-    AutocastState autocast = with.autocast;
-    autocast.caches = false;
-    const Autocast scope(input.device().type(), autocast);
-    return with.block(input);
+    // Gradient mode is off, so autocast keeps no cast that is made here: it would have no gradient for who finds it.
+    return static_cast<Held&>(*held).block(input);
   }
 
   static variable_list backward(AutogradContext* context, const variable_list& gradients) {

@@ -8,15 +8,13 @@ namespace {
 void set(c10::DeviceType device, const AutocastState& state) {
   at::autocast::set_autocast_enabled(device, state.enabled);
   at::autocast::set_autocast_dtype(device, state.type);
-  at::autocast::set_autocast_cache_enabled(state.caches);
 }
 
 }  // namespace
 
 AutocastState AutocastState::of_this_thread(c10::DeviceType device) {
   return {.enabled = at::autocast::is_autocast_enabled(device),
-          .type = at::autocast::get_autocast_dtype(device),
-          .caches = at::autocast::is_autocast_cache_enabled()};
+          .type = at::autocast::get_autocast_dtype(device)};
 }
 
 Autocast::Autocast(c10::DeviceType device, const AutocastState& state)

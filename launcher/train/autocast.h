@@ -17,7 +17,6 @@ namespace fusedbun::train {
 struct AutocastState {
   bool enabled = false;
   c10::ScalarType type = c10::ScalarType::BFloat16;  ///< that matrix products take
-  bool caches = true;                                ///< casts of parameters are kept
 
   static AutocastState of_this_thread(c10::DeviceType device);
 };

@@ -233,8 +233,8 @@ class Stopped(ResumeTestCase):
         self.assert_fails(run(*self.words("third", "--resume", self.folder / "nowhere")), 65, "nowhere")
 
 
-class LossScale(ResumeTestCase):
-    """The scale of float16's losses, and how long it has been good, are a part of a checkpoint."""
+class Precision(ResumeTestCase):
+    """The scale of float16's losses, and how long it has been good, are a part of a checkpoint; so are bfloat16's masters."""
 
     SCALED = ("--precision", "fp16-autocast", "--loss-scale", 2.0**24, "--loss-scale-growth-every", 7)
 
@@ -263,6 +263,14 @@ class LossScale(ResumeTestCase):
         self.assertEqual(result.code, 0, result)
         self.assert_is(whole)
         self.assertEqual(self.scales(), scales)
+
+    def test_bfloat16_parameters_and_their_masters_go_on_to_the_bit(self):
+        whole = self.whole("launch", "-n", "2", "--", more=("--precision", "bf16"))
+        words = ["launch", "-n", "2", "--", *self.words("stopped", "--precision", "bf16")]
+        self.stop_after(200, [BINARY, *words])
+        result = run(*words)
+        self.assertEqual(result.code, 0, result)
+        self.assert_is(whole)
 
     def test_on_other_ranks_the_scale_goes_on(self):
         words = self.words("moved", "--batch", 6, *self.SCALED)
