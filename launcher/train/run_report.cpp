@@ -32,7 +32,7 @@ std::string left_out(const TextData& text) {
   return sentence;
 }
 
-// "precision: fp16-autocast, loss scale 65536 at first; activations are recomputed in backward"
+// "precision: bf16-autocast; activation checkpointing: each block is computed once more in backward"; empty where neither is asked for.
 std::string precision_sentence(const TrainOptions& options) {
   std::string sentence;
   if (options.precision != Precision::float32)
