@@ -2,12 +2,15 @@
 
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DeviceGuard.h>
+#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/function_hook.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <algorithm>
 #include <functional>
+#include <map>
+#include <set>
 #include <sstream>
 
 #include "fusedbun/core/error.h"
@@ -30,9 +33,73 @@ class GradientCollector::AfterAccumulation : public torch::autograd::PostAccumul
   int parameter_;
 };
 
+/// Which graph tasks ran inside which others. Autograd numbers each call of backward(), a call inside a backward pass too, and
+/// does not tell whose part it is. But a task is destroyed where it was called, and there the task around it is the current one: so
+/// each task is given a callback to keep, whose end asks for the current task.
+///
+/// Thread safety: any thread.
+class GradientCollector::Nesting : public std::enable_shared_from_this<Nesting> {
+ public:
+  /// Called inside of a backward pass: it will be known of the current task which one it is a part of.
+  void watch_current() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!watched_.insert(current()).second) return;
+    }
+    torch::autograd::Engine::get_default_engine().queue_callback(
+        [end = std::make_shared<End>(shared_from_this(), current())] {});
+  }
+
+  /// The pass that the program has called and that `task` is a part of, or is. The pass is over.
+  int outermost(int task) const {
+    const std::lock_guard lock(mutex_);
+    for (auto outer = outer_.find(task); outer != outer_.end(); outer = outer_.find(task)) {
+      task = outer->second;
+    }
+    return task;
+  }
+
+  /// No pass is under way.
+  void forget() {
+    const std::lock_guard lock(mutex_);
+    watched_.clear();
+    outer_.clear();
+  }
+
+ private:
+  static constexpr int kNone = -1;
+  static int current() { return torch::autograd::get_current_graph_task_id(); }
+
+  struct End {
+    End(std::shared_ptr<Nesting> nesting_, int task_) : nesting(std::move(nesting_)), task(task_) {}
+    End(const End&) = delete;  // one per task
+    ~End() { nesting->ended(task); }
+    std::shared_ptr<Nesting> nesting;
+    int task;
+  };
+
+  void ended(int task) {
+    const int around = current();
+    if (around == kNone || around == task) return;
+    {
+      const std::lock_guard lock(mutex_);
+      outer_[task] = around;
+    }
+    watch_current();  // it may be nested itself
+  }
+
+  mutable std::mutex mutex_;
+  std::set<int> watched_;
+  std::map<int, int> outer_;  ///< task -> the one that it was called in
+};
+
 GradientCollector::GradientCollector(const ShardedOptions& options, ShardedModel& model,
                                      std::function<void(int bucket)> start)
-    : options_(options), model_(model), start_(std::move(start)), order_(model.plan) {}
+    : options_(options),
+      model_(model),
+      start_(std::move(start)),
+      order_(model.plan),
+      nesting_(std::make_shared<Nesting>()) {}
 
 GradientCollector::~GradientCollector() {
   for (size_t p = 0; p < hook_positions_.size(); ++p) {
@@ -108,9 +175,14 @@ void GradientCollector::count_pass(int parameter) {
     return;
   }
   const int pass = torch::autograd::get_current_graph_task_id();
-  const auto known = std::ranges::find(guarded_passes_, pass);
-  const auto index = static_cast<size_t>(known - guarded_passes_.begin());
-  if (known == guarded_passes_.end()) guarded_passes_.push_back(pass);
+  // The newest is the likeliest.
+  const auto known = std::find(guarded_passes_.rbegin(), guarded_passes_.rend(), pass);
+  auto index = static_cast<size_t>(guarded_passes_.rend() - known) - 1;
+  if (known == guarded_passes_.rend()) {
+    index = guarded_passes_.size();
+    guarded_passes_.push_back(pass);
+    nesting_->watch_current();
+  }
   std::vector<bool>& standing = standing_[parameter];
   standing.resize(std::max(standing.size(), index + 1));
   standing[index] = true;
@@ -128,7 +200,9 @@ void GradientCollector::after_accumulation(int parameter, const at::Tensor& tens
       return note_problem(
           "parameter '" + model_.name(parameter) +
           "' got a second gradient in one step, but the first was used up in its hook: run all "
-          "backward passes but the last before a step under no_sync(), or turn off " +
+          "backward passes but the last before a step under no_sync(), or, if one pass gives it "
+          "two "
+          "(it is in two blocks that are recomputed by activation checkpointing), turn off " +
           (options_.step_in_backward ? "step_in_backward" : "GradientRelease::in_hook"));
     }
     // The bucket may be on its way with what stood here before; step() sends it again if it is.
@@ -311,15 +385,15 @@ bool GradientCollector::nonfinite() const {
 }
 
 int64_t GradientCollector::passes() const {
-  std::vector<bool> standing(guarded_passes_.size());
+  std::set<int> standing;
   bool unguarded = false;
   for (size_t p = 0; p < standing_.size(); ++p) {
     for (size_t pass = 0; pass < standing_[p].size(); ++pass) {
-      if (standing_[p][pass]) standing[pass] = true;
+      if (standing_[p][pass]) standing.insert(nesting_->outermost(guarded_passes_[pass]));
     }
     unguarded = unguarded || stands_unguarded_[p];
   }
-  const int64_t guarded = std::ranges::count(standing, true);
+  const auto guarded = std::ssize(standing);
   if (guarded == 0) return 1;
   // A gradient set by hand beside accumulated ones is a pass that autograd did not run.
   for (size_t p = 0; p < set_by_hand_.size() && !unguarded; ++p) {
@@ -351,6 +425,7 @@ void GradientCollector::end_step() {
     for (std::vector<bool>& standing : standing_) standing.clear();
     stands_unguarded_.assign(stands_unguarded_.size(), false);
     guarded_passes_.clear();
+    nesting_->forget();
   }
   forget_step();
 }

@@ -9,6 +9,8 @@
 //   by hand     a gradient that the program wrote after its bucket had started is refused: the other ranks have the old one,
 //               and what is right for one rank's gradient (a clip) is not right for the average
 //   no_sync     passes only accumulate in p.grad; the next pass outside, or step(), takes the sum
+//   nested      a backward pass that runs inside another one is a part of it, however many there are: activation checkpointing
+//               (torch.utils.checkpoint with use_reentrant=True) runs one for each block that it recomputes
 // With GradientRelease::in_hook and with step_in_backward the hook's gradient is used up at once, so it is the one that counts,
 // and a second one is refused.
 //
@@ -89,6 +91,7 @@ class GradientCollector {
 
  private:
   class AfterAccumulation;
+  class Nesting;
   struct Sync {
     InFlight exchange;
     uint32_t round = 0;
@@ -123,8 +126,9 @@ class GradientCollector {
   std::vector<TensorSnapshot> taken_;  ///< [parameter] p.grad when it was taken
   /// [parameter] p.grad after its last accumulation: the tensor (compared, never used) and its version.
   std::vector<std::pair<const void*, uint32_t>> seen_;
-  /// Backward passes under no_sync, by autograd's number; and [parameter] which of them stand in p.grad.
+  /// Under no_sync, autograd's numbers of backward passes, of nested ones too; and [parameter] which of them stand in p.grad.
   std::vector<int> guarded_passes_;
+  std::shared_ptr<Nesting> nesting_;  ///< which of them are parts of which
   std::vector<std::vector<bool>> standing_;
   std::vector<bool> stands_unguarded_;  ///< [parameter] a pass outside no_sync stands in p.grad
   std::vector<bool> set_by_hand_;       ///< [parameter] no pass that was seen explains p.grad

@@ -7,7 +7,6 @@
 
 #include <chrono>
 #include <cmath>
-#include <fstream>
 #include <functional>
 #include <span>
 
@@ -21,18 +20,6 @@ namespace {
 using Parameters = torch::OrderedDict<std::string, at::Tensor>;
 
 constexpr int kWarmUps = 2;
-
-int64_t peak_resident_bytes() {
-  std::ifstream file("/proc/self/status");
-  for (std::string word; file >> word;) {
-    if (word == "VmHWM:") {
-      int64_t kilobytes = 0;
-      file >> kilobytes;
-      return kilobytes << 10;
-    }
-  }
-  return 0;
-}
 
 int64_t largest(comm::Communicator& host, int64_t value) {
   host.all_reduce(comm::Buffer::of(std::span(&value, 1)), comm::ReduceOp::max).wait();
@@ -196,7 +183,8 @@ Json train_rows(Job& job, const RankBenchOptions& options) {
     launcher::keep_freed_memory();
     for (int i = 0; i < kWarmUps; ++i) train();
     const int64_t state_bytes = largest(host, step->state_bytes());
-    const int64_t peak = largest(host, peak_resident_bytes());  // before there is a second model
+    const int64_t peak =
+        largest(host, launcher::resident_memory().peak_bytes);  // before there is a second model
     const auto bare = make_bare_loop(options.model, job.rank(), job.placement().device);
     bare->forward_backward();
     for (int i = 0; i < options.steps; ++i) {

@@ -79,10 +79,28 @@ std::optional<SharedMemory> shared_memory() {
                       .total_bytes = block * static_cast<int64_t>(space.f_blocks)};
 }
 
+ResidentMemory resident_memory() {
+  ResidentMemory memory;
+  std::ifstream file("/proc/self/status");
+  for (std::string word; file >> word;) {
+    if (word != "VmHWM:" && word != "VmRSS:") continue;
+    int64_t kibibytes = 0;
+    file >> kibibytes;
+    (word == "VmRSS:" ? memory.bytes : memory.peak_bytes) = kibibytes << 10;
+  }
+  return memory;
+}
+
 void keep_freed_memory() {
 #if defined(__GLIBC__)
   ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   ::mallopt(M_MMAP_MAX, 0);  // memory mapped for one allocation goes with it
+#endif
+}
+
+void return_freed_memory() {
+#if defined(__GLIBC__)
+  ::mallopt(M_MMAP_THRESHOLD, 1 << 20);  // which does not grow with what is freed any more
 #endif
 }
 

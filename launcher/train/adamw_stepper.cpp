@@ -42,7 +42,8 @@ class AdamwStepper : public Stepper {
   void begin(double lr) override { optimizer_.param_groups()[0].options().set_lr(lr); }
   void accumulate(const std::function<void()>& backward) override { backward(); }
 
-  StepOutcome step() override {
+  StepOutcome step(double loss_scale) override {
+    FUSEDBUN_ASSERT(loss_scale == 1, "AdamW skips no step, so nobody scales its loss");
     average_gradients();
     const torch::Tensor gradient = message_.narrow(0, 0, elements_);
     double norm = 0;
@@ -53,7 +54,7 @@ class AdamwStepper : public Stepper {
     optimizer_.step();
     for (const torch::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
     ++job_step_;
-    return {optimizer_.param_groups()[0].options().get_lr(), norm, 0, 0};
+    return {optimizer_.param_groups()[0].options().get_lr(), norm, 0, 0, false};
   }
 
   void finish() override {}
@@ -79,6 +80,7 @@ class AdamwStepper : public Stepper {
   }
 
   std::string way() const override { return "messages: all-reduce"; }
+  plan::GradientTransport transport() const override { return plan::GradientTransport::collective; }
   std::string plan() const override { return "every rank keeps the state of all parameters\n"; }
 
  private:

@@ -36,11 +36,11 @@ class FusedbunStepper : public Stepper {
     backward();
   }
 
-  StepOutcome step() override {
-    optimizer_.step();
+  StepOutcome step(double loss_scale) override {
+    optimizer_.step(StepOptions{.loss_scale = loss_scale});
     const changes::StepReport& report = optimizer_.report();
     return {report.group_options[0].lr, report.gradient_norm, report.active_revision,
-            report.skipped_steps};
+            report.skipped_steps, report.skipped};
   }
 
   void finish() override { optimizer_.finish(); }
@@ -55,6 +55,12 @@ class FusedbunStepper : public Stepper {
   int64_t planned_state_bytes() const override { return optimizer_.planned_state_bytes(); }
   int64_t state_bytes() const override { return optimizer_.state_bytes(); }
   std::string plan() const override { return optimizer_.shard_plan().describe(); }
+  plan::GradientTransport transport() const override {
+    if (optimizer_.shares_memory()) return plan::GradientTransport::shared_memory;
+    return job_.channels().data->device() == comm::DeviceKind::cpu
+               ? plan::GradientTransport::point_to_point
+               : plan::GradientTransport::collective;
+  }
   std::string way() const override {
     std::string way =
         optimizer_.shares_memory()

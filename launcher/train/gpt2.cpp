@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/autocast_mode.h>
 #include <torch/utils.h>
 
 #include <cmath>
@@ -9,6 +10,8 @@
 #include <string_view>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/train/activation_checkpoint.h"
+#include "fusedbun/launcher/train/autocast.h"
 
 namespace fusedbun::train {
 namespace {
@@ -17,6 +20,14 @@ constexpr double kInitialDeviation = 0.02;
 
 torch::nn::LayerNorm layer_norm(int64_t width) {
   return torch::nn::LayerNorm(torch::nn::LayerNormOptions({width}).eps(1e-5));
+}
+
+/// layer(x). torch::nn::Linear adds the bias in a pass of its own, and where it is of another type than the product, as under autocast,
+/// through copies of the whole output in float32; so short types take one call for both.
+torch::Tensor project(torch::nn::Linear& layer, const torch::Tensor& x) {
+  const bool is_short = layer->weight.scalar_type() != at::kFloat ||
+                        at::autocast::is_autocast_enabled(x.device().type());
+  return is_short ? at::linear(x, layer->weight, layer->bias) : layer->forward(x);
 }
 
 class AttentionImpl : public torch::nn::Module {
@@ -28,12 +39,12 @@ class AttentionImpl : public torch::nn::Module {
 
   torch::Tensor forward(const torch::Tensor& x) {  // [batch, time, width]
     const int64_t batch = x.size(0), time = x.size(1), width = x.size(2);
-    const auto parts = c_attn_(x).view({batch, time, 3, heads_, width / heads_}).unbind(2);
+    const auto parts = project(c_attn_, x).view({batch, time, 3, heads_, width / heads_}).unbind(2);
     const auto mixed =
         at::scaled_dot_product_attention(parts[0].transpose(1, 2), parts[1].transpose(1, 2),
                                          parts[2].transpose(1, 2), /*attn_mask=*/{},
                                          /*dropout_p=*/0.0, /*is_causal=*/true);
-    return c_proj_(mixed.transpose(1, 2).reshape({batch, time, width}));
+    return project(c_proj_, mixed.transpose(1, 2).reshape({batch, time, width}));
   }
 
  private:
@@ -48,7 +59,9 @@ class MlpImpl : public torch::nn::Module {
       : c_fc_(register_module("c_fc", torch::nn::Linear(config.n_embd, 4 * config.n_embd))),
         c_proj_(register_module("c_proj", torch::nn::Linear(4 * config.n_embd, config.n_embd))) {}
 
-  torch::Tensor forward(const torch::Tensor& x) { return c_proj_(at::gelu(c_fc_(x), "tanh")); }
+  torch::Tensor forward(const torch::Tensor& x) {
+    return project(c_proj_, at::gelu(project(c_fc_, x), "tanh"));
+  }
 
  private:
   torch::nn::Linear c_fc_, c_proj_;
@@ -124,14 +137,21 @@ void Gpt2Impl::initialise(uint64_t seed) {
 torch::Tensor Gpt2Impl::forward(const torch::Tensor& tokens) {
   FUSEDBUN_ASSERT(tokens.dim() == 2 && tokens.size(1) <= config_.n_ctx,
                   "tokens must be [batch, time <= n_ctx]");
+  std::optional<Autocast> autocast;
+  if (forward_.autocast) autocast.emplace(tokens.device().type(), *forward_.autocast);
   const torch::Tensor positions = at::arange(tokens.size(1), tokens.options());
   torch::Tensor x = wte_(tokens) + wpe_(positions);
-  for (const auto& block : *h_) x = block->as<Block>()->forward(x);
+  for (const auto& module : *h_) {
+    auto* const block = module->as<Block>();
+    x = forward_.checkpoints_activations
+            ? checkpointed([block](const at::Tensor& input) { return block->forward(input); }, x)
+            : block->forward(x);
+  }
   return at::linear(ln_f_(x), wte_->weight);
 }
 
 torch::Tensor Gpt2Impl::loss(const torch::Tensor& tokens, const torch::Tensor& targets) {
-  return at::cross_entropy_loss(forward(tokens).flatten(0, 1), targets.flatten());
+  return at::cross_entropy_loss(forward(tokens).to(at::kFloat).flatten(0, 1), targets.flatten());
 }
 
 int64_t Gpt2Impl::parameter_count() const {

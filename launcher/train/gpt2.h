@@ -14,11 +14,22 @@
 #include <torch/nn/modules/normalization.h>
 #include <torch/nn/pimpl.h>
 
+#include <c10/core/ScalarType.h>
+
 #include <cstdint>
+#include <optional>
 
 #include "fusedbun/launcher/train/gpt2_config.h"
 
 namespace fusedbun::train {
+
+/// How a forward pass runs.
+struct ForwardOptions {
+  /// The type of matrix products under autocast, on whichever device the model is; none: the parameters' type.
+  std::optional<c10::ScalarType> autocast = {};
+  /// Blocks are computed once more in backward (activation_checkpoint.h); no bit of a gradient differs.
+  bool checkpoints_activations = false;
+};
 
 class Gpt2Impl : public torch::nn::Module {
  public:
@@ -26,9 +37,12 @@ class Gpt2Impl : public torch::nn::Module {
   /// they are the same on every rank.
   Gpt2Impl(const Gpt2Config& config, uint64_t seed);
 
-  /// `tokens` [batch, time <= n_ctx], int64, each below vocab; returns logits [batch, time, vocab].
+  /// Of all forward passes from here on.
+  void set_forward(const ForwardOptions& options) { forward_ = options; }
+  /// `tokens` [batch, time <= n_ctx], int64, each below vocab; returns logits [batch, time, vocab], in the type of autocast or else of
+  /// the parameters.
   torch::Tensor forward(const torch::Tensor& tokens);
-  /// Mean cross entropy in nats of `targets` [batch, time] given `tokens`; a scalar.
+  /// Mean cross entropy in nats of `targets` [batch, time] given `tokens`; a float32 scalar, whatever the model's type.
   torch::Tensor loss(const torch::Tensor& tokens, const torch::Tensor& targets);
 
   const Gpt2Config& config() const { return config_; }
@@ -38,6 +52,7 @@ class Gpt2Impl : public torch::nn::Module {
   void initialise(uint64_t seed);
 
   Gpt2Config config_;
+  ForwardOptions forward_;
   torch::nn::Embedding wte_{nullptr}, wpe_{nullptr};
   torch::nn::ModuleList h_;
   torch::nn::LayerNorm ln_f_{nullptr};

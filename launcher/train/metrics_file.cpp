@@ -13,15 +13,19 @@ MetricsFile::MetricsFile(std::filesystem::path path, int64_t attempt,
 
 void MetricsFile::write(const StepMetrics& metrics) {
   steps_ = metrics.step + 1;
-  lines_.append(ordered_json{{"attempt", attempt_},
-                             {"step", metrics.step},
-                             {"loss", metrics.loss},
-                             {"lr", metrics.lr},
-                             {"tokens_per_second", metrics.tokens_per_second},
-                             {"grad_norm", metrics.grad_norm},
-                             {"revision", metrics.revision},
-                             {"skipped", metrics.skipped}}
-                    .dump());
+  ordered_json line{{"attempt", attempt_},
+                    {"step", metrics.step},
+                    {"loss", metrics.loss},
+                    {"lr", metrics.lr},
+                    {"tokens_per_second", metrics.tokens_per_second},
+                    {"grad_norm", metrics.grad_norm},
+                    {"revision", metrics.revision},
+                    {"skipped", metrics.skipped}};
+  if (metrics.loss_scale) {
+    line["loss_scale"] = metrics.loss_scale->used;
+    line["good_steps"] = metrics.loss_scale->good_steps;
+  }
+  lines_.append(line.dump());
 }
 
 void MetricsFile::write_validation(int64_t step, double loss) {

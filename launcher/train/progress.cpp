@@ -28,11 +28,13 @@ std::string clock_of(double seconds) {
 }  // namespace
 
 std::string format(const StepLine& line) {
-  char text[160];
+  char text[192], scale[48] = "";
+  if (line.loss_scale) std::snprintf(scale, sizeof scale, "scale %g  ", *line.loss_scale);
   const bool thousands = line.tokens_per_second >= 1000;
-  std::snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %.1f%s tokens/s  %s left",
+  std::snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %s%.1f%s tokens/s  %s left",
                 static_cast<long long>(line.job_step + 1), static_cast<long long>(line.total_steps),
-                line.loss, thousands ? line.tokens_per_second / 1000 : line.tokens_per_second,
+                line.loss, scale,
+                thousands ? line.tokens_per_second / 1000 : line.tokens_per_second,
                 thousands ? " k" : "", clock_of(line.seconds_left).c_str());
   return text;
 }

@@ -29,8 +29,9 @@ struct StepLine {
   double loss = 0;
   double tokens_per_second = 0;
   double seconds_left = 0;
+  std::optional<double> loss_scale = {};  ///< where it is dynamic
 };
-/// "step 120/300  loss 2.3456  13.2 k tokens/s  1:23 left"
+/// "step 120/300  loss 2.3456  scale 65536  13.2 k tokens/s  1:23 left"; without a dynamic loss scale nothing of it
 std::string format(const StepLine& line);
 
 class Progress {

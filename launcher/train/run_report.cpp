@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "fusedbun/launcher/train/memory_forecast.h"
+
 namespace fusedbun::train {
 namespace {
 
@@ -30,6 +32,25 @@ std::string left_out(const TextData& text) {
   return sentence;
 }
 
+// "precision: bf16-autocast; activation checkpointing: each block is computed once more in backward"; empty where neither is asked for.
+std::string precision_sentence(const TrainOptions& options) {
+  std::string sentence;
+  if (options.precision != Precision::float32)
+    sentence = "precision: " + std::string(name_of(options.precision));
+  if (scales_loss(options.precision)) {
+    char scale[64];
+    std::snprintf(scale, sizeof scale, ", loss scale %g at first", options.loss_scale.initial);
+    sentence += scale;
+    if (!options.use_gpu)
+      sentence += " (on CPUs float16 products are several times slower than bfloat16's)";
+  }
+  if (options.checkpoints_activations)
+    sentence +=
+        (sentence.empty() ? "" : "; ") +
+        std::string("activation checkpointing: each block is computed once more in backward");
+  return sentence;
+}
+
 }  // namespace
 
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
@@ -46,6 +67,8 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
       "text:" + sources + ": " + grouped(text.files()) + " files, " +
           grouped(static_cast<int64_t>(text.training_bytes())) + " bytes to train on, " +
           grouped(static_cast<int64_t>(text.validation_bytes())) + " to validate"};
+  if (const std::string precision = precision_sentence(options); !precision.empty())
+    sentences.push_back(precision);
   if (!initial.assumption.empty()) sentences.push_back(initial.assumption);
   if (!text.left_out().empty()) sentences.push_back("text left out: " + left_out(text));
   if (options.warmup_steps >= options.steps)
@@ -67,6 +90,15 @@ std::string bytes_per_rank(const std::vector<int64_t>& bytes) {
   return on_rank(least) + " to " + on_rank(most);
 }
 
+std::string memory_per_rank(const std::vector<int64_t>& bytes, int64_t forecast) {
+  const auto most = std::ranges::max_element(bytes);
+  const double off = 100 * (static_cast<double>(forecast) / static_cast<double>(*most) - 1);
+  return mebibytes_or_gibibytes(*most) + " at the peak" +
+         (bytes.size() > 1 ? " (rank " + std::to_string(most - bytes.begin()) + ")" : "") +
+         "; the forecast was " + mebibytes_or_gibibytes(forecast) + " (" + (off > 0 ? "+" : "") +
+         fixed(off, 0) + " %)";
+}
+
 void print_end(const RunEnd& end, std::ostream& out) {
   const LoopResult& result = end.result;
   const double change = 100 * (result.last_validation_loss / result.first_validation_loss - 1);
@@ -79,6 +111,7 @@ void print_end(const RunEnd& end, std::ostream& out) {
               ? ", as planned"
               : "; planned: " + bytes_per_rank(end.planned_bytes))
       << "\n"
+      << "memory             " << memory_per_rank(end.memory, end.forecast_memory) << "\n"
       << "metrics            " << end.metrics << "\n"
       << "model              " << (end.model ? end.model->string() : "not saved, as told")
       << std::endl;

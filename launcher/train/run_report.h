@@ -22,10 +22,15 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
 /// "1,234 bytes per rank", or "1,234 bytes (rank 1) to 2,345 bytes (rank 0)".
 std::string bytes_per_rank(const std::vector<int64_t>& bytes);
 
+/// "1.21 GiB at the peak (rank 1); the forecast was 1.18 GiB (-2 %)", of the rank that took most.
+std::string memory_per_rank(const std::vector<int64_t>& bytes, int64_t forecast);
+
 struct RunEnd {
   LoopResult result;
   std::vector<int64_t> planned_bytes;          ///< [rank] of optimizer state
   std::vector<int64_t> measured_bytes;         ///< [rank]
+  int64_t forecast_memory = 0;                 ///< bytes, of the rank that takes most
+  std::vector<int64_t> memory;                 ///< [rank] bytes taken at the peak
   std::string metrics;                         ///< where they are, and what is missing
   std::optional<std::filesystem::path> model;  ///< nothing: not saved, as told
 };

@@ -2,7 +2,7 @@
 // Stepper: how a job's gradients become parameters, as the training loop sees it. Two of them: the sharded Fusedbun
 // optimizer, and AdamW with plain data-parallel averaging, to compare with.
 //
-// A job step is: begin(lr); accumulate(backward) for all but the last backward pass; the last backward pass; step().
+// A job step is: begin(lr); accumulate(backward) for all but the last backward pass; the last backward pass; step(loss scale).
 // All ranks call the same in the same order.
 //
 // Thread safety: one thread at a time, except request_leave, which is async-signal-safe.
@@ -15,6 +15,7 @@
 
 #include "fusedbun/core/options.h"
 #include "fusedbun/dist/changes/control_port.h"
+#include "fusedbun/dist/plan/transport_choice.h"
 #include "fusedbun/dist/snapshot/checkpointer.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 
@@ -28,10 +29,11 @@ namespace train {
 class Gpt2;
 
 struct StepOutcome {
-  double lr = 0;         ///< as used
-  double grad_norm = 0;  ///< of the averaged gradient, before clipping; 0: not clipping
-  int64_t revision = 0;  ///< of the hyperparameters in use
-  int64_t skipped = 0;   ///< steps skipped so far
+  double lr = 0;             ///< as used
+  double grad_norm = 0;      ///< of the averaged gradient, before clipping; 0: not clipping
+  int64_t revision = 0;      ///< of the hyperparameters in use
+  int64_t skipped = 0;       ///< steps skipped so far
+  bool was_skipped = false;  ///< this one changed nothing: a gradient was NaN or inf on some rank
 };
 
 class Stepper {
@@ -42,7 +44,8 @@ class Stepper {
 
   virtual void begin(double lr) = 0;
   virtual void accumulate(const std::function<void()>& backward) = 0;
-  virtual StepOutcome step() = 0;
+  /// The losses were multiplied by `loss_scale` before backward; gradients are divided by it.
+  virtual StepOutcome step(double loss_scale) = 0;
   /// Waits for what is under way; once, after the last step.
   virtual void finish() = 0;
 
@@ -62,7 +65,9 @@ class Stepper {
   virtual int64_t planned_state_bytes() const = 0;  ///< by the formula, this rank
   virtual int64_t state_bytes() const = 0;          ///< of the tensors there are, this rank
   virtual std::string way() const = 0;              ///< how gradients and rows travel; one line
-  virtual std::string plan() const = 0;             ///< who owns what; many lines
+  virtual plan::GradientTransport transport()
+      const = 0;                         ///< the same for programs; never automatic
+  virtual std::string plan() const = 0;  ///< who owns what; many lines
 };
 
 struct StepperOptions {

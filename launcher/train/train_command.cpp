@@ -22,6 +22,7 @@ struct Flags {
   TrainOptions options;
   std::string backend = "auto";
   std::string mask;
+  std::string precision = "float32";
   double timeout_seconds = 60;
   double heartbeat_seconds = 1;
   double stall_seconds = 5;
@@ -167,6 +168,31 @@ void add_optimizer_flags(CLI::App& command, Flags& flags) {
       ->group("Optimizer");
 }
 
+void add_precision_flags(CLI::App& command, Flags& flags) {
+  constexpr const char* kGroup = "Precision and memory";
+  command
+      .add_option("--precision", flags.precision,
+                  "float32; bf16: parameters and arithmetic, with float32 masters in the "
+                  "optimizer; bf16-autocast: float32 parameters, matrix products in bfloat16; "
+                  "fp16-autocast: in float16, with dynamic loss scaling (slow on CPUs)")
+      ->group(kGroup);
+  train::LossScaleRules& scale = flags.options.loss_scale;
+  command
+      .add_option("--loss-scale", scale.initial,
+                  "fp16-autocast: what the loss is multiplied by at first; halved when gradients "
+                  "overflow")
+      ->group(kGroup);
+  command
+      .add_option("--loss-scale-growth-every", scale.growth_interval,
+                  "fp16-autocast: good steps in a row until it is doubled")
+      ->group(kGroup);
+  command
+      .add_flag("--activation-checkpointing", flags.options.checkpoints_activations,
+                "Compute each transformer block once more in backward rather than keep what it "
+                "computed: less memory, a third more work, the same bits")
+      ->group(kGroup);
+}
+
 void add_run_flags(CLI::App& command, TrainOptions& options) {
   command.add_option("--steps", options.steps, "Job steps")->group("Run");
   command.add_option("--batch", options.batch, "Sequences per job step, all ranks together")
@@ -292,6 +318,7 @@ void run(Flags flags) {
   if (options.data.empty()) options.data = {train::kDefaultTextFolder};
   options.backend = plan::parse_backend(flags.backend);
   if (!flags.mask.empty()) options.optimizer.mask = parse<Mask>(flags.mask);
+  options.precision = train::parse_precision(flags.precision);
   options.control = !flags.no_control;
   options.checkpoints = !flags.no_checkpoints;
   options.checkpoint_every = train::parse_checkpoint_every(flags.checkpoint_every);
@@ -317,6 +344,7 @@ CLI::App* add_train_command(CLI::App& app) {
   add_checkpoint_flags(*command, *flags);
   add_model_flags(*command, flags->options);
   add_optimizer_flags(*command, *flags);
+  add_precision_flags(*command, *flags);
   add_run_flags(*command, flags->options);
   add_rank_flags(*command, *flags);
   command->callback([flags, command] {

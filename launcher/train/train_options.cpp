@@ -1,6 +1,7 @@
 #include "fusedbun/launcher/train/train_options.h"
 
 #include <cmath>
+#include <limits>
 
 #include "fusedbun/core/error.h"
 
@@ -11,6 +12,38 @@ void require_at_least(const char* flag, int64_t value, int64_t least) {
   FUSEDBUN_REQUIRE(value >= least, ConfigError,
                    std::string(flag) + " = " + std::to_string(value) + ": must be at least " +
                        std::to_string(least));
+}
+
+// What the formats need of the optimizer.
+void validate_precision(const TrainOptions& options) {
+  const std::string flag = "--precision " + std::string(name_of(options.precision));
+  const bool sharded = options.optimizer.kind == OptimizerKind::fusedbun;
+  FUSEDBUN_REQUIRE(options.precision != Precision::bf16 || sharded, ConfigError,
+                   flag +
+                       " needs float32 masters, which --optimizer adamw has not: take "
+                       "--precision bf16-autocast or --optimizer fusedbun");
+  if (!scales_loss(options.precision)) return;
+  FUSEDBUN_REQUIRE(std::isfinite(options.loss_scale.initial) &&
+                       options.loss_scale.initial >= options.loss_scale.minimum &&
+                       options.loss_scale.initial <= std::numeric_limits<float>::max(),
+                   ConfigError,
+                   "--loss-scale = " + std::to_string(options.loss_scale.initial) +
+                       ": must be at least 1 and a float32");
+  require_at_least("--loss-scale-growth-every", options.loss_scale.growth_interval, 1);
+  FUSEDBUN_REQUIRE(sharded, ConfigError,
+                   flag +
+                       " needs an optimizer that skips steps whose gradients overflow, and "
+                       "--optimizer adamw does not: take --precision bf16-autocast or "
+                       "--optimizer fusedbun");
+  FUSEDBUN_REQUIRE(!options.step_in_backward, ConfigError,
+                   flag +
+                       ": --step-in-backward writes before it is known whether a gradient "
+                       "overflowed: give one of them, or take --precision bf16-autocast");
+  FUSEDBUN_REQUIRE(!options.optimizer.propagate_nonfinite, ConfigError,
+                   flag +
+                       ": its scale is found by skipping steps that overflow, and "
+                       "--propagate-nonfinite skips none: leave it out, or take --precision "
+                       "bf16-autocast");
 }
 
 }  // namespace
@@ -44,6 +77,7 @@ void validate(const TrainOptions& options) {
   FUSEDBUN_REQUIRE(!options.share_gpu || options.use_gpu, ConfigError,
                    "--share-gpu: the ranks are on CPUs: add --device cuda");
   plan::validate(options.health);
+  validate_precision(options);
   options_of(options.optimizer);
 }
 

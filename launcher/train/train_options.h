@@ -14,7 +14,9 @@
 #include "fusedbun/dist/plan/rank_watch.h"
 #include "fusedbun/dist/run_folder/run_record.h"
 #include "fusedbun/launcher/train/checkpoint_schedule.h"
+#include "fusedbun/launcher/train/loss_scale.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
+#include "fusedbun/launcher/train/precision.h"
 
 namespace fusedbun::train {
 
@@ -42,11 +44,14 @@ struct TrainOptions {
   int64_t validation_batches = 8;  ///< of `batch` sequences, at most
   int threads = 0;                 ///< 0: this host's processors divided by its ranks
   bool use_gpu = false;
-  bool share_gpu = false;         ///< several ranks may be on one GPU
-  bool host_window = true;        ///< ranks of one host share one replica of the parameters
-  double bucket_mebibytes = 25;   ///< gradients that travel together
-  bool bf16_on_wire = false;      ///< gradients travel as bfloat16
-  bool step_in_backward = false;  ///< buckets are stepped during backward
+  bool share_gpu = false;  ///< several ranks may be on one GPU
+  Precision precision = Precision::float32;
+  LossScaleRules loss_scale;             ///< of fp16_autocast
+  bool checkpoints_activations = false;  ///< blocks are recomputed in backward
+  bool host_window = true;               ///< ranks of one host share one replica of the parameters
+  double bucket_mebibytes = 25;          ///< gradients that travel together
+  bool bf16_on_wire = false;             ///< gradients travel as bfloat16
+  bool step_in_backward = false;         ///< buckets are stepped during backward
   bool control = true;
   std::string control_address;                ///< empty: a socket in the run folder
   std::filesystem::path control_credentials;  ///< folder of certificates; empty: plaintext

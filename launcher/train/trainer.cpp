@@ -27,6 +27,8 @@
 #include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/last_words.h"
 #include "fusedbun/launcher/train/leave_signals.h"
+#include "fusedbun/launcher/train/memory_forecast.h"
+#include "fusedbun/launcher/train/memory_use.h"
 #include "fusedbun/launcher/train/model_file.h"
 #include "fusedbun/launcher/train/run_checkpoints.h"
 #include "fusedbun/launcher/train/run_report.h"
@@ -83,6 +85,9 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options, con
                             {"--bf16-wire", options.bf16_on_wire ? 1 : 0},
                             {"--no-host-window", options.host_window ? 0 : 1},
                             {"--step-in-backward", options.step_in_backward ? 1 : 0},
+                            {"--precision", static_cast<int64_t>(options.precision)},
+                            {"--loss-scale", bits_of(options.loss_scale.initial)},
+                            {"--loss-scale-growth-every", options.loss_scale.growth_interval},
                             {"the text of --data", static_cast<int64_t>(text.digest())}});
 }
 
@@ -97,6 +102,13 @@ LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t co
   loop.context = context;
   loop.eval_every = options.eval_every;
   return loop;
+}
+
+ForwardOptions forward_options(const TrainOptions& options) {
+  ForwardOptions forward{.checkpoints_activations = options.checkpoints_activations};
+  if (has_autocast(options.precision))
+    forward.autocast = options.precision == Precision::bf16_autocast ? at::kBFloat16 : at::kHalf;
+  return forward;
 }
 
 /// Where the headers of a model's file fit, beside its parameters.
@@ -171,14 +183,15 @@ void say_saved(Progress& progress, const SavedCheckpoint& saved) {
 class Run {
  public:
   Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
-      Gpt2& model, const TextData& text, Progress& progress, LastWords& last_words,
-      LeaveSignals& signals)
+      Gpt2& model, const TextData& text, const MemoryUse& memory, Progress& progress,
+      LastWords& last_words, LeaveSignals& signals)
       : options_(options),
         initial_(initial),
         run_dir_(run_dir),
         job_(job),
         model_(model),
         text_(text),
+        memory_(memory),
         progress_(progress),
         last_words_(last_words),
         signals_(signals),
@@ -213,6 +226,8 @@ class Run {
     require_same_run(host, options_, text_, context);
     const Options optimizer = options_of(options_.optimizer);
     LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
+    model_->set_forward(forward_options(options_));
+    if (options_.precision == Precision::bf16) model_->to(at::kBFloat16);
     if (options_.use_gpu) model_->to(job_.placement().device);
     comm::rethrow_on_all_ranks(host, [&] {
       if (job_.rank() == 0) open_files();
@@ -223,32 +238,44 @@ class Run {
     if (resume_.loaded) {
       loop.first_validation_loss = first_validation_loss_in(resume_.loaded->values);
     }
+    if (scales_loss(options_.precision)) make_loss_scale(stepper->job_step());
     const LeaveSignals::Serving asked_by_signals(*stepper);
     const std::vector<int64_t> planned =
         comm::all_gather_object(host, stepper->planned_state_bytes());
-    if (job_.rank() == 0) say_start(*stepper, planned);
+    const MemoryForecast forecast =
+        forecast_memory(memory_question(*stepper, loop, std::ranges::max(planned)));
+    if (job_.rank() == 0) say_start(*stepper, planned, forecast);
 
-    launcher::keep_freed_memory();
+    if (options_.checkpoints_activations) {
+      launcher::return_freed_memory();  // who asks for it wants memory more than time
+    } else {
+      launcher::keep_freed_memory();
+    }
     if (keeps_checkpoints()) {
       checkpoints_.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
                            stepper->job_step());
+      if (loss_scale_) checkpoints_->set_loss_scale(*loss_scale_);
     }
     note_durable();
     if (job_.rank() == 0) last_words_.keep_for_launcher();
     last_words_.steps_done(stepper->job_step());
     LoopResult result = TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get(),
                                       checkpoints_ ? &*checkpoints_ : nullptr,
+                                      loss_scale_ ? &*loss_scale_ : nullptr,
                                       [this](int64_t count) { last_words_.steps_done(count); }},
                                      loop)
                             .run();
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
+    const std::vector<int64_t> memory = comm::all_gather_object(host, memory_.peak());
     std::optional<fs::path> model_path;
     if (job_.rank() == 0) {
       model_path = save_model();
       if (!model_path) result.leave = changes::LeaveRequest::stop;
       record_->set_steps(result.steps);
       record_->set_model(model_path.value_or(""));
-      print_end({result, planned, measured, metrics_->description(), model_path}, std::cout);
+      print_end(
+          {result, planned, measured, forecast.peak(), memory, metrics_->description(), model_path},
+          std::cout);
     }
     if (!options_.trace.empty()) save_trace(host);
     if (record_) {
@@ -324,6 +351,32 @@ class Run {
                                        options_.checkpoints ? &resume_ : nullptr);
   }
 
+  MemoryQuestion memory_question(const Stepper& stepper, const LoopOptions& loop,
+                                 int64_t state_bytes) const {
+    return {.model = model_->config(),
+            .parameters = model_->parameter_count(),
+            .precision = options_.precision,
+            .checkpoints_activations = options_.checkpoints_activations,
+            .sequences = loop.share.micro_sequences,
+            .context = loop.context,
+            .accumulation = options_.accumulation,
+            .world_size = job_.world_size(),
+            .transport = stepper.transport(),
+            .is_sharded = options_.optimizer.kind == OptimizerKind::fusedbun,
+            .bf16_on_wire = options_.bf16_on_wire,
+            .clips = options_.max_grad_norm > 0,
+            .state_bytes = state_bytes,
+            .on_gpu = options_.use_gpu};
+  }
+
+  /// The scale of a checkpoint goes on: a run that was stopped has those of one that was not.
+  void make_loss_scale(int64_t first_step) {
+    const auto saved =
+        resume_.loaded ? loss_scale_in(resume_.loaded->values) : std::optional<LossScaleState>();
+    const LossScaleRules& rules = options_.loss_scale;
+    loss_scale_ = saved ? LossScale(rules, first_step, *saved) : LossScale(rules, first_step);
+  }
+
   /// After an error: what was lost, and how to go on. Said by one rank, rank 0, or if that is the lost one the next; unless the
   /// launcher says it.
   void say_what_is_left(const std::exception& error) {
@@ -395,7 +448,8 @@ class Run {
     for (const std::string& left : resume_.loaded->left_out) progress_.say("not loaded: " + left);
   }
 
-  void say_start(const Stepper& stepper, const std::vector<int64_t>& planned_bytes) {
+  void say_start(const Stepper& stepper, const std::vector<int64_t>& planned_bytes,
+                 const MemoryForecast& forecast) {
     say_where_it_begins(stepper.job_step());
     for (const std::string& sentence :
          start_sentences(options_, initial_, model_->parameter_count(), text_)) {
@@ -407,6 +461,7 @@ class Run {
     progress_.say("optimizer: " + describe(options_.optimizer));
     if (job_.world_size() > 1) progress_.say("gradients: " + stepper.way());
     progress_.say("optimizer state by the plan: " + bytes_per_rank(planned_bytes));
+    progress_.say("memory by forecast: " + describe(forecast));
     try {
       run_folder::AtomicFile plan(run_dir_ / run_folder::kPlanName);
       plan.write(stepper.plan());
@@ -424,10 +479,12 @@ class Run {
   Job& job_;
   Gpt2& model_;
   const TextData& text_;
+  const MemoryUse& memory_;
   Progress& progress_;
   LastWords& last_words_;
   LeaveSignals& signals_;
   ResumeRequest resume_;
+  std::optional<LossScale> loss_scale_;  ///< outlives checkpoints_, which save it
   std::optional<RunCheckpoints> checkpoints_;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
   std::unique_ptr<ModelFile> model_file_;
@@ -486,20 +543,22 @@ void train(const TrainOptions& options) {
   }
   std::optional<Gpt2> model;
   std::optional<TextData> text;
+  std::optional<MemoryUse> memory;
   try {
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
     comm::rethrow_on_all_ranks(*job.channels().host, [&] {
-      model.emplace(make_model(initial, options));
       text.emplace(options.data, options.model.context.value_or(initial.config.n_ctx),
                    TextOptions{.notice = [&progress](const std::string& sentence) {
                      progress.say(sentence);
                    }});
+      memory.emplace(device_of(options, job));
+      model.emplace(make_model(initial, options));
     });
   } catch (const std::exception& error) {
     job.fail(error);
   }
   const Run::End end =
-      Run(options, initial, run_dir, job, *model, *text, progress, last_words, signals)
+      Run(options, initial, run_dir, job, *model, *text, *memory, progress, last_words, signals)
           .to_its_end();
   if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
   if (end.leave == changes::LeaveRequest::drain) {

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "fusedbun/launcher/train/global_batch.h"
+#include "fusedbun/launcher/train/loss_scale.h"
 #include "fusedbun/launcher/train/metrics_file.h"
 #include "fusedbun/launcher/train/progress.h"
 #include "fusedbun/launcher/train/run_checkpoints.h"
@@ -36,6 +37,7 @@ struct LoopParts {
   Progress& progress;
   MetricsFile* metrics;                                    ///< nullptr but on rank 0
   RunCheckpoints* checkpoints;                             ///< nullptr: none are saved
+  LossScale* loss_scale = nullptr;                         ///< nullptr: the loss is not scaled
   std::function<void(int64_t steps_done)> step_done = {};  ///< told on every rank
 };
 
@@ -52,20 +54,23 @@ class TrainingLoop {
   TrainingLoop(const LoopParts& parts, const LoopOptions& options)
       : parts_(parts), options_(options) {}
 
-  /// Collective. Throws ConfigError when the loss is no number, on all ranks alike, and what the stepper throws.
+  /// Collective. Throws ConfigError when the loss is no number, or no loss scale is small enough, on all ranks alike, and what the
+  /// stepper throws.
   LoopResult run();
 
  private:
   void validate(int64_t job_step);
   comm::Communicator& host();
-  double compute_gradients(int64_t job_step);
+  double compute_gradients(int64_t job_step, double loss_scale);
   void one_step(int64_t job_step);
   /// How long a step took: as a whole, and its forward and backward passes.
   struct StepTime {
     double whole_seconds = 0;
     double gradients_seconds = 0;
   };
-  void report(int64_t job_step, double loss, const StepOutcome& outcome, const StepTime& time);
+  void report(int64_t job_step, double loss, double loss_scale, const StepOutcome& outcome,
+              const StepTime& time);
+  void follow_loss_scale(int64_t job_step, const StepOutcome& outcome);
   void require_finite(int64_t job_step, double loss, const StepOutcome& outcome);
 
   LoopParts parts_;
@@ -75,6 +80,7 @@ class TrainingLoop {
   int64_t first_step_ = 0;           ///< of this attempt
   bool is_checkpoint_time_ = false;  ///< by rank 0's clock, on all ranks
   int nonfinite_in_a_row_ = 0;
+  bool is_at_minimum_told_ = false;  ///< of the loss scale, since it was above it
 };
 
 }  // namespace fusedbun::train

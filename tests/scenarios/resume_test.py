@@ -233,6 +233,64 @@ class Stopped(ResumeTestCase):
         self.assert_fails(run(*self.words("third", "--resume", self.folder / "nowhere")), 65, "nowhere")
 
 
+class Precision(ResumeTestCase):
+    """The scale of float16's losses, and how long it has been good, are a part of a checkpoint; so are bfloat16's masters."""
+
+    SCALED = ("--precision", "fp16-autocast", "--loss-scale", 2.0**24, "--loss-scale-growth-every", 7)
+
+    def scales(self):
+        """What each step used and counted; of two lines about a step the later one."""
+        return {line["step"]: (line["loss_scale"], line["good_steps"]) for line in steps(self.run_dir)}
+
+    def stop_after(self, step, words):
+        with Process(words) as job:
+            self.wait_for_checkpoint(step)
+            job.signal(signal.SIGTERM)
+            result = job.result()
+        self.assertEqual(result.code, 75, result)
+
+    def test_a_run_that_was_killed_and_stopped_is_the_run_that_was_not(self):
+        whole = self.whole("launch", "-n", "2", "--", more=self.SCALED)
+        scales = self.scales()
+        self.assertGreater(len({scale for scale, _ in scales.values()}), 2, "it rises and falls")
+        words = ["launch", "-n", "2", "--", *self.words("stopped", *self.SCALED)]
+        self.stop_after(100, [BINARY, *words])
+        with start(*words) as job:
+            self.wait_for_checkpoint(300)
+            os.kill(a_rank(job), signal.SIGKILL)
+            job.result()
+        result = run(*words)
+        self.assertEqual(result.code, 0, result)
+        self.assert_is(whole)
+        self.assertEqual(self.scales(), scales)
+
+    def test_bfloat16_parameters_and_their_masters_go_on_to_the_bit(self):
+        whole = self.whole("launch", "-n", "2", "--", more=("--precision", "bf16"))
+        words = ["launch", "-n", "2", "--", *self.words("stopped", "--precision", "bf16")]
+        self.stop_after(200, [BINARY, *words])
+        result = run(*words)
+        self.assertEqual(result.code, 0, result)
+        self.assert_is(whole)
+
+    def test_on_other_ranks_the_scale_goes_on(self):
+        words = self.words("moved", "--batch", 6, *self.SCALED)
+        self.stop_after(100, [BINARY, "launch", "-n", "2", "--", *words])
+        scale, good = self.scales()[len(steps(self.run_dir)) - 1]
+        done = len(steps(self.run_dir))
+        result = run("launch", "-n", "3", "--", *words)
+        self.assertEqual(result.code, 0, result)
+        # What the last step before the move left is what the first one after it used.
+        skipped = steps(self.run_dir)[done - 1]["skipped"] > steps(self.run_dir)[done - 2]["skipped"]
+        expected = scale / 2 if skipped else scale * 2 if good == 0 else scale
+        self.assertEqual(steps(self.run_dir)[done]["loss_scale"], expected)
+        if steps(self.run_dir)[done]["skipped"] == steps(self.run_dir)[done - 1]["skipped"]:
+            self.assertEqual(steps(self.run_dir)[done]["good_steps"], (good + 1) % 7)
+
+    def test_another_precision_is_another_run(self):
+        self.stop_after(50, [BINARY, *self.words("run", *self.SCALED)])
+        self.assert_fails(run(*self.words("run")), 78, "--precision (fp16-autocast, here float32)", "--overwrite")
+
+
 class Damaged(ResumeTestCase):
     def setUp(self):
         super().setUp()

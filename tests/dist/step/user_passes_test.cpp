@@ -1,6 +1,8 @@
 // Loops with more than one backward pass before a step: accumulation in all its idioms, batches thrown away, several losses,
 // two optimizers over one model. The divisor is the world size times (1 + the passes under no_sync() whose gradients
 // stand in p.grad at step()); with guarded passes only, the world size times their number.
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/optim/sgd.h>
 
 #include "user_program.h"
@@ -128,6 +130,147 @@ TEST_P(UserPasses, TheCountStartsAnewAfterEachStep) {
     program.model.backward(rank.gradient());
     program.optimizer.step();
     program.model.expect_values(-2 * rank.mean_gradient());
+  });
+}
+
+// ---- passes inside of a pass -------------------------------------------------------------------
+
+/// As torch.utils.checkpoint does with use_reentrant=True: what `forward` computes is computed once more in the backward pass,
+/// and a backward pass of its own runs through it there.
+class Reentrant : public torch::autograd::Function<Reentrant> {
+ public:
+  using Forward = std::function<at::Tensor(const at::Tensor&)>;
+
+  static at::Tensor of(const at::Tensor& input, Forward forward) {
+    return apply(input, c10::make_intrusive<Holder>(std::move(forward)));
+  }
+
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& input,
+                            const c10::intrusive_ptr<torch::CustomClassHolder>& held) {
+    context->save_for_backward({input});
+    context->saved_data["forward"] = c10::IValue::make_capsule(held);
+    return static_cast<Holder&>(*held).forward(input);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& gradients) {
+    const at::Tensor input = context->get_saved_variables()[0].detach().requires_grad_();
+    const auto held = context->saved_data["forward"].toCapsule();
+    const at::AutoGradMode grad(true);
+    const at::Tensor output = static_cast<Holder&>(*held).forward(input);
+    torch::autograd::backward({output}, {gradients[0]});
+    return {input.grad(), at::Tensor()};
+  }
+
+ private:
+  struct Holder : torch::CustomClassHolder {
+    explicit Holder(Forward forward_) : forward(std::move(forward_)) {}
+    Forward forward;
+  };
+};
+
+/// A pass in which every element's gradient is `gradient`, and which reaches each parameter in a nested pass; `depth` of them, one
+/// inside the other. No parameter is reached by the pass that the program has called.
+void nested_pass(const Model& model, double gradient, int depth = 1) {
+  const auto through = [depth](const at::Tensor& parameter, double factor) {
+    Reentrant::Forward forward = [parameter, factor](const at::Tensor& x) {
+      return x * (parameter * factor).sum();
+    };
+    for (int level = 1; level < depth; ++level) {
+      forward = [inner = forward](const at::Tensor& x) { return Reentrant::of(x, inner); };
+    }
+    return Reentrant::of(at::ones({}).requires_grad_(), forward);
+  };
+  (through(model.small, gradient) + through(model.large, gradient)).backward();
+}
+
+TEST_P(UserPasses, NestedInOneAreAPartOfIt) {
+  for (const int depth : {1, 2, 3}) {
+    on_ranks([&](Rank& rank) {
+      Program program(rank);
+      for (int step = 1; step <= 2; ++step) {
+        {
+          const auto guard = program.optimizer.no_sync();
+          for (int pass = 0; pass < 3; ++pass) nested_pass(program.model, rank.gradient(), depth);
+        }
+        nested_pass(program.model, rank.gradient(), depth);
+        program.optimizer.step();
+        program.model.expect_values(-step * rank.mean_gradient(), std::to_string(depth));
+      }
+    });
+  }
+}
+
+TEST_P(UserPasses, NestedOnesUnderGuardsAloneCountAsTheirPassDoes) {
+  on_ranks([](Rank& rank) {
+    Program program(rank);
+    for (int pass = 0; pass < 3; ++pass) {
+      const auto guard = program.optimizer.no_sync();
+      nested_pass(program.model, rank.gradient());
+    }
+    program.optimizer.step();
+    program.model.expect_values(-rank.mean_gradient());
+  });
+}
+
+// A block is recomputed, and the rest of the model is reached by the pass itself, after it or before.
+TEST_P(UserPasses, PartlyNestedCountOnce) {
+  for (const bool small_is_nested : {true, false}) {
+    on_ranks([&](Rank& rank) {
+      Program program(rank);
+      const at::Tensor& inside = small_is_nested ? program.model.small : program.model.large;
+      const at::Tensor& outside = small_is_nested ? program.model.large : program.model.small;
+      const auto pass = [&] {
+        const Reentrant::Forward block = [&](const at::Tensor& x) { return x + inside.sum(); };
+        const at::Tensor before = (outside * rank.gradient()).sum();
+        (Reentrant::of(before / rank.gradient(), block) * rank.gradient()).backward();
+      };
+      {
+        const auto guard = program.optimizer.no_sync();
+        pass();
+        pass();
+      }
+      pass();
+      program.optimizer.step();
+      program.model.expect_values(-rank.mean_gradient());
+    });
+  }
+}
+
+TEST_P(UserPasses, NestedOnesThatWereZeroedDoNotCount) {
+  on_ranks([](Rank& rank) {
+    Program program(rank);
+    {
+      const auto guard = program.optimizer.no_sync();
+      nested_pass(program.model, 64);
+      program.optimizer.zero_grad();
+      nested_pass(program.model, rank.gradient());
+    }
+    nested_pass(program.model, rank.gradient());
+    program.optimizer.step();
+    program.model.expect_values(-rank.mean_gradient());
+  });
+}
+
+// A parameter of two blocks gets its gradient in two parts.
+TEST_P(UserPasses, AParameterOfTwoRecomputedBlocksAddsUp) {
+  on_ranks([](Rank& rank) {
+    Program program(rank);
+    const auto pass = [&] {
+      nested_pass(program.model, rank.gradient());
+      const Reentrant::Forward block = [&](const at::Tensor& x) {
+        return x * (program.model.small * rank.gradient()).sum();
+      };
+      const at::Tensor one = at::ones({}).requires_grad_();
+      (Reentrant::of(one, block) + Reentrant::of(one, block)).backward();
+    };
+    {
+      const auto guard = program.optimizer.no_sync();
+      pass();
+    }
+    program.optimizer.step();  // two passes, and three gradients of `small` in them
+    testing::expect_values(program.model.small, -rank.mean_gradient() * 3 / 2);
+    testing::expect_values(program.model.large, -rank.mean_gradient() / 2);
   });
 }
 
@@ -333,6 +476,25 @@ TEST_P(UserPasses, ASecondGradientIsRefusedWhereBackwardSteps) {
     ShardedOptions options = rank.options();
     options.step_in_backward = true;
     refuse_a_second_gradient(rank, options, true);
+  });
+}
+
+// As DDP refuses it: the first gradient has left when the second one comes.
+TEST_P(UserPasses, AParameterOfTwoRecomputedBlocksIsRefusedWhereTheHookReleases) {
+  on_ranks([](Rank& rank) {
+    ShardedOptions options = rank.options();
+    options.release = GradientRelease::in_hook;
+    Program program(rank, options);
+    const Reentrant::Forward block = [&](const at::Tensor& x) {
+      return x * program.model.small.sum();
+    };
+    const at::Tensor one = at::ones({}).requires_grad_();
+    expect_refused(
+        [&] {
+          (Reentrant::of(one, block) + Reentrant::of(one, block)).backward();
+          program.optimizer.step();
+        },
+        AllOf(HasSubstr("'small'"), HasSubstr("recomputed"), HasSubstr("in_hook")));
   });
 }
 

@@ -23,6 +23,8 @@ TEST(MetricsFile, EveryLineIsThereAtOnceAndIsJson) {
                  .revision = 1,
                  .skipped = 2});
   metrics.write({.step = 4, .loss = std::nan("")});
+  metrics.write(
+      {.step = 5, .loss = 2, .loss_scale = StepMetrics::Scale{.used = 65536, .good_steps = 17}});
   std::istringstream lines(support::read_text(folder / "metrics.jsonl"));
   std::string line;
   std::getline(lines, line);
@@ -33,6 +35,8 @@ TEST(MetricsFile, EveryLineIsThereAtOnceAndIsJson) {
       R"({"attempt":2,"step":3,"loss":2.25,"lr":0.001,"tokens_per_second":1000.0,"grad_norm":0.5,"revision":1,"skipped":2})");
   std::getline(lines, line);
   EXPECT_TRUE(nlohmann::json::parse(line).at("loss").is_null());
+  std::getline(lines, line);
+  EXPECT_TRUE(line.ends_with(R"("skipped":0,"loss_scale":65536.0,"good_steps":17})")) << line;
 }
 
 TEST(MetricsFile, WhatCannotBeWrittenIsCounted) {

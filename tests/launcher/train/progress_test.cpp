@@ -26,6 +26,9 @@ StepLine line(int64_t job_step) {
 
 TEST(Progress, FormatsAStep) {
   EXPECT_EQ(format(line(11)), "step 12/100  loss 2.5000  12.3 k tokens/s  1:23 left");
+  StepLine scaled = line(11);
+  scaled.loss_scale = 65536;
+  EXPECT_EQ(format(scaled), "step 12/100  loss 2.5000  scale 65536  12.3 k tokens/s  1:23 left");
   EXPECT_EQ(format({0, 5, 1, 999, 3725}), "step 1/5  loss 1.0000  999.0 tokens/s  1:02:05 left");
 }
 

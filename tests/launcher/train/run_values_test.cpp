@@ -1,6 +1,9 @@
 #include "fusedbun/launcher/train/run_values.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
+
+#include "fusedbun/core/error.h"
 
 namespace fusedbun::train {
 namespace {
@@ -46,6 +49,62 @@ TEST(RunValues, ThePositionComesBackToTheBit) {
   EXPECT_EQ(first_validation_loss_in(saved), 0.1 + 0.2);
   saved["first validation loss"] = "5.4 or so";
   EXPECT_FALSE(first_validation_loss_in(saved));
+}
+
+TEST(RunValues, APrecisionMayNotDifferAndOldCheckpointsAreOfFloat32) {
+  const TrainOptions first;
+  TrainOptions other = first;
+  other.precision = Precision::bf16_autocast;
+  EXPECT_EQ(differences_that_break(values(first), values(other)),
+            "--precision (float32, here bf16-autocast)");
+  RunValues old = values(first);
+  old.erase("--precision");
+  EXPECT_EQ(differences_that_break(old, values(first)), "");
+  EXPECT_EQ(differences_that_break(old, values(other)),
+            "--precision (float32, here bf16-autocast)");
+  // It changes no bit.
+  other = first;
+  other.checkpoints_activations = true;
+  EXPECT_EQ(differences_that_break(values(first), values(other)), "");
+  // Without a scale there is nothing that could grow.
+  other.loss_scale.growth_interval = 5;
+  EXPECT_EQ(differences_that_break(values(first), values(other)), "");
+  TrainOptions scaled = first;
+  other.precision = scaled.precision = Precision::fp16_autocast;
+  EXPECT_EQ(differences_that_break(values(scaled), values(other)),
+            "--loss-scale-growth-every (2000, here 5)");
+}
+
+TEST(RunValues, TheLossScaleComesBackToTheBit) {
+  RunValues saved = values({});
+  EXPECT_FALSE(loss_scale_in(saved));
+  LossScaleState state{.scale = 0x1p-3 * 3, .good_steps = 1234, .skipped_in_a_row = 5};
+  add_loss_scale(saved, state);
+  EXPECT_EQ(saved.at("loss scale"), "0.375");
+  EXPECT_EQ(loss_scale_in(saved), state);
+  state.told = {{.scale = 65536, .skipped = true}, {.scale = 0.1 + 0.2, .skipped = false}};
+  add_loss_scale(saved, state);
+  EXPECT_EQ(loss_scale_in(saved), state);
+}
+
+TEST(RunValues, ALossScaleThatIsNoneIsRefusedByName) {
+  struct Bad {
+    const char *name, *text;
+  };
+  for (const Bad& bad :
+       {Bad{"loss scale", "inf"}, Bad{"loss scale", "-1"}, Bad{"loss scale", "65536x"},
+        Bad{"good steps at this loss scale", ""}, Bad{"good steps at this loss scale", "-3"},
+        Bad{"steps skipped in a row", "many"}, Bad{"outcomes ahead of the loss scale", "65536"},
+        Bad{"outcomes ahead of the loss scale", "65536+  4-"},
+        Bad{"outcomes ahead of the loss scale", "+"}}) {
+    RunValues saved = values({});
+    add_loss_scale(saved, {.scale = 2});
+    saved[bad.name] = bad.text;
+    EXPECT_THAT([&] { loss_scale_in(saved); },
+                testing::ThrowsMessage<DataError>(
+                    testing::AllOf(testing::HasSubstr(bad.name), testing::HasSubstr(bad.text))))
+        << bad.name << " " << bad.text;
+  }
 }
 
 }  // namespace

@@ -34,6 +34,36 @@ TEST(TrainOptionsTest, RefusalsNameTheFlag) {
       {"--clip = -1", [](TrainOptions& o) { o.max_grad_norm = -1; }},
       {"--timeout", [](TrainOptions& o) { o.timeout = std::chrono::milliseconds(0); }},
       {"lr", [](TrainOptions& o) { o.optimizer.lr = -1; }},
+      {"--precision bf16 needs float32 masters",
+       [](TrainOptions& o) {
+         o.precision = Precision::bf16;
+         o.optimizer.kind = OptimizerKind::adamw;
+       }},
+      {"--precision fp16-autocast needs an optimizer that skips",
+       [](TrainOptions& o) {
+         o.precision = Precision::fp16_autocast;
+         o.optimizer.kind = OptimizerKind::adamw;
+       }},
+      {"--step-in-backward",
+       [](TrainOptions& o) {
+         o.precision = Precision::fp16_autocast;
+         o.step_in_backward = true;
+       }},
+      {"--propagate-nonfinite",
+       [](TrainOptions& o) {
+         o.precision = Precision::fp16_autocast;
+         o.optimizer.propagate_nonfinite = true;
+       }},
+      {"--loss-scale = 0.5",
+       [](TrainOptions& o) {
+         o.precision = Precision::fp16_autocast;
+         o.loss_scale.initial = 0.5;
+       }},
+      {"--loss-scale-growth-every = 0",
+       [](TrainOptions& o) {
+         o.precision = Precision::fp16_autocast;
+         o.loss_scale.growth_interval = 0;
+       }},
   };
   for (const BadValue& bad : cases) {
     TrainOptions options;
@@ -41,6 +71,22 @@ TEST(TrainOptionsTest, RefusalsNameTheFlag) {
     EXPECT_THAT([&] { validate(options); },
                 testing::ThrowsMessage<ConfigError>(testing::HasSubstr(bad.flag)));
   }
+}
+
+TEST(TrainOptionsTest, WhatFitsAPrecisionIsNotRefused) {
+  for (const Precision precision : {Precision::float32, Precision::bf16_autocast}) {
+    TrainOptions options;
+    options.precision = precision;
+    options.optimizer.kind = OptimizerKind::adamw;
+    EXPECT_NO_THROW(validate(options)) << name_of(precision);
+  }
+  TrainOptions options;
+  options.precision = Precision::bf16;
+  options.step_in_backward = true;
+  options.optimizer.propagate_nonfinite = true;
+  EXPECT_NO_THROW(validate(options));
+  options.loss_scale.initial = -1;  // of no interest without float16
+  EXPECT_NO_THROW(validate(options));
 }
 
 }  // namespace

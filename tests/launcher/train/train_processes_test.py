@@ -79,6 +79,117 @@ class Learning(TrainTestCase):
         self.assertNotEqual(self.losses("once-more", 5), self.losses("other", 5, "--seed", "2"))
 
 
+class Precision(TrainTestCase):
+    """On the default text, at a learning rate at which float32 itself does not depend on how sums are rounded: at 3e-3 losses of runs
+    that differ in the last bit of a gradient are 1 % apart after 80 steps."""
+
+    def losses_in(self, precision, count, *more, ranks=1):
+        flags = ("--data", "/usr/share/common-licenses", "--layers", "2", "--batch", "8", "--warmup", "20", "--lr", "1e-3",
+                 "--precision", precision)
+        return self.losses("-".join(map(str, (precision, ranks, *more))).replace("--", ""), count, *flags, *more, ranks=ranks)
+
+    def smooth(self, losses, width=10):
+        """Means of `width` steps: the loss of one batch says as much about the batch as about the model."""
+        return [sum(losses[at:at + width]) / width for at in range(0, len(losses), width)]
+
+    def test_the_loss_of_150_steps_follows_float32(self):
+        expected = self.smooth(self.losses_in("float32", 150))
+        self.assertLess(expected[-1], 0.75 * expected[0], "it learns")
+        # Found: at most 1e-4 apart.
+        for precision in ("bf16", "bf16-autocast"):
+            with self.subTest(precision=precision):
+                found = self.smooth(self.losses_in(precision, 150))
+                self.assert_close(found, expected, 1e-3)
+                self.assertNotEqual(found, expected, "it is another arithmetic")
+
+    def test_float16_with_a_loss_scale_follows_float32(self):
+        # Found: equal to 1e-5 until a gradient overflows at 65536 in step 65, and 0.6 % apart after that step was skipped.
+        expected = self.smooth(self.losses_in("float32", 100))
+        found = self.smooth(self.losses_in("fp16-autocast", 100, ranks=2))
+        self.assert_close(found, expected, 0.02)
+        lines = steps(self.folder / "fp16-autocast-2")
+        self.assertEqual((lines[0]["loss_scale"], lines[0]["good_steps"]), (65536, 1))
+        self.assertGreaterEqual(lines[-1]["loss_scale"], 1024)
+        self.assertLess(lines[-1]["skipped"], 7)
+        self.assertIn("  scale 65536  ", (self.folder / "fp16-autocast-2" / "train.log").read_text())
+
+    def test_bf16_parameters_are_saved_as_a_model_like_any_other(self):
+        self.losses_in("bf16", 3, ranks=2)
+        with safe_open(self.folder / "bf16-2" / "model.safetensors", "numpy") as file:
+            self.assertEqual(file.get_slice("wte.weight").get_dtype(), "F32")
+
+    def test_an_overflow_halves_the_scale_and_good_steps_double_it(self):
+        flags = ("--precision", "fp16-autocast", "--loss-scale", 2.0**30, "--loss-scale-growth-every", "4")
+        self.losses("run", 40, *flags, ranks=2)
+        lines = steps(self.folder / "run")
+        self.assertGreaterEqual(lines[-1]["skipped"], 3)
+        scale, good, skipped = 2.0**30, 0, 0
+        for line in lines:
+            self.assertEqual(line["loss_scale"], scale, line)
+            if line["skipped"] > skipped:
+                scale, good = scale / 2, 0
+            elif good + 1 == 4:
+                scale, good = scale * 2, 0
+            else:
+                good += 1
+            self.assertEqual(line["good_steps"], good, line)
+            skipped = line["skipped"]
+        self.assertLess(lines[-1]["loss"], lines[0]["loss"])
+
+    def test_steps_that_overflow_again_and_again_end_the_run(self):
+        result = run(*self.train(100, "--precision", "fp16-autocast", "--loss-scale", 2.0**120), "-q")
+        self.assert_fails(result, 78, "the gradients overflowed in 20 steps in a row, the last of them job step 19 ", "no model is saved")
+        self.assertEqual([line["loss_scale"] for line in steps(self.run_dir)], [2.0**(120 - step) for step in range(20)])
+        self.assertFalse((self.run_dir / "model.safetensors").exists())
+
+    def test_a_scale_at_its_minimum_is_told_once(self):
+        # A learning rate that throws the weights out of float16's range: then no scale helps.
+        result = run(*self.train(100, "--precision", "fp16-autocast", "--loss-scale", "4", "--lr", "1e4", "--warmup", "0", "--clip", "0"))
+        self.assert_fails(result, 78, "the loss became")
+        self.assertEqual(result.err.count("the loss scale is at its minimum, 1, after job step "), 1)
+        self.assertEqual(steps(self.run_dir)[-1]["loss_scale"], 1)
+
+    def test_names_and_combinations_that_cannot_be_are_refused_before_anything_is_written(self):
+        self.assert_fails(run(*self.train(1, "--precision", "fp8")), 78, "--precision = 'fp8'", "bf16-autocast")
+        self.assert_fails(run(*self.train(1, "--precision", "fp16-autocast", "--optimizer", "adamw")), 78, "bf16-autocast")
+        self.assertFalse(self.run_dir.exists())
+        result = run("train", "--help")
+        self.assertIn("--precision", result.out)
+        self.assertIn("--activation-checkpointing", result.out)
+
+
+class ActivationCheckpointing(TrainTestCase):
+    """Not a bit differs, whatever else a run does."""
+
+    def model(self, name, ranks, *more):
+        self.losses(name, 6, "--layers", "3", *more, ranks=ranks)
+        return (self.folder / name / "model.safetensors").read_bytes()
+
+    def test_the_model_is_the_same_to_the_bit(self):
+        ways = {"plain": (), "accumulate": ("--accumulate", "2"), "messages": ("--no-host-window", ""),
+                "in-backward": ("--step-in-backward", "", "--propagate-nonfinite", "", "--clip", "0"),
+                "accumulate-in-backward": ("--accumulate", "2", "--step-in-backward", "", "--propagate-nonfinite", "", "--clip", "0"),
+                "bf16": ("--precision", "bf16", "--accumulate", "2"), "autocast": ("--precision", "bf16-autocast"),
+                "thrice": ("--accumulate", "3", "--batch", "6"), "adamw": ("--optimizer", "adamw", "--accumulate", "2")}
+        for ranks in (1, 2):
+            for name, more in ways.items():
+                with self.subTest(way=name, ranks=ranks):
+                    expected = self.model(f"{name}-{ranks}", ranks, *more)
+                    found = self.model(f"{name}-{ranks}-again", ranks, *more, "--activation-checkpointing", "")
+                    self.assertEqual(found, expected)
+
+
+class Memory(TrainTestCase):
+    def test_the_start_forecasts_and_the_end_compares(self):
+        run_dir = self.folder / "run"
+        result = run("launch", "-n", "2", "--", *self.train(3, "--run-dir", run_dir))
+        self.assertEqual(result.code, 0, result)
+        told = (run_dir / "train.log").read_text()
+        self.assertRegex(told, r"memory by forecast: [\d.]+ [MG]iB per rank: parameters [\d.]+ MiB, optimizer state [\d.]+ MiB, "
+                               r"gradient buckets [\d.]+ MiB, gradients [\d.]+ MiB or activations [\d.]+ MiB \(whichever is more\), libraries 40.0 MiB")
+        self.assertRegex(result.out, r"memory             [\d.]+ [MG]iB at the peak \(rank [01]\); the forecast was [\d.]+ [MG]iB")
+
+
 STEPS = 6
 
 

@@ -1,0 +1,155 @@
+#include "fusedbun/launcher/train/memory_forecast.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "fusedbun/core/error.h"
+
+namespace fusedbun::train {
+namespace {
+
+constexpr int64_t kLibraryBytes = 40 << 20;
+constexpr int64_t kFloatBytes = 4, kHalfBytes = 2;
+/// ShardedOptions::in_place_bytes: segments below it are packed.
+constexpr int64_t kInPlaceBytes = 64 << 10;
+
+/// Bytes per element of what a forward pass keeps.
+struct ElementBytes {
+  int64_t residual;  ///< the stream that blocks add to
+  int64_t product;   ///< operands of matrix products
+};
+
+ElementBytes element_bytes(Precision precision) {
+  return {.residual = parameter_bytes(precision),
+          .product = has_autocast(precision) ? kHalfBytes : parameter_bytes(precision)};
+}
+
+int64_t largest_parameter(const Gpt2Config& model) {
+  return model.n_embd * std::max({model.vocab, model.n_ctx, 4 * model.n_embd});
+}
+
+/// Elements of the parameters whose segments are too short to travel from where they are.
+int64_t packed_elements(const MemoryQuestion& question) {
+  const int64_t d = question.model.n_embd;
+  const auto if_packed = [&](int64_t elements) {
+    const int64_t segment_bytes =
+        elements / question.world_size * parameter_bytes(question.precision);
+    return segment_bytes < kInPlaceBytes ? elements : 0;
+  };
+  const int64_t of_block = if_packed(3 * d * d) + if_packed(d * d) + 2 * if_packed(4 * d * d) +
+                           13 * d;  // biases and layer norms
+  return question.model.n_layer * of_block + if_packed(question.model.vocab * d) +
+         if_packed(question.model.n_ctx * d) + 2 * d;
+}
+
+int64_t bucket_bytes(const MemoryQuestion& question) {
+  const int64_t count = question.parameters, ranks = question.world_size;
+  if (!question.is_sharded) return count * kFloatBytes;
+  const int64_t bytes = parameter_bytes(question.precision);
+  const int64_t portion = (count + ranks - 1) / ranks;  // of the sum, on one rank
+  // Sums are float32; where gradients are too, a sum takes the place of one of them.
+  const bool sums_apart = question.clips && bytes != kFloatBytes;
+  switch (question.transport) {
+    case plan::GradientTransport::shared_memory:
+      return count * bytes + (ranks - 1) * portion * bytes +
+             (sums_apart ? portion * kFloatBytes : 0);
+    case plan::GradientTransport::point_to_point: {
+      const bool rounds = question.bf16_on_wire && ranks > 1;
+      const int64_t packed = packed_elements(question);
+      const int64_t wire_bytes = rounds ? kHalfBytes : bytes;
+      return (ranks - 1) * portion * wire_bytes + (rounds ? count : packed) * wire_bytes +
+             packed * bytes +
+             (sums_apart || (rounds && question.clips) ? portion * kFloatBytes : 0);
+    }
+    case plan::GradientTransport::collective:
+      return count * kFloatBytes + (ranks > 1 ? portion * kFloatBytes : 0) +
+             (bytes != kFloatBytes ? count * bytes : 0);
+    case plan::GradientTransport::automatic:
+      break;
+  }
+  FUSEDBUN_ASSERT(false, "a transport has been chosen");
+}
+
+int64_t gradient_bytes(const MemoryQuestion& question) {
+  const int64_t all = question.parameters * parameter_bytes(question.precision);
+  const bool one_at_a_time =
+      question.is_sharded && (question.transport != plan::GradientTransport::point_to_point ||
+                              (question.bf16_on_wire && question.world_size > 1));
+  return question.accumulation == 1 && one_at_a_time
+             ? largest_parameter(question.model) * parameter_bytes(question.precision)
+             : all;
+}
+
+int64_t activation_bytes(const MemoryQuestion& question) {
+  const Gpt2Config& model = question.model;
+  const bool casts = has_autocast(question.precision);
+  const auto [residual, product] = element_bytes(question.precision);
+  const int64_t tokens = question.sequences * question.context;
+  const int64_t stream = tokens * model.n_embd;  // elements of one [tokens, d]
+  const int64_t square = model.n_embd * model.n_embd;
+  const int64_t embedding = model.vocab * model.n_embd;
+  // What a block's backward pass needs. Its input and what attention makes of it; normed twice, q, k, v, attended, and twice 4 d around
+  // GELU; per token the statistics of two layer norms and a log-sum-exp per head; under autocast its matrices in the shorter type.
+  const int64_t input = stream * residual;
+  const int64_t block = 2 * input + 14 * stream * product +
+                        tokens * (4 + model.n_head) * kFloatBytes +
+                        (casts ? 12 * square * kHalfBytes : 0);
+  // While the first matrix of a block's backward pass, the MLP's last, is at work: the gradient that came, a short one under autocast
+  // too, those of GELU's output and of the matrix. The tied embedding's gradient waits for its second part.
+  const int64_t at_work = input + stream * (4 * product + (casts ? product : 0)) +
+                          4 * square * product + embedding * parameter_bytes(question.precision);
+  // While the loss is: the last layer norm's input and output; the logarithms and two gradients of them, in float32; the tied
+  // embedding in the shorter type.
+  const int64_t head = input + stream * product + 3 * tokens * model.vocab * kFloatBytes +
+                       (casts ? embedding * kHalfBytes : 0);
+  if (!question.checkpoints_activations) return model.n_layer * block + std::max(head, at_work);
+  // The block's input is one of the inputs, but its output is computed too.
+  return model.n_layer * input + std::max(head, block + at_work);
+}
+
+}  // namespace
+
+int64_t MemoryForecast::peak() const {
+  return parameters + optimizer_state + gradient_buckets + libraries +
+         (gradients_follow_activations ? std::max(gradients, activations)
+                                       : gradients + activations);
+}
+
+MemoryForecast forecast_memory(const MemoryQuestion& question) {
+  return {.parameters = question.parameters * parameter_bytes(question.precision),
+          .optimizer_state = question.state_bytes,
+          .gradient_buckets = bucket_bytes(question),
+          .gradients = gradient_bytes(question),
+          .activations = activation_bytes(question),
+          .libraries = question.on_gpu ? 0 : kLibraryBytes,
+          .gradients_follow_activations = question.accumulation == 1};
+}
+
+std::string mebibytes_or_gibibytes(int64_t bytes) {
+  constexpr double kMebibyte = 1 << 20, kGibibyte = 1 << 30;
+  const auto value = static_cast<double>(bytes);
+  char text[48];
+  if (value < kGibibyte) {
+    std::snprintf(text, sizeof text, "%.1f MiB", value / kMebibyte);
+  } else {
+    std::snprintf(text, sizeof text, "%.2f GiB", value / kGibibyte);
+  }
+  return text;
+}
+
+std::string describe(const MemoryForecast& forecast) {
+  const auto part = [](const char* name, int64_t bytes) {
+    return std::string(name) + " " + mebibytes_or_gibibytes(bytes);
+  };
+  return mebibytes_or_gibibytes(forecast.peak()) +
+         " per rank: " + part("parameters", forecast.parameters) + ", " +
+         part("optimizer state", forecast.optimizer_state) + ", " +
+         part("gradient buckets", forecast.gradient_buckets) + ", " +
+         part("gradients", forecast.gradients) +
+         (forecast.gradients_follow_activations ? " or " : ", ") +
+         part("activations", forecast.activations) +
+         (forecast.gradients_follow_activations ? " (whichever is more)" : "") +
+         (forecast.libraries > 0 ? ", " + part("libraries", forecast.libraries) : "");
+}
+
+}  // namespace fusedbun::train

@@ -1,0 +1,147 @@
+#include "fusedbun/launcher/train/memory_forecast.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace fusedbun::train {
+namespace {
+
+using plan::GradientTransport;
+
+// A model so small that every number can be worked out on paper: two embeddings of 16 x 8 and 4 x 8, a block of 12 matrices' worth of
+// 8 x 8 and 13 vectors' worth of 8, a last layer norm of 2 x 8.
+constexpr Gpt2Config kModel{.n_layer = 1, .n_head = 2, .n_embd = 8, .n_ctx = 4, .vocab = 16};
+constexpr int64_t kParameters = 16 * 8 + 4 * 8 + 12 * 64 + 13 * 8 + 2 * 8;
+
+MemoryQuestion question() {
+  return {.model = kModel,
+          .parameters = kParameters,
+          .sequences = 3,
+          .context = 4,
+          .transport = GradientTransport::shared_memory,
+          .state_bytes = 1000};
+}
+
+TEST(MemoryForecastTest, ParametersAndStateAreWhatTheyAre) {
+  MemoryQuestion asked = question();
+  EXPECT_EQ(forecast_memory(asked).parameters, 1048 * 4);
+  EXPECT_EQ(forecast_memory(asked).optimizer_state, 1000);
+  asked.precision = Precision::bf16;
+  EXPECT_EQ(forecast_memory(asked).parameters, 1048 * 2);
+  asked.precision = Precision::fp16_autocast;
+  EXPECT_EQ(forecast_memory(asked).parameters, 1048 * 4);
+}
+
+TEST(MemoryForecastTest, InAWindowARankHasItsGradientsAndReadsItsShareOfTheOthers) {
+  MemoryQuestion asked = question();
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 4);
+  asked.world_size = 4;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 4 + 3 * 262 * 4);
+  asked.precision = Precision::bf16;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 2 + 3 * 262 * 2);
+  asked.clips = true;  // sums of bfloat16 are float32
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 2 + 3 * 262 * 2 + 262 * 4);
+}
+
+TEST(MemoryForecastTest, MessagesBringOneShareFromEachOtherRank) {
+  MemoryQuestion asked = question();
+  asked.transport = GradientTransport::point_to_point;
+  asked.world_size = 2;
+  // All segments are shorter than 64 KiB: packed for the way there and the way back.
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 524 * 4 + 2 * 1048 * 4);
+  // d = 256: of a block the four matrices (256 KiB and more) go from where they are, the 13 d of vectors do not; of the
+  // embeddings wte has 128 KiB a rank and wpe 2; and 2 d of the last layer norm.
+  asked.model.n_embd = 256;
+  asked.model.vocab = 256;
+  asked.parameters = 256 * 256 + 4 * 256 + 12 * 65536 + 13 * 256 + 2 * 256;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets,
+            asked.parameters / 2 * 4 + 2 * (13 * 256 + 4 * 256 + 2 * 256) * 4);
+  asked.bf16_on_wire = true;  // all are copied and rounded
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets,
+            asked.parameters / 2 * 2 + asked.parameters * 2 + (13 + 4 + 2) * 256 * 4);
+}
+
+TEST(MemoryForecastTest, CollectivesReduceInFloat32) {
+  MemoryQuestion asked = question();
+  asked.transport = GradientTransport::collective;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 4);
+  asked.world_size = 2;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 4 + 524 * 4);
+  asked.precision = Precision::bf16;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 4 + 524 * 4 + 1048 * 2);
+  asked.precision = Precision::float32;
+  asked.is_sharded = false;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 4);
+}
+
+TEST(MemoryForecastTest, GradientsAreThereOneAtATimeOrAll) {
+  MemoryQuestion asked = question();
+  EXPECT_EQ(forecast_memory(asked).gradients, 4 * 8 * 8 * 4) << "c_fc's";
+  EXPECT_TRUE(forecast_memory(asked).gradients_follow_activations);
+  asked.transport = GradientTransport::point_to_point;
+  EXPECT_EQ(forecast_memory(asked).gradients, 1048 * 4);
+  asked.transport = GradientTransport::shared_memory;
+  asked.accumulation = 2;
+  EXPECT_EQ(forecast_memory(asked).gradients, 1048 * 4);
+  EXPECT_FALSE(forecast_memory(asked).gradients_follow_activations);
+}
+
+TEST(MemoryForecastTest, ThePeakAddsUpWhatIsThereTogether) {
+  MemoryForecast forecast{.parameters = 1,
+                          .optimizer_state = 20,
+                          .gradient_buckets = 300,
+                          .gradients = 4000,
+                          .activations = 50000,
+                          .libraries = 600000};
+  EXPECT_EQ(forecast.peak(), 654321);
+  forecast.gradients_follow_activations = true;
+  EXPECT_EQ(forecast.peak(), 650321);
+  forecast.gradients = 60000;
+  EXPECT_EQ(forecast.peak(), 660321);
+}
+
+TEST(MemoryForecastTest, LibrariesTakeSomeOfTheHostAndNothingOfAGpu) {
+  MemoryQuestion asked = question();
+  EXPECT_EQ(forecast_memory(asked).libraries, 40 << 20);
+  asked.on_gpu = true;
+  EXPECT_EQ(forecast_memory(asked).libraries, 0);
+}
+
+// How activations depend on what is asked; that the numbers are right is measured in activation_checkpoint_test.cpp.
+TEST(MemoryForecastTest, ActivationsGrowWithBlocksAndCheckpointedOnesByTheirInputsAlone) {
+  const auto activations = [](int64_t layers, int64_t sequences, bool checkpointed_blocks) {
+    MemoryQuestion asked = question();
+    asked.model = {.n_layer = layers, .n_head = 4, .n_embd = 64, .n_ctx = 32, .vocab = 256};
+    asked.sequences = sequences;
+    asked.context = 32;
+    asked.checkpoints_activations = checkpointed_blocks;
+    return forecast_memory(asked).activations;
+  };
+  // 16 numbers of width 64, and per token 8 more, in float32.
+  EXPECT_EQ(activations(5, 2, false) - activations(4, 2, false), 64 * (16 * 64 + 8) * 4);
+  EXPECT_EQ(activations(5, 2, true) - activations(4, 2, true), 64 * 64 * 4);
+  EXPECT_EQ(activations(3, 6, false), 3 * activations(3, 2, false));
+}
+
+TEST(MemoryForecastTest, IsToldInOneLine) {
+  EXPECT_EQ(mebibytes_or_gibibytes(0), "0.0 MiB");
+  EXPECT_EQ(mebibytes_or_gibibytes(1572864), "1.5 MiB");
+  EXPECT_EQ(mebibytes_or_gibibytes(int64_t{5} << 29), "2.50 GiB");
+  MemoryForecast forecast{.parameters = 1 << 20,
+                          .optimizer_state = 2 << 20,
+                          .gradient_buckets = 3 << 20,
+                          .gradients = 4 << 20,
+                          .activations = 5 << 20};
+  EXPECT_EQ(describe(forecast),
+            "15.0 MiB per rank: parameters 1.0 MiB, optimizer state 2.0 MiB, gradient "
+            "buckets 3.0 MiB, gradients 4.0 MiB, activations 5.0 MiB");
+  forecast.gradients_follow_activations = true;
+  forecast.libraries = 40 << 20;
+  EXPECT_EQ(describe(forecast),
+            "51.0 MiB per rank: parameters 1.0 MiB, optimizer state 2.0 MiB, gradient "
+            "buckets 3.0 MiB, gradients 4.0 MiB or activations 5.0 MiB (whichever is more), "
+            "libraries 40.0 MiB");
+}
+
+}  // namespace
+}  // namespace fusedbun::train
