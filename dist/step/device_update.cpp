@@ -6,13 +6,6 @@
 #include "fusedbun/dist/step/device_stream.h"
 
 namespace fusedbun {
-namespace {
-
-// Steps whose outcome a rank does not know when it begins another: the one before, which the GPU may still work on.
-constexpr int kUnheard = 1;
-
-}  // namespace
-
 DeviceUpdate::DeviceUpdate(ShardedModel& model, comm::Communicator& gradient_stream)
     : model_(model),
       gradient_stream_(gradient_stream),
@@ -21,7 +14,7 @@ DeviceUpdate::DeviceUpdate(ShardedModel& model, comm::Communicator& gradient_str
 
 std::vector<DeviceUpdate::Heard> DeviceUpdate::hear(bool all) {
   std::vector<Heard> heard;
-  for (const device::StepOutcome& outcome : under_way_.arrived_but(all ? 0 : kUnheard)) {
+  for (const device::StepOutcome& outcome : under_way_.arrived_but(all ? 0 : kDelay - 1)) {
     heard.push_back({open_.front().job_step, outcome, std::move(open_.front().used)});
     open_.pop_front();
   }

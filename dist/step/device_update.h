@@ -20,6 +20,8 @@ namespace fusedbun {
 
 class DeviceUpdate {
  public:
+  /// A step hears of the one that is so many steps back: not of the one before, which the GPU may still work on.
+  static constexpr int kDelay = 2;
   /// What one step is scaled by.
   struct Scaling {
     double divisor = 1;

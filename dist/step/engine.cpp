@@ -41,9 +41,7 @@ void StepEngine::perform_step(const StepOptions& options) {
     update_parameters(agreement.used, scaling, is_under_way);
   }
   if (!update_.steps_on_device()) {
-    outcome_.job_step = model_.job_step;
-    outcome_.skipped = skip;
-    if (skip) consensus_.count_skipped();
+    tell({model_.job_step, outcome_.norm, skip});
   }
   // Header and columns are sent last and read in the next step, off the critical path.
   const uint64_t scaled_by[] = {std::bit_cast<uint64_t>(scaling.divisor),
@@ -66,9 +64,16 @@ void StepEngine::update_parameters(const std::vector<bool>& used,
 void StepEngine::hear(bool all) {
   if (!update_.steps_on_device()) return;
   for (const DeviceUpdate::Heard& step : update_.hear(all)) {
-    outcome_ = {step.job_step, step.outcome.norm, step.outcome.skip != 0};
-    if (outcome_.skipped) consensus_.count_skipped();
+    tell({step.job_step, step.outcome.norm, step.outcome.skip != 0});
   }
+}
+
+void StepEngine::tell(const StepConsensus::StepOutcome& outcome) {
+  constexpr size_t kKept = 64;
+  outcome_ = outcome;
+  if (outcome.skipped) consensus_.count_skipped();
+  if (outcomes_.size() == kKept) outcomes_.erase(outcomes_.begin());
+  outcomes_.push_back({outcome.job_step, outcome.skipped, outcome.norm});
 }
 
 void StepEngine::finish_previous() {

@@ -10,6 +10,7 @@
 
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fusedbun/dist/step/gradient_collector.h"
@@ -39,6 +40,11 @@ class StepEngine {
   void step(const StepOptions& options);
   void write_parameters(const std::function<void()>& write);
   void finish();
+  void settle() {
+    guarded([&] { hear(/*all=*/true); });
+  }
+  std::vector<ShardedFusedbun::StepOutcome> take_outcomes() { return std::exchange(outcomes_, {}); }
+  int outcome_delay() const { return update_.steps_on_device() ? DeviceUpdate::kDelay : 0; }
 
   void enter_no_sync() { collector_.enter_no_sync(); }
   void leave_no_sync() { collector_.leave_no_sync(); }
@@ -128,9 +134,12 @@ class StepEngine {
   StepConsensus consensus_;
   ProgramChanges changes_;
   ProgramChanges::Events
-      writes_in_backward_;              ///< found before the first bucket was stepped in backward
-  std::vector<InFlight> param_syncs_;   ///< [bucket]
-  int updated_buckets_ = 0;             ///< of the current step
+      writes_in_backward_;             ///< found before the first bucket was stepped in backward
+  std::vector<InFlight> param_syncs_;  ///< [bucket]
+  int updated_buckets_ = 0;            ///< of the current step
+  void tell(const StepConsensus::StepOutcome& outcome);
+
+  std::vector<ShardedFusedbun::StepOutcome> outcomes_;  ///< that nobody has taken
   StepConsensus::StepOutcome outcome_;  ///< of the current step, or the last that a GPU has told
   bool is_loaded_ = false;              ///< a saved state was read since the last step
   bool shares_memory_ = false;          ///< some bucket lies in a host window

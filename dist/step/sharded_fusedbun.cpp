@@ -173,6 +173,15 @@ changes::ActiveChanges::Saved ShardedFusedbun::active_changes() const {
 int64_t ShardedFusedbun::skipped_steps() const {
   return engine_->consensus().skipped_steps();
 }
+std::vector<ShardedFusedbun::StepOutcome> ShardedFusedbun::take_outcomes() {
+  return engine_->take_outcomes();
+}
+int ShardedFusedbun::outcome_delay() const {
+  return engine_->outcome_delay();
+}
+void ShardedFusedbun::settle() {
+  engine_->settle();
+}
 const plan::ShardPlan& ShardedFusedbun::shard_plan() const {
   return engine_->model().plan;
 }

@@ -174,6 +174,18 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   bool shares_memory() const;  ///< a host window is in use
   int64_t job_step() const;    ///< steps done, skipped ones too
   int64_t skipped_steps() const;
+  /// What became of a step.
+  struct StepOutcome {
+    int64_t job_step = 0;
+    bool skipped = false;
+    double gradient_norm = 0;  ///< 0 unless clipping
+  };
+  /// Of the steps that this rank has heard of since the last call, oldest first (at most the last 64); the same on all ranks. step() hears
+  /// of its own on CPUs. GPUs decide by themselves, so there it hears of the step that is outcome_delay() steps back; settle() waits for
+  /// all, and is called by all ranks alike.
+  std::vector<StepOutcome> take_outcomes();
+  int outcome_delay() const;
+  void settle();
   /// What changes have set and will set on all ranks.
   changes::ActiveChanges::Saved active_changes() const;
   const plan::ShardPlan& shard_plan() const;

@@ -40,7 +40,12 @@ class FusedbunStepper : public Stepper {
     optimizer_.step(StepOptions{.loss_scale = loss_scale});
     const changes::StepReport& report = optimizer_.report();
     return {report.group_options[0].lr, report.gradient_norm, report.active_revision,
-            report.skipped_steps, report.skipped};
+            report.skipped_steps, take_skips()};
+  }
+  int outcome_delay() const override { return optimizer_.outcome_delay(); }
+  std::vector<bool> settle() override {
+    optimizer_.settle();
+    return take_skips();
   }
 
   void finish() override { optimizer_.finish(); }
@@ -72,6 +77,12 @@ class FusedbunStepper : public Stepper {
   }
 
  private:
+  std::vector<bool> take_skips() {
+    std::vector<bool> skips;
+    for (const ShardedFusedbun::StepOutcome& outcome : optimizer_.take_outcomes())
+      skips.push_back(outcome.skipped);
+    return skips;
+  }
   CheckpointContents contents(const CheckpointTexts& values) {
     return {.optimizer = &optimizer_,
             .model = model_.get(),

@@ -20,7 +20,7 @@ class RunCheckpoints {
 
   void set_first_validation_loss(double loss) { first_validation_loss_ = loss; }
   /// Its state is saved too; it outlives this object.
-  void set_loss_scale(const LossScale& scale) { loss_scale_ = &scale; }
+  void set_loss_scale(LossScale& scale) { loss_scale_ = &scale; }
   /// By this rank's clock; rank 0's counts.
   bool is_time() const { return schedule_.is_time(seconds()); }
   /// As after_step() was told last.
@@ -44,7 +44,7 @@ class RunCheckpoints {
   int64_t batch_;
   int64_t steps_done_;
   double first_validation_loss_ = 0;
-  const LossScale* loss_scale_ = nullptr;  ///< none: it is 1 in all steps
+  LossScale* loss_scale_ = nullptr;  ///< none: it is 1 in all steps
   Clock::time_point started_ = Clock::now();
 };
 

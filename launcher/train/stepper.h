@@ -29,11 +29,13 @@ namespace train {
 class Gpt2;
 
 struct StepOutcome {
-  double lr = 0;             ///< as used
-  double grad_norm = 0;      ///< of the averaged gradient, before clipping; 0: not clipping
-  int64_t revision = 0;      ///< of the hyperparameters in use
-  int64_t skipped = 0;       ///< steps skipped so far
-  bool was_skipped = false;  ///< this one changed nothing: a gradient was NaN or inf on some rank
+  double lr = 0;         ///< as used
+  double grad_norm = 0;  ///< of the averaged gradient, before clipping; 0: not clipping
+  int64_t revision = 0;  ///< of the hyperparameters in use
+  int64_t skipped = 0;   ///< steps skipped so far
+  /// Of the steps whose outcome is known since the one before, oldest first: true, it changed nothing, because a gradient was NaN or inf
+  /// on some rank. On CPUs this one's alone; GPUs tell Stepper::outcome_delay() steps later.
+  std::vector<bool> told_skips = {};
 };
 
 class Stepper {
@@ -46,6 +48,9 @@ class Stepper {
   virtual void accumulate(const std::function<void()>& backward) = 0;
   /// The losses were multiplied by `loss_scale` before backward; gradients are divided by it.
   virtual StepOutcome step(double loss_scale) = 0;
+  virtual int outcome_delay() const { return 0; }
+  /// Waits for the outcome of all steps, on all ranks; told_skips of those that were not known.
+  virtual std::vector<bool> settle() { return {}; }
   /// Waits for what is under way; once, after the last step.
   virtual void finish() = 0;
 

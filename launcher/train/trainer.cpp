@@ -238,7 +238,7 @@ class Run {
     if (resume_.loaded) {
       loop.first_validation_loss = first_validation_loss_in(resume_.loaded->values);
     }
-    if (scales_loss(options_.precision)) make_loss_scale(stepper->job_step());
+    if (scales_loss(options_.precision)) make_loss_scale(*stepper);
     const LeaveSignals::Serving asked_by_signals(*stepper);
     const std::vector<int64_t> planned =
         comm::all_gather_object(host, stepper->planned_state_bytes());
@@ -370,10 +370,12 @@ class Run {
   }
 
   /// The scale of a checkpoint goes on: a run that was stopped has those of one that was not.
-  void make_loss_scale(int64_t first_step) {
+  void make_loss_scale(const Stepper& stepper) {
     const auto saved =
         resume_.loaded ? loss_scale_in(resume_.loaded->values) : std::optional<LossScaleState>();
-    const LossScaleRules& rules = options_.loss_scale;
+    LossScaleRules rules = options_.loss_scale;
+    rules.delay = stepper.outcome_delay();
+    const int64_t first_step = stepper.job_step();
     loss_scale_ = saved ? LossScale(rules, first_step, *saved) : LossScale(rules, first_step);
   }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <string>
@@ -79,7 +80,9 @@ void TrainingLoop::one_step(int64_t job_step) {
   const double local_loss = compute_gradients(job_step, loss_scale);
   const auto gradients_done = Progress::Clock::now();
   const StepOutcome outcome = parts_.stepper.step(loss_scale);
-  if (parts_.loss_scale != nullptr) parts_.loss_scale->tell(outcome.was_skipped);
+  if (parts_.loss_scale != nullptr) {
+    for (const bool skipped : outcome.told_skips) parts_.loss_scale->tell(skipped);
+  }
   // Rank 0's clock says when a checkpoint is due; in the same message, so that it costs none.
   const bool is_time =
       parts_.checkpoints != nullptr && host().rank() == 0 && parts_.checkpoints->is_time();
@@ -155,7 +158,7 @@ void TrainingLoop::follow_loss_scale(int64_t job_step, const StepOutcome& outcom
         number("%g", outcome.lr) + " with a loss scale of " + number("%g", scale.scale()) +
         ": no model is saved; try a lower --lr, a longer --warmup, or --precision bf16-autocast");
   }
-  if (!outcome.was_skipped) return;
+  if (std::ranges::find(outcome.told_skips, true) == outcome.told_skips.end()) return;
   if (!scale.is_at_minimum()) {
     is_at_minimum_told_ = false;
   } else if (!is_at_minimum_told_) {
