@@ -22,8 +22,8 @@ struct StepReport {
   int64_t skipped_steps = 0;
   /// The step that `skipped` and `gradient_norm` are of: this one; where GPUs decide by themselves an earlier one, or none yet (-1).
   int64_t outcome_step = -1;
-  bool skipped = false;      ///< it changed nothing, because a rank saw a NaN or inf
-  double gradient_norm = 0;  ///< 0 unless clipping
+  bool skipped = false;                     ///< it changed nothing, because a rank saw a NaN or inf
+  double gradient_norm = 0;                 ///< 0 unless clipping
   std::vector<Options> group_options = {};  ///< as used, lr effective
   std::vector<double> scheduled_lr = {};    ///< [group] before pin and scale
   std::vector<bool> lr_pinned = {};         ///< [group]

@@ -12,8 +12,8 @@
 #include <functional>
 #include <string>
 
-#include "fusedbun/core/gpu/cuda_stream.h"
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/gpu/cuda_stream.h"
 
 namespace fusedbun::cuda_on_cpu {
 
