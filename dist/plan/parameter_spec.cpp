@@ -4,20 +4,6 @@
 
 namespace fusedbun::plan {
 
-int64_t bytes_of(ElementType type) {
-  switch (type) {
-    case ElementType::f32:
-      return 4;
-    case ElementType::f64:
-      return 8;
-    case ElementType::bf16:
-    case ElementType::f16:
-      return 2;
-  }
-  FUSEDBUN_ASSERT(false, "an element type outside its enum");
-  return 0;
-}
-
 std::string_view name_of(ElementType type) {
   switch (type) {
     case ElementType::f32:

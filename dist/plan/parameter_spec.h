@@ -14,8 +14,8 @@ namespace fusedbun::plan {
 
 /// Types a parameter may have. Its gradient is added up, and it is stepped, in float64 for f64 and
 /// float32 for the rest.
+using fusedbun::bytes_of;
 using fusedbun::ElementType;
-int64_t bytes_of(ElementType type);
 std::string_view name_of(ElementType type);
 /// Bytes of one element of the arithmetic: 8 for f64, else 4.
 int64_t arithmetic_bytes_of(ElementType type);

@@ -54,7 +54,7 @@ class AdamwStepper : public Stepper {
     optimizer_.step();
     for (const torch::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
     ++job_step_;
-    return {optimizer_.param_groups()[0].options().get_lr(), norm, 0, 0, false};
+    return {optimizer_.param_groups()[0].options().get_lr(), norm, 0, 0, {false}};
   }
 
   void finish() override {}

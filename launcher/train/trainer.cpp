@@ -553,7 +553,7 @@ void train(const TrainOptions& options) {
                    TextOptions{.notice = [&progress](const std::string& sentence) {
                      progress.say(sentence);
                    }});
-      memory.emplace(device_of(options, job));
+      memory.emplace(job.placement().device);
       model.emplace(make_model(initial, options));
     });
   } catch (const std::exception& error) {

@@ -249,7 +249,7 @@ class Rank {
     const plan::BucketRange& buckets = plan().buckets_of[parameter];
     bool finite = true;
     for (int b = buckets.begin; b < buckets.end; ++b) {
-      finite &= buckets_[b]->add_gradient(static_cast<int>(parameter), gradient, nonfinite_);
+      finite &= buckets_[b]->add_gradient(static_cast<int>(parameter), gradient);
     }
     return finite;
   }
@@ -344,7 +344,6 @@ class Rank {
   std::vector<std::vector<at::Tensor>> final_;  // [parameter][rank] the additions that count
   /// Gradients that this rank gave in this step, and how many held their memory before.
   std::vector<std::pair<at::Tensor, size_t>> given_;
-  at::Tensor nonfinite_;
 };
 
 // One seed for all ranks; rank 0 draws and prints it.
