@@ -28,23 +28,18 @@ std::unique_ptr<comm::Communicator> stream_of_its_own(comm::Communicator& channe
 
 Placement placement_of(const Channels& channels) {
   const bool on_gpu = channels.data->device() == comm::DeviceKind::cuda;
-  FUSEDBUN_REQUIRE(
-      !on_gpu ||
-          has_device_api(channels.placement ? channels.placement->device : at::Device(at::kCUDA)) ||
-          has_device_api(at::kCPU),
-      ConfigError,
-      "the parameters are on a GPU, but this fusedbun was built without CUDA's "
-      "compiler: configure it where nvcc is");
-  if (has_device_api(at::kCPU)) return {};  // tensors of the CPU stand in for a GPU's
-  if (!channels.placement) return current_placement(on_gpu);
-  const Placement& given = *channels.placement;
-  FUSEDBUN_REQUIRE(given.device.is_cuda() == on_gpu, ConfigError,
-                   "the parameters' place is " + given.describe() + ", but the data channel (" +
+  if (on_gpu && has_device_api(at::kCPU)) return {};  // tensors of the CPU stand in for a GPU's
+  const Placement placement = channels.placement ? *channels.placement : current_placement(on_gpu);
+  FUSEDBUN_REQUIRE(placement.device.is_cuda() == on_gpu, ConfigError,
+                   "the parameters' place is " + placement.describe() + ", but the data channel (" +
                        std::string(channels.data->backend()) + ") moves " +
                        (on_gpu ? "GPU" : "host") + " memory: take both from Job::channels()");
-  FUSEDBUN_REQUIRE(!on_gpu || given.device.has_index(), ConfigError,
+  FUSEDBUN_REQUIRE(!on_gpu || placement.device.has_index(), ConfigError,
                    "the parameters' place is a GPU without a number: name it, as \"cuda:1\"");
-  return given;
+  FUSEDBUN_REQUIRE(!on_gpu || has_device_api(placement.device), ConfigError,
+                   "the parameters are on a GPU, but this fusedbun was built without CUDA's "
+                   "compiler: configure it where nvcc is");
+  return placement;
 }
 
 }  // namespace

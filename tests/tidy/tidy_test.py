@@ -103,7 +103,7 @@ class IncludeDirection(TreeTest):
             with self.subTest(path=path, header=header):
                 self.assert_refused(path, f"#include <{header}>\n", "may not see")
                 (self.root / path).unlink()
-        for path, header in [("core/fusedbun.h", "torch/types.h"), ("core/a.cu", "cuda_runtime.h"), ("dist/comm/mpi.cpp", "mpi.h"),
+        for path, header in [("core/fusedbun.h", "torch/types.h"), ("core/gpu/a.cu", "cuda_runtime.h"), ("dist/comm/mpi.cpp", "mpi.h"),
                              ("dist/comm/nccl.cpp", "nccl.h"), ("dist/comm/gloo.cpp", "torch/types.h"),
                              ("dist/plan/a.cpp", "xxhash.h"), ("dist/control/a.h", "grpcpp/grpcpp.h")]:
             with self.subTest(path=path):
