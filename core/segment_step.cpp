@@ -404,6 +404,7 @@ double sum_of_squares(const torch::Tensor& rows, const RowRange& range, const Op
   const bool is_plain = rows.device().is_cpu() &&
                         (rows.scalar_type() == at::kDouble || rows.scalar_type() == at::kFloat);
   if (!is_plain) return rows.to(at::kDouble).square().sum().item<double>();
+  const torch::Tensor lying = rows.contiguous();
   const auto sum_of = [&]<class T>(T) {
     double sum = 0;
     for (int64_t i = 0; i < range.matrices(); ++i) {
@@ -411,7 +412,7 @@ double sum_of_squares(const torch::Tensor& rows, const RowRange& range, const Op
       const fused::PassShape shape =
           fused::begin_arguments<T>(matrix, step_scalars(options, 1, 1), options, false);
       const T* const values =
-          rows.const_data_ptr<T>() + (matrix.row_begin - range.row_begin) * range.columns;
+          lying.const_data_ptr<T>() + (matrix.row_begin - range.row_begin) * range.columns;
       sum += sum_of_squares(values, shape.elements, shape.columns);
     }
     return sum;

@@ -225,6 +225,13 @@ TEST(SegmentStep, OptionsWithoutAFusedStepTakeTheReference) {
   EXPECT_EQ(step_path(options, at::kCPU, at::kFloat), StepPath::reference);
 }
 
+TEST(SegmentStep, SquaresAreThoseOfTheElementsHoweverTheyLie) {
+  const RowRange range{.row_begin = 0, .row_end = 3, .rows_total = 3, .columns = 2};
+  const at::Tensor every_second = at::arange(12, at::kDouble).view({3, 4}).slice(1, 0, 4, 2);
+  // 0, 2; 4, 6; 8, 10
+  EXPECT_EQ(sum_of_squares(every_second, range, preset("compact", 1e-3)), 220);
+}
+
 TEST(SegmentStep, SeveralGradientsAreAddedUpInTheirOrder) {
   at::manual_seed(5);
   const Shape shape{18, 1041};
