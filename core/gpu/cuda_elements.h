@@ -101,7 +101,9 @@ template <class Stored>
 __device__ Four<Stored> load(const Stored* from, int live, bool at_once) {
   if (at_once) return *reinterpret_cast<const Four<Stored>*>(from);
   Four<Stored> four = {};
-  for (int i = 0; i < live; ++i) four.x[i] = from[i];
+  for (int i = 0; i < kFour; ++i) {
+    if (i < live) four.x[i] = from[i];
+  }
   return four;
 }
 template <class Stored>
@@ -110,7 +112,9 @@ __device__ void store(Stored* to, const Four<Stored>& four, int live, bool at_on
     *reinterpret_cast<Four<Stored>*>(to) = four;
     return;
   }
-  for (int i = 0; i < live; ++i) to[i] = four.x[i];
+  for (int i = 0; i < kFour; ++i) {
+    if (i < live) to[i] = four.x[i];
+  }
 }
 
 template <class Stored>

@@ -14,9 +14,6 @@
 /// Memory that the threads of a block share, in a kernel.
 #define FUSEDBUN_SHARED(Type, name) __shared__ Type name
 
-/// Before a loop: works on two rounds at once.
-#define FUSEDBUN_UNROLL_TWICE _Pragma("unroll 2")
-
 namespace fusedbun::cuda {
 
 /// Starts `blocks` blocks of `threads` threads; none is no launch. `what` completes "CUDA could not start ...".

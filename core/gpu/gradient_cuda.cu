@@ -70,7 +70,7 @@ __device__ bool move_elements(const void* source, void* to, int64_t begin, int64
     const bool at_once = in_fours && live == kFour;
     const auto read = load(from + i, live, at_once);
     Four<typename To::Stored> written = {};
-    for (int j = 0; j < live; ++j) {
+    for (int j = 0; j < kFour; ++j) {  // those that do not exist are 0
       if (tests || kConverts) {
         const auto value = From::widen(read.x[j]);
         if (tests) finite &= square_is_finite(value);

@@ -21,8 +21,10 @@ constexpr int kThreadsOfRow = kSumLanes / kFour;
 constexpr int kRows = kThreads / kThreadsOfRow;
 // After so many columns the column sums are taken up: one column by each thread.
 constexpr int kChunk = kThreads;
-// Blocks of `collect` on a multiprocessor: with more of them, registers would not suffice.
+// Blocks on a multiprocessor: with more of them, registers would not suffice.
 constexpr int kBlocksOfCollect = 8;
+template <class T>
+constexpr int kBlocksOfStep = sizeof(T) == sizeof(float) ? 4 : 2;
 
 // Four elements of a type that only the table knows, as they came from memory: they are widened when they are used, so that several
 // loads are under way at once.
@@ -358,7 +360,6 @@ __device__ void step_tile(const SegmentEntry<T>& s, const device::Gradient& grad
       if (s.centralize) of_row.mean = mean_of_row(s, row);
     }
     for (int64_t chunk = place.first_column; chunk < place.end_column; chunk += kChunk) {
-      FUSEDBUN_UNROLL_TWICE
       for (int k = 0; k < kChunk; k += kSumLanes) {
         const int64_t column = chunk + k + place.column;
         const int live = live_columns(s, place, row, column);
@@ -402,7 +403,8 @@ __global__ void __launch_bounds__(kThreads) sum_gradients(StepTable<T> table) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) step_tiles(StepTable<T> table, bool finishes) {
+__global__ void __launch_bounds__(kThreads, kBlocksOfStep<T>)
+    step_tiles(StepTable<T> table, bool finishes) {
   FUSEDBUN_SHARED(TileMemory<T>, memory);
   const Tile tile = table.tiles[blockIdx.x];
   const SegmentEntry<T>& s = table.segments[tile.segment];

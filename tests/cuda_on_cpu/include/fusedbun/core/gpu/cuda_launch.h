@@ -15,9 +15,6 @@
   Type& name =                      \
       *static_cast<Type*>(::fusedbun::cuda_on_cpu::shared_memory(&name##_key, sizeof(Type)))
 
-/// Before a loop; changes nothing here.
-#define FUSEDBUN_UNROLL_TWICE
-
 namespace fusedbun::cuda_on_cpu {
 
 template <class... Parameters, class... Arguments>
