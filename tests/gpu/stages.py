@@ -171,12 +171,14 @@ def check(build, program, *words):
     return json.loads(run([path, *words, *(["--rehearse"] if REHEARSE else [])], 60))
 
 
-def train(build, device, steps, seconds):
-    """One training run; (steps' losses, validation losses, tokens per second)."""
+def train(build, device, steps, seconds, ranks=1):
+    """One training run, all ranks on one card; (steps' losses, validation losses, tokens per second)."""
     fusedbun = build.wait_for("launcher/fusedbun", 240)
-    folder = BUILD / "runs" / f"{device}-{steps}"
+    folder = BUILD / "runs" / f"{device}-{steps}-{ranks}"
     shutil.rmtree(folder, ignore_errors=True)
-    run([fusedbun, "train", "--steps", steps, "--warmup", 5, "--eval-every", 0, "--device", device, "--no-control",
+    together = ["launch", "-n", ranks, "--"] if ranks > 1 else []
+    shared = ["--share-gpu"] if ranks > 1 and device == "cuda" else []
+    run([fusedbun, *together, "train", *shared, "--steps", steps, "--warmup", 5, "--eval-every", 0, "--device", device, "--no-control",
          "--run-dir", folder, "--data", ROOT / "core", ROOT / "dist"], seconds)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return ([line["loss"] for line in lines if "loss" in line],
@@ -201,6 +203,18 @@ def train_stage(build):
     return result
 
 
+def two_ranks_stage(build):
+    """Two ranks on one card, over NCCL: the first steps give the losses of one rank on the CPU."""
+    device, few = ("cpu", 3) if REHEARSE else ("cuda", 20)
+    together, _, _ = train(build, device, few, 90, ranks=2)
+    alone, _, _ = train(build, "cpu", few, 60)
+    apart = max(abs(a - b) for a, b in zip(together, alone, strict=True))
+    result = {"device": device, "steps_compared": few, "losses": together, "losses_of_one_on_cpu": alone, "largest_difference": apart}
+    if apart > 2e-3:
+        raise Failed(f"the first {few} losses of two ranks are up to {apart:.2g} from those of one on the CPU", result)
+    return result
+
+
 def bench_stage(build):
     fusedbun = build.wait_for("launcher/fusedbun", 240)
     where = ["--device", "cpu", "--model", "3m", "--rounds", "1"] if REHEARSE else ["--device", "cuda", "--rounds", "20"]
@@ -213,6 +227,7 @@ STAGES = {
     "job": lambda build: check(build, "gpu_job_check"),
     "train": train_stage,
     "bench_step": bench_stage,
+    "two_ranks": two_ranks_stage,
 }
 
 
