@@ -15,9 +15,6 @@
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
 #endif
-#if defined(__SANITIZE_THREAD__)
-#include <sanitizer/tsan_interface.h>
-#endif
 
 namespace fusedbun::cuda_on_cpu {
 namespace {
@@ -36,12 +33,6 @@ struct Fiber {
   uint64_t shuffled = 0;  // what it offers to its warp
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
-#endif
-#if defined(__SANITIZE_THREAD__)
-  void* known_as = __tsan_create_fiber(0);
-  ~Fiber() {
-    __tsan_destroy_fiber(known_as);
-  }
 #endif
 };
 
@@ -62,9 +53,6 @@ struct Multiprocessor {
   const void* stack_bottom = nullptr;
   size_t stack_size = 0;
 #endif
-#if defined(__SANITIZE_THREAD__)
-  void* known_as = nullptr;
-#endif
 
   ~Multiprocessor() {
     for (const auto& fiber : fibers) munmap(fiber->stack, kStackBytes);
@@ -81,10 +69,6 @@ void enter(Multiprocessor& m, Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&m.fake_stack, fiber.stack, kStackBytes);
 #endif
-#if defined(__SANITIZE_THREAD__)
-  m.known_as = __tsan_get_current_fiber();
-  __tsan_switch_to_fiber(fiber.known_as, 0);
-#endif
   swapcontext(&m.scheduler, &fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(m.fake_stack, nullptr, nullptr);
@@ -97,9 +81,6 @@ void leave(Multiprocessor& m, Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(fiber.is_done ? nullptr : &fiber.fake_stack, m.stack_bottom,
                                  m.stack_size);
-#endif
-#if defined(__SANITIZE_THREAD__)
-  __tsan_switch_to_fiber(m.known_as, 0);
 #endif
   swapcontext(&fiber.context, &m.scheduler);
 #if defined(__SANITIZE_ADDRESS__)
