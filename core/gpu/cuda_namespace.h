@@ -1,4 +1,6 @@
 #pragma once
-// The namespace of the CUDA kernels' launch functions. Tests put a header of this name in front, because they compile the kernels a second
-// time, for the CPU (tests/cuda_on_cpu), and both may be in one program.
+// The namespace of the CUDA kernels' launch functions. Tests compile the kernels a second time, for the CPU (tests/cuda_on_cpu), and name
+// another, because both may be in one program.
+#if !defined(FUSEDBUN_CUDA)
 #define FUSEDBUN_CUDA cuda
+#endif

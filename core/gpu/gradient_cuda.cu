@@ -1,7 +1,7 @@
 #include "fusedbun/core/gpu/gradient_cuda.h"
 
-#include "fusedbun/core/gpu/cuda_elements.h"
-#include "fusedbun/core/gpu/cuda_sums.h"
+#include "fusedbun/core/gpu/cuda_elements.cuh"
+#include "fusedbun/core/gpu/cuda_sums.cuh"
 
 namespace fusedbun::FUSEDBUN_CUDA {
 namespace {

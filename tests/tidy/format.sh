@@ -9,7 +9,7 @@ if [ "${1:-}" = --fix ]; then
   shift
 fi
 cd "${1:-$(dirname "${BASH_SOURCE[0]}")/../..}"
-mapfile -d '' files < <(git ls-files -z --cached --others --exclude-standard '*.h' '*.cpp' '*.cu' '*.inc' '*.proto')
+mapfile -d '' files < <(git ls-files -z --cached --others --exclude-standard '*.h' '*.cpp' '*.cu' '*.cuh' '*.inc' '*.proto')
 if [ "${#files[@]}" -eq 0 ]; then
   echo "format: no source files in $PWD" >&2
   exit 1

@@ -8,7 +8,7 @@ _BLANKED = re.compile(
     r'//[^\n]*|/\*.*?\*/|R"(?P<end>[^(\s]*)\(.*?\)(?P=end)"|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])+\'', re.DOTALL)
 
 
-def sources(root, folders=PRODUCT, endings=(".h", ".cpp", ".cu", ".inc")):
+def sources(root, folders=PRODUCT, endings=(".h", ".cpp", ".cu", ".cuh", ".inc")):
     """Paths relative to `root`, sorted."""
     return sorted(path.relative_to(root) for folder in folders for path in (root / folder).rglob("*")
                   if path.suffix in endings and "__pycache__" not in path.parts)

@@ -2,7 +2,7 @@
 // Sums in kernels, in the order of sum_order.h.
 //
 // Thread safety: all threads of a block call together.
-#include "fusedbun/core/gpu/cuda_elements.h"
+#include "fusedbun/core/gpu/cuda_elements.cuh"
 #include "fusedbun/core/sum_order.h"
 
 namespace fusedbun::FUSEDBUN_CUDA {

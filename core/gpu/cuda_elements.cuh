@@ -4,7 +4,7 @@
 // Thread safety: pure functions.
 #include <cstdint>
 
-#include "fusedbun/core/gpu/cuda_launch.h"
+#include "fusedbun/core/gpu/cuda_launch.cuh"
 
 namespace fusedbun::FUSEDBUN_CUDA {
 

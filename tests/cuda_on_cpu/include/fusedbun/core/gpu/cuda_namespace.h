@@ -1,3 +1,0 @@
-#pragma once
-// In place of core's header of this name.
-#define FUSEDBUN_CUDA cuda_on_cpu
