@@ -71,7 +71,9 @@ double root_mean_square(const Tensor& parameter, const Tensor& rows, const RowRa
                         const Options& options, FusedbunParamState& state) {
   using Difference = TensorSnapshot::Difference;
   double sum = state.squares.sum;
-  if (state.squares.of.difference(parameter) != Difference::none) {
+  const bool is_known = state.squares.of.difference(parameter) == Difference::none &&
+                        !state.squares.on_device.defined();
+  if (!is_known) {
     follow_parameter(rows, state.segment);
     sum = sum_of_squares(state.segment.master.defined() ? state.segment.master : rows, range,
                          options);
@@ -116,7 +118,7 @@ void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
   // values from before the step.
   if (!parameter.is_inference()) parameter.unsafeGetTensorImpl()->bump_version();
   if (options.scale_by_parameter_rms) {
-    state.squares = {new_squares, TensorSnapshot(parameter, TensorSnapshot::Sampling::few)};
+    state.squares = {new_squares, TensorSnapshot(parameter, TensorSnapshot::Sampling::few), {}};
   }
 }
 
@@ -263,6 +265,7 @@ Fusedbun::Fusedbun(std::vector<Tensor> parameters, FusedbunOptions defaults)
     : Fusedbun({OptimizerParamGroup(std::move(parameters))}, std::move(defaults)) {}
 
 Fusedbun::~Fusedbun() = default;
+Fusedbun::Fusedbun(Fusedbun&&) noexcept = default;
 
 void Fusedbun::add_param_group(const OptimizerParamGroup& group) {
   std::unordered_set<void*> elsewhere;
@@ -315,7 +318,6 @@ void Fusedbun::step_one_by_one() {
 
 bool Fusedbun::step_on_device() {
   std::optional<at::Device> device;
-  bool skips = false;
   for (const auto& group : param_groups()) {
     const Options& options = options_of(group);
     for (const Tensor& parameter : group.params()) {
@@ -326,10 +328,10 @@ bool Fusedbun::step_on_device() {
                         has_device_step(options, parameter.scalar_type()) &&
                         step_path(options, parameter.device(), arithmetic) == StepPath::device;
       if (!fits) return false;
-      skips |= options.nonfinite == Nonfinite::skip;
     }
   }
   if (!device) return false;
+  if (device_ != nullptr && device_->device() != *device) leave_device();
   if (device_ == nullptr) {
     device_ = std::make_unique<FusedbunDevice>(device_api_of(*device), *device);
   }
@@ -343,7 +345,7 @@ bool Fusedbun::step_on_device() {
           stepped_of(parameter, static_cast<FusedbunParamState&>(*state), options_of(group)));
     }
   }
-  device_->step(stepped, skips);
+  device_->step(stepped);
   for (const FusedbunDevice::Stepped& each : stepped) {
     if (!each.parameter.is_inference()) each.parameter.unsafeGetTensorImpl()->bump_version();
     if (!each.options->scale_by_parameter_rms) continue;
@@ -353,7 +355,15 @@ bool Fusedbun::step_on_device() {
 }
 
 void Fusedbun::settle() const {
-  if (device_ != nullptr) device_->settle();
+  if (device_ == nullptr) return;
+  device_->settle();
+  for (const auto& [parameter, state] : state_)
+    static_cast<FusedbunParamState&>(*state).take_back_skips();
+}
+
+void Fusedbun::leave_device() {
+  skipped_steps_ = skipped_steps();
+  device_.reset();
 }
 
 int64_t Fusedbun::skipped_steps() const {
@@ -419,7 +429,7 @@ void Fusedbun::save(OutputArchive& archive) const {
 }
 
 void Fusedbun::load(InputArchive& archive) {
-  device_.reset();  // it knows the old state
+  leave_device();   // it knows the old state
   state().clear();  // parameters that had no state when it was saved have none afterwards
   torch::optim::serialize<FusedbunParamState, FusedbunOptions>(archive, *this);
   torch::IValue skipped;

@@ -14,6 +14,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "fusedbun/core/options.h"
@@ -99,6 +100,9 @@ struct CachedSumOfSquares {
 class FusedbunParamState : public torch::optim::OptimizerCloneableParamState<FusedbunParamState> {
  public:
   int64_t step = 0;  ///< t: the steps that changed this parameter
+  /// On a GPU: of the steps that `step` counts, those that the device has told since that it skipped.
+  std::shared_ptr<int64_t> told_skips = std::make_shared<int64_t>(0);
+  void take_back_skips() { step -= std::exchange(*told_skips, 0); }
   SegmentState segment;
   CachedSumOfSquares squares;  ///< scale_by_parameter_rms alone; not saved
   void serialize(torch::serialize::InputArchive& archive) override;
@@ -118,6 +122,7 @@ class FusedbunDevice;
 class Fusedbun : public torch::optim::Optimizer {
  public:
   ~Fusedbun() override;
+  Fusedbun(Fusedbun&&) noexcept;
   /// Throws ConfigError for an option out of range, naming field, value and range.
   explicit Fusedbun(const std::vector<torch::optim::OptimizerParamGroup>& groups,
                     FusedbunOptions defaults);
@@ -154,8 +159,9 @@ class Fusedbun : public torch::optim::Optimizer {
   /// Where all parameters that have a gradient are on one GPU, with options that its kernels take: steps them there. Else false.
   bool step_on_device();
   void step_one_by_one();
-  /// t of the parameters is right.
+  /// Waits for the steps that a GPU has under way; t of the parameters is right then.
   void settle() const;
+  void leave_device();
 
   int64_t job_step_ = 0;
   int64_t skipped_steps_ = 0;  ///< but for those that device_ counts

@@ -133,7 +133,8 @@ class CudaDevice final : public DeviceApi {
   // As many as uploads are under way at once, so few.
   Staging& free_staging(int64_t bytes) {
     for (Staging& staging : staging_) {
-      if (staging.bytes >= bytes && staging.in_use->is_reached()) return staging;
+      const bool is_free = staging.in_use == nullptr || staging.in_use->is_reached();
+      if (staging.bytes >= bytes && is_free) return staging;
     }
     constexpr int64_t kLeast = 64 << 10;
     const int64_t size = std::max(bytes, kLeast);

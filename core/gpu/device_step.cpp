@@ -47,6 +47,17 @@ bool has_device_step(const Options& options, at::ScalarType parameter) {
   return has_fused_cuda_step(options) && parameter != at::kHalf;
 }
 
+int32_t StepFactorSets::number_of(const Options& options, int64_t t) {
+  const auto [at, is_new] = numbers_.try_emplace({&options, t}, static_cast<int32_t>(sets_.size()));
+  if (is_new) {
+    StepScalarsUnderWay& set = sets_.emplace_back();
+    for (int64_t behind = 0; behind < device::kStepsUnderWay; ++behind) {
+      set[behind] = step_scalars(options, std::max<int64_t>(t - behind, 1), /*parameter_rms=*/1);
+    }
+  }
+  return at->second;
+}
+
 DeviceStep::DeviceStep(DeviceApi& api, at::Device device, std::vector<DevicePart> parts,
                        device::StepControl* control, CudaStream stream)
     : api_(api), device_(device), parts_(std::move(parts)), control_(control) {

@@ -9,6 +9,7 @@
 #include <map>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "fusedbun/core/gpu/device_api.h"
@@ -38,6 +39,18 @@ bool has_device_step(const Options& options, at::ScalarType parameter);
 
 /// The factors of a parameter's step t, t - 1, ... (StepTable: how many steps of those under way were skipped, the device knows).
 using StepScalarsUnderWay = std::array<StepScalars, device::kStepsUnderWay>;
+
+/// The factors of one step, once for all parameters that share options and t.
+class StepFactorSets {
+ public:
+  /// The number of the set for a parameter whose step `t` this is; `options` stay where they are.
+  int32_t number_of(const Options& options, int64_t t);
+  const std::vector<StepScalarsUnderWay>& sets() const { return sets_; }
+
+ private:
+  std::map<std::pair<const Options*, int64_t>, int32_t> numbers_;
+  std::vector<StepScalarsUnderWay> sets_;
+};
 
 class DeviceStep {
  public:

@@ -3,7 +3,6 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 namespace fusedbun {
@@ -21,28 +20,33 @@ int64_t elements_in(const FusedbunDevice::Stepped& stepped) {
 FusedbunDevice::FusedbunDevice(DeviceApi& api, at::Device device)
     : api_(api), device_(device), under_way_(api, device, api.current_stream()) {}
 
-void FusedbunDevice::step(const std::vector<Stepped>& stepped, bool skips) {
+void FusedbunDevice::step(const std::vector<Stepped>& stepped) {
   const CudaStream stream = api_.current_stream();
   hear(/*all=*/false);
-  std::vector<FusedbunParamState*> states;
-  for (const Stepped& each : stepped) states.push_back(each.state);
+  Skips skips;
+  for (const Stepped& each : stepped) skips.push_back(each.state->told_skips);
   // The device counts skipped steps, not whose: with other parameters in them t would be wrong.
-  if (!open_.empty() && open_.back().states != states) settle();
+  if (!open_.empty() && open_.back().skips != skips) settle();
+  for (const Stepped& each : stepped) each.state->take_back_skips();
+  measure_unknown(stepped, stream);  // makes their memory, which the tables point to
   build(stepped, stream);
-  measure_unknown(stepped, stream);
 
   std::vector<device::Gradient> gradients;
   std::vector<device::MoveSource> tested;
+  bool skips_nonfinite = false;
   for (const Stepped& each : stepped) {
     gradients.push_back(gradient_of(each.gradient_rows));
-    tested.push_back(source_of(each.gradient_rows));
+    const bool may_skip = each.options->nonfinite == Nonfinite::skip;
+    skips_nonfinite |= may_skip;
+    tested.push_back(may_skip ? source_of(each.gradient_rows)
+                              : device::MoveSource{.what = device::MoveSource::What::stays});
   }
-  set_inputs(stepped, gradients, skips, stream);
+  set_inputs(stepped, gradients, skips_nonfinite, stream);
   tables_->test.run(tested, under_way_.control(), stream);
   under_way_.offer(stream);
   DeviceStep& step = tables_->step;
   under_way_.decide(step.inputs(), stream);
-  open_.push_back({std::move(states), tables_});
+  open_.push_back({std::move(skips), tables_});
 
   step.prepare(stream);
   bool has_finish = false;
@@ -70,7 +74,7 @@ void FusedbunDevice::hear(bool all) {
   for (const device::StepOutcome& outcome :
        all ? under_way_.arrived_but(0) : under_way_.arrived()) {
     if (outcome.skip != 0) {
-      for (FusedbunParamState* const state : open_.front().states) --state->step;
+      for (const std::shared_ptr<int64_t>& skips : open_.front().skips) ++*skips;
     }
     open_.pop_front();
   }
@@ -81,17 +85,18 @@ void FusedbunDevice::hear(bool all) {
 void FusedbunDevice::build(const std::vector<Stepped>& stepped, CudaStream stream) {
   std::vector<Basis> basis;
   for (const Stepped& each : stepped) {
-    const SegmentState& state = each.state->segment;
-    const void* const kept = state.exp_avg_sq.full.defined()
-                                 ? state.exp_avg_sq.full.const_data_ptr()
-                                 : state.exp_avg_sq.col.const_data_ptr();
+    std::vector<const void*> state;
+    visit_tensors(each.state->segment, [&](const char*, const at::Tensor& tensor) {
+      state.push_back(tensor.defined() ? tensor.const_data_ptr() : nullptr);
+    });
+    const at::Tensor& squares = each.state->squares.on_device;
+    state.push_back(squares.defined() ? squares.const_data_ptr() : nullptr);
     basis.push_back({.rows = each.rows.const_data_ptr(),
-                     .state = kept,
+                     .state = std::move(state),
                      .type = each.rows.scalar_type(),
                      .structure = *each.options,
                      .centralize = each.options->centralize,
-                     .use_rms = each.options->use_rms,
-                     .has_momentum = state.momentum_buffer.defined()});
+                     .use_rms = each.options->use_rms});
   }
   if (tables_ != nullptr && basis == basis_) return;
   basis_ = std::move(basis);
@@ -141,7 +146,9 @@ void FusedbunDevice::measure_unknown(const std::vector<Stepped>& stepped, CudaSt
   for (size_t p = 0; p < stepped.size(); ++p) {
     if (!stepped[p].options->scale_by_parameter_rms) continue;
     CachedSumOfSquares& squares = stepped[p].state->squares;
-    if (squares.of.difference(stepped[p].parameter) == Difference::none) continue;
+    const bool is_known = squares.on_device.defined() &&
+                          squares.of.difference(stepped[p].parameter) == Difference::none;
+    if (is_known) continue;
     parts.push_back(part_of(stepped[p], static_cast<int>(p), /*group=*/0));
   }
   if (parts.empty()) return;
@@ -159,23 +166,12 @@ void FusedbunDevice::set_inputs(const std::vector<Stepped>& stepped,
                                 const std::vector<device::Gradient>& gradients, bool skips,
                                 CudaStream stream) {
   std::vector<int32_t> factors_of;
-  std::vector<StepScalarsUnderWay> factors;
-  std::map<std::pair<const Options*, int64_t>, int32_t> known;  // by options and t
-  for (const Stepped& each : stepped) {
-    const int64_t t = ++each.state->step;
-    const auto [at, is_new] =
-        known.try_emplace({each.options, t}, static_cast<int32_t>(factors.size()));
-    if (is_new) {
-      StepScalarsUnderWay& set = factors.emplace_back();
-      for (int64_t behind = 0; behind < device::kStepsUnderWay; ++behind) {
-        set[behind] = step_scalars(*each.options, std::max<int64_t>(t - behind, 1), 1);
-      }
-    }
-    factors_of.push_back(at->second);
-  }
+  StepFactorSets factors;
+  for (const Stepped& each : stepped)
+    factors_of.push_back(factors.number_of(*each.options, ++each.state->step));
   const device::StepInputs inputs{.skipped_as_known = under_way_.skipped(),
                                   .skips_nonfinite = skips ? 1 : 0};
-  tables_->step.set_inputs(inputs, gradients, factors_of, factors, stream);
+  tables_->step.set_inputs(inputs, gradients, factors_of, factors.sets(), stream);
 }
 
 }  // namespace fusedbun

@@ -29,9 +29,10 @@ class FusedbunDevice {
 
   FusedbunDevice(DeviceApi& api, at::Device device);
 
-  /// `skips`: a gradient that is not finite leaves everything as it was.
-  void step(const std::vector<Stepped>& stepped, bool skips);
-  /// Hears of all steps: t and skipped_steps are right then. Waits for the GPU.
+  /// A gradient that is not finite leaves everything as it was, where its group's nonfinite is skip.
+  void step(const std::vector<Stepped>& stepped);
+  at::Device device() const { return device_; }
+  /// Hears of all steps: FusedbunParamState::told_skips and skipped_steps are complete then. Waits for the GPU.
   void settle() { hear(/*all=*/true); }
   int64_t skipped_steps() const { return under_way_.skipped(); }
 
@@ -39,15 +40,17 @@ class FusedbunDevice {
   // Everything that the tables depend on.
   struct Basis {
     const void* rows;
-    const void* state;
+    std::vector<const void*> state;  // its tensors
     at::ScalarType type;
     Structure structure;
-    bool centralize, use_rms, has_momentum;
+    bool centralize, use_rms;
     bool operator==(const Basis&) const = default;
   };
+  // Where the skips of a parameter are counted: lives on where the program throws its state away.
+  using Skips = std::vector<std::shared_ptr<int64_t>>;
   // What a step needs until it is done.
   struct Open {
-    std::vector<FusedbunParamState*> states;
+    Skips skips;
     std::shared_ptr<const void> tables;
   };
   struct Tables {

@@ -21,20 +21,17 @@ using device::StepOutcome;
 // Element types as the table names them; a float32 may come from or go to each of the narrow ones.
 template <ElementType kType>
 struct Element;
-template <>
-struct Element<ElementType::f32> {
-  using Stored = float;
-  using Value = float;
+template <class T>
+struct WideElement {
+  using Stored = T;
+  using Value = T;
   static __device__ Value widen(Stored x) { return x; }
   static __device__ Stored narrow(Value x) { return x; }
 };
 template <>
-struct Element<ElementType::f64> {
-  using Stored = double;
-  using Value = double;
-  static __device__ Value widen(Stored x) { return x; }
-  static __device__ Stored narrow(Value x) { return x; }
-};
+struct Element<ElementType::f32> : WideElement<float> {};
+template <>
+struct Element<ElementType::f64> : WideElement<double> {};
 template <>
 struct Element<ElementType::bf16> {
   using Stored = uint16_t;

@@ -19,6 +19,7 @@ using fused::PassScalars;
 // Four threads hold the sixteen lanes of a row, four columns each; so a block steps 32 rows at once.
 constexpr int kThreadsOfRow = kSumLanes / kFour;
 constexpr int kRows = kThreads / kThreadsOfRow;
+static_assert(kThreads == device::kCollectThreads);
 // After so many columns the column sums are taken up: one column by each thread.
 constexpr int kChunk = kThreads;
 // Blocks on a multiprocessor: with more of them, registers would not suffice.

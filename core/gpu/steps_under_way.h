@@ -25,6 +25,8 @@ class StepsUnderWay {
   device::Agreed* agreed() const { return agreed_; }
 
   void offer(CudaStream stream);
+  /// What the device has found of gradients since does not count.
+  void forget_gradients(CudaStream stream) { offer(stream); }
   /// What this rank would offer; for who decides on the host. Waits for the GPU.
   device::Agreed read_own(CudaStream stream);
   /// The step is decided, and under way from now on.

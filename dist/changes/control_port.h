@@ -20,7 +20,7 @@ struct StepReport {
   int64_t job_step = 0;  ///< the step that just ended, from 0
   int64_t active_revision = 0;
   int64_t skipped_steps = 0;
-  /// The step that `skipped` and `gradient_norm` are of: this one; where GPUs decide by themselves an earlier one, or none yet (-1).
+  /// The step that `skipped` and `gradient_norm` are of: this one; where GPUs decide by themselves an earlier one, or none (-1).
   int64_t outcome_step = -1;
   bool skipped = false;                     ///< it changed nothing, because a rank saw a NaN or inf
   double gradient_norm = 0;                 ///< 0 unless clipping

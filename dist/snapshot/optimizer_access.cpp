@@ -77,7 +77,8 @@ class PlainAccess final : public OptimizerAccess {
       const FusedbunParamState* state = find(tensor);
       const int64_t t = state != nullptr ? state->step : 0;
       saved.step_counts.push_back(t);
-      const bool known = state != nullptr &&
+      // What a GPU keeps is added up anew.
+      const bool known = state != nullptr && !state->squares.on_device.defined() &&
                          state->squares.of.difference(tensor) == TensorSnapshot::Difference::none;
       saved.sums_of_squares.push_back(known ? state->squares.sum
                                             : std::numeric_limits<double>::quiet_NaN());
@@ -132,8 +133,8 @@ class PlainAccess final : public OptimizerAccess {
       state->step = saved.step_counts[p];
       state->segment = *rows.state;
       if (!std::isnan(saved.sums_of_squares[p])) {
-        state->squares = {saved.sums_of_squares[p],
-                          TensorSnapshot(tensor, TensorSnapshot::Sampling::few)};
+        state->squares = {
+            saved.sums_of_squares[p], TensorSnapshot(tensor, TensorSnapshot::Sampling::few), {}};
       }
       optimizer_.state()[tensor.unsafeGetTensorImpl()] = std::move(state);
     }

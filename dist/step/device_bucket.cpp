@@ -2,8 +2,8 @@
 
 #include <ATen/ops/empty.h>
 
-#include <algorithm>
 #include <set>
+#include <unordered_map>
 
 #include "fusedbun/core/gpu/device_move.h"
 #include "fusedbun/core/segment_step.h"
@@ -39,6 +39,7 @@ class DeviceBucket final : public GradientBucket {
             at::kDouble)),
         taken_(bucket.parameters.size()),
         sources_(bucket.parameters.size()) {
+    for (const int parameter : bucket_.parameters) places_.emplace(parameter, places_.size());
     const CudaStream stream = api_.current_stream();
     // Padding is added up and gathered too.
     api_.zero(gradients_.data_ptr(), static_cast<int64_t>(gradients_.nbytes()), stream);
@@ -91,6 +92,20 @@ class DeviceBucket final : public GradientBucket {
     return 0;
   }
 
+  void test_gradients() override {
+    const CudaStream stream = api_.current_stream();
+    std::vector<MoveSource> sources;
+    std::vector<MovePiece> pieces;
+    for (const at::Tensor& taken : taken_) {
+      const auto place = static_cast<int32_t>(sources.size());
+      sources.push_back(taken.defined() ? source_of(taken)
+                                        : MoveSource{.what = MoveSource::What::stays});
+      if (taken.defined()) pieces.push_back({.source = place, .elements = taken.numel()});
+    }
+    tested_ = DeviceMove(api_, device_, std::move(pieces), std::ssize(sources), stream);
+    tested_.run(sources, under_way_.control(), stream, taken_);
+  }
+
   void release_gradients() override {
     for (at::Tensor& taken : taken_) taken.reset();
   }
@@ -129,10 +144,7 @@ class DeviceBucket final : public GradientBucket {
   at::Tensor allocate(int64_t elements, at::ScalarType type) const {
     return at::empty({elements}, at::TensorOptions(device_).dtype(type));
   }
-  size_t place_of(int parameter) const {
-    const auto it = std::ranges::find(bucket_.parameters, parameter);
-    return static_cast<size_t>(it - bucket_.parameters.begin());
-  }
+  size_t place_of(int parameter) const { return places_.at(parameter); }
   // Where a segment of `rank` begins in memory that is laid out as the gradients are.
   void* at_segment(const at::Tensor& memory, int rank, const plan::Segment& segment) const {
     return static_cast<std::byte*>(memory.data_ptr()) +
@@ -191,10 +203,12 @@ class DeviceBucket final : public GradientBucket {
   const at::Tensor sum_;               ///< this rank's portion, reduced
   const at::Tensor rows_;              ///< laid out as gradients_, in the parameters' type
   const at::Tensor partial_squares_;
-  std::vector<at::Tensor> taken_;    ///< by place in bucket_.parameters
-  std::vector<MoveSource> sources_;  ///< the same; what the next start moves
-  std::set<void*> streams_;          ///< on which gradients were added since the last start
+  std::unordered_map<int, size_t> places_;  ///< by parameter, in bucket_.parameters
+  std::vector<at::Tensor> taken_;           ///< by place
+  std::vector<MoveSource> sources_;         ///< the same; what the next start moves
+  std::set<void*> streams_;                 ///< on which gradients were added since the last start
   DeviceMove intake_;
+  DeviceMove tested_;  ///< of the last test_gradients
   std::optional<DeviceMove> into_rows_;
   DeviceMove out_of_rows_;
   std::vector<const void*> filled_;  ///< the matrices that out_of_rows_ fills

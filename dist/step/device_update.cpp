@@ -1,7 +1,6 @@
 #include "fusedbun/dist/step/device_update.h"
 
 #include <algorithm>
-#include <map>
 
 #include "fusedbun/dist/step/device_stream.h"
 
@@ -28,6 +27,7 @@ bool DeviceUpdate::has_open_with_others(const std::vector<bool>& used) const {
 void DeviceUpdate::set_parts(std::vector<DevicePart> parts) {
   group_of_.clear();
   for (const DevicePart& part : parts) group_of_.push_back(model_.registered[part.parameter].group);
+  replaced_ = std::move(step_);
   step_ = std::make_shared<DeviceStep>(api_, model_.device, std::move(parts), under_way_.control(),
                                        api_.current_stream());
 }
@@ -36,23 +36,11 @@ void DeviceUpdate::begin(const std::vector<bool>& used, const std::vector<int64_
                          const std::vector<Options>& options,
                          const std::vector<device::Gradient>& gradients, const Scaling& scaling) {
   std::vector<int32_t> factors_of;
-  std::vector<StepScalarsUnderWay> factors;
-  std::map<std::pair<int, int64_t>, int32_t> known;  // by group and t
+  StepFactorSets factors;
   for (size_t part = 0; part < step_->parts().size(); ++part) {
-    const int parameter = step_->parts()[part].parameter, group = group_of_[part];
-    if (!used[parameter]) {
-      factors_of.push_back(-1);
-      continue;
-    }
-    const auto [at, is_new] =
-        known.try_emplace({group, t[parameter]}, static_cast<int32_t>(factors.size()));
-    if (is_new) {
-      StepScalarsUnderWay& set = factors.emplace_back();
-      for (int64_t behind = 0; behind < device::kStepsUnderWay; ++behind) {
-        set[behind] = step_scalars(options[group], std::max<int64_t>(t[parameter] - behind, 1), 1);
-      }
-    }
-    factors_of.push_back(at->second);
+    const int parameter = step_->parts()[part].parameter;
+    factors_of.push_back(used[parameter] ? factors.number_of(options[group_of_[part]], t[parameter])
+                                         : -1);
   }
   const bool skips = std::ranges::any_of(
       options, [](const Options& group) { return group.nonfinite == Nonfinite::skip; });
@@ -60,7 +48,7 @@ void DeviceUpdate::begin(const std::vector<bool>& used, const std::vector<int64_
                                   .skipped_as_known = under_way_.skipped(),
                                   .max_norm = scaling.max_norm,
                                   .skips_nonfinite = skips ? 1 : 0};
-  step_->set_inputs(inputs, gradients, factors_of, factors, api_.current_stream());
+  step_->set_inputs(inputs, gradients, factors_of, factors.sets(), api_.current_stream());
   agree(/*is_alone=*/!skips && scaling.max_norm == 0);
   open_.push_back({model_.job_step, used, step_});
   prepare();

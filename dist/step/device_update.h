@@ -69,7 +69,8 @@ class DeviceUpdate {
   DeviceApi& api_;
   StepsUnderWay under_way_;
   std::shared_ptr<DeviceStep> step_;
-  std::vector<int> group_of_;  ///< [part] of the options
+  std::shared_ptr<DeviceStep> replaced_;  ///< the tables before, which launches may still read
+  std::vector<int> group_of_;             ///< [part] of the options
   std::deque<Open> open_;
 };
 

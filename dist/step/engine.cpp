@@ -63,6 +63,7 @@ void StepEngine::update_parameters(const std::vector<bool>& used,
 
 void StepEngine::hear(bool all) {
   if (!update_.steps_on_device()) return;
+  outcome_ = {};
   for (const DeviceUpdate::Heard& step : update_.hear(all)) {
     tell({step.job_step, step.outcome.norm, step.outcome.skip != 0});
   }

@@ -92,6 +92,8 @@ class StepEngine {
   plan::RankFacts facts_of(plan::OptimizerCall call) const;
   [[noreturn]] void refuse(const StepConsensus::Outcome& outcome);
   bool own_device_is_nonfinite();
+  /// The gradients of a step that is not done, and what a GPU has found of them, do not count.
+  void forget_gradients();
   /// Divides the sum over ranks, without the loss scale.
   double gradient_divisor() const;
   void adopt_unfrozen();

@@ -2,8 +2,10 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/DeviceGuard.h>
 
+#include <algorithm>
 #include <cmath>
 #include <exception>
+#include <functional>
 #include <utility>
 
 #include "fusedbun/core/error.h"
@@ -133,7 +135,7 @@ void StepEngine::refuse(const StepConsensus::Outcome& outcome) {
   // Parameters were written already under step_in_backward, so the ranks cannot go back.
   if (!outcome.out_of_step && !sharded_.step_in_backward) {
     drop_gradients();
-    collector_.forget_step();
+    forget_gradients();
     update_.drop_hessian_diagonals();
     progress_.enter(plan::Phase::forward_backward);
     refused_ = true;
@@ -161,11 +163,18 @@ void StepEngine::send_dirty_again(const std::vector<bool>& dirty) {
         "gradients changed after they had been sent (another backward pass, zero_grad), so their "
         "buckets travel twice: run passes whose gradients do not count under no_sync()");
   }
+  if (device_ == nullptr || !std::ranges::any_of(dirty, std::identity{})) return;
+  // What the device has found so far is of gradients that do not count any more, too.
+  device_->under_way().forget_gradients(device_api_of(model_.device).current_stream());
+  if (!update_.steps_on_device()) return;
+  for (const auto& bucket : model_.buckets) bucket->test_gradients();
 }
 
 // A GPU whose kernels step the rows keeps it to itself; else the host asks, and waits.
 bool StepEngine::own_device_is_nonfinite() {
   if (!model_.on_gpu() || update_.steps_on_device()) return false;
+  // What it has found may be of gradients that are sent again.
+  for (const auto& bucket : model_.buckets) bucket->test_gradients();
   return device_->under_way().read_own(device_api_of(model_.device).current_stream()).nonfinite > 0;
 }
 
@@ -204,6 +213,10 @@ void StepEngine::finish() {
     agree_on_call(plan::OptimizerCall::finish);
     drop_begun_backward();
     hear(/*all=*/true);
+    if (model_.on_gpu()) {  // its memory may go then
+      DeviceApi& api = device_api_of(model_.device);
+      api.record(api.current_stream())->wait();
+    }
     progress_.enter(plan::Phase::idle);
   });
   finished_at_ = model_.job_step;
@@ -214,7 +227,13 @@ void StepEngine::drop_begun_backward() {
   const int last = consensus_.highest(collector_.last_started());
   collector_.start_through(last);
   for (int bucket = 0; bucket <= last; ++bucket) wait_for_gradients(bucket);
+  forget_gradients();
+}
+
+void StepEngine::forget_gradients() {
   collector_.forget_step();
+  if (device_ != nullptr)
+    device_->under_way().forget_gradients(device_api_of(model_.device).current_stream());
 }
 
 StepEngine::~StepEngine() {

@@ -4,6 +4,7 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/serialize/archive.h>
 
+#include <cmath>
 #include <limits>
 
 #include "fusedbun/core/error.h"
@@ -39,6 +40,7 @@ ShardedFusedbun::ReplicatedState StepEngine::state_to_save() {
 std::vector<double> StepEngine::sums_of_squares() {
   std::vector<double> sums = update_.sums_of_squares();
   if (!update_.steps_on_device()) return sums;
+  for (double& sum : sums) sum = std::abs(sum);  // a NaN without its sign
   // Every owner of some rows knows the sum of all; as integers, because floats that are not negative order as their bits.
   const std::span<int64_t> bits(reinterpret_cast<int64_t*>(sums.data()), sums.size());
   control_stream_->all_reduce(comm::Buffer::of(bits), comm::ReduceOp::max).wait();
@@ -72,6 +74,7 @@ void StepEngine::restore(
 void StepEngine::save(torch::serialize::OutputArchive& archive) {
   const c10::DeviceGuard on_device(model_.device);
   at::NoGradGuard no_grad;
+  hear(/*all=*/true);
   archive.write("plan", c10::IValue(static_cast<int64_t>(plan::digest(model_.plan))));
   archive.write("rank", c10::IValue(static_cast<int64_t>(model_.rank)));
   for (size_t g = 0; g < model_.groups.size(); ++g) {
@@ -86,6 +89,7 @@ void StepEngine::save(torch::serialize::OutputArchive& archive) {
 void StepEngine::load(torch::serialize::InputArchive& archive) {
   const c10::DeviceGuard on_device(model_.device);
   at::NoGradGuard no_grad;
+  hear(/*all=*/true);
   finish_previous();
   c10::IValue plan_digest, rank;
   archive.read("plan", plan_digest);

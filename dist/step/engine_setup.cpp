@@ -78,6 +78,7 @@ void StepEngine::begin_add_group() {
 void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
                                 std::vector<RegisteredParameter> frozen) {
   const c10::DeviceGuard on_device(model_.device);
+  hear(/*all=*/true);  // other parameters take part from now on
   const size_t first_parameter = model_.registered.size();
   const size_t first_bucket = model_.plan.buckets.size();
   std::vector<RegisteredParameter> all = model_.registered;

@@ -51,6 +51,8 @@ class GradientBucket {
   /// The 2-norm of the sum over this rank's portion. From then on reduced_gradients returns that sum. After the last sync of a step. On a
   /// GPU the squares are added on the device (StepsUnderWay::squares), and 0 is returned.
   virtual double reduce_and_norm() = 0;
+  /// On a GPU: looks at the gradients of this step once more, whether every g·g is finite. On CPUs add_gradient has told.
+  virtual void test_gradients() {}
   /// Lets references to gradients go. After start_grad_sync's Work.
   virtual void release_gradients() {}
 

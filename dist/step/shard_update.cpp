@@ -19,6 +19,13 @@ constexpr double kSummationError = 1e-12;
 }  // namespace
 
 void ShardUpdate::extend() {
+  if (device_ != nullptr) {  // its tables and messages are made anew
+    DeviceApi& api = device_api_of(model_.device);
+    api.record(api.current_stream())->wait();
+    sum_of_squares_ = sums_of_squares();
+    device_squares_.reset();
+    device_basis_.clear();
+  }
   const std::vector<Options> options = model_.all_group_options();
   columns_ = plan::column_layout(model_.plan, options);
   message_.resize(columns_);
@@ -284,7 +291,7 @@ std::vector<uint64_t> ShardUpdate::device_basis() const {
 }
 
 std::vector<DevicePart> ShardUpdate::device_parts() {
-  if (device_squares_.numel() != std::ssize(t_)) {
+  if (!device_squares_.defined()) {
     device_squares_ =
         at::empty({std::ssize(t_)}, at::TensorOptions(model_.device).dtype(at::kDouble));
     DeviceApi& api = device_api_of(model_.device);
@@ -352,9 +359,8 @@ void ShardUpdate::follow(int parameter) {
   if (is_scaled_by_rms(parameter)) {
     // The same values (a model and an optimizer that were loaded together) keep the sum that was saved, to the bit.
     const double sum = measured_squares(parameter, values);
-    if (std::abs(sum - sum_of_squares_[parameter]) > kSummationError * sum) {
-      know_squares(parameter, sum);
-    }
+    const double known = sums_of_squares()[parameter];
+    if (std::abs(sum - known) > kSummationError * sum) know_squares(parameter, sum);
   }
   const auto owned = std::ranges::find(owned_, parameter, &OwnedState::parameter);
   if (owned == owned_.end()) return;

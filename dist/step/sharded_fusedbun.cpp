@@ -195,6 +195,7 @@ int64_t ShardedFusedbun::planned_state_bytes() const {
   return engine_->planned_state_bytes();
 }
 std::vector<ShardedFusedbun::OwnedRows> ShardedFusedbun::owned_rows() const {
+  engine_->settle();
   return engine_->update().owned_rows();
 }
 ShardedFusedbun::ReplicatedState ShardedFusedbun::state_to_save() {

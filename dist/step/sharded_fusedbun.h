@@ -93,7 +93,7 @@ struct ShardedOptions {
 /// What one step() is told.
 struct StepOptions {
   /// The loss was multiplied by this before backward (float16 with dynamic scaling): gradients are divided by it. Equal on all
-  /// ranks. A step whose scaled gradients overflow is skipped on all ranks together: report().skipped.
+  /// ranks. A step whose scaled gradients overflow is skipped on all ranks together: take_outcomes().
   double loss_scale = 1;
 };
 

@@ -39,7 +39,6 @@ struct Fiber {
 // The block that runs in this thread, and its fibers, which are used again for the next one.
 struct Multiprocessor {
   std::mt19937_64 order{1};
-  int64_t launches = 0;
   std::vector<std::unique_ptr<Fiber>> fibers;
   ucontext_t scheduler;
   Fiber* running = nullptr;
@@ -226,7 +225,6 @@ void run_blocks(const std::string& what, int64_t blocks, int threads,
                 const std::function<void()>& kernel) {
   if (blocks == 0) return;
   Multiprocessor& m = here();
-  ++m.launches;
   while (std::ssize(m.fibers) < threads) make_fiber(m);
   m.threads = threads;
   m.kernel = &kernel;
@@ -241,9 +239,6 @@ void run_blocks(const std::string& what, int64_t blocks, int threads,
 
 void set_order(uint64_t seed) {
   here().order.seed(seed);
-}
-int64_t launches() {
-  return here().launches;
 }
 
 }  // namespace fusedbun::cuda_on_cpu

@@ -39,7 +39,5 @@ void run_blocks(const std::string& what, int64_t blocks, int threads,
 
 /// The seed of the orders in which this thread's next launches run their blocks and threads.
 void set_order(uint64_t seed);
-/// Launches of this thread since it began, by what they do.
-int64_t launches();
 
 }  // namespace fusedbun::cuda_on_cpu

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <random>
 #include <sstream>
 
@@ -14,31 +15,24 @@
 #include "fusedbun/core/fusedbun.h"
 #include "fusedbun/tests/core/random_segment.h"
 #include "lazy_device.h"
+#include "parameter_kind.h"
 
 namespace fusedbun {
 namespace {
 
-struct Kind {
-  std::vector<int64_t> shape;
-  at::ScalarType type = at::kFloat;
-  bool is_strided = false;
-};
-
 // Matrices, vectors, scalars, a stack, one that no row of threads divides, one that is not contiguous, one of 16 bits.
-const Kind kKinds[] = {{{33, 48}},
-                       {{7}},
-                       {{}},
-                       {{3, 20, 24}},
-                       {{5, 1037}},
-                       {{40, 12}, at::kFloat, true},
-                       {{64, 32}, at::kBFloat16},
-                       {{9, 11}, at::kDouble},
-                       {{2050}}};
+const ParameterKind kKinds[] = {{{33, 48}},
+                                {{7}},
+                                {{}},
+                                {{3, 20, 24}},
+                                {{5, 1037}},
+                                {{40, 12}, at::kFloat, true},
+                                {{64, 32}, at::kBFloat16},
+                                {{9, 11}, at::kDouble},
+                                {{2050}}};
 
-at::Tensor make(const Kind& kind) {
-  at::Tensor values = at::randn(kind.shape, at::kDouble).to(kind.type);
-  if (kind.is_strided) values = values.t().contiguous().t();
-  return values;
+at::Tensor make(const ParameterKind& kind) {
+  return kind.made_of(at::randn(kind.shape, at::kDouble));
 }
 
 // Two optimizers with equal parameters: one steps on the CPU, one on the device.
@@ -46,8 +40,8 @@ struct Twins {
   std::vector<at::Tensor> on_cpu, on_device;
   std::unique_ptr<Fusedbun> cpu, device;
 
-  explicit Twins(const Options& options, const std::vector<Kind>& kinds) {
-    for (const Kind& kind : kinds) {
+  explicit Twins(const Options& options, const std::vector<ParameterKind>& kinds) {
+    for (const ParameterKind& kind : kinds) {
       on_cpu.push_back(make(kind).requires_grad_());
       on_device.push_back(on_cpu.back().detach().clone().requires_grad_());
     }
@@ -121,7 +115,7 @@ class FusedbunOnADevice : public ::testing::Test {
   LazyDevice device_;
 };
 
-std::vector<Kind> all_kinds() {
+std::vector<ParameterKind> all_kinds() {
   return {std::begin(kKinds), std::end(kKinds)};
 }
 
@@ -171,6 +165,88 @@ TEST_F(FusedbunOnADevice, PropagatesWhereItIsAskedTo) {
   EXPECT_TRUE(twins.on_device[0].isnan().any().item<bool>());
   EXPECT_TRUE(at::equal(twins.on_device[0].isnan(), twins.on_cpu[0].isnan()));
   settle(twins);
+}
+
+// As on the CPU, a NaN counts for the whole step only where its own group skips.
+TEST_F(FusedbunOnADevice, AGroupThatPropagatesSkipsNoStepOfOthers) {
+  Options skips = preset("recommended", 1e-2), propagates = skips;
+  propagates.nonfinite = Nonfinite::propagate;
+  for (const bool spoilt_group_skips : {false, true}) {
+    Twins twins(spoilt_group_skips ? skips : propagates, {{{9, 12}}});
+    for (std::vector<at::Tensor>* side : {&twins.on_cpu, &twins.on_device})
+      side->push_back(at::ones({6, 4}).requires_grad_());
+    const Options& other = spoilt_group_skips ? propagates : skips;
+    for (const auto& [optimizer, parameters] : {std::pair(twins.cpu.get(), &twins.on_cpu),
+                                                std::pair(twins.device.get(), &twins.on_device)}) {
+      torch::optim::OptimizerParamGroup group({parameters->back()});
+      group.set_options(std::make_unique<FusedbunOptions>(other));
+      optimizer->add_param_group(group);
+    }
+    twins.set_gradients(std::numeric_limits<double>::quiet_NaN());
+    step(twins);
+    settle(twins);
+    EXPECT_EQ(twins.cpu->skipped_steps(), spoilt_group_skips ? 1 : 0);
+    EXPECT_TRUE(at::equal(twins.on_cpu[1], twins.on_device[1]));
+    EXPECT_TRUE(at::equal(twins.on_cpu[0].isnan(), twins.on_device[0].isnan()));
+  }
+}
+
+// Programs keep their optimizer in a container, or return it from a function.
+TEST_F(FusedbunOnADevice, MovesWithItsSteps) {
+  Twins twins(preset("compact", 1e-2), all_kinds());
+  for (int t = 0; t < 4; ++t) {
+    twins.set_gradients(t == 1 ? std::numeric_limits<double>::quiet_NaN() : 0);
+    step(twins);
+    twins.device = std::make_unique<Fusedbun>(std::move(*twins.device));
+  }
+  settle(twins);
+  EXPECT_EQ(twins.difference(), "");
+}
+
+// state().clear() is how programs begin anew, also while the device has not told of all steps.
+TEST_F(FusedbunOnADevice, AStateMayBeThrownAway) {
+  Twins twins(preset("compact", 1e-2), all_kinds());
+  for (int t = 0; t < 6; ++t) {
+    twins.set_gradients(t % 2 == 1 ? std::numeric_limits<double>::quiet_NaN() : 0);
+    step(twins);
+    if (t == 1 || t == 2) {
+      twins.cpu->state().clear();
+      twins.device->state().clear();
+    }
+  }
+  settle(twins);
+  EXPECT_EQ(twins.difference(), "");
+}
+
+// A group that no kernel takes makes all parameters take the other way, and back: what was known of their values goes along.
+TEST_F(FusedbunOnADevice, GoesFromTheDeviceToTheHostAndBack) {
+  Twins twins(preset("compact", 1e-2), {{{33, 48}}, {{7}}});
+  const auto steps = [&](bool on_device) {
+    for (int t = 0; t < 2; ++t) {
+      twins.set_gradients();
+      twins.cpu->step();
+      std::optional<StandInDevice> stand_in;
+      if (on_device) stand_in.emplace(device_);
+      twins.device->step();
+      device_.catch_up();
+    }
+    EXPECT_EQ(twins.difference(), "") << (on_device ? "on the device" : "on the host");
+  };
+  for (const bool on_device : {true, false, true, false}) steps(on_device);
+}
+
+TEST_F(FusedbunOnADevice, MomentumThatTheProgramReplacesIsTheMomentum) {
+  Twins twins(preset("recommended", 1e-2), {{{33, 48}}});
+  for (int t = 0; t < 4; ++t) {
+    if (t == 2) {
+      for (FusedbunParamState* const state : {Twins::state(*twins.cpu, twins.on_cpu[0]),
+                                              Twins::state(*twins.device, twins.on_device[0])})
+        state->segment.momentum_buffer = at::zeros({33, 48});
+    }
+    twins.set_gradients();
+    step(twins);
+  }
+  EXPECT_EQ(twins.difference(), "");
 }
 
 TEST_F(FusedbunOnADevice, CountsStepsOfEachParameter) {
@@ -245,7 +321,8 @@ TEST_F(FusedbunOnADevice, AStateThatIsSavedGoesOnAnywhere) {
 TEST_F(FusedbunOnADevice, LaunchesAreAsManyForAnyNumberOfParametersAndNobodyWaits) {
   std::map<std::string, int> of_few;
   for (const int count : {3, 60}) {
-    Twins twins(preset("compact", 1e-2), std::vector<Kind>(static_cast<size_t>(count), {{4, 12}}));
+    Twins twins(preset("compact", 1e-2),
+                std::vector<ParameterKind>(static_cast<size_t>(count), {{4, 12}}));
     for (int t = 0; t < 3; ++t) {  // tables are built in the first
       twins.set_gradients();
       device_.clear_calls();

@@ -11,39 +11,36 @@
 #include <limits>
 #include <mutex>
 #include <random>
+#include <sstream>
 
 #include "cuda_on_cpu.h"
+#include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/nccl_api.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/tests/core/random_segment.h"
 #include "fusedbun/tests/support/local_ranks.h"
 #include "lazy_device.h"
 #include "lazy_nccl.h"
+#include "parameter_kind.h"
 
 namespace fusedbun {
 namespace {
 
-struct Kind {
-  std::vector<int64_t> shape;
-  at::ScalarType type = at::kFloat;
-  bool is_strided = false;
-};
-
-const std::vector<Kind> kKinds = {{{33, 48}},
-                                  {{7}},
-                                  {{64, 40}},
-                                  {{3, 20, 24}},
-                                  {{5, 1037}},
-                                  {{40, 12}, at::kFloat, true},
-                                  {{64, 32}, at::kBFloat16},
-                                  {{24, 11}, at::kDouble},
-                                  {{2050}}};
+const std::vector<ParameterKind> kKinds = {{{33, 48}},
+                                           {{7}},
+                                           {{64, 40}},
+                                           {{3, 20, 24}},
+                                           {{5, 1037}},
+                                           {{40, 12}, at::kFloat, true},
+                                           {{64, 32}, at::kBFloat16},
+                                           {{24, 11}, at::kDouble},
+                                           {{2050}}};
 
 struct Program {
   int ranks = 2;
   Options options;
   ShardedOptions sharded;
-  std::vector<Kind> kinds = kKinds;
+  std::vector<ParameterKind> kinds = kKinds;
   int steps = 4;
   /// Spoils a gradient of one rank in a step.
   std::function<bool(int rank, int step)> is_spoilt = [](int, int) { return false; };
@@ -51,12 +48,17 @@ struct Program {
   std::function<bool(int step, size_t parameter)> is_used = [](int, size_t) { return true; };
   int passes =
       1;  ///< backward passes of a step, without no_sync: all but the last make buckets dirty
+  using Parameters = torch::OrderedDict<std::string, at::Tensor>;
+  /// What the program does beside: after the first pass of a step, and between two steps.
+  std::function<void(ShardedFusedbun&)> after_first_pass = [](ShardedFusedbun&) {};
+  std::function<void(ShardedFusedbun&, Parameters&, int rank, int step)> after_step =
+      [](ShardedFusedbun&, Parameters&, int, int) {};
   uint64_t seed = 1;
 };
 
-at::Tensor drawn(const Kind& kind, uint64_t seed) {
+at::Tensor drawn(const ParameterKind& kind, uint64_t seed) {
   auto generator = at::detail::createCPUGenerator(seed);
-  return at::randn(kind.shape, generator, at::TensorOptions().dtype(at::kDouble)).to(kind.type);
+  return at::randn(kind.shape, generator, at::TensorOptions().dtype(at::kDouble));
 }
 
 // What a run leaves: by step the parameters of each rank, in the end each rank's state.
@@ -95,19 +97,23 @@ class Job {
   void train(const Channels& channels, int rank) {
     torch::OrderedDict<std::string, at::Tensor> parameters;
     for (size_t p = 0; p < program_.kinds.size(); ++p) {
-      at::Tensor values = drawn(program_.kinds[p], program_.seed + p);
-      if (program_.kinds[p].is_strided) values = values.t().contiguous().t();
+      at::Tensor values = program_.kinds[p].made_of(drawn(program_.kinds[p], program_.seed + p));
       parameters.insert("p" + std::to_string(p), values.requires_grad_());
     }
     ShardedFusedbun optimizer(channels, parameters, FusedbunOptions(program_.options),
                               program_.sharded);
     for (int step = 0; step < program_.steps; ++step) {
-      for (int pass = 0; pass < program_.passes; ++pass) backward(parameters, rank, step, pass);
+      for (int pass = 0; pass < program_.passes; ++pass) {
+        backward(parameters, rank, step, pass);
+        if (pass == 0) program_.after_first_pass(optimizer);
+      }
       optimizer.step();
       catch_up();
       for (const auto& item : parameters)
         left_.parameters[static_cast<size_t>(step * program_.ranks + rank)].push_back(
             item.value().detach().clone());
+      program_.after_step(optimizer, parameters, rank, step);
+      catch_up();
     }
     optimizer.finish();
     left_.skipped[rank] = optimizer.skipped_steps();
@@ -126,9 +132,10 @@ class Job {
     at::Tensor loss = at::zeros({}, at::kDouble);
     for (size_t p = 0; p < program_.kinds.size(); ++p) {
       if (!program_.is_used(step, p)) continue;
-      at::Tensor g = drawn(
-          program_.kinds[p],
-          1000 + program_.seed + static_cast<uint64_t>(((step * 7 + rank) * 5 + pass) * 31) + p);
+      at::Tensor g = drawn(program_.kinds[p],
+                           1000 + program_.seed +
+                               static_cast<uint64_t>(((step * 7 + rank) * 5 + pass) * 31) + p)
+                         .to(program_.kinds[p].type);
       if (p == 2 && pass == 0 && program_.is_spoilt(rank, step))
         g.view(-1)[17] = std::numeric_limits<double>::quiet_NaN();
       loss = loss + (parameters["p" + std::to_string(p)] * g).sum().to(at::kDouble);
@@ -227,6 +234,103 @@ TEST_F(ShardedOnDevices, BucketsThatBecameDirtyAreSentAgain) {
   Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .passes = 2};
   program.sharded.bucket_bytes = 8 << 10;
   expect_the_cpus_run(program);
+}
+
+// What the device has found of gradients that do not count must not count either.
+TEST_F(ShardedOnDevices, ANanThatWasThrownAwaySkipsNothing) {
+  Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .passes = 2};
+  program.sharded.bucket_bytes = 8 << 10;
+  program.is_spoilt = [](int rank, int step) {
+    return rank == 1 && step == 1;
+  };  // in the first pass
+  program.after_first_pass = [](ShardedFusedbun& optimizer) { optimizer.zero_grad(); };
+  expect_the_cpus_run(program);
+}
+
+TEST_F(ShardedOnDevices, ARefusedStepLeavesNothingBehind) {
+  Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .steps = 5};
+  program.sharded.bucket_bytes = 8 << 10;
+  program.after_step = [](ShardedFusedbun& optimizer, Program::Parameters& parameters, int rank,
+                          int step) {
+    if (step != 1) return;
+    at::Tensor loss = at::zeros({}, at::kDouble);
+    for (const auto& item : parameters)
+      loss = loss + (item.value() * std::numeric_limits<double>::quiet_NaN()).sum().to(at::kDouble);
+    loss.backward();
+    EXPECT_THROW(optimizer.step(StepOptions{.loss_scale = rank == 0 ? 1.0 : 2.0}), ConfigError);
+    optimizer.zero_grad();
+  };
+  expect_the_cpus_run(program);
+}
+
+TEST_F(ShardedOnDevices, ALateGroupChangesNothingOfTheOthers) {
+  for (const std::string name : {"compact", "recommended"}) {
+    Program program{.ranks = 2, .options = preset(name, 1e-2), .sharded = {}, .steps = 6};
+    program.sharded.bucket_bytes = 8 << 10;
+    program.is_spoilt = [](int rank, int step) { return rank == 0 && step == 2; };
+    program.after_step = [&](ShardedFusedbun& optimizer, Program::Parameters&, int, int step) {
+      if (step != 2) return;
+      at::Tensor late = at::ones({12, 20}).requires_grad_();
+      late.mutable_grad() = at::ones({12, 20});
+      torch::optim::OptimizerParamGroup group({late});
+      group.set_options(std::make_unique<FusedbunOptions>(program.options));
+      optimizer.add_param_group(group);
+    };
+    expect_the_cpus_run(program);
+  }
+}
+
+// The first values come back, so their squares are what they were when the optimizer was made.
+TEST_F(ShardedOnDevices, ParametersThatTheProgramWritesAreFollowed) {
+  Program program{.ranks = 2, .options = preset("compact", 1e-1), .sharded = {}, .steps = 6};
+  program.sharded.bucket_bytes = 8 << 10;
+  program.after_step = [&](ShardedFusedbun&, Program::Parameters& parameters, int, int step) {
+    if (step != 1 && step != 3) return;
+    at::NoGradGuard no_grad;
+    for (size_t p = 0; p < program.kinds.size(); ++p) {
+      at::Tensor& parameter = parameters["p" + std::to_string(p)];
+      const at::Tensor first = program.kinds[p].made_of(drawn(program.kinds[p], seed_ % 1000 + p));
+      step == 1 ? parameter.copy_(first) : parameter.mul_(0.5);
+    }
+  };
+  expect_the_cpus_run(program);
+}
+
+// Saved while the device has steps under way, and read back at once.
+TEST_F(ShardedOnDevices, AnArchiveHasTheStepsThatWereDone) {
+  Program program{.ranks = 2, .options = preset("compact", 1e-2), .sharded = {}, .steps = 6};
+  program.sharded.bucket_bytes = 8 << 10;
+  program.is_spoilt = [](int rank, int step) { return rank == 0 && (step == 2 || step == 3); };
+  program.after_step = [](ShardedFusedbun& optimizer, Program::Parameters&, int, int step) {
+    if (step != 2 && step != 3) return;
+    torch::serialize::OutputArchive saved;
+    optimizer.save(saved);
+    std::stringstream stream;
+    saved.save_to(stream);
+    torch::serialize::InputArchive read;
+    read.load_from(stream);
+    optimizer.load(read);
+  };
+  expect_the_cpus_run(program);
+}
+
+TEST_F(ShardedOnDevices, TellEachOutcomeOnceAndLate) {
+  Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .steps = 7};
+  program.sharded.bucket_bytes = 8 << 10;
+  program.is_spoilt = [](int rank, int step) { return rank == 0 && (step == 2 || step == 3); };
+  std::vector<std::vector<int64_t>> told(2);  // [rank] steps that were skipped
+  program.after_step = [&](ShardedFusedbun& optimizer, Program::Parameters&, int rank, int step) {
+    const auto& report = optimizer.report();
+    EXPECT_EQ(report.outcome_step,
+              step < optimizer.outcome_delay() ? -1 : step - optimizer.outcome_delay());
+    EXPECT_EQ(report.skipped, report.outcome_step == 2 || report.outcome_step == 3);
+    if (step == 6) optimizer.settle();
+    for (const ShardedFusedbun::StepOutcome& outcome : optimizer.take_outcomes())
+      if (outcome.skipped) told[rank].push_back(outcome.job_step);
+  };
+  on_devices(program);
+  EXPECT_EQ(told[0], (std::vector<int64_t>{2, 3}));
+  EXPECT_EQ(told[1], told[0]);
 }
 
 TEST_F(ShardedOnDevices, StepInBackward) {
