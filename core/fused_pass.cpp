@@ -48,6 +48,9 @@ PassArguments<T> arguments_of(const RowRange& range, const StepScalars& s,
   a.rows = range.rows();
   a.columns = range.columns;
   a.elements = range.elements();
+  a.first_of_parameter = range.row_begin * range.columns;
+  a.low_precision = structure.low_precision;
+  a.step_seed = s.step_seed;
   a.has_hessian = structure.prepare_hessian;
   a.hessian_of_raw = structure.hessian_source == HessianSource::raw;
   a.momentum_kind = momentum_kind(has_momentum, structure.momentum_at);

@@ -67,6 +67,7 @@ struct PassScalars {
   T keep = 1;
   T step = 0;  ///< p -= step·u
   double row_beta = 0;
+  uint32_t step_seed = 0;  ///< of stochastic rounding
 };
 
 /// What the structure of the options makes of these rows.
@@ -80,21 +81,29 @@ struct PassRules {
   bool use_rms = false;
   bool has_hessian = false;
   bool hessian_of_raw = false;  ///< it takes in the gradient before momentum and mask, not after
+  LowPrecision low_precision =
+      LowPrecision::master;  ///< read where there is a low_precision_parameter
 };
 
 /// Rows and columns of the matrix that is passed over.
 struct PassShape {
   int64_t rows = 0;
   int64_t columns = 0;
-  int64_t elements = 0;  ///< rows·columns, or fewer: then the last row is shorter
+  int64_t elements = 0;            ///< rows·columns, or fewer: then the last row is shorter
+  int64_t first_of_parameter = 0;  ///< elements of the whole parameter before these
 };
 
 template <class T>
 struct PassArguments : PassScalars<T>, PassRules, PassShape {
-  T* parameter = nullptr;  ///< [rows, m]
-  /// The bfloat16 parameter [rows, m] of which `parameter` is the master. Read first: an element that is not its master's
-  /// rounding was written by the program, and the master takes its value. Then gets the new one, rounded to nearest even.
+  T* parameter = nullptr;  ///< [rows, m]; null: low_precision_parameter is all there is
+  /// The bfloat16 parameter [rows, m].
+  ///   master      `parameter` is its master. Read first: an element that is not its master's rounding was written by the program, and
+  ///               the master takes its value. Then gets the new one, rounded to nearest even
+  ///   remainder   it and `remainder` are the master's upper and lower half; half units round up, so that each half can be told apart
+  ///   stochastic  it is rounded stochastically
   uint16_t* low_precision_parameter = nullptr;
+  uint16_t* remainder = nullptr;  ///< [rows, m]
+  uint32_t rounding_seed = 0;     ///< stochastic_rounding.h
   /// The gradient's summands in the order in which they are added, [rows, m] each; only read. On a GPU there is one.
   const void* const* gradients = nullptr;
   int gradient_count = 0;

@@ -75,8 +75,7 @@ double root_mean_square(const Tensor& parameter, const Tensor& rows, const RowRa
                         !state.squares.on_device.defined();
   if (!is_known) {
     follow_parameter(rows, state.segment);
-    sum = sum_of_squares(state.segment.master.defined() ? state.segment.master : rows, range,
-                         options);
+    sum = sum_of_squares(stepped_values(rows, state.segment), range, options);
   }
   return std::sqrt(sum / static_cast<double>(rows.numel()));
 }
@@ -85,12 +84,12 @@ bool has_state(const SegmentState& segment) {
   return segment.exp_avg_sq.full.defined() || segment.exp_avg_sq.col.defined();
 }
 
-void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
+void step_parameter(const Tensor& parameter, int64_t index, const Tensor& hessian_diagonal,
                     FusedbunParamState& state, const Options& options) {
   const RowRange range = all_rows(parameter, options);
   const Tensor rows = as_rows(parameter, range);
   if (!has_state(state.segment)) state.segment = make_segment_state(rows, range, options);
-  fit_segment_state(rows, state.segment);
+  fit_segment_state(rows, options, state.segment);
   SegmentState& segment = state.segment;
   const double rms =
       options.scale_by_parameter_rms ? root_mean_square(parameter, rows, range, options, state) : 1;
@@ -98,6 +97,7 @@ void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
 
   SegmentStep step;
   step.parameter = rows;
+  step.parameter_index = index;
   const at::ScalarType arithmetic = arithmetic_type(parameter.scalar_type());
   const bool is_half = parameter.grad().scalar_type() == at::kBFloat16 && arithmetic == at::kFloat;
   step.gradients = {as_rows(is_half ? parameter.grad() : parameter.grad().to(arithmetic), range)};
@@ -122,15 +122,16 @@ void step_parameter(const Tensor& parameter, const Tensor& hessian_diagonal,
   }
 }
 
-FusedbunDevice::Stepped stepped_of(const Tensor& parameter, FusedbunParamState& state,
+FusedbunDevice::Stepped stepped_of(const Tensor& parameter, int index, FusedbunParamState& state,
                                    const Options& options) {
   FusedbunDevice::Stepped stepped;
+  stepped.index = index;
   stepped.parameter = parameter;
   stepped.range = all_rows(parameter, options);
   stepped.rows = as_rows(parameter, stepped.range);
   if (!has_state(state.segment))
     state.segment = make_segment_state(stepped.rows, stepped.range, options);
-  fit_segment_state(stepped.rows, state.segment);
+  fit_segment_state(stepped.rows, options, state.segment);
   const Tensor gradient = parameter.grad();
   const at::ScalarType arithmetic = arithmetic_type(parameter.scalar_type());
   const bool is_taken = arithmetic == at::kFloat && (gradient.scalar_type() == at::kBFloat16 ||
@@ -199,7 +200,8 @@ void FusedbunOptions::serialize(InputArchive& archive) {
     torch::IValue value;
     const bool is_saved = archive.try_read(std::string(name), value);
     // What was saved before there were these options was made as their defaults make it.
-    if (!is_saved && (name == "beta_cap" || name == "matrix_view")) return;
+    const bool is_later = name == "beta_cap" || name == "matrix_view" || name == "low_precision";
+    if (!is_saved && is_later) return;
     FUSEDBUN_REQUIRE(is_saved, DataError,
                      "the saved optimizer has no option '" + std::string(name) + "'");
     if constexpr (std::is_enum_v<Field>) {
@@ -302,15 +304,18 @@ void Fusedbun::step_one_by_one() {
     ++skipped_steps_;
     return;
   }
+  int64_t index = -1;
   for (const auto& group : param_groups()) {
     const Options& options = options_of(group);
     for (const Tensor& parameter : group.params()) {
+      ++index;
       if (!parameter.grad().defined() || parameter.numel() == 0) continue;
       void* identity = parameter.unsafeGetTensorImpl();
       auto& state = state_[identity];
       if (state == nullptr) state = std::make_unique<FusedbunParamState>();
       const auto diagonal = hessian_diagonals_.find(identity);
-      step_parameter(parameter, diagonal == hessian_diagonals_.end() ? Tensor() : diagonal->second,
+      step_parameter(parameter, index,
+                     diagonal == hessian_diagonals_.end() ? Tensor() : diagonal->second,
                      static_cast<FusedbunParamState&>(*state), options);
     }
   }
@@ -336,13 +341,15 @@ bool Fusedbun::step_on_device() {
     device_ = std::make_unique<FusedbunDevice>(device_api_of(*device), *device);
   }
   std::vector<FusedbunDevice::Stepped> stepped;
+  int index = -1;
   for (const auto& group : param_groups()) {
     for (const Tensor& parameter : group.params()) {
+      ++index;
       if (!parameter.grad().defined() || parameter.numel() == 0) continue;
       auto& state = state_[parameter.unsafeGetTensorImpl()];
       if (state == nullptr) state = std::make_unique<FusedbunParamState>();
-      stepped.push_back(
-          stepped_of(parameter, static_cast<FusedbunParamState&>(*state), options_of(group)));
+      stepped.push_back(stepped_of(parameter, index, static_cast<FusedbunParamState&>(*state),
+                                   options_of(group)));
     }
   }
   device_->step(stepped);
@@ -392,6 +399,7 @@ void Fusedbun::require_steppable() const {
       if (!parameter.grad().defined()) continue;
       require_fitting_gradient(parameter, name_of(p, g, parameter));
       arithmetic_type(parameter.scalar_type());  // refuses integers
+      require_low_precision(parameter.scalar_type(), options_of(group), name_of(p, g, parameter));
       const auto state = state_.find(identity);
       if (state == state_.end()) continue;
       require_same_shape(parameter, static_cast<const FusedbunParamState&>(*state->second),

@@ -66,6 +66,7 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   FUSEDBUN_OPTION(MomentumDtype, momentum_dtype)
   FUSEDBUN_OPTION(Nonfinite, nonfinite)
   FUSEDBUN_OPTION(MatrixView, matrix_view)
+  FUSEDBUN_OPTION(LowPrecision, low_precision)
   FUSEDBUN_OPTION(bool, prepare_hessian)
   FUSEDBUN_OPTION(bool, scale_by_parameter_rms)
   FUSEDBUN_OPTION(bool, bias_correction)

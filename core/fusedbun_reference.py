@@ -40,6 +40,7 @@ _STRUCTURE = {
     "mask_scope": ("all", "matrices"),
     "hessian_source": ("same", "raw", "external"),  # what feeds exp_hessian
     "momentum_dtype": ("master", "bf16"),  # how the buffer is stored
+    "low_precision": ("master",),  # bfloat16 and float16 parameters have a float32 master
     "nonfinite": ("skip", "propagate"),  # a NaN or inf gradient anywhere skips the whole step, or goes through
     "prepare_hessian": (False, True),
     "scale_by_parameter_rms": (False, True),  # steps relative to the parameter's own RMS
@@ -55,7 +56,7 @@ _STATE_NAMES = {"momentum_buffer", "master", *(name + part for name in ("exp_avg
 # with centralize and use_rms, `elementwise`).
 _OFF = {"hessian_source": "same", "momentum_dtype": "master", "nonfinite": "skip", "prepare_hessian": False,
         "scale_by_parameter_rms": False, "bias_correction": False, "centralize_single_column": False,
-        "matrix_view": "leading", "beta_cap": 1}
+        "matrix_view": "leading", "low_precision": "master", "beta_cap": 1}
 _FUSEDBUN = {"accumulator": "mean_col", "denominator": "global", "decay": "ema", "momentum": "ema",
              "momentum_at": "update", "mask": "zero", "mask_scope": "all", **_OFF}
 _FUSION = {"accumulator": "full", "denominator": "local", "decay": "ema", "momentum": "heavy_ball",

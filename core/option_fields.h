@@ -33,6 +33,7 @@ void visit_structure(Target& options, Visit&& visit) {
   visit("momentum_dtype", options.momentum_dtype);
   visit("nonfinite", options.nonfinite);
   visit("matrix_view", options.matrix_view);
+  visit("low_precision", options.low_precision);
   visit("prepare_hessian", options.prepare_hessian);
   visit("scale_by_parameter_rms", options.scale_by_parameter_rms);
   visit("bias_correction", options.bias_correction);

@@ -44,6 +44,8 @@ FUSEDBUN_NAMES(MomentumDtype, "momentum_dtype", {MomentumDtype::master, "master"
                {MomentumDtype::bf16, "bf16"})
 FUSEDBUN_NAMES(MatrixView, "matrix_view", {MatrixView::leading, "leading"},
                {MatrixView::last_two, "last_two"})
+FUSEDBUN_NAMES(LowPrecision, "low_precision", {LowPrecision::master, "master"},
+               {LowPrecision::remainder, "remainder"}, {LowPrecision::stochastic, "stochastic"})
 FUSEDBUN_NAMES(Nonfinite, "nonfinite", {Nonfinite::skip, "skip"},
                {Nonfinite::propagate, "propagate"})
 #undef FUSEDBUN_NAMES
@@ -215,6 +217,7 @@ FUSEDBUN_INSTANTIATE(MaskScope)
 FUSEDBUN_INSTANTIATE(HessianSource)
 FUSEDBUN_INSTANTIATE(MomentumDtype)
 FUSEDBUN_INSTANTIATE(MatrixView)
+FUSEDBUN_INSTANTIATE(LowPrecision)
 FUSEDBUN_INSTANTIATE(Nonfinite)
 #undef FUSEDBUN_INSTANTIATE
 

@@ -38,6 +38,10 @@ enum class MomentumDtype { master, bf16 };
 /// and convolution weights), or as a stack of matrices of its last two (last_two: [experts, D, F], [layers, D, D]), each
 /// with separate row and column statistics. Parameters of fewer dimensions are the same under both.
 enum class MatrixView { leading, last_two };
+/// How a bfloat16 parameter keeps what its type cannot hold between two steps: in a float32 master (4 bytes; float16 parameters too), in
+/// the 16 bits that the master has beyond it (2 bytes: remainder, the master's bits), or not at all: new values are rounded up or down
+/// with the probabilities that make the mean right (stochastic_rounding.h). Parameters of other types are stepped as they are.
+enum class LowPrecision { master, remainder, stochastic };
 /// A NaN or inf gradient anywhere: skip the whole step on all ranks, or let it through.
 enum class Nonfinite { skip, propagate };
 
@@ -74,6 +78,7 @@ struct Structure {
   MomentumDtype momentum_dtype = MomentumDtype::master;
   Nonfinite nonfinite = Nonfinite::skip;
   MatrixView matrix_view = MatrixView::leading;
+  LowPrecision low_precision = LowPrecision::master;
   /// Keep a second, separate second moment (exp_hessian) and divide by its root instead.
   bool prepare_hessian = false;
   /// Step relative to the parameter's own RMS (Adafactor's scale_parameter); lr is then about 0.1.

@@ -4,12 +4,15 @@
 #include <ATen/Parallel.h>
 
 #include <atomic>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/gpu/device_api.h"
 #include "fusedbun/core/gradient_kernels.h"
+#include "fusedbun/core/low_precision.h"
 #include "fusedbun/core/step_cpu.h"
 #include "fusedbun/core/step_reference.h"
+#include "fusedbun/core/stochastic_rounding.h"
 
 namespace fusedbun {
 namespace {
@@ -28,6 +31,22 @@ SecondMoment make_second_moment(const RowRange& range, const Options& options,
   return moment;
 }
 
+// What a low-precision parameter has beyond its own bits, as its type and the options ask for; what is there already stays.
+void keep_beyond(const torch::Tensor& rows, const Options& options, SegmentState& state) {
+  const at::ScalarType arithmetic = arithmetic_type(rows.scalar_type());
+  const bool is_low = rows.scalar_type() != arithmetic;
+  if (!is_low || options.low_precision != LowPrecision::master) {
+    state.master.reset();
+  } else if (!state.master.defined()) {
+    state.master = rows.detach().to(arithmetic).contiguous();
+  }
+  if (!is_low || options.low_precision != LowPrecision::remainder) {
+    state.remainder.reset();
+  } else if (!state.remainder.defined()) {
+    state.remainder = at::zeros(rows.sizes(), rows.options().dtype(at::kShort));
+  }
+}
+
 int64_t bytes_of(const torch::Tensor& tensor) {
   return tensor.defined() ? tensor.numel() * tensor.element_size() : 0;
 }
@@ -35,34 +54,50 @@ int64_t bytes_of(const SecondMoment& moment) {
   return bytes_of(moment.full) + bytes_of(moment.row) + bytes_of(moment.col);
 }
 
-// A bfloat16 or float16 parameter is stepped through its float32 master and is its rounding; where it is not, the
-// program wrote it, and the master follows. For bfloat16 the fused passes do both while they hold the values.
-class MasterStep {
+// A bfloat16 or float16 parameter is stepped in float32, and is the rounding of that; where it is not its master's, the program wrote it,
+// and the master follows. For bfloat16 the fused passes do all of this while they hold the values.
+class LowPrecisionStep {
  public:
-  MasterStep(SegmentStep& step, SegmentState& state, StepPath path)
+  LowPrecisionStep(SegmentStep& step, SegmentState& state, StepPath path)
       : step_(step),
-        low_precision_(step.parameter),
-        in_the_pass_(path == StepPath::fused_cpu && step.parameter.scalar_type() == at::kBFloat16) {
-    if (!state.master.defined()) return;
-    if (!in_the_pass_) follow_parameter(step.parameter, state);
-    step_.parameter = state.master;
+        state_(state),
+        parameter_(step.parameter),
+        is_low_(arithmetic_type(parameter_.scalar_type()) != parameter_.scalar_type()),
+        in_the_pass_(path == StepPath::fused_cpu && parameter_.scalar_type() == at::kBFloat16) {
+    if (state.master.defined()) {
+      if (!in_the_pass_) follow_parameter(parameter_, state);
+      step_.parameter = state.master;
+    } else if (is_low_ && !in_the_pass_) {
+      step_.parameter = stepped_values(parameter_, state);
+    }
   }
   /// The bfloat16 parameter for a fused pass that rounds into it; null: there is none.
   uint16_t* rounded_in_the_pass() const {
-    return has_master() && in_the_pass_ ? static_cast<uint16_t*>(low_precision_.data_ptr())
-                                        : nullptr;
+    return in_the_pass_ ? static_cast<uint16_t*>(parameter_.data_ptr()) : nullptr;
   }
   void round_into_parameter() {
-    if (!has_master()) return;
-    if (!in_the_pass_) low_precision_.copy_(step_.parameter);
-    step_.parameter = low_precision_;
+    const torch::Tensor values = std::exchange(step_.parameter, parameter_);
+    if (!is_low_ || in_the_pass_) return;
+    if (state_.master.defined()) {
+      parameter_.copy_(values);
+    } else if (state_.remainder.defined()) {
+      put_with_remainder(values, parameter_, state_.remainder);
+    } else {
+      const int64_t first = step_.range.row_begin * step_.range.columns;
+      round_stochastically(values, seed_of(step_), first, parameter_);
+      if (step_.parameter_sum_of_squares != nullptr)
+        *step_.parameter_sum_of_squares = parameter_.to(at::kDouble).square().sum().item<double>();
+    }
+  }
+  static uint32_t seed_of(const SegmentStep& step) {
+    return rounding_seed(step.scalars.step_seed, parameter_seed(step.parameter_index));
   }
 
  private:
-  bool has_master() const { return !step_.parameter.is_same(low_precision_); }
-
   SegmentStep& step_;
-  torch::Tensor low_precision_;
+  SegmentState& state_;
+  torch::Tensor parameter_;
+  bool is_low_;
   bool in_the_pass_;
 };
 
@@ -94,8 +129,10 @@ fused::PassArguments<T> arguments_of(bool begin, const SegmentStep& step, const 
   const bool has_momentum = state.momentum_buffer.defined();
   auto a = begin ? fused::begin_arguments<T>(step.range, step.scalars, options, has_momentum)
                  : fused::finish_arguments<T>(step.range, step.scalars, options, has_momentum);
-  a.parameter = step.parameter.data_ptr<T>();
+  if (step.parameter.element_size() == sizeof(T)) a.parameter = step.parameter.data_ptr<T>();
   a.low_precision_parameter = low_precision_parameter;
+  a.remainder = reinterpret_cast<uint16_t*>(data_or_null<int16_t>(state.remainder));
+  a.rounding_seed = LowPrecisionStep::seed_of(step);
   a.gradients = gradients.data();
   a.gradient_count = static_cast<int>(gradients.size());
   a.gradient = gradients.front();
@@ -160,10 +197,10 @@ StepPath path_of(const SegmentStep& step, const Options& options) {
 
 void begin_matrix(SegmentStep& step, SegmentState& state, const Options& options) {
   const StepPath path = path_of(step, options);
-  MasterStep master(step, state, path);
+  LowPrecisionStep low_precision(step, state, path);
   switch (path) {
     case StepPath::fused_cpu:
-      fused_cpu(/*begin=*/true, step, state, options, master.rounded_in_the_pass());
+      fused_cpu(/*begin=*/true, step, state, options, low_precision.rounded_in_the_pass());
       break;
     case StepPath::
         device:  // a DeviceStep is the fast way; one segment alone takes LibTorch's operations
@@ -171,7 +208,7 @@ void begin_matrix(SegmentStep& step, SegmentState& state, const Options& options
       reference_begin(step, state, options);
       break;
   }
-  master.round_into_parameter();
+  low_precision.round_into_parameter();
 }
 
 void absorb_matrix(const torch::Tensor& column_totals, const RowRange& range,
@@ -196,17 +233,17 @@ void absorb_matrix(const torch::Tensor& column_totals, const RowRange& range,
 
 void finish_matrix(SegmentStep& step, SegmentState& state, const Options& options) {
   const StepPath path = path_of(step, options);
-  MasterStep master(step, state, path);
+  LowPrecisionStep low_precision(step, state, path);
   switch (path) {
     case StepPath::fused_cpu:
-      fused_cpu(/*begin=*/false, step, state, options, master.rounded_in_the_pass());
+      fused_cpu(/*begin=*/false, step, state, options, low_precision.rounded_in_the_pass());
       break;
     case StepPath::device:
     case StepPath::reference:
       reference_finish(step, state, options);
       break;
   }
-  master.round_into_parameter();
+  low_precision.round_into_parameter();
 }
 
 // --- a stack of matrices: views of one after the other ------------------------------------------
@@ -313,6 +350,15 @@ torch::ScalarType arithmetic_type(torch::ScalarType parameter) {
   return parameter == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+void require_low_precision(torch::ScalarType parameter, const Options& options,
+                           const std::string& name) {
+  FUSEDBUN_REQUIRE(options.low_precision == LowPrecision::master || parameter != at::kHalf,
+                   ConfigError,
+                   "low_precision = " + std::string(name_of(options.low_precision)) +
+                       " is for bfloat16 parameters, and " + name +
+                       " is float16: give it low_precision = master, or bfloat16");
+}
+
 SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRange& range,
                                 const Options& options) {
   const at::ScalarType arithmetic = arithmetic_type(parameter_rows.scalar_type());
@@ -325,28 +371,30 @@ SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRa
   }
   state.exp_avg_sq = make_second_moment(range, options, type);
   if (options.prepare_hessian) state.exp_hessian = make_second_moment(range, options, type);
-  if (parameter_rows.scalar_type() != arithmetic) {
-    state.master =
-        parameter_rows.detach().to(arithmetic).reshape({range.rows(), range.columns}).contiguous();
-  }
+  keep_beyond(parameter_rows.reshape({range.rows(), range.columns}), options, state);
   return state;
 }
 
-void fit_segment_state(const torch::Tensor& parameter_rows, SegmentState& state) {
+void fit_segment_state(const torch::Tensor& parameter_rows, const Options& options,
+                       SegmentState& state) {
   const at::ScalarType arithmetic = arithmetic_type(parameter_rows.scalar_type());
   const auto fit = [&](torch::Tensor& tensor, at::ScalarType type) {
     if (tensor.defined()) tensor = tensor.to(parameter_rows.device(), type);
   };
+  fit(state.remainder, at::kShort);
   visit_tensors(state, [&](const char*, torch::Tensor& tensor) {
+    if (tensor.is_same(state.remainder)) return;
     const bool is_rounded_momentum = tensor.defined() && tensor.is_same(state.momentum_buffer) &&
                                      tensor.scalar_type() == at::kBFloat16;
     fit(tensor, is_rounded_momentum ? at::kBFloat16 : arithmetic);
   });
-  if (parameter_rows.scalar_type() == arithmetic) {
-    state.master.reset();
-  } else if (!state.master.defined()) {
-    state.master = parameter_rows.detach().to(arithmetic).contiguous();
-  }
+  keep_beyond(parameter_rows, options, state);
+}
+
+torch::Tensor stepped_values(const torch::Tensor& parameter_rows, const SegmentState& state) {
+  if (state.master.defined()) return state.master;
+  if (state.remainder.defined()) return with_remainder(parameter_rows, state.remainder);
+  return parameter_rows.detach().to(arithmetic_type(parameter_rows.scalar_type()));
 }
 
 void follow_parameter(const torch::Tensor& parameter_rows, SegmentState& state) {
@@ -383,12 +431,13 @@ SegmentState state_of_rows(const SegmentState& state, const RowRange& range, con
   return {.momentum_buffer = rows(state.momentum_buffer),
           .exp_avg_sq = moment(state.exp_avg_sq),
           .exp_hessian = moment(state.exp_hessian),
-          .master = rows(state.master)};
+          .master = rows(state.master),
+          .remainder = rows(state.remainder)};
 }
 
 int64_t state_bytes(const SegmentState& state) {
   return bytes_of(state.momentum_buffer) + bytes_of(state.exp_avg_sq) +
-         bytes_of(state.exp_hessian) + bytes_of(state.master);
+         bytes_of(state.exp_hessian) + bytes_of(state.master) + bytes_of(state.remainder);
 }
 
 int64_t column_entries(const RowRange& range, const Options& options) {
@@ -401,10 +450,8 @@ bool updates_in_begin(const RowRange& range, const Options& options) {
 }
 
 double sum_of_squares(const torch::Tensor& rows, const RowRange& range, const Options& options) {
-  const bool is_plain = rows.device().is_cpu() &&
-                        (rows.scalar_type() == at::kDouble || rows.scalar_type() == at::kFloat);
-  if (!is_plain) return rows.to(at::kDouble).square().sum().item<double>();
-  const torch::Tensor lying = rows.contiguous();
+  if (!rows.device().is_cpu()) return rows.to(at::kDouble).square().sum().item<double>();
+  const torch::Tensor lying = rows.to(arithmetic_type(rows.scalar_type())).contiguous();
   const auto sum_of = [&]<class T>(T) {
     double sum = 0;
     for (int64_t i = 0; i < range.matrices(); ++i) {
@@ -417,7 +464,7 @@ double sum_of_squares(const torch::Tensor& rows, const RowRange& range, const Op
     }
     return sum;
   };
-  return rows.scalar_type() == at::kDouble ? sum_of(double{}) : sum_of(float{});
+  return lying.scalar_type() == at::kDouble ? sum_of(double{}) : sum_of(float{});
 }
 
 bool columns_are_maxima(const Options& options) {

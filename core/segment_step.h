@@ -18,6 +18,7 @@
 #include <torch/types.h>
 
 #include <functional>
+#include <string>
 #include <vector>
 
 #include "fusedbun/core/element_type.h"
@@ -43,6 +44,8 @@ struct SegmentState {
   SecondMoment exp_hessian;  ///< only with prepare_hessian
   torch::Tensor
       master;  ///< [rows, m] float32 copy of bfloat16 or float16 parameters; else undefined
+  torch::Tensor
+      remainder;  ///< [rows, m] int16, with LowPrecision::remainder: what the master has beyond the parameter
 };
 
 /// Calls visit(name, tensor) for every tensor that some options store; undefined ones are not stored under the options at hand.
@@ -56,6 +59,7 @@ void visit_tensors(Segment& segment, Visit&& visit) {
   visit("exp_hessian_row", segment.exp_hessian.row);
   visit("exp_hessian_col", segment.exp_hessian.col);
   visit("master", segment.master);
+  visit("remainder", segment.remainder);
 }
 
 /// The type in which a parameter of type `parameter` is stepped: float64 for itself, float32 for the rest.
@@ -70,13 +74,21 @@ torch::ScalarType scalar_type_of(ElementType type);
 /// a count in every step, so its pages stay where it runs.
 void on_torch_threads(int64_t count, const std::function<void(int64_t)>& task);
 
+/// Throws ConfigError, naming the parameter as `name`, if `low_precision` is not for its type.
+void require_low_precision(torch::ScalarType parameter, const Options& options,
+                           const std::string& name);
+
 /// State before the first step: all zero, `master` filled from `parameter_rows` ([rows, m]).
 SegmentState make_segment_state(const torch::Tensor& parameter_rows, const RowRange& range,
                                 const Options& options);
 
 /// Brings the state to the parameter's device and type after they have changed: tensors are converted, a master is made or
 /// dropped. The shape stays.
-void fit_segment_state(const torch::Tensor& parameter_rows, SegmentState& state);
+void fit_segment_state(const torch::Tensor& parameter_rows, const Options& options,
+                       SegmentState& state);
+
+/// The values that the next step goes on from, as the last one left them: the master, the parameter with its remainder, or the parameter.
+torch::Tensor stepped_values(const torch::Tensor& parameter_rows, const SegmentState& state);
 
 /// Takes the parameter ([rows, m]) into its master wherever it is not the master's rounding, that is, wherever somebody
 /// else has written it. Every step does that by itself; to be called by who reads `master` between two steps.
@@ -121,6 +133,8 @@ struct SegmentStep {
   torch::Tensor hessian_diagonal;
   RowRange range;
   StepScalars scalars;
+  int64_t parameter_index =
+      0;  ///< among the optimizer's parameters: what stochastic rounding tells them apart by
   /// [column_entries], zeroed by the caller; begin_step adds to it (sums: float64) or takes maxima into it (sm3:
   /// arithmetic type, never negative, NaN kept). Undefined when column_entries is 0.
   torch::Tensor column_partials;

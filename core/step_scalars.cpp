@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/stochastic_rounding.h"
 
 namespace fusedbun {
 StepScalars step_scalars(const Options& options, int64_t t, double parameter_rms) {
@@ -28,6 +29,7 @@ StepScalars step_scalars(const Options& options, int64_t t, double parameter_rms
     scalars.parameter_scale =
         parameter_rms <= kSmallestParameterScale ? kSmallestParameterScale : parameter_rms;
   }
+  scalars.step_seed = step_seed(t);
   scalars.centralize = options.centralize;
   scalars.use_rms = options.use_rms;
   return scalars;

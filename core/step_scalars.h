@@ -23,6 +23,7 @@ struct StepScalars {
   double parameter_scale = 1;   ///< u is multiplied by this (max(rms(p), 1e-3), or 1)
   double gradient_divisor = 1;  ///< the summed gradient is divided by this, correctly rounded
   double gradient_scale = 1;    ///< then multiplied by this (the clip factor; 1: not clipped)
+  uint32_t step_seed = 0;       ///< of this t, for stochastic rounding
   bool centralize = false;
   bool use_rms = false;
 };

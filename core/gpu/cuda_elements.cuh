@@ -89,6 +89,35 @@ inline __device__ uint16_t rounded_to_f16(float x) {
   return sign | static_cast<uint16_t>((rebased + 0xfffu + ((rebased >> 13) & 1u)) >> 13);
 }
 
+// A float32 from a bfloat16 parameter and its remainder, and back; a zero with a remainder of half a unit or more was written by the
+// program.
+inline __device__ float with_remainder(uint16_t parameter, uint16_t remainder) {
+  const unsigned high = parameter;
+  unsigned low = remainder;
+  if ((high & 0x7fffu) < (low >> 15)) low = 0;
+  return __uint_as_float(((high - (low >> 15)) << 16) | low);
+}
+inline __device__ void split(float x, uint16_t& parameter, uint16_t& remainder) {
+  const unsigned bits = x != x ? 0x7fc00000u : __float_as_uint(x);
+  parameter = static_cast<uint16_t>((bits + 0x8000u) >> 16);
+  remainder = static_cast<uint16_t>(bits);
+}
+
+// Those of stochastic_rounding.h, whose functions a kernel cannot call.
+inline __device__ unsigned mixed(unsigned x) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x *= 0x846ca68bu;
+  x ^= x >> 16;
+  return x;
+}
+inline __device__ uint16_t stochastically_rounded(float x, unsigned seed, int64_t element) {
+  if (x != x) return 0x7fc0;
+  const unsigned random = mixed(static_cast<unsigned>(element) + seed) >> 16;
+  return static_cast<uint16_t>((__float_as_uint(x) + random) >> 16);
+}
+
 constexpr int kFour = 4;
 // Four elements that lie side by side, moved at once where they are aligned.
 template <class Stored>

@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/stochastic_rounding.h"
 
 namespace fusedbun {
 namespace {
@@ -117,7 +118,7 @@ void DeviceStep::add_part(Table<T>& table, int32_t index) {
   const SegmentState& state = part.state;
   const SecondMoment& moment = state.exp_avg_sq;
   const int64_t matrices = matrices_of(part), columns = part.range.columns;
-  const bool has_master = state.master.defined();
+  const bool is_low = part.rows.scalar_type() == at::kBFloat16;
   const bool continues = index > 0 && parts_[index - 1].parameter == part.parameter;
   for (int64_t i = 0; i < matrices; ++i) {
     RowRange range = part.range;
@@ -140,8 +141,10 @@ void DeviceStep::add_part(Table<T>& table, int32_t index) {
     }
 
     device::SegmentMemory<T> memory;
-    memory.parameter = start_of<T>(has_master ? state.master : part.rows) + element;
-    if (has_master) memory.low_precision_parameter = start_of<uint16_t>(part.rows) + element;
+    if (is_low) memory.low_precision_parameter = start_of<uint16_t>(part.rows) + element;
+    memory.parameter = advanced(start_of<T>(is_low ? state.master : part.rows), element);
+    memory.remainder = advanced(start_of<uint16_t>(state.remainder), element);
+    memory.parameter_seed = parameter_seed(part.parameter);
     if (state.momentum_buffer.defined()) {
       memory.momentum = start_of<std::byte>(state.momentum_buffer) +
                         element * static_cast<int64_t>(state.momentum_buffer.element_size());

@@ -20,8 +20,8 @@ namespace fusedbun {
 
 /// Rows of one parameter that are stepped together. Parts of a parameter follow one another.
 struct DevicePart {
-  int parameter = 0;
-  int group = 0;  ///< parts that are stepped by one launch; ascending
+  int parameter = 0;  ///< its index among the optimizer's parameters
+  int group = 0;      ///< parts that are stepped by one launch; ascending
   RowRange range;
   at::Tensor rows;     ///< [rows, m], contiguous, the parameter's own type
   SegmentState state;  ///< of these rows

@@ -92,6 +92,7 @@ void FusedbunDevice::build(const std::vector<Stepped>& stepped, CudaStream strea
     const at::Tensor& squares = each.state->squares.on_device;
     state.push_back(squares.defined() ? squares.const_data_ptr() : nullptr);
     basis.push_back({.rows = each.rows.const_data_ptr(),
+                     .index = each.index,
                      .state = std::move(state),
                      .type = each.rows.scalar_type(),
                      .structure = *each.options,
@@ -105,8 +106,7 @@ void FusedbunDevice::build(const std::vector<Stepped>& stepped, CudaStream strea
   std::vector<device::MovePiece> tested;
   int64_t elements = 0;
   for (size_t p = 0; p < stepped.size(); ++p) {
-    parts.push_back(
-        part_of(stepped[p], static_cast<int>(p), static_cast<int>(elements / kGroupElements)));
+    parts.push_back(part_of(stepped[p], static_cast<int>(elements / kGroupElements)));
     elements += elements_in(stepped[p]);
     tested.push_back({.source = static_cast<int32_t>(p), .elements = elements_in(stepped[p])});
   }
@@ -118,9 +118,9 @@ void FusedbunDevice::build(const std::vector<Stepped>& stepped, CudaStream strea
              DeviceMove(api_, device_, std::move(tested), count, stream)});
 }
 
-DevicePart FusedbunDevice::part_of(const Stepped& stepped, int parameter, int group) const {
+DevicePart FusedbunDevice::part_of(const Stepped& stepped, int group) const {
   DevicePart part;
-  part.parameter = parameter;
+  part.parameter = stepped.index;
   part.group = group;
   part.range = stepped.range;
   part.rows = stepped.rows;
@@ -143,13 +143,13 @@ DevicePart FusedbunDevice::part_of(const Stepped& stepped, int parameter, int gr
 void FusedbunDevice::measure_unknown(const std::vector<Stepped>& stepped, CudaStream stream) {
   using Difference = TensorSnapshot::Difference;
   std::vector<DevicePart> parts;
-  for (size_t p = 0; p < stepped.size(); ++p) {
-    if (!stepped[p].options->scale_by_parameter_rms) continue;
-    CachedSumOfSquares& squares = stepped[p].state->squares;
-    const bool is_known = squares.on_device.defined() &&
-                          squares.of.difference(stepped[p].parameter) == Difference::none;
+  for (const Stepped& each : stepped) {
+    if (!each.options->scale_by_parameter_rms) continue;
+    CachedSumOfSquares& squares = each.state->squares;
+    const bool is_known =
+        squares.on_device.defined() && squares.of.difference(each.parameter) == Difference::none;
     if (is_known) continue;
-    parts.push_back(part_of(stepped[p], static_cast<int>(p), /*group=*/0));
+    parts.push_back(part_of(each, /*group=*/0));
   }
   if (parts.empty()) return;
   auto once =

@@ -24,7 +24,7 @@ class FusedbunDevice {
     RowRange range;
     FusedbunParamState* state = nullptr;
     const Options* options = nullptr;
-    int group = 0;
+    int index = 0;  ///< among all parameters of the optimizer; ascending
   };
 
   FusedbunDevice(DeviceApi& api, at::Device device);
@@ -40,6 +40,7 @@ class FusedbunDevice {
   // Everything that the tables depend on.
   struct Basis {
     const void* rows;
+    int index;
     std::vector<const void*> state;  // its tensors
     at::ScalarType type;
     Structure structure;
@@ -60,7 +61,7 @@ class FusedbunDevice {
 
   void hear(bool all);
   void build(const std::vector<Stepped>& stepped, CudaStream stream);
-  DevicePart part_of(const Stepped& stepped, int parameter, int group) const;
+  DevicePart part_of(const Stepped& stepped, int group) const;
   void measure_unknown(const std::vector<Stepped>& stepped, CudaStream stream);
   void set_inputs(const std::vector<Stepped>& stepped,
                   const std::vector<device::Gradient>& gradients, bool skips, CudaStream stream);

@@ -30,7 +30,7 @@ constexpr int kBlocksOfStep = sizeof(T) == sizeof(float) ? 4 : 2;
 // Four elements of a type that only the table knows, as they came from memory: they are widened when they are used, so that several
 // loads are under way at once.
 template <class T>
-struct Loaded {
+union Loaded {
   Four<T> wide;
   Four<uint16_t> narrow;
 };
@@ -119,6 +119,67 @@ __device__ T following(T master, uint16_t parameter) {
   return apart + 0x8000u <= 0x10000u ? master : static_cast<T>(__uint_as_float(written));
 }
 
+// Four elements of a parameter as they lie in memory.
+template <class T>
+struct LoadedParameter {
+  Loaded<T> own;  // wide: what is stepped; narrow: the remainder
+  Four<uint16_t> low;
+};
+template <class T>
+__device__ LoadedParameter<T> load_parameter(const SegmentEntry<T>& s, int64_t element, int live,
+                                             bool at_once) {
+  LoadedParameter<T> loaded = {};
+  if (s.parameter != nullptr) loaded.own.wide = load(s.parameter + element, live, at_once);
+  if (s.low_precision_parameter != nullptr)
+    loaded.low = load(s.low_precision_parameter + element, live, at_once);
+  if (s.remainder != nullptr) loaded.own.narrow = load(s.remainder + element, live, at_once);
+  return loaded;
+}
+
+// The value of one of them.
+template <class T>
+__device__ T value_of(const SegmentEntry<T>& s, const LoadedParameter<T>& loaded, int i) {
+  if (s.low_precision_parameter == nullptr) return loaded.own.wide.x[i];
+  switch (s.low_precision) {
+    case LowPrecision::master:
+      return following(loaded.own.wide.x[i], loaded.low.x[i]);
+    case LowPrecision::remainder:
+      return static_cast<T>(with_remainder(loaded.low.x[i], loaded.own.narrow.x[i]));
+    case LowPrecision::stochastic:
+      break;
+  }
+  return static_cast<T>(widened_bf16(loaded.low.x[i]));
+}
+
+// Gives one of them its new value; `seed` is that of the rounding. Returns what is kept of it.
+template <class T>
+__device__ T put_value(const SegmentEntry<T>& s, LoadedParameter<T>& loaded, int i, T fresh,
+                       unsigned seed, int64_t element) {
+  if (s.low_precision_parameter == nullptr) return loaded.own.wide.x[i] = fresh;
+  const auto narrow = static_cast<float>(fresh);
+  switch (s.low_precision) {
+    case LowPrecision::master:
+      loaded.low.x[i] = rounded_to_bf16(narrow);
+      return loaded.own.wide.x[i] = fresh;
+    case LowPrecision::remainder:
+      split(narrow, loaded.low.x[i], loaded.own.narrow.x[i]);
+      return fresh;
+    case LowPrecision::stochastic:
+      break;
+  }
+  loaded.low.x[i] = stochastically_rounded(narrow, seed, s.first_of_parameter + element);
+  return static_cast<T>(widened_bf16(loaded.low.x[i]));
+}
+
+template <class T>
+__device__ void store_parameter(const SegmentEntry<T>& s, const LoadedParameter<T>& loaded,
+                                int64_t element, int live, bool at_once) {
+  if (s.parameter != nullptr) store(s.parameter + element, loaded.own.wide, live, at_once);
+  if (s.low_precision_parameter != nullptr)
+    store(s.low_precision_parameter + element, loaded.low, live, at_once);
+  if (s.remainder != nullptr) store(s.remainder + element, loaded.own.narrow, live, at_once);
+}
+
 // --- sums of a row, in the fixed order ---------------------------------------------------------
 
 // The tree over sixteen lanes, of which this thread holds four; the first of a row's threads has the result.
@@ -177,9 +238,10 @@ template <class T>
 __device__ void widen_gradient(const device::Gradient& gradient, const PassScalars<T>& f,
                                const Loaded<T>& loaded, T (&g)[kFour]) {
   for (int i = 0; i < kFour; ++i) {
-    T sum = loaded.wide.x[i];
-    if (gradient.type == ElementType::bf16) sum = static_cast<T>(widened_bf16(loaded.narrow.x[i]));
-    if (gradient.type == ElementType::f16) sum = static_cast<T>(widened_f16(loaded.narrow.x[i]));
+    const T sum =
+        gradient.type == ElementType::bf16  ? static_cast<T>(widened_bf16(loaded.narrow.x[i]))
+        : gradient.type == ElementType::f16 ? static_cast<T>(widened_f16(loaded.narrow.x[i]))
+                                            : loaded.wide.x[i];
     g[i] = averaged(f, sum);
   }
 }
@@ -237,13 +299,10 @@ __device__ void step_four(const SegmentEntry<T>& s, const device::Gradient& grad
       load_any<T>(gradient.elements, is_narrow(gradient.type), element, live, gradient_at_once);
   Loaded<T> loaded_m = {};
   if (has_momentum) loaded_m = load_any<T>(s.momentum, s.momentum_is_bf16, element, live, at_once);
-  Four<T> p = {}, full = {}, of_column = {};
-  Four<uint16_t> low = {};
-  if constexpr (kUpdates) {
-    p = load(s.parameter + element, live, at_once);
-    if (s.low_precision_parameter != nullptr)
-      low = load(s.low_precision_parameter + element, live, at_once);
-  }
+  Four<T> full = {}, of_column = {};
+  LoadedParameter<T> p = {};
+  if constexpr (kUpdates) p = load_parameter(s, element, live, at_once);
+  const unsigned seed = mixed(f.step_seed ^ s.parameter_seed);
   if constexpr (kKind == PassKind::full) full = load(s.full + element, live, at_once);
   if constexpr (kHasColumns) of_column = load(s.column_values + column, live, at_once);
 
@@ -278,16 +337,13 @@ __device__ void step_four(const SegmentEntry<T>& s, const device::Gradient& grad
     }
     if constexpr (kUpdates) {
       if (has_momentum && s.momentum_kind == MomentumKind::of_update) u = with_momentum(i, u);
-      if (s.low_precision_parameter != nullptr) p.x[i] = following(p.x[i], low.x[i]);
-      p.x[i] = add(mul(p.x[i], f.keep), -mul(u, f.step));
-      low.x[i] = rounded_to_bf16(static_cast<float>(p.x[i]));
+      const T fresh = add(mul(value_of(s, p, i), f.keep), -mul(u, f.step));
+      const auto kept = static_cast<double>(put_value(s, p, i, fresh, seed, element + i));
+      if (s.block_squares != nullptr && i < live)
+        of_row.squares[i] = add(of_row.squares[i], mul(kept, kept));
     }
   }
-  if constexpr (kUpdates) {
-    store(s.parameter + element, p, live, at_once);
-    if (s.low_precision_parameter != nullptr)
-      store(s.low_precision_parameter + element, low, live, at_once);
-  }
+  if constexpr (kUpdates) store_parameter(s, p, element, live, at_once);
   if constexpr (kKind == PassKind::full) store(s.full + element, full, live, at_once);
   if (has_momentum && !s.momentum_is_bf16)
     store(static_cast<T*>(s.momentum) + element, fresh_m, live, at_once);
@@ -301,11 +357,6 @@ __device__ void step_four(const SegmentEntry<T>& s, const device::Gradient& grad
     if constexpr (kKind == PassKind::mean)
       of_row.sums[i] = add(of_row.sums[i], static_cast<double>(statistics[i]));
     if constexpr (kKind == PassKind::sm3) of_row.top = larger(statistics[i], of_row.top);
-    if constexpr (kUpdates) {
-      if (s.block_squares == nullptr) continue;
-      const auto wide = static_cast<double>(p.x[i]);
-      of_row.squares[i] = add(of_row.squares[i], mul(wide, wide));
-    }
   }
 }
 
@@ -552,12 +603,10 @@ __global__ void __launch_bounds__(kThreads) square_tiles(StepTable<T> table) {
     RowOfTile<T> of_row;
     for (int64_t j = place.first_column + place.column; j < place.end_column; j += kSumLanes) {
       const int live = live_columns(s, place, row, j);
+      const int64_t element = row * s.columns + j;
+      const LoadedParameter<T> p = load_parameter(s, element, live, s.in_fours && live == kFour);
       for (int i = 0; i < live; ++i) {
-        const int64_t element = row * s.columns + j + i;
-        T p = s.parameter[element];
-        if (s.low_precision_parameter != nullptr)
-          p = following(p, s.low_precision_parameter[element]);
-        const auto wide = static_cast<double>(p);
+        const auto wide = static_cast<double>(value_of(s, p, i));
         of_row.squares[i] = add(of_row.squares[i], mul(wide, wide));
       }
     }

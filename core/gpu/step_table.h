@@ -38,12 +38,13 @@ struct Pending {
 /// Rows of one matrix that are stepped together. Its kind is mean, sm3, full, or columns, whose `begin` is the statistics pass.
 template <class T>
 struct SegmentEntry : fused::PassRules, fused::PassShape {
-  T* parameter = nullptr;  ///< [rows, m] what is stepped: the parameter or its master
-  uint16_t* low_precision_parameter =
-      nullptr;               ///< [rows, m] bfloat16, where `parameter` is its master; else null
-  void* momentum = nullptr;  ///< [rows, m] of T or bfloat16; null: none
-  T* full = nullptr;         ///< [rows, m]
-  T* row = nullptr;          ///< [rows]
+  /// As in fused_pass.h: what is stepped, the bfloat16 parameter, and what it has beyond its bits.
+  T* parameter = nullptr;
+  uint16_t* low_precision_parameter = nullptr;
+  uint16_t* remainder = nullptr;
+  void* momentum = nullptr;          ///< [rows, m] of T or bfloat16; null: none
+  T* full = nullptr;                 ///< [rows, m]
+  T* row = nullptr;                  ///< [rows]
   const T* column_values = nullptr;  ///< [m] MatrixEntry::values, or col for sm3
   double* totals = nullptr;          ///< the matrix's
   const double* squares = nullptr;   ///< the parameter's; null: steps are not scaled by it
@@ -51,6 +52,7 @@ struct SegmentEntry : fused::PassRules, fused::PassShape {
   double parameter_elements = 0;  ///< of the whole parameter
   int32_t matrix = 0;
   int32_t bands = 0;
+  uint32_t parameter_seed = 0;  ///< of stochastic rounding
   bool in_fours =
       false;  ///< every row starts where four elements can be moved at once, if its gradient does
 

@@ -30,6 +30,7 @@ bool lies_in_fours(const SegmentMemory<T>& memory, bool momentum_is_bf16, int64_
   constexpr size_t kWide = 16, kNarrow = 8;  // bytes that one thread moves at once
   return columns % 4 == 0 && is_aligned(memory.parameter, kWide) &&
          is_aligned(memory.low_precision_parameter, kNarrow) &&
+         is_aligned(memory.remainder, kNarrow) &&
          is_aligned(memory.momentum, momentum_is_bf16 ? kNarrow : kWide) &&
          is_aligned(memory.full, kWide);
 }
@@ -68,6 +69,8 @@ void StepTableLayout<T>::add_segment(int32_t number, const RowRange& range,
   static_cast<fused::PassShape&>(entry) = update;
   entry.parameter = memory.parameter;
   entry.low_precision_parameter = memory.low_precision_parameter;
+  entry.remainder = memory.remainder;
+  entry.parameter_seed = memory.parameter_seed;
   entry.momentum = memory.momentum;
   entry.full = memory.full;
   entry.row = memory.row;

@@ -16,6 +16,8 @@ template <class T>
 struct SegmentMemory {
   T* parameter = nullptr;
   uint16_t* low_precision_parameter = nullptr;
+  uint16_t* remainder = nullptr;
+  uint32_t parameter_seed = 0;
   void* momentum = nullptr;
   T* full = nullptr;
   T* row = nullptr;

@@ -1,6 +1,6 @@
 # The tests that sanitizers run over LibTorch, whose wheel is built without them: target sanitized_tests, label sanitized.
 set(_fusedbun_sanitized_tests
-  segment_step_test fusedbun_test golden_test
+  low_precision_test segment_step_test fusedbun_test golden_test
   comm_gloo_test comm_gloo_process_group_test
   sharded_equality_test sharded_behaviour_test step_pieces_test wire_bytes_test user_programs_test
   bucket_local_test bucket_gloo_test snapshot_test)

@@ -50,6 +50,7 @@ class Fields {
     known_.push_back(field);
     return *found;
   }
+  bool has(const char* field) const { return object_.contains(field); }
   const Json& list(const char* field) {
     const Json& value = at(field);
     if (!value.is_array()) refuse("'" + std::string(field) + "' must be a list");
@@ -170,6 +171,8 @@ StoredGroup group_of(const Json& json, size_t number) {
   Fields options(fields.at("options"), subject + ": options");
   visit_options(group.options, [&](const char* name, auto& field) {
     using Field = std::decay_t<decltype(field)>;
+    // What was saved before there was this option was made as its default makes it.
+    if (name == std::string_view("low_precision") && !options.has(name)) return;
     if constexpr (std::is_enum_v<Field>) {
       field = options.choice<Field>(name);
     } else if constexpr (std::is_same_v<Field, double>) {

@@ -28,6 +28,21 @@ int64_t second_moment_entries(const RowRange& range, Accumulator accumulator) {
   return 0;
 }
 
+// Of one element, beside a parameter whose type is narrower than the arithmetic's.
+int64_t bytes_beyond(ElementType type, const Options& options) {
+  if (type != ElementType::bf16 && type != ElementType::f16) return 0;
+  switch (options.low_precision) {
+    case LowPrecision::master:
+      return 4;
+    case LowPrecision::remainder:
+      return 2;
+    case LowPrecision::stochastic:
+      return 0;
+  }
+  FUSEDBUN_ASSERT(false, "a low_precision outside its enum");
+  return 0;
+}
+
 int64_t state_bytes_of(const RowRange& range, ElementType type, const Options& options) {
   const int64_t arithmetic_bytes = arithmetic_bytes_of(type);
   int64_t momentum_bytes = arithmetic_bytes;
@@ -36,9 +51,8 @@ int64_t state_bytes_of(const RowRange& range, ElementType type, const Options& o
   } else if (options.momentum_dtype == MomentumDtype::bf16) {
     momentum_bytes = 2;
   }
-  const bool has_master = type == ElementType::bf16 || type == ElementType::f16;
   const int64_t second_moments = options.prepare_hessian ? 2 : 1;
-  return range.elements() * (momentum_bytes + (has_master ? 4 : 0)) +
+  return range.elements() * (momentum_bytes + bytes_beyond(type, options)) +
          second_moments * arithmetic_bytes * second_moment_entries(range, options.accumulator);
 }
 

@@ -97,12 +97,11 @@ class PlainAccess final : public OptimizerAccess {
       const torch::Tensor values =
           tensors_[p].detach().contiguous().view({range.rows(), range.columns});
       FusedbunParamState* state = find(tensors_[p]);
-      if (state != nullptr) fit_segment_state(values, state->segment);
+      const Options options = group_options()[static_cast<size_t>(parameters_[p].group)];
+      if (state != nullptr) fit_segment_state(values, options, state->segment);
       SegmentState& segment =
-          state != nullptr
-              ? state->segment
-              : unstepped_.emplace_back(make_segment_state(
-                    values, range, group_options()[static_cast<size_t>(parameters_[p].group)]));
+          state != nullptr ? state->segment
+                           : unstepped_.emplace_back(make_segment_state(values, range, options));
       owned.push_back({.parameter = static_cast<int>(p),
                        .name = parameters_[p].name,
                        .range = range,

@@ -140,6 +140,9 @@ void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t fi
     FUSEDBUN_REQUIRE(
         problem.empty(), ConfigError,
         "rank " + std::to_string(model_.rank) + ": parameter '" + parameter.name + "' " + problem);
+    require_low_precision(parameter.tensor.scalar_type(),
+                          model_.group_options(static_cast<size_t>(parameter.group)),
+                          "parameter '" + parameter.name + "'");
     FUSEDBUN_REQUIRE(
         !torch::autograd::impl::post_acc_grad_hooks(parameter.tensor), ConfigError,
         "parameter '" + parameter.name +

@@ -162,6 +162,7 @@ void ShardUpdate::begin_segment(OwnedSegment& segment, int bucket) {
     segment.step.hessian_diagonal = diagonal.narrow(0, range.row_begin, range.rows());
   }
   segment.step.range = range;
+  segment.step.parameter_index = parameter;
   segment.step.scalars = scalars_[parameter];
   segment.step.column_partials = column_entries_of_rows(owned.column_partials, owned.range, range);
   if (is_scaled_by_rms(parameter)) segment.step.parameter_sum_of_squares = &segment.sum_of_squares;

@@ -100,6 +100,7 @@ struct Variant {
   const char* preset;
   at::ScalarType type = at::kFloat;
   bool bf16_momentum = false;
+  LowPrecision low_precision = LowPrecision::master;
 };
 
 TimedStep fusedbun_step(const Variant& variant, const Arrays& arrays) {
@@ -107,6 +108,7 @@ TimedStep fusedbun_step(const Variant& variant, const Arrays& arrays) {
   // The test of the gradient belongs to the hook of a sharded step, which is timed by `bench exchange`.
   options.use_rms(true).nonfinite(Nonfinite::propagate);
   if (variant.bf16_momentum) options.momentum_dtype(MomentumDtype::bf16);
+  options.low_precision(variant.low_precision);
   check(options, arrays, variant.type);
   const bool plain = variant.type == at::kFloat;
   // Where the step depends on the parameters' RMS, another optimizer's writes would make it read them once more.
@@ -121,7 +123,9 @@ TimedStep fusedbun_step(const Variant& variant, const Arrays& arrays) {
   const Options& values = options.values();
   const bool full = values.accumulator == Accumulator::full;
   std::string limit = "limit of the parameter";
-  if (!plain) {
+  if (variant.low_precision == LowPrecision::stochastic) {
+    limit = variant.bf16_momentum ? "limit in bf16, one state" : "limit of the bf16 parameter";
+  } else if (!plain) {
     limit = "limit with a bf16 parameter";
   } else if (variant.bf16_momentum) {
     limit = "limit with bf16 momentum";
@@ -131,6 +135,8 @@ TimedStep fusedbun_step(const Variant& variant, const Arrays& arrays) {
     limit = "limit with one state";
   }
   std::string dtype = plain ? "f32" : "bf16 with f32 master";
+  if (variant.low_precision == LowPrecision::remainder) dtype = "bf16 with remainder";
+  if (variant.low_precision == LowPrecision::stochastic) dtype = "bf16, stochastic rounding";
   if (variant.bf16_momentum) dtype += ", bf16 momentum";
   return {variant.preset, dtype,
           [=] {
@@ -165,36 +171,47 @@ std::vector<TimedStep> limits(const Arrays& a) {
   const auto f32 = [](const Tensor& tensor) { return tensor.data_ptr<float>(); };
   // bfloat16 arrays borrow the memory of `squares`: what is in it does not matter.
   const auto u16 = [&a](size_t i) { return static_cast<uint16_t*>(a.squares[i].data_ptr()); };
-  return {limit("limit of the parameter", a,
-                [&](size_t i) {
-                  return Streams{.parameter = f32(a.parameters[i]),
-                                 .gradient = f32(a.gradients[i])};
-                }),
-          limit("limit with one state", a,
-                [&](size_t i) {
-                  return Streams{.parameter = f32(a.parameters[i]),
-                                 .gradient = f32(a.gradients[i]),
-                                 .momentum = f32(a.averages[i])};
-                }),
-          limit("limit with bf16 momentum", a,
-                [&](size_t i) {
-                  return Streams{.parameter = f32(a.parameters[i]),
-                                 .gradient = f32(a.gradients[i]),
-                                 .bf16_momentum = u16(i)};
-                }),
-          limit("limit with a bf16 parameter", a,
-                [&](size_t i) {
-                  return Streams{.parameter = f32(a.parameters[i]),
-                                 .rounded = u16(i),
-                                 .bf16_gradient = static_cast<uint16_t*>(a.gradients[i].data_ptr()),
-                                 .momentum = f32(a.averages[i])};
-                }),
-          limit("limit of AdamW", a, [&](size_t i) {
-            return Streams{.parameter = f32(a.parameters[i]),
-                           .gradient = f32(a.gradients[i]),
-                           .momentum = f32(a.averages[i]),
-                           .full = f32(a.squares[i])};
-          })};
+  return {
+      limit("limit of the parameter", a,
+            [&](size_t i) {
+              return Streams{.parameter = f32(a.parameters[i]), .gradient = f32(a.gradients[i])};
+            }),
+      limit("limit with one state", a,
+            [&](size_t i) {
+              return Streams{.parameter = f32(a.parameters[i]),
+                             .gradient = f32(a.gradients[i]),
+                             .momentum = f32(a.averages[i])};
+            }),
+      limit("limit with bf16 momentum", a,
+            [&](size_t i) {
+              return Streams{.parameter = f32(a.parameters[i]),
+                             .gradient = f32(a.gradients[i]),
+                             .bf16_momentum = u16(i)};
+            }),
+      limit("limit with a bf16 parameter", a,
+            [&](size_t i) {
+              return Streams{.parameter = f32(a.parameters[i]),
+                             .rounded = u16(i),
+                             .bf16_gradient = static_cast<uint16_t*>(a.gradients[i].data_ptr()),
+                             .momentum = f32(a.averages[i])};
+            }),
+      limit("limit in bf16, one state", a,
+            [&](size_t i) {
+              return Streams{.rounded = u16(i),
+                             .bf16_gradient = static_cast<uint16_t*>(a.gradients[i].data_ptr()),
+                             .bf16_momentum = static_cast<uint16_t*>(a.averages[i].data_ptr())};
+            }),
+      limit("limit of the bf16 parameter", a,
+            [&](size_t i) {
+              return Streams{.rounded = u16(i),
+                             .bf16_gradient = static_cast<uint16_t*>(a.gradients[i].data_ptr())};
+            }),
+      limit("limit of AdamW", a, [&](size_t i) {
+        return Streams{.parameter = f32(a.parameters[i]),
+                       .gradient = f32(a.gradients[i]),
+                       .momentum = f32(a.averages[i]),
+                       .full = f32(a.squares[i])};
+      })};
 }
 
 // A GPU's limits: copies within its memory that move as many bytes per parameter as the loops above.
@@ -203,6 +220,8 @@ std::vector<TimedStep> copy_limits(const Arrays& arrays) {
                                                           {"limit with one state", 20},
                                                           {"limit with bf16 momentum", 16},
                                                           {"limit with a bf16 parameter", 20},
+                                                          {"limit in bf16, one state", 10},
+                                                          {"limit of the bf16 parameter", 6},
                                                           {"limit of AdamW", 28}};
   // What is read and what is written are halves of all bytes; all copies take the same memory.
   const auto type = at::TensorOptions().dtype(at::kByte).device(arrays.device);
@@ -235,6 +254,12 @@ std::vector<TimedStep> checked_steps(const Arrays& arrays) {
     steps.push_back(fusedbun_step({name}, arrays));
   steps.push_back(fusedbun_step({"recommended", at::kFloat, true}, arrays));
   steps.push_back(fusedbun_step({"recommended", at::kBFloat16}, arrays));
+  steps.push_back(
+      fusedbun_step({"recommended", at::kBFloat16, false, LowPrecision::remainder}, arrays));
+  steps.push_back(
+      fusedbun_step({"recommended", at::kBFloat16, true, LowPrecision::stochastic}, arrays));
+  steps.push_back(
+      fusedbun_step({"compact", at::kBFloat16, false, LowPrecision::stochastic}, arrays));
   for (TimedStep& bound : arrays.device.is_cpu() ? limits(arrays) : copy_limits(arrays))
     steps.push_back(std::move(bound));
   return steps;

@@ -57,11 +57,23 @@ FUSEDBUN_WIDEST void rounded(float* __restrict p, uint16_t* __restrict half,
   }
 }
 
+FUSEDBUN_WIDEST void halves(uint16_t* __restrict p, const uint16_t* __restrict g, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) p[i] = static_cast<uint16_t>(p[i] ^ (g[i] & 1u));
+}
+
+FUSEDBUN_WIDEST void halves_one_more(uint16_t* __restrict p, const uint16_t* __restrict g,
+                                     uint16_t* __restrict m, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    m[i] = static_cast<uint16_t>(m[i] ^ (g[i] & 1u));
+    p[i] = static_cast<uint16_t>(p[i] ^ (m[i] & 1u));
+  }
+}
+
 }  // namespace
 
 int Streams::bytes() const {
-  int bytes = 8;  // the parameter
-  if (rounded != nullptr) bytes += 2;
+  int bytes = parameter != nullptr ? 8 : 0;
+  if (rounded != nullptr) bytes += parameter != nullptr ? 2 : 4;
   bytes += bf16_gradient != nullptr ? 2 : 4;
   if (momentum != nullptr) bytes += 8;
   if (bf16_momentum != nullptr) bytes += 4;
@@ -77,7 +89,12 @@ Streams Streams::from(int64_t element) const {
 }
 
 void pass_over(const Streams& s, int64_t count) {
-  if (s.rounded != nullptr) {
+  if (s.parameter == nullptr) {
+    FUSEDBUN_ASSERT(s.rounded && s.bf16_gradient && !s.momentum && !s.full,
+                    "no loop for these streams");
+    s.bf16_momentum != nullptr ? halves_one_more(s.rounded, s.bf16_gradient, s.bf16_momentum, count)
+                               : halves(s.rounded, s.bf16_gradient, count);
+  } else if (s.rounded != nullptr) {
     FUSEDBUN_ASSERT(s.bf16_gradient && s.momentum && !s.full && !s.bf16_momentum,
                     "no loop for these streams");
     rounded(s.parameter, s.rounded, s.bf16_gradient, s.momentum, count);

@@ -11,9 +11,9 @@ namespace fusedbun::bench {
 
 /// The arrays of a step, element by element; null ones are not there.
 struct Streams {
-  float* parameter = nullptr;       ///< read and written: the parameter, or its float32 master
-  uint16_t* rounded = nullptr;      ///< written: a bfloat16 parameter
-  const float* gradient = nullptr;  ///< read
+  float* parameter = nullptr;   ///< read and written: the parameter, or its float32 master
+  uint16_t* rounded = nullptr;  ///< written: a bfloat16 parameter; read too where it has no master
+  const float* gradient = nullptr;          ///< read
   const uint16_t* bf16_gradient = nullptr;  ///< read instead
   float* momentum = nullptr;                ///< read and written
   uint16_t* bf16_momentum = nullptr;        ///< read and written instead

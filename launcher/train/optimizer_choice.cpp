@@ -25,6 +25,7 @@ Options fusedbun_options(const OptimizerChoice& choice) {
   options.use_rms = choice.use_rms.value_or(options.use_rms);
   options.prepare_hessian = choice.prepare_hessian.value_or(options.prepare_hessian);
   options.mask = choice.mask.value_or(options.mask);
+  options.low_precision = choice.low_precision.value_or(options.low_precision);
   options.lr = choice.lr ? *choice.lr : suitable_lr(choice.preset, options);
   return options;
 }
@@ -42,12 +43,12 @@ Options adamw_options(const OptimizerChoice& choice) {
 }  // namespace
 
 Options options_of(const OptimizerChoice& choice) {
-  const bool asks_for_fusedbun =
-      choice.centralize || choice.use_rms || choice.prepare_hessian || choice.mask;
-  FUSEDBUN_REQUIRE(
-      choice.kind == OptimizerKind::fusedbun || !asks_for_fusedbun, ConfigError,
-      "--centralize, --use-rms, --prepare-hessian and --mask are Fusedbun's: leave them "
-      "out, or take --optimizer fusedbun");
+  const bool asks_for_fusedbun = choice.centralize || choice.use_rms || choice.prepare_hessian ||
+                                 choice.mask || choice.low_precision;
+  FUSEDBUN_REQUIRE(choice.kind == OptimizerKind::fusedbun || !asks_for_fusedbun, ConfigError,
+                   "--centralize, --use-rms, --prepare-hessian, --mask and --low-precision are "
+                   "Fusedbun's: leave them "
+                   "out, or take --optimizer fusedbun");
   Options options =
       choice.kind == OptimizerKind::fusedbun ? fusedbun_options(choice) : adamw_options(choice);
   options.eps = choice.eps.value_or(options.eps);

@@ -21,6 +21,7 @@ struct OptimizerChoice {
   /// Unset: the preset's. Fusedbun's alone.
   std::optional<bool> centralize, use_rms, prepare_hessian;
   std::optional<Mask> mask;
+  std::optional<LowPrecision> low_precision;
   bool momentum_bf16 = false;
   bool propagate_nonfinite =
       false;  ///< let a NaN or inf gradient through instead of skipping the step

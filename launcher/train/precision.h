@@ -3,7 +3,7 @@
 //
 //   name           parameters   forward's matrix products   loss scale   beside it
 //   float32        float32      float32                     -
-//   bf16           bfloat16     bfloat16                    -            the optimizer keeps float32 masters
+//   bf16           bfloat16     bfloat16                    -            the optimizer keeps float32 masters, or what --low-precision says
 //   bf16-autocast  float32      bfloat16                    -            torch.autocast(dtype=torch.bfloat16)
 //   fp16-autocast  float32      float16                     dynamic      torch.autocast(dtype=torch.float16) with torch.amp.GradScaler
 //

@@ -21,7 +21,7 @@ using train::TrainOptions;
 struct Flags {
   TrainOptions options;
   std::string backend = "auto";
-  std::string mask;
+  std::string mask, low_precision;
   std::string precision = "float32";
   double timeout_seconds = 60;
   double heartbeat_seconds = 1;
@@ -152,6 +152,13 @@ void add_optimizer_flags(CLI::App& command, Flags& flags) {
           "Where |gradient| <= eps: zero (it counts as 0), hold (and the second moment stays) "
           "or off")
       ->default_str("the preset's")
+      ->group("Optimizer");
+  command
+      .add_option("--low-precision", flags.low_precision,
+                  "With --precision bf16, what the optimizer keeps beside the parameters: master "
+                  "(float32, 4 bytes each), remainder (the master's other 16 bits: the same "
+                  "steps), stochastic (nothing; new values are rounded stochastically)")
+      ->default_str("master")
       ->group("Optimizer");
   command.add_flag("--momentum-bf16", choice.momentum_bf16, "Keep the momentum in bfloat16")
       ->group("Optimizer");
@@ -318,6 +325,8 @@ void run(Flags flags) {
   if (options.data.empty()) options.data = {train::kDefaultTextFolder};
   options.backend = plan::parse_backend(flags.backend);
   if (!flags.mask.empty()) options.optimizer.mask = parse<Mask>(flags.mask);
+  if (!flags.low_precision.empty())
+    options.optimizer.low_precision = parse<LowPrecision>(flags.low_precision);
   options.precision = train::parse_precision(flags.precision);
   options.control = !flags.no_control;
   options.checkpoints = !flags.no_checkpoints;

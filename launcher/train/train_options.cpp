@@ -22,6 +22,9 @@ void validate_precision(const TrainOptions& options) {
                    flag +
                        " needs float32 masters, which --optimizer adamw has not: take "
                        "--precision bf16-autocast or --optimizer fusedbun");
+  FUSEDBUN_REQUIRE(
+      options.precision == Precision::bf16 || !options.optimizer.low_precision, ConfigError,
+      "--low-precision is for bfloat16 parameters: add --precision bf16, or leave it out");
   if (!scales_loss(options.precision)) return;
   FUSEDBUN_REQUIRE(std::isfinite(options.loss_scale.initial) &&
                        options.loss_scale.initial >= options.loss_scale.minimum &&

@@ -144,10 +144,10 @@ TEST(Options, TheListOfFieldsIsComplete) {
   });
   EXPECT_EQ(doubles, 6);
   EXPECT_EQ(flags, 6);
-  EXPECT_EQ(enums, 11);
+  EXPECT_EQ(enums, 12);
   EXPECT_EQ(sizeof(Hyperparameters), 5 * sizeof(double) + 8);  // two flags, padded
   // Three flags, padded to the cap's double; and one flag after it.
-  EXPECT_EQ(sizeof(Structure), 11 * sizeof(Accumulator) + 4 + sizeof(double) + 8);
+  EXPECT_EQ(sizeof(Structure), 12 * sizeof(Accumulator) + 8 + sizeof(double) + 8);
 }
 
 TEST(StepScalars, DecayGrowsWithThePowerRule) {

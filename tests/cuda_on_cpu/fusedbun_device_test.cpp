@@ -138,10 +138,29 @@ TEST_F(FusedbunOnADevice, LeavesTheCpusBitsWithEveryPreset) {
   }
 }
 
+TEST_F(FusedbunOnADevice, KeepsWhatBfloat16DoesNotHold) {
+  // One that threads move four elements of at once, one that they do not, one whose rows are longer than a block of columns.
+  const std::vector<ParameterKind> kinds = {
+      {{64, 32}, at::kBFloat16}, {{7, 33}, at::kBFloat16}, {{3, 1300}, at::kBFloat16}};
+  for (const std::string& name : preset_names()) {
+    for (const LowPrecision kept : {LowPrecision::remainder, LowPrecision::stochastic}) {
+      Options options = preset(name, 1e-3);
+      options.low_precision = kept;
+      Twins twins(options, kinds);
+      for (int t = 1; t <= 3; ++t) {
+        twins.set_gradients();
+        step(twins);
+        ASSERT_EQ(twins.difference(), "") << describe(options) << " in step " << t;
+      }
+    }
+  }
+}
+
 TEST_F(FusedbunOnADevice, SkipsWhatTheCpuSkips) {
   for (const std::string name : {"recommended", "compact", "sm3", "lean", "elementwise"}) {
     Options options = preset(name, 1e-2);
-    options.bias_correction = true;  // t is seen
+    options.bias_correction = true;                    // t is seen
+    options.low_precision = LowPrecision::stochastic;  // here too
     Twins twins(options, all_kinds());
     for (int t = 0; t < 10; ++t) {
       const bool spoilt = t == 0 || t == 3 || t == 4 || t == 5 || t == 8;

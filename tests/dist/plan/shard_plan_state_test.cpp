@@ -37,7 +37,9 @@ int64_t counted_state_bytes(const ShardPlan& plan, int rank,
     for ([[maybe_unused]] int64_t element : elements) {
       if (options.momentum_beta > 0)
         bytes += options.momentum_dtype == MomentumDtype::bf16 ? 2 : arithmetic;
-      if (parameter.type == ElementType::bf16 || parameter.type == ElementType::f16) bytes += 4;
+      const bool is_low = parameter.type == ElementType::bf16 || parameter.type == ElementType::f16;
+      if (is_low && options.low_precision == LowPrecision::master) bytes += 4;
+      if (is_low && options.low_precision == LowPrecision::remainder) bytes += 2;
       if (everything) second_moment += arithmetic;
     }
     if (!everything && options.accumulator != Accumulator::mean_col) {
@@ -55,6 +57,7 @@ Options random_options(Random& random) {
   options.momentum_beta = chance(random, 0.3) ? 0 : 0.9;
   options.momentum_dtype = chance(random, 0.5) ? MomentumDtype::bf16 : MomentumDtype::master;
   options.accumulator = static_cast<Accumulator>(between(random, 0, 3));
+  options.low_precision = static_cast<LowPrecision>(between(random, 0, 2));
   options.prepare_hessian = chance(random, 0.3);
   options.scale_by_parameter_rms = chance(random, 0.3);
   return options;

@@ -34,6 +34,7 @@ struct Case {
   at::ScalarType type;
   size_t layout;
   MatrixView view = MatrixView::leading;
+  LowPrecision low_precision = LowPrecision::master;
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -42,7 +43,10 @@ void PrintTo(const Case& c, std::ostream* out) {
 }
 
 FusedbunOptions options_of(const Case& c) {
-  return FusedbunOptions::of_preset(c.preset, 1e-2).use_rms(true).matrix_view(c.view);
+  return FusedbunOptions::of_preset(c.preset, 1e-2)
+      .use_rms(true)
+      .matrix_view(c.view)
+      .low_precision(c.low_precision);
 }
 
 /// Small buckets, so that the larger parameters are spread over several.
@@ -114,6 +118,8 @@ std::vector<Case> cases() {
   for (const std::string& preset : preset_names()) {
     if (preset != "recommended") all.push_back({preset, at::kBFloat16, 1});
   }
+  for (const LowPrecision kept : {LowPrecision::remainder, LowPrecision::stochastic})
+    all.push_back({"recommended", at::kBFloat16, 1, MatrixView::leading, kept});
   all.push_back({"recommended", at::kFloat, 1, MatrixView::last_two});
   all.push_back({"sm3", at::kDouble, 1, MatrixView::last_two});
   return all;

@@ -18,6 +18,7 @@ struct Case {
   at::ScalarType type;
   double tolerance;  ///< 0: bit for bit
   MatrixView view = MatrixView::leading;
+  LowPrecision low_precision = LowPrecision::master;
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -57,8 +58,10 @@ TEST_P(ShardedEquality, EqualsOneProcess) {
     }
     const auto parameters = testing::random_parameters(shapes, c.type, seed);
     const Gradients gradients = testing::random_gradients(shapes, c.type, 6, seed % 4 >= 2, seed);
-    const auto options =
-        FusedbunOptions::of_preset(c.preset, 0.01).centralize(seed % 4 < 2).matrix_view(c.view);
+    const auto options = FusedbunOptions::of_preset(c.preset, 0.01)
+                             .centralize(seed % 4 < 2)
+                             .matrix_view(c.view)
+                             .low_precision(c.low_precision);
     testing::train_alone(parameters, gradients, options, [&](Fusedbun& alone, auto& expected) {
       testing::run_ranks(c.world_size, [&](comm::Communicator& communicator) {
         auto model = testing::as_model(parameters);
@@ -106,6 +109,11 @@ std::vector<Case> cases() {
     list.push_back({world_size, "sm3", at::kFloat, 0, MatrixView::last_two});
     list.push_back({world_size, "compact", at::kDouble, 1e-12, MatrixView::last_two});
     list.push_back({world_size, "lean", at::kDouble, 1e-12, MatrixView::last_two});
+    // Random bits belong to an element of a parameter, wherever it is stepped.
+    for (const LowPrecision kept : {LowPrecision::remainder, LowPrecision::stochastic}) {
+      list.push_back({world_size, "sm3", at::kBFloat16, 0, MatrixView::leading, kept});
+      list.push_back({world_size, "elementwise", at::kBFloat16, 0, MatrixView::last_two, kept});
+    }
   }
   return list;
 }
@@ -115,7 +123,10 @@ INSTANTIATE_TEST_SUITE_P(Presets, ShardedEquality, ::testing::ValuesIn(cases()),
                            return std::string(info.param.preset) + "_" +
                                   c10::toString(info.param.type) + "_" +
                                   std::to_string(info.param.world_size) +
-                                  (info.param.view == MatrixView::last_two ? "_stacks" : "");
+                                  (info.param.view == MatrixView::last_two ? "_stacks" : "") +
+                                  (info.param.low_precision == LowPrecision::master
+                                       ? ""
+                                       : "_" + std::string(name_of(info.param.low_precision)));
                          });
 
 // Gradients that differ on every rank: the average is the float32 sum in rank order, divided once.
