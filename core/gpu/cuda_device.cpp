@@ -104,6 +104,12 @@ class CudaDevice final : public DeviceApi {
     return pinned_memory(bytes);
   }
 
+  void keep(std::vector<at::Tensor> tensors, bool made_elsewhere, CudaStream stream) override {
+    if (!made_elsewhere) return;
+    FUSEDBUN_ASSERT(stream.handle() == current_stream().handle(), "the stream is the current one");
+    for (at::Tensor& tensor : tensors) tensor.record_stream(streams_.getStream(device_));
+  }
+
   std::unique_ptr<DeviceEvent> record(CudaStream stream) override {
     const c10::DeviceGuard on_device(device_);
     auto event = std::make_unique<CudaEvent>();

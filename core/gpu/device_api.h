@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "fusedbun/core/gpu/cuda_stream.h"
 #include "fusedbun/core/gpu/gradient_table.h"
@@ -32,7 +33,7 @@ struct DeviceKernels {
   StepKernels<float> f32;
   StepKernels<double> f64;
   void (*move)(const device::MoveTable&, CudaStream);
-  void (*add_squares)(const device::SquaresTable&, CudaStream);
+  void (*add_squares)(const device::MoveTable&, double* partials, double* sum, CudaStream);
   void (*offer)(double* squares, device::StepControl*, device::Agreed*, CudaStream);
   void (*decide)(const device::Agreed*, const device::StepInputs*, device::StepControl*,
                  device::StepOutcome*, CudaStream);
@@ -75,6 +76,10 @@ class DeviceApi {
   virtual void zero(void* memory, int64_t bytes, CudaStream stream) = 0;
   /// Host memory that a device can write while the program goes on.
   virtual std::shared_ptr<std::byte> allocate_pinned(int64_t bytes) = 0;
+
+  /// The tensors' memory stays theirs until the stream has done what it was given so far. `made_elsewhere`: by work of other streams; else
+  /// LibTorch's allocator knows.
+  virtual void keep(std::vector<at::Tensor> tensors, bool made_elsewhere, CudaStream stream) = 0;
 
   /// What the stream has been given so far.
   virtual std::unique_ptr<DeviceEvent> record(CudaStream stream) = 0;

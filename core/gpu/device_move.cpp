@@ -32,15 +32,26 @@ DeviceMove::DeviceMove(DeviceApi& api, at::Device device, std::vector<device::Mo
             .tile_count = static_cast<int32_t>(tiles.size())};
 }
 
-void DeviceMove::run(std::span<const device::MoveSource> sources, device::StepControl* control,
-                     CudaStream stream, std::vector<at::Tensor> alive) const {
+void DeviceMove::set_sources(std::span<const device::MoveSource> sources, CudaStream stream) const {
+  if (table_.tile_count > 0) api_->upload(sources_, std::as_bytes(sources), stream);
+}
+
+void DeviceMove::run(device::StepControl* control, CudaStream stream) const {
   if (table_.tile_count == 0) return;
-  api_->upload(sources_, std::as_bytes(sources), stream);
   device::MoveTable table = table_;
   table.control = control;
-  api_->run(stream, [table, move = api_->kernels().move, alive = std::move(alive)](CudaStream on) {
-    move(table, on);
-  });
+  api_->run(stream, [table, move = api_->kernels().move](CudaStream on) { move(table, on); });
+}
+
+void DeviceMove::add_squares(double* sum, CudaStream stream) {
+  if (table_.tile_count == 0) return;
+  if (!partials_.defined()) {
+    partials_ =
+        at::empty({table_.tile_count}, at::TensorOptions(memory_.device()).dtype(at::kDouble));
+  }
+  api_->run(stream,
+            [table = table_, partials = partials_.data_ptr<double>(), sum,
+             add = api_->kernels().add_squares](CudaStream on) { add(table, partials, sum, on); });
 }
 
 device::Gradient gradient_of(const at::Tensor& tensor) {

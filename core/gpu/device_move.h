@@ -19,15 +19,22 @@ class DeviceMove {
   DeviceMove(DeviceApi& api, at::Device device, std::vector<device::MovePiece> pieces,
              int64_t sources, CudaStream stream);
 
+  /// Where the pieces come from, until it is said anew.
+  void set_sources(std::span<const device::MoveSource> sources, CudaStream stream) const;
   /// Moves all pieces. `control`: StepControl::nonfinite is set where g·g of an element is not
   /// finite; null: nothing is tested.
-  /// `alive` stays so until they are moved.
+  void run(device::StepControl* control, CudaStream stream) const;
   void run(std::span<const device::MoveSource> sources, device::StepControl* control,
-           CudaStream stream, std::vector<at::Tensor> alive = {}) const;
+           CudaStream stream) const {
+    set_sources(sources, stream);
+    run(control, stream);
+  }
+  /// Adds the squares of all pieces to `sum`, on the device.
+  void add_squares(double* sum, CudaStream stream);
 
  private:
   DeviceApi* api_ = nullptr;
-  at::Tensor memory_;
+  at::Tensor memory_, partials_;
   device::MoveSource* sources_ = nullptr;  ///< on the device
   device::MoveTable table_;
 };

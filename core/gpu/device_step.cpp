@@ -65,6 +65,11 @@ DeviceStep::DeviceStep(DeviceApi& api, at::Device device, std::vector<DevicePart
   take_inputs(sizeof(device::StepInputs));
   lay_out(f32_);
   lay_out(f64_);
+  first_gradient_ = input_bytes_;
+  for_each_table([&](auto& table) {
+    table.gradients =
+        take_inputs(static_cast<int64_t>(table.part_of.size() * sizeof(device::Gradient)));
+  });
   staged_.resize(static_cast<size_t>(input_bytes_));
   for_each_table([&]<class T>(Table<T>& table) {
     if (table.part_of.empty()) return;
@@ -106,8 +111,6 @@ void DeviceStep::lay_out(Table<T>& table) {
       if (is_wide == (sizeof(T) == sizeof(double)) && !is_empty) add_part(table, part);
     }
   }
-  table.gradients =
-      take_inputs(static_cast<int64_t>(table.part_of.size() * sizeof(device::Gradient)));
   table.factors_of =
       take_inputs(static_cast<int64_t>(table.part_of_matrix.size() * sizeof(int32_t)));
 }
@@ -225,34 +228,52 @@ void DeviceStep::upload(Table<T>& table, CudaStream stream) {
 
 // ---- a step ------------------------------------------------------------------------------------
 
-void DeviceStep::set_inputs(const device::StepInputs& inputs,
-                            std::span<const device::Gradient> gradients,
-                            std::span<const int32_t> factors_of,
+void DeviceStep::set_inputs(const device::StepInputs& inputs, std::span<const int32_t> factors_of,
                             std::span<const StepScalarsUnderWay> factors, CudaStream stream) {
   std::memcpy(staged_.data(), &inputs, sizeof inputs);
-  stage(f32_, gradients, factors_of);
-  stage(f64_, gradients, factors_of);
-  api_.upload(inputs_, staged_, stream);
+  stage(f32_, factors_of);
+  stage(f64_, factors_of);
+  api_.upload(inputs_, std::span(staged_).first(static_cast<size_t>(first_gradient_)), stream);
   upload_factors(f32_, factors_of, factors, stream);
   upload_factors(f64_, factors_of, factors, stream);
 }
 
+void DeviceStep::set_gradients(int first_part, std::span<const device::Gradient> gradients,
+                               CudaStream stream) {
+  set_gradients(f32_, first_part, gradients, stream);
+  set_gradients(f64_, first_part, gradients, stream);
+}
+
 template <class T>
-void DeviceStep::stage(const Table<T>& table, std::span<const device::Gradient> gradients,
-                       std::span<const int32_t> factors_of) {
-  if (table.part_of.empty()) return;
-  auto* const to_gradients = reinterpret_cast<device::Gradient*>(&staged_[table.gradients]);
-  for (size_t segment = 0; segment < table.part_of.size(); ++segment) {
-    const int32_t part = table.part_of[segment];
-    to_gradients[segment] = gradients[part];
-    const bool is_first = segment == 0 || table.part_of[segment - 1] != part;
-    if (is_first || gradients[part].elements == nullptr) continue;
-    // The next matrix of a stack.
-    const device::Gradient& before = to_gradients[segment - 1];
-    const int64_t elements = parts_[part].range.matrix_rows * parts_[part].range.columns;
-    to_gradients[segment].elements =
-        static_cast<const std::byte*>(before.elements) + elements * bytes_of(before.type);
+void DeviceStep::set_gradients(const Table<T>& table, int first_part,
+                               std::span<const device::Gradient> gradients, CudaStream stream) {
+  const std::vector<int32_t>& parts = table.part_of;  // ascending
+  const auto first = std::ranges::lower_bound(parts, first_part) - parts.begin();
+  const auto end =
+      std::ranges::lower_bound(parts, first_part + static_cast<int>(gradients.size())) -
+      parts.begin();
+  auto* const staged = reinterpret_cast<device::Gradient*>(&staged_[table.gradients]);
+  bool is_new = false;
+  for (auto segment = first; segment < end; ++segment) {
+    const int32_t part = parts[segment];
+    device::Gradient gradient = gradients[part - first_part];
+    const bool continues = segment > first && parts[segment - 1] == part;
+    if (continues && gradient.elements != nullptr) {  // the next matrix of a stack
+      const auto* const before = static_cast<const std::byte*>(staged[segment - 1].elements);
+      const int64_t elements = parts_[part].range.matrix_rows * parts_[part].range.columns;
+      gradient.elements = before + elements * bytes_of(gradient.type);
+    }
+    is_new |= gradient != staged[segment];
+    staged[segment] = gradient;
   }
+  if (!is_new) return;
+  const auto offset = table.gradients + first * static_cast<int64_t>(sizeof(device::Gradient));
+  api_.upload(inputs_ + offset, std::as_bytes(std::span(staged + first, staged + end)), stream);
+}
+
+template <class T>
+void DeviceStep::stage(const Table<T>& table, std::span<const int32_t> factors_of) {
+  if (table.part_of.empty()) return;
   auto* const to_factors = reinterpret_cast<int32_t*>(&staged_[table.factors_of]);
   for (size_t matrix = 0; matrix < table.part_of_matrix.size(); ++matrix) {
     const int32_t set = factors_of[table.part_of_matrix[matrix]];

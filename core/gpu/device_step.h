@@ -58,11 +58,14 @@ class DeviceStep {
   DeviceStep(DeviceApi& api, at::Device device, std::vector<DevicePart> parts,
              device::StepControl* control, CudaStream stream);
 
-  /// What the next step is given. `gradients`: by part, [rows, m]; `factors_of`: by part, which of `factors` are its parameter's, or -1: it is
-  /// not stepped. Parts that share factors have the same options.
-  void set_inputs(const device::StepInputs& inputs, std::span<const device::Gradient> gradients,
-                  std::span<const int32_t> factors_of, std::span<const StepScalarsUnderWay> factors,
-                  CudaStream stream);
+  /// What the next step is given. `factors_of`: by part, which of `factors` are its parameter's, or -1: it is not stepped. Parts that share
+  /// factors have the same options.
+  void set_inputs(const device::StepInputs& inputs, std::span<const int32_t> factors_of,
+                  std::span<const StepScalarsUnderWay> factors, CudaStream stream);
+  /// The gradients of the parts from `first_part` on, [rows, m] each, until they are said anew; those of a part that is not stepped may be
+  /// null.
+  void set_gradients(int first_part, std::span<const device::Gradient> gradients,
+                     CudaStream stream);
   const device::StepInputs* inputs() const {
     return reinterpret_cast<const device::StepInputs*>(inputs_);
   }
@@ -90,7 +93,8 @@ class DeviceStep {
     std::vector<int32_t> part_of_matrix;                    ///< [matrix] one of its
     std::map<std::pair<int, const T*>, int32_t> matrix_of;  ///< by parameter and col
     device::StepTable<T> on_device;
-    int64_t gradients = 0, factors_of = 0, factors = 0;  ///< where they lie among the inputs, bytes
+    /// Where they lie among the inputs, bytes.
+    int64_t factors_of = 0, gradients = 0, factors = 0;
   };
   template <class T>
   void lay_out(Table<T>& table);
@@ -101,8 +105,10 @@ class DeviceStep {
   template <class T>
   void upload(Table<T>& table, CudaStream stream);
   template <class T>
-  void stage(const Table<T>& table, std::span<const device::Gradient> gradients,
-             std::span<const int32_t> factors_of);
+  void stage(const Table<T>& table, std::span<const int32_t> factors_of);
+  template <class T>
+  void set_gradients(const Table<T>& table, int first_part,
+                     std::span<const device::Gradient> gradients, CudaStream stream);
   template <class T>
   void upload_factors(const Table<T>& table, std::span<const int32_t> factors_of,
                       std::span<const StepScalarsUnderWay> factors, CudaStream stream);
@@ -129,7 +135,8 @@ class DeviceStep {
   std::vector<at::Tensor> memory_;
   int64_t input_bytes_ = 0;
   std::byte* inputs_ = nullptr;    ///< on the device: StepInputs, then those of the tables
-  std::vector<std::byte> staged_;  ///< the same on the host, but the factors
+  std::vector<std::byte> staged_;  ///< the same on the host, but the factors; gradients as uploaded
+  int64_t first_gradient_ = 0;     ///< before it lies what each step uploads as a whole, bytes
 };
 
 }  // namespace fusedbun

@@ -171,7 +171,8 @@ void FusedbunDevice::set_inputs(const std::vector<Stepped>& stepped,
     factors_of.push_back(factors.number_of(*each.options, ++each.state->step));
   const device::StepInputs inputs{.skipped_as_known = under_way_.skipped(),
                                   .skips_nonfinite = skips ? 1 : 0};
-  tables_->step.set_inputs(inputs, gradients, factors_of, factors.sets(), stream);
+  tables_->step.set_inputs(inputs, factors_of, factors.sets(), stream);
+  tables_->step.set_gradients(0, gradients, stream);
 }
 
 }  // namespace fusedbun

@@ -11,7 +11,6 @@ using device::MovePiece;
 using device::MoveSource;
 using device::MoveTable;
 using device::MoveTile;
-using device::SquaresTable;
 using device::StepControl;
 using device::StepInputs;
 using device::StepOutcome;
@@ -106,13 +105,17 @@ __device__ void zero_elements(const MovePiece& piece, int64_t begin, int64_t end
   for (int64_t i = begin * size / 2 + threadIdx.x; i < end * size / 2; i += kThreads) to[i] = 0;
 }
 
+// Of the piece.
+__device__ int64_t end_of(const MoveTile& tile, const MovePiece& piece) {
+  const int64_t end = tile.first_element + device::kMoveElements;
+  return end < piece.elements ? end : piece.elements;
+}
+
 __global__ void __launch_bounds__(kThreads) move_tiles(MoveTable table) {
   const MoveTile tile = table.tiles[blockIdx.x];
   const MovePiece piece = table.pieces[tile.piece];
   const MoveSource source = table.sources[piece.source];
-  const int64_t begin = tile.first_element;
-  const int64_t end = begin + device::kMoveElements < piece.elements ? begin + device::kMoveElements
-                                                                     : piece.elements;
+  const int64_t begin = tile.first_element, end = end_of(tile, piece);
   if (source.what == MoveSource::What::stays) return;
   if (source.what == MoveSource::What::is_zero) {
     if (piece.to != nullptr) zero_elements(piece, begin, end);
@@ -139,27 +142,45 @@ __global__ void __launch_bounds__(kThreads) move_tiles(MoveTable table) {
 
 // --- squares ------------------------------------------------------------------------------------
 
-template <class T>
-__device__ double squares_of(const SquaresTable& table, int64_t begin) {
-  const int64_t rest = table.count - begin;
-  const int64_t count = rest < device::kSquaresElements ? rest : device::kSquaresElements;
-  const T* const elements = static_cast<const T*>(table.elements) + begin;
-  return ordered_sum_of(count, [&](int64_t i) {
-    const auto x = static_cast<double>(elements[i]);
+template <ElementType kFrom>
+__device__ double squares_from(const void* source, int64_t begin, int64_t end) {
+  using From = Element<kFrom>;
+  const auto* const elements = static_cast<const typename From::Stored*>(source) + begin;
+  return ordered_sum_of(end - begin, [&](int64_t i) {
+    const auto x = static_cast<double>(From::widen(elements[i]));
     return mul(x, x);
   });
 }
 
-__global__ void __launch_bounds__(kThreads) square_parts(SquaresTable table) {
-  const int64_t begin = blockIdx.x * device::kSquaresElements;
-  const double sum = table.type == ElementType::f64 ? squares_of<double>(table, begin)
-                                                    : squares_of<float>(table, begin);
-  if (threadIdx.x == 0) table.partials[blockIdx.x] = sum;
+__device__ double squares_of(const MoveSource& source, int64_t begin, int64_t end) {
+  switch (source.type) {
+    case ElementType::f32:
+      return squares_from<ElementType::f32>(source.elements, begin, end);
+    case ElementType::f64:
+      return squares_from<ElementType::f64>(source.elements, begin, end);
+    case ElementType::bf16:
+      return squares_from<ElementType::bf16>(source.elements, begin, end);
+    case ElementType::f16:
+      break;
+  }
+  return squares_from<ElementType::f16>(source.elements, begin, end);
 }
 
-__global__ void __launch_bounds__(kThreads) add_square_parts(SquaresTable table, int64_t parts) {
-  const double sum = ordered_sum_of(parts, [&](int64_t i) { return table.partials[i]; });
-  if (threadIdx.x == 0) *table.sum = add(*table.sum, sum);
+__global__ void __launch_bounds__(kThreads) square_tiles(MoveTable table, double* partials) {
+  const MoveTile tile = table.tiles[blockIdx.x];
+  const MovePiece piece = table.pieces[tile.piece];
+  const MoveSource source = table.sources[piece.source];
+  const int64_t begin = piece.first_element + tile.first_element;
+  const int64_t end = piece.first_element + end_of(tile, piece);
+  const bool counts = source.what == MoveSource::What::moves;
+  const double sum = counts ? squares_of(source, begin, end) : 0;
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    add_partials(const double* partials, int64_t count, double* sum) {
+  const double added = ordered_sum_of(count, [&](int64_t i) { return partials[i]; });
+  if (threadIdx.x == 0) *sum = add(*sum, added);
 }
 
 // --- the decision -------------------------------------------------------------------------------
@@ -173,7 +194,8 @@ __global__ void offer_own(double* squares, StepControl* control, Agreed* agreed)
 __global__ void decide_step(const Agreed* agreed, const StepInputs* inputs, StepControl* control,
                             StepOutcome* outcome) {
   const bool skip = inputs->skips_nonfinite != 0 && agreed->nonfinite > 0;
-  const double norm = inputs->max_norm > 0 ? divide(root(agreed->squares), inputs->divisor) : 0.0;
+  const double norm =
+      inputs->max_norm > 0 ? divide(root(agreed->squares), inputs->norm_divisor) : 0.0;
   control->clip = norm > inputs->max_norm ? divide(inputs->max_norm, norm) : 1.0;
   control->skip = skip ? 1 : 0;
   control->skipped += control->skip;
@@ -186,11 +208,10 @@ void move(const MoveTable& table, CudaStream stream) {
   launch("the copy of gradients", move_tiles, table.tile_count, kThreads, stream, table);
 }
 
-void add_squares(const SquaresTable& table, CudaStream stream) {
-  const int64_t parts = (table.count + device::kSquaresElements - 1) / device::kSquaresElements;
-  launch("the gradient's norm", square_parts, parts, kThreads, stream, table);
-  launch("the gradient's norm", add_square_parts, parts > 0 ? 1 : 0, kThreads, stream, table,
-         parts);
+void add_squares(const MoveTable& table, double* partials, double* sum, CudaStream stream) {
+  launch("the gradient's norm", square_tiles, table.tile_count, kThreads, stream, table, partials);
+  launch("the gradient's norm", add_partials, table.tile_count > 0 ? 1 : 0, kThreads, stream,
+         partials, int64_t{table.tile_count}, sum);
 }
 
 void offer(double* squares, StepControl* control, Agreed* agreed, CudaStream stream) {

@@ -13,7 +13,8 @@ namespace fusedbun::FUSEDBUN_CUDA {
 
 /// Moves all pieces in one launch; reads and writes each element once.
 void move(const device::MoveTable& table, CudaStream stream);
-void add_squares(const device::SquaresTable& table, CudaStream stream);
+/// Adds the squares of all pieces, where they come from, to `sum`. `partials`: [tile_count] scratch.
+void add_squares(const device::MoveTable& table, double* partials, double* sum, CudaStream stream);
 /// agreed := this rank's part: `squares` and, from control, nonfinite; both are 0 afterwards.
 void offer(double* squares, device::StepControl* control, device::Agreed* agreed,
            CudaStream stream);

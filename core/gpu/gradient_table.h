@@ -15,7 +15,7 @@ struct MovePiece {
   int32_t source = 0;         ///< which of the table's sources they come from
   int64_t first_element = 0;  ///< of the source
   int64_t elements = 0;
-  void* to = nullptr;  ///< null: they are only tested
+  void* to = nullptr;  ///< null: they are only looked at
   ElementType to_type = ElementType::f32;
 };
 
@@ -42,16 +42,6 @@ struct MoveTable {
   /// Gets nonfinite = 1 if g·g of some element is not finite in the arithmetic's type; null: nothing is tested.
   StepControl* control = nullptr;
 };
-
-/// Elements whose squares are added up.
-struct SquaresTable {
-  const void* elements = nullptr;  ///< of float32 or float64
-  ElementType type = ElementType::f32;
-  int64_t count = 0;
-  double* partials = nullptr;  ///< [ceil(count / kSquaresElements)] scratch
-  double* sum = nullptr;       ///< the sum is added to it
-};
-constexpr int64_t kSquaresElements = int64_t{1} << 16;
 
 /// What the ranks add up on their devices, so that all of them decide alike.
 struct Agreed {

@@ -100,13 +100,15 @@ struct StepInputs {
   double divisor = 1;            ///< of the summed gradient: ranks × passes × loss scale
   int64_t skipped_as_known = 0;  ///< skipped steps that t of `factors` takes into account
   double max_norm = 0;           ///< of the averaged gradient; 0: it is not clipped
-  int32_t skips_nonfinite = 1;   ///< some group's nonfinite is skip
+  double norm_divisor = 1;  ///< of the gradient whose norm clips: this step's, or the one before's
+  int32_t skips_nonfinite = 1;  ///< some group's nonfinite is skip
 };
 
 /// [rows, m] of a segment, as the host finds it in each step.
 struct Gradient {
   const void* elements = nullptr;
   ElementType type = ElementType::f32;
+  bool operator==(const Gradient&) const = default;
 };
 
 /// What the device decides for itself.

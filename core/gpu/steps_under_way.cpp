@@ -40,12 +40,26 @@ void StepsUnderWay::offer(CudaStream stream) {
 
 device::Agreed StepsUnderWay::read_own(CudaStream stream) {
   offer(stream);
-  const auto read = api_.allocate_pinned(static_cast<int64_t>(sizeof(device::Agreed)));
-  api_.download(read.get(), agreed_, static_cast<int64_t>(sizeof(device::Agreed)), stream);
+  return read(agreed_, stream);
+}
+
+double StepsUnderWay::read_squares(CudaStream stream) {
+  return read(squares_, stream);
+}
+
+void StepsUnderWay::set_squares(double squares, CudaStream stream) {
+  api_.upload(squares_, std::as_bytes(std::span(&squares, 1)), stream);
+}
+
+template <class T>
+T StepsUnderWay::read(const T* from, CudaStream stream) {
+  constexpr auto kBytes = static_cast<int64_t>(sizeof(T));
+  const auto pinned = api_.allocate_pinned(kBytes);
+  api_.download(pinned.get(), from, kBytes, stream);
   api_.record(stream)->wait();
-  device::Agreed own;
-  std::memcpy(&own, read.get(), sizeof own);
-  return own;
+  T value;
+  std::memcpy(&value, pinned.get(), sizeof value);
+  return value;
 }
 
 void StepsUnderWay::decide(const device::StepInputs* inputs, CudaStream stream) {

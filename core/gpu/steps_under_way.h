@@ -25,10 +25,15 @@ class StepsUnderWay {
   device::Agreed* agreed() const { return agreed_; }
 
   void offer(CudaStream stream);
-  /// What the device has found of gradients since does not count.
-  void forget_gradients(CudaStream stream) { offer(stream); }
+  /// Gradients in which the device has found a NaN or inf do not count. Squares are added of those alone that do.
+  void forget_gradients(CudaStream stream) {
+    api_.zero(&control_->nonfinite, sizeof control_->nonfinite, stream);
+  }
   /// What this rank would offer; for who decides on the host. Waits for the GPU.
   device::Agreed read_own(CudaStream stream);
+  /// The squares that have been added since the last offer, and others in their place. The first waits for the GPU.
+  double read_squares(CudaStream stream);
+  void set_squares(double squares, CudaStream stream);
   /// The step is decided, and under way from now on.
   void decide(const device::StepInputs* inputs, CudaStream stream);
 
@@ -41,6 +46,9 @@ class StepsUnderWay {
   int64_t skipped() const { return skipped_; }
 
  private:
+  template <class T>
+  T read(const T* from, CudaStream stream);
+
   DeviceApi& api_;
   at::Tensor memory_;  ///< control, agreed, squares, outcome
   device::StepControl* control_ = nullptr;

@@ -8,8 +8,9 @@ file(CREATE_LINK ${PROJECT_SOURCE_DIR} ${FUSEDBUN_INCLUDE_ROOT}/fusedbun SYMBOLI
 
 find_program(FUSEDBUN_CCACHE ccache)
 if(FUSEDBUN_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
-  # base_dir makes paths relative, so that two build folders of one checkout share results.
-  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_NOHASHDIR=1
+  # base_dir makes paths relative, so that two build folders of one checkout share results. What is compiled with precompiled headers is
+  # kept under that sloppiness alone; no source has __TIME__.
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env CCACHE_NOHASHDIR=1 CCACHE_SLOPPINESS=pch_defines,time_macros
       CCACHE_BASEDIR=${PROJECT_SOURCE_DIR} ${FUSEDBUN_CCACHE})
 endif()
 

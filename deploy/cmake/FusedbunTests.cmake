@@ -3,6 +3,47 @@ find_package(GTest REQUIRED)
 include(GoogleTest)
 include(FusedbunSanitizedTests)
 
+# Headers that most tests include are read once and kept as the compiler has them: LibTorch's take it some ten seconds, GoogleTest's two.
+# Of the project's own there is none among them, or each change would compile every test anew. One program owns them for all tests, which
+# are compiled as it is. A test includes what it uses all the same: without this option the same sources compile.
+option(FUSEDBUN_PRECOMPILE_TESTS "Precompile the headers of LibTorch and GoogleTest for the tests" ON)
+set(_fusedbun_test_headers <gmock/gmock.h> <gtest/gtest.h> <algorithm> <chrono> <filesystem> <fstream> <functional> <map> <memory> <optional>
+    <random> <regex> <sstream> <string> <thread> <vector>)
+set(_fusedbun_torch_test_headers <ATen/ATen.h> <torch/nn/module.h> <torch/optim/optimizer.h> <torch/ordered_dict.h> <torch/serialize.h>)
+if(FUSEDBUN_PRECOMPILE_TESTS)
+  file(WRITE ${PROJECT_BINARY_DIR}/precompiled.cpp "")
+  function(_fusedbun_precompile name libraries headers)
+    add_executable(${name} ${PROJECT_BINARY_DIR}/precompiled.cpp)
+    target_link_libraries(${name} PRIVATE ${libraries} fusedbun_compile GTest::gtest_main GTest::gmock)
+    target_compile_features(${name} PRIVATE cxx_std_20)
+    target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1> -pthread)
+    target_precompile_headers(${name} PRIVATE ${headers})
+  endfunction()
+  _fusedbun_precompile(fusedbun_test_headers "" "${_fusedbun_test_headers}")
+  if(FUSEDBUN_WITH_TORCH)
+    _fusedbun_precompile(fusedbun_torch_test_headers fusedbun::torch_cpu "${_fusedbun_torch_test_headers};${_fusedbun_test_headers}")
+  endif()
+endif()
+
+# Whether a target is linked with LibTorch's headers, through whatever it names.
+function(_fusedbun_sees_torch target result)
+  set(${result} OFF PARENT_SCOPE)
+  if(target STREQUAL "fusedbun::torch_cpu")
+    set(${result} ON PARENT_SCOPE)
+    return()
+  elseif(NOT TARGET ${target})
+    return()
+  endif()
+  get_target_property(libraries ${target} INTERFACE_LINK_LIBRARIES)
+  foreach(library IN LISTS libraries)
+    _fusedbun_sees_torch("${library}" sees)
+    if(sees)
+      set(${result} ON PARENT_SCOPE)
+      return()
+    endif()
+  endforeach()
+endfunction()
+
 # Tests that start processes count as two processors, so that ctest does not starve those with time-outs.
 set(_fusedbun_processors_of_processes 2)
 
@@ -27,7 +68,18 @@ function(fusedbun_add_test name)
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_LIBRARIES} fusedbun_compile GTest::gtest_main GTest::gmock)
   # What is tested is optimised as users have it; the tests themselves need not be, and compile in two thirds of the time.
-  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
+  # Some libraries ask for -pthread, which is a macro too; with precompiled headers all tests must have the same.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1> -pthread)
+  if(FUSEDBUN_PRECOMPILE_TESTS)
+    set(headers fusedbun_test_headers)
+    foreach(library IN LISTS arg_LIBRARIES)
+      _fusedbun_sees_torch(${library} sees_torch)
+      if(sees_torch)
+        set(headers fusedbun_torch_test_headers)
+      endif()
+    endforeach()
+    target_precompile_headers(${name} REUSE_FROM ${headers})
+  endif()
   if(arg_WHOLE OR FUSEDBUN_SANITIZED_OVER_TORCH)
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} PROCESSORS ${processors}

@@ -73,7 +73,8 @@ inline constexpr int64_t kLead = 2;
 
 /// What a job can do for a change. Fixed when its optimizer is constructed.
 struct JobCapabilities {
-  /// Gradients can be clipped. Not under step_in_backward, which writes parameters before the norm is known.
+  /// Gradients can be clipped. Not under step_in_backward, which writes parameters before the norm is known, unless it
+  /// clips by the norm of the step before.
   bool clips_gradients = true;
 };
 

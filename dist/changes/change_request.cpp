@@ -95,7 +95,7 @@ std::optional<Refusal> check_clipping(const ValuePatch& patch,
       "CLIPPING_FIXED",
       "this job updates parameters during backward (step_in_backward), before the norm of "
       "the gradient is known, so max_grad_norm stays 0: start it without "
-      "step_in_backward to clip",
+      "step_in_backward to clip, or with clip_by_previous_norm",
       {{"field", std::string(name_of(patch.field))}}};
 }
 

@@ -62,9 +62,10 @@ using Values = std::map<std::string, std::string, std::less<>>;
 struct Manifest {
   int64_t job_step = 0;  ///< steps done; the next one's number
   int64_t skipped_steps = 0;
-  int world_size = 1;                       ///< of the job that saved
-  std::string written;                      ///< "2026-11-27T08:00:00Z"
-  std::string version;                      ///< of the program that saved
+  double gradient_norm = 0;  ///< of the last step, where the next one is clipped by it; else 0
+  int world_size = 1;        ///< of the job that saved
+  std::string written;       ///< "2026-11-27T08:00:00Z"
+  std::string version;       ///< of the program that saved
   std::vector<StoredParameter> parameters;  ///< in order of registration
   std::vector<StoredGroup> groups;
   /// Changes made while the job ran: what they set beside the groups' options, and those that wait for their step.

@@ -137,6 +137,8 @@ std::string format_manifest(const Manifest& manifest) {
   lines.field("version", kManifestVersion);
   lines.field("job_step", manifest.job_step);
   lines.field("skipped_steps", manifest.skipped_steps);
+  const bool is_known = std::isfinite(manifest.gradient_norm) && manifest.gradient_norm > 0;
+  if (is_known) lines.field("gradient_norm", manifest.gradient_norm);
   lines.field("world_size", manifest.world_size);
   lines.field("written", manifest.written);
   lines.field("program_version", manifest.version);

@@ -362,6 +362,7 @@ Manifest ManifestReader::finish(const Json& root) {
   fields.whole("version");
   manifest_.job_step = fields.whole("job_step");
   manifest_.skipped_steps = fields.whole("skipped_steps");
+  if (fields.has("gradient_norm")) manifest_.gradient_norm = fields.number("gradient_norm");
   manifest_.world_size =
       static_cast<int>(fields.whole("world_size", 1, std::numeric_limits<int>::max()));
   manifest_.written = fields.text("written");

@@ -11,6 +11,9 @@ namespace fusedbun::plan {
 /// collective: reduce-scatter and all-gather, what GPUs use. point_to_point: messages from and to where tensors lie. shared_memory: the
 /// ranks of one host read one another's gradients and share one replica of the parameters.
 enum class GradientTransport : uint8_t { automatic, collective, point_to_point, shared_memory };
+/// Buckets of one of several GPUs that have memory at once; the others wait for their turn.
+inline constexpr int kBucketsOnAGpu = 3;
+
 std::string_view name_of(GradientTransport transport);
 /// "auto", "collective", "point_to_point", "shared_memory"; throws ConfigError listing them.
 GradientTransport parse_transport(std::string_view name);

@@ -50,6 +50,7 @@ checkpoint::Manifest manifest_of(const CheckpointContents& contents,
   checkpoint::Manifest manifest;
   manifest.job_step = state.job_step;
   manifest.skipped_steps = state.skipped_steps;
+  manifest.gradient_norm = state.gradient_norm;
   manifest.world_size = world_size;
   manifest.written = run_folder::utc_text(run_folder::utc_now_us() / 1'000'000);
   manifest.version = FUSEDBUN_VERSION;
@@ -232,6 +233,7 @@ class Loading {
     OptimizerAccess::ReplicatedState state;
     state.job_step = saved.job_step;
     state.skipped_steps = saved.skipped_steps;
+    state.gradient_norm = saved.gradient_norm;
     const std::vector<Options> groups = optimizer_.group_options();
     for (size_t p = 0; p < optimizer_.parameters().size(); ++p) {
       const plan::ParameterSpec& parameter = optimizer_.parameters()[p];

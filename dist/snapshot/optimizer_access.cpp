@@ -71,6 +71,7 @@ class PlainAccess final : public OptimizerAccess {
                           .step_counts = {},
                           .sums_of_squares = {},
                           .groups = group_options(),
+                          .gradient_norm = 0,
                           .changes = {}};
     saved.changes.overrides.lr_pin.resize(saved.groups.size());
     for (const torch::Tensor& tensor : tensors_) {

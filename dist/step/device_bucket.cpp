@@ -1,9 +1,12 @@
 #include "fusedbun/dist/step/device_bucket.h"
 
-#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
+#include <algorithm>
+#include <optional>
 #include <set>
 #include <unordered_map>
+#include <utility>
 
 #include "fusedbun/core/gpu/device_move.h"
 #include "fusedbun/core/segment_step.h"
@@ -16,62 +19,181 @@ namespace {
 using device::MovePiece;
 using device::MoveSource;
 
-class DeviceBucket final : public GradientBucket {
+// What is the same for one rank and for many: gradients are remembered, and tested.
+class DeviceBucket : public GradientBucket {
  public:
-  DeviceBucket(const plan::Bucket& bucket, const PortionLayout& layout, at::Device device,
-               comm::Communicator& communicator, StepsUnderWay& under_way)
-      : GradientBucket(bucket, communicator.rank()),
+  DeviceBucket(const plan::Bucket& bucket, at::Device device, int rank, StepsUnderWay& under_way)
+      : GradientBucket(bucket, rank),
         api_(device_api_of(device)),
         device_(device),
-        communicator_(communicator),
         under_way_(under_way),
-        counts_(layout.counts),
-        begins_(layout.begins),
-        gradients_(allocate(layout.elements, sum_type(bucket))),
-        // Not in place: after a sync, gradients may be added again and all of them sent once more.
-        sum_(communicator.size() == 1 ? gradients_ : allocate(counts_[rank_], sum_type(bucket))),
-        // The gradients are not read any more when new rows are written.
-        rows_(parameter_type(bucket) == sum_type(bucket)
-                  ? gradients_
-                  : allocate(layout.elements, parameter_type(bucket))),
-        partial_squares_(allocate(
-            (bucket.counts[rank_] + device::kSquaresElements - 1) / device::kSquaresElements,
-            at::kDouble)),
-        taken_(bucket.parameters.size()),
-        sources_(bucket.parameters.size()) {
+        taken_(bucket.parameters.size()) {
     for (const int parameter : bucket_.parameters) places_.emplace(parameter, places_.size());
-    const CudaStream stream = api_.current_stream();
-    // Padding is added up and gathered too.
-    api_.zero(gradients_.data_ptr(), static_cast<int64_t>(gradients_.nbytes()), stream);
-    api_.zero(rows_.data_ptr(), static_cast<int64_t>(rows_.nbytes()), stream);
-    intake_ = DeviceMove(api_, device_, pieces_of_gradients(), std::ssize(sources_), stream);
   }
 
   bool add_gradient(int parameter, const at::Tensor& gradient) override {
-    const size_t place = place_of(parameter);
-    taken_[place] = as_taken(bucket_, gradient);
-    sources_[place] = source_of(taken_[place]);
+    at::Tensor& taken = taken_[place_of(parameter)];
+    if (taken.defined()) let_go({taken});
+    taken = as_taken(bucket_, gradient);
     streams_.insert(api_.current_stream().handle());
     return true;
   }
 
   void add_zero_gradient(int parameter) override {
-    const size_t place = place_of(parameter);
-    taken_[place].reset();
-    sources_[place] = {.what = MoveSource::What::is_zero};
+    at::Tensor& taken = taken_[place_of(parameter)];
+    if (taken.defined()) let_go({std::exchange(taken, {})});
+  }
+
+  void test_gradients() override {
+    const CudaStream stream = api_.current_stream();
+    if (!tested_) tested_ = DeviceMove(api_, device_, pieces_of_gradients(), places(), stream);
+    tested_->run(sources(MoveSource::What::stays), under_way_.control(), stream);
+  }
+
+  void release_gradients() override {
+    std::vector<at::Tensor> taken;
+    for (at::Tensor& gradient : taken_) {
+      if (gradient.defined()) taken.push_back(std::exchange(gradient, {}));
+    }
+    if (!taken.empty()) let_go(std::move(taken));
+    made_elsewhere_ = false;
+  }
+
+ protected:
+  size_t place_of(int parameter) const { return places_.at(parameter); }
+  int64_t places() const { return std::ssize(taken_); }
+  at::Tensor zeros(int64_t elements, at::ScalarType type) const {
+    return at::zeros({elements}, at::TensorOptions(device_).dtype(type));
+  }
+
+  // Hooks run on the streams of their forward passes, the bucket goes on on one of them.
+  void join_streams(CudaStream stream) {
+    for (void* const other : streams_) {
+      if (other == stream.handle()) continue;
+      api_.wait_on(stream, *api_.record(CudaStream(other)));
+      made_elsewhere_ = true;
+    }
+    streams_.clear();
+  }
+
+  // By place; `missing` is what a parameter without a gradient is.
+  std::vector<MoveSource> sources(MoveSource::What missing) const {
+    std::vector<MoveSource> sources;
+    for (const at::Tensor& taken : taken_)
+      sources.push_back(taken.defined() ? source_of(taken) : MoveSource{.what = missing});
+    return sources;
+  }
+
+  // All segments of all parameters, in the order of places; they are only looked at.
+  std::vector<MovePiece> pieces_of_gradients() const {
+    std::vector<MovePiece> pieces;
+    for (const int parameter : bucket_.parameters) {
+      for (const auto& [rank, index] : segments_of(parameter)) {
+        const RowRange& range = bucket_.segments[rank][index].range;
+        pieces.push_back({.source = static_cast<int32_t>(place_of(parameter)),
+                          .first_element = range.row_begin * range.columns,
+                          .elements = range.elements()});
+      }
+    }
+    return pieces;
+  }
+
+  // What the stream has been given may still read them.
+  void let_go(std::vector<at::Tensor> gradients) {
+    api_.keep(std::move(gradients), made_elsewhere_, api_.current_stream());
+  }
+
+  DeviceApi& api_;
+  const at::Device device_;
+  StepsUnderWay& under_way_;
+  std::vector<at::Tensor> taken_;  ///< by place; undefined: zeros
+
+ private:
+  std::unordered_map<int, size_t> places_;  ///< by parameter, in bucket_.parameters
+  std::set<void*> streams_;                 ///< on which gradients were added since the last start
+  bool made_elsewhere_ = false;             ///< some came on another stream than the bucket's
+  std::optional<DeviceMove> tested_;
+};
+
+// One rank: its gradients are the sum.
+class OwnDeviceBucket final : public DeviceBucket {
+ public:
+  using DeviceBucket::DeviceBucket;
+
+  comm::Work start_grad_sync(uint32_t) override {
+    join_streams(api_.current_stream());
+    test_gradients();
+    return {};
+  }
+
+  std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const override {
+    const at::Tensor& taken = taken_[place_of(own.parameter)];
+    if (!taken.defined()) return {taken};
+    return {elements_of(taken.view(-1), own.range).view({own.range.rows(), own.range.columns})};
+  }
+
+  device::Gradient gradient_on_device(const plan::Segment& own) const override {
+    const at::Tensor& taken = taken_[place_of(own.parameter)];
+    if (!taken.defined()) return {};
+    const int64_t first = own.range.row_begin * own.range.columns;
+    return {static_cast<const std::byte*>(taken.const_data_ptr()) +
+                first * static_cast<int64_t>(taken.element_size()),
+            element_type(taken.scalar_type())};
+  }
+
+  double reduce_and_norm() override {
+    const CudaStream stream = api_.current_stream();
+    if (!squared_) squared_ = DeviceMove(api_, device_, pieces_of_gradients(), places(), stream);
+    squared_->set_sources(sources(MoveSource::What::is_zero), stream);
+    squared_->add_squares(under_way_.squares(), stream);
+    return 0;
+  }
+
+  comm::Work start_param_sync(std::span<const ParameterMatrix>, const std::vector<bool>&,
+                              uint32_t) override {
+    return {};
+  }
+  void finish_param_sync(std::span<ParameterMatrix>, const std::vector<bool>&) override {}
+
+ private:
+  std::optional<DeviceMove> squared_;
+};
+
+class SharedDeviceBucket final : public DeviceBucket {
+ public:
+  SharedDeviceBucket(const plan::Bucket& bucket, int number, const PortionLayout& layout,
+                     at::Device device, comm::Communicator& communicator, StepsUnderWay& under_way,
+                     const DeviceBucketRing& ring, bool keeps_gradients)
+      : DeviceBucket(bucket, device, communicator.rank(), under_way),
+        communicator_(communicator),
+        keeps_gradients_(keeps_gradients),
+        counts_(layout.counts),
+        begins_(layout.begins),
+        gradients_(ring.gradients(number, layout.elements, sum_type(bucket))),
+        sum_(ring.holds_sums() ? ring.sum(number, counts_[rank_], sum_type(bucket))
+                               : zeros(counts_[rank_], sum_type(bucket))),
+        rows_(ring.rows(number, layout.elements, parameter_type(bucket))) {
+    const CudaStream stream = api_.current_stream();
+    std::vector<MovePiece> taken_in = pieces_of_gradients();
+    size_t next = 0;
+    for (const int parameter : bucket_.parameters) {
+      for (const auto& [rank, index] : segments_of(parameter)) {
+        MovePiece& piece = taken_in[next++];
+        piece.to = at_segment(gradients_, rank, bucket_.segments[rank][index]);
+        piece.to_type = element_type(gradients_.scalar_type());
+      }
+    }
+    intake_ = DeviceMove(api_, device_, std::move(taken_in), places(), stream);
+    squared_ = DeviceMove(api_, device_, {{.elements = bucket_.counts[rank_]}}, 1, stream);
+    const MoveSource sum = source_of(sum_);
+    squared_.set_sources({&sum, 1}, stream);
   }
 
   comm::Work start_grad_sync(uint32_t) override {
     const CudaStream stream = api_.current_stream();
-    // Hooks run on the streams of their forward passes, the copy on one of them.
-    for (void* const other : streams_) {
-      if (other == stream.handle()) continue;
-      api_.wait_on(stream, *api_.record(CudaStream(other)));
-    }
-    streams_.clear();
-    intake_.run(sources_, under_way_.control(), stream, taken_);
-    for (MoveSource& source : sources_) source = {.what = MoveSource::What::stays};
-    if (communicator_.size() == 1) return {};
+    join_streams(stream);
+    intake_.run(sources(MoveSource::What::is_zero), under_way_.control(), stream);
+    if (!keeps_gradients_) release_gradients();
     return communicator_.reduce_scatter(buffer_of(gradients_), buffer_of(sum_), counts_,
                                         comm::Stream(stream.handle()));
   }
@@ -81,38 +203,19 @@ class DeviceBucket final : public GradientBucket {
                 .view({own.range.rows(), own.range.columns})};
   }
 
+  device::Gradient gradient_on_device(const plan::Segment& own) const override {
+    return {static_cast<const std::byte*>(sum_.const_data_ptr()) +
+                own.offset * static_cast<int64_t>(sum_.element_size()),
+            element_type(sum_.scalar_type())};
+  }
+
   double reduce_and_norm() override {
-    const device::SquaresTable table{.elements = sum_.const_data_ptr(),
-                                     .type = element_type(sum_.scalar_type()),
-                                     .count = bucket_.counts[rank_],
-                                     .partials = partial_squares_.data_ptr<double>(),
-                                     .sum = under_way_.squares()};
-    api_.run(api_.current_stream(),
-             [table, add = api_.kernels().add_squares](CudaStream on) { add(table, on); });
+    squared_.add_squares(under_way_.squares(), api_.current_stream());
     return 0;
-  }
-
-  void test_gradients() override {
-    const CudaStream stream = api_.current_stream();
-    std::vector<MoveSource> sources;
-    std::vector<MovePiece> pieces;
-    for (const at::Tensor& taken : taken_) {
-      const auto place = static_cast<int32_t>(sources.size());
-      sources.push_back(taken.defined() ? source_of(taken)
-                                        : MoveSource{.what = MoveSource::What::stays});
-      if (taken.defined()) pieces.push_back({.source = place, .elements = taken.numel()});
-    }
-    tested_ = DeviceMove(api_, device_, std::move(pieces), std::ssize(sources), stream);
-    tested_.run(sources, under_way_.control(), stream, taken_);
-  }
-
-  void release_gradients() override {
-    for (at::Tensor& taken : taken_) taken.reset();
   }
 
   comm::Work start_param_sync(std::span<const ParameterMatrix> matrices, const std::vector<bool>&,
                               uint32_t) override {
-    if (communicator_.size() == 1) return {};
     const CudaStream stream = api_.current_stream();
     std::vector<MoveSource> own;
     for (const plan::Segment& segment : bucket_.segments[rank_])
@@ -127,7 +230,6 @@ class DeviceBucket final : public GradientBucket {
   }
 
   void finish_param_sync(std::span<ParameterMatrix> matrices, const std::vector<bool>&) override {
-    if (communicator_.size() == 1) return;
     const CudaStream stream = api_.current_stream();
     std::vector<const void*> addresses;
     for (const int parameter : bucket_.parameters)
@@ -141,29 +243,10 @@ class DeviceBucket final : public GradientBucket {
   }
 
  private:
-  at::Tensor allocate(int64_t elements, at::ScalarType type) const {
-    return at::empty({elements}, at::TensorOptions(device_).dtype(type));
-  }
-  size_t place_of(int parameter) const { return places_.at(parameter); }
   // Where a segment of `rank` begins in memory that is laid out as the gradients are.
   void* at_segment(const at::Tensor& memory, int rank, const plan::Segment& segment) const {
     return static_cast<std::byte*>(memory.data_ptr()) +
            (begins_[rank] + segment.offset) * static_cast<int64_t>(memory.element_size());
-  }
-
-  std::vector<MovePiece> pieces_of_gradients() const {
-    std::vector<MovePiece> pieces;
-    for (size_t place = 0; place < bucket_.parameters.size(); ++place) {
-      for (const auto& [rank, index] : segments_of(bucket_.parameters[place])) {
-        const plan::Segment& segment = bucket_.segments[rank][index];
-        pieces.push_back({.source = static_cast<int32_t>(place),
-                          .first_element = segment.range.row_begin * segment.range.columns,
-                          .elements = segment.range.elements(),
-                          .to = at_segment(gradients_, rank, segment),
-                          .to_type = element_type(gradients_.scalar_type())});
-      }
-    }
-    return pieces;
   }
 
   std::vector<MovePiece> pieces_of_own_rows() const {
@@ -193,34 +276,64 @@ class DeviceBucket final : public GradientBucket {
     return pieces;
   }
 
-  DeviceApi& api_;
-  const at::Device device_;
   comm::Communicator& communicator_;
-  StepsUnderWay& under_way_;
+  const bool keeps_gradients_;
   const comm::Counts counts_;          ///< [rank] as the collectives carry them
   const std::vector<int64_t> begins_;  ///< [rank]
   const at::Tensor gradients_;         ///< of this rank, rank-major
   const at::Tensor sum_;               ///< this rank's portion, reduced
   const at::Tensor rows_;              ///< laid out as gradients_, in the parameters' type
-  const at::Tensor partial_squares_;
-  std::unordered_map<int, size_t> places_;  ///< by parameter, in bucket_.parameters
-  std::vector<at::Tensor> taken_;           ///< by place
-  std::vector<MoveSource> sources_;         ///< the same; what the next start moves
-  std::set<void*> streams_;                 ///< on which gradients were added since the last start
   DeviceMove intake_;
-  DeviceMove tested_;  ///< of the last test_gradients
+  DeviceMove squared_;  ///< of sum_
   std::optional<DeviceMove> into_rows_;
   DeviceMove out_of_rows_;
   std::vector<const void*> filled_;  ///< the matrices that out_of_rows_ fills
 };
 
+int64_t aligned(int64_t bytes) {
+  constexpr int64_t kAlignment = 512;
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+at::Tensor typed(const at::Tensor& bytes, int64_t elements, at::ScalarType type) {
+  const auto size = elements * static_cast<int64_t>(c10::elementSize(type));
+  return bytes.narrow(0, 0, size).view(type);
+}
+
 }  // namespace
 
-std::unique_ptr<GradientBucket> make_device_bucket(const plan::Bucket& bucket, at::Device device,
-                                                   comm::Communicator& communicator,
-                                                   StepsUnderWay& under_way) {
-  return std::make_unique<DeviceBucket>(bucket, lay_out_portions(bucket), device, communicator,
-                                        under_way);
+DeviceBucketRing::DeviceBucketRing(std::span<const plan::Bucket> buckets, int rank,
+                                   at::Device device, bool holds_sums)
+    : holds_sums_(holds_sums) {
+  int64_t sums = 0;
+  for (const plan::Bucket& bucket : buckets) {
+    const PortionLayout layout = lay_out_portions(bucket);
+    const auto bytes = static_cast<int64_t>(c10::elementSize(sum_type(bucket)));
+    sum_begins_ = std::max(sum_begins_, aligned(layout.elements * bytes));
+    sums = std::max(sums, aligned(layout.counts[rank] * bytes));
+  }
+  const int64_t slots = std::min<int64_t>(kSlots, std::ssize(buckets));
+  // Zeros, because padding is added up and gathered too.
+  memory_ = at::zeros({slots, sum_begins_ + (holds_sums ? sums : 0)},
+                      at::TensorOptions(device).dtype(at::kByte));
+}
+
+at::Tensor DeviceBucketRing::gradients(int bucket, int64_t elements, at::ScalarType type) const {
+  return typed(slot(bucket), elements, type);
+}
+
+at::Tensor DeviceBucketRing::sum(int bucket, int64_t elements, at::ScalarType type) const {
+  return typed(slot(bucket).narrow(0, sum_begins_, memory_.size(1) - sum_begins_), elements, type);
+}
+
+std::unique_ptr<GradientBucket> make_device_bucket(
+    const plan::Bucket& bucket, int number, at::Device device, comm::Communicator& communicator,
+    StepsUnderWay& under_way, const DeviceBucketRing* ring, bool keeps_gradients) {
+  if (communicator.size() == 1) {
+    return std::make_unique<OwnDeviceBucket>(bucket, device, communicator.rank(), under_way);
+  }
+  return std::make_unique<SharedDeviceBucket>(bucket, number, lay_out_portions(bucket), device,
+                                              communicator, under_way, *ring, keeps_gradients);
 }
 
 }  // namespace fusedbun

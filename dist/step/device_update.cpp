@@ -26,15 +26,18 @@ bool DeviceUpdate::has_open_with_others(const std::vector<bool>& used) const {
 
 void DeviceUpdate::set_parts(std::vector<DevicePart> parts) {
   group_of_.clear();
-  for (const DevicePart& part : parts) group_of_.push_back(model_.registered[part.parameter].group);
+  first_part_.clear();
+  for (const DevicePart& part : parts) {
+    first_part_.resize(static_cast<size_t>(part.group) + 1, static_cast<int>(group_of_.size()));
+    group_of_.push_back(model_.registered[part.parameter].group);
+  }
   replaced_ = std::move(step_);
   step_ = std::make_shared<DeviceStep>(api_, model_.device, std::move(parts), under_way_.control(),
                                        api_.current_stream());
 }
 
 void DeviceUpdate::begin(const std::vector<bool>& used, const std::vector<int64_t>& t,
-                         const std::vector<Options>& options,
-                         const std::vector<device::Gradient>& gradients, const Scaling& scaling) {
+                         const std::vector<Options>& options, const Scaling& scaling) {
   std::vector<int32_t> factors_of;
   StepFactorSets factors;
   for (size_t part = 0; part < step_->parts().size(); ++part) {
@@ -47,8 +50,9 @@ void DeviceUpdate::begin(const std::vector<bool>& used, const std::vector<int64_
   const device::StepInputs inputs{.divisor = scaling.divisor,
                                   .skipped_as_known = under_way_.skipped(),
                                   .max_norm = scaling.max_norm,
+                                  .norm_divisor = scaling.norm_divisor,
                                   .skips_nonfinite = skips ? 1 : 0};
-  step_->set_inputs(inputs, gradients, factors_of, factors.sets(), api_.current_stream());
+  step_->set_inputs(inputs, factors_of, factors.sets(), api_.current_stream());
   agree(/*is_alone=*/!skips && scaling.max_norm == 0);
   open_.push_back({model_.job_step, used, step_});
   prepare();
@@ -67,8 +71,10 @@ void DeviceUpdate::agree(bool is_alone) {
   under_way_.decide(step_->inputs(), stream);
 }
 
-void DeviceUpdate::update_bucket(int bucket) {
-  if (bucket < step_->group_count()) step_->begin(bucket, api_.current_stream());
+void DeviceUpdate::update_bucket(int bucket, const std::vector<device::Gradient>& gradients) {
+  if (gradients.empty()) return;
+  step_->set_gradients(first_part_[static_cast<size_t>(bucket)], gradients, api_.current_stream());
+  step_->begin(bucket, api_.current_stream());
 }
 
 void DeviceUpdate::finish_bucket(int bucket) {

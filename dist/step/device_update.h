@@ -25,7 +25,8 @@ class DeviceUpdate {
   /// What one step is scaled by.
   struct Scaling {
     double divisor = 1;
-    double max_norm = 0;  ///< 0: not clipped
+    double max_norm = 0;      ///< 0: not clipped
+    double norm_divisor = 1;  ///< of the gradients whose squares StepsUnderWay has
   };
   /// A step that the host has heard of.
   struct Heard {
@@ -49,9 +50,9 @@ class DeviceUpdate {
   void set_parts(std::vector<DevicePart> parts);
   /// Starts a step: `t[parameter]` is its count in this step, `options[group]` what it is stepped with.
   void begin(const std::vector<bool>& used, const std::vector<int64_t>& t,
-             const std::vector<Options>& options, const std::vector<device::Gradient>& gradients,
-             const Scaling& scaling);
-  void update_bucket(int bucket);
+             const std::vector<Options>& options, const Scaling& scaling);
+  /// `gradients`: of its parts.
+  void update_bucket(int bucket, const std::vector<device::Gradient>& gradients);
   void finish_bucket(int bucket);
   void absorb(bool with_squares);
   void prepare();
@@ -71,6 +72,7 @@ class DeviceUpdate {
   std::shared_ptr<DeviceStep> step_;
   std::shared_ptr<DeviceStep> replaced_;  ///< the tables before, which launches may still read
   std::vector<int> group_of_;             ///< [part] of the options
+  std::vector<int> first_part_;           ///< [bucket]
   std::deque<Open> open_;
 };
 

@@ -5,8 +5,11 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/plan/agreement.h"
+#include "fusedbun/dist/step/device_bucket.h"
 
 namespace fusedbun {
 
@@ -40,6 +43,7 @@ void StepEngine::perform_step(const StepOptions& options) {
   } else {
     update_parameters(agreement.used, scaling, is_under_way);
   }
+  if (sharded_.clip_by_previous_norm) close_norm(scaling.divisor);
   if (!update_.steps_on_device()) {
     tell({model_.job_step, outcome_.norm, skip});
   }
@@ -93,7 +97,7 @@ void StepEngine::on_bucket_full(int bucket) {
       writes_in_backward_ = changes_.find_writes(problem);
       FUSEDBUN_REQUIRE(problem.empty(), ConfigError, problem);
     }
-    collector_.start_sync(bucket);
+    start_grad_sync(bucket);
     if (sharded_.step_in_backward) update_previous_bucket(bucket);
   } catch (const std::exception& error) {
     // It may leave through backward(), where nothing else tells the other ranks.
@@ -108,7 +112,7 @@ void StepEngine::update_previous_bucket(int started) {
   if (started == 0) {
     collector_.forget_zeroed();
     return begin_update(std::vector<bool>(model_.registered.size(), true),
-                        {.divisor = gradient_divisor()});
+                        scaling_by_previous_norm());
   }
   update_bucket(started - 1);
   progress_.enter(plan::Phase::forward_backward);
@@ -135,6 +139,7 @@ void StepEngine::begin_update(const std::vector<bool>& used,
 void StepEngine::update_bucket(int bucket) {
   wait_for_gradients(bucket);
   progress_.enter(plan::Phase::update, bucket);
+  if (sharded_.clip_by_previous_norm) add_norm_of(bucket, gradient_divisor());
   update_.update_bucket(bucket);
   if (!update_.needs_columns_first(bucket)) start_param_sync(bucket);
   updated_buckets_ = bucket + 1;
@@ -157,17 +162,69 @@ void StepEngine::finish_update() {
   }
   update_.send_squares();
   for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
-    progress_.wait(param_syncs_[bucket], plan::Phase::all_gather, bucket);
-    model_.buckets[bucket]->finish_param_sync(model_.matrices, update_.used());
+    finish_param_sync(bucket);
   }
   update_.end();
 }
 
+void StepEngine::start_grad_sync(int bucket) {
+  free_slot_of(bucket);
+  collector_.start_sync(bucket);
+}
+
 void StepEngine::start_param_sync(int bucket) {
+  free_slot_of(bucket);
+  rows_arrive_[bucket] = true;
   param_syncs_[bucket] = {model_.buckets[bucket]->start_param_sync(model_.matrices, update_.used(),
                                                                    collector_.round(bucket)),
                           comm::Clock::now()};
   update_.release_gradients(bucket);
+}
+
+void StepEngine::finish_param_sync(int bucket) {
+  if (!rows_arrive_[bucket]) return;
+  rows_arrive_[bucket] = false;
+  progress_.wait(param_syncs_[bucket], plan::Phase::all_gather, bucket);
+  model_.buckets[bucket]->finish_param_sync(model_.matrices, update_.used());
+}
+
+void StepEngine::free_slot_of(int bucket) {
+  if (!model_.on_gpu() || model_.world_size == 1) return;
+  constexpr int kSlots = DeviceBucketRing::kSlots;
+  for (int other = bucket % kSlots; other < model_.bucket_count(); other += kSlots) {
+    if (other == bucket) continue;
+    wait_for_gradients(other);
+    finish_param_sync(other);
+  }
+}
+
+// ---- clipping by the norm of the step before -----------------------------------------------------
+
+ShardUpdate::GradientScaling StepEngine::scaling_by_previous_norm() const {
+  ShardUpdate::GradientScaling scaling{.divisor = gradient_divisor()};
+  if (!sharded_.clip_by_previous_norm) return scaling;
+  scaling.max_norm = consensus_.max_grad_norm();
+  scaling.norm_divisor = previous_.divisor;
+  scaling.clip = plan::clip_factor(previous_.norm, scaling.max_norm);
+  return scaling;
+}
+
+void StepEngine::add_norm_of(int bucket, double divisor) {
+  const double norm = model_.buckets[bucket]->reduce_and_norm() / divisor;
+  previous_.own_squares += norm * norm;
+}
+
+void StepEngine::close_norm(double divisor) {
+  previous_.divisor = divisor;
+  if (update_.steps_on_device()) return;  // the next step's decision makes a norm of its squares
+  outcome_.norm = consensus_.max_grad_norm() > 0 ? previous_.norm : 0;
+  double own_squares = std::exchange(previous_.own_squares, 0);
+  if (model_.on_gpu()) {
+    const CudaStream stream = device_api_of(model_.device).current_stream();
+    own_squares = device_->under_way().read_own(stream).squares / divisor / divisor;
+  }
+  progress_.enter(plan::Phase::agreement);
+  previous_.norm = consensus_.global_norm(own_squares);
 }
 
 }  // namespace fusedbun

@@ -61,6 +61,9 @@ class StepEngine {
   void restore(const ShardedFusedbun::ReplicatedState& state,
                const std::function<void(const ShardedFusedbun::OwnedRows& rows)>& read_rows);
   std::vector<double> sums_of_squares();
+  /// With clip_by_previous_norm: of the last step.
+  double previous_norm();
+  void restore_previous_norm(double norm);
   void save(torch::serialize::OutputArchive& archive);
   void load(torch::serialize::InputArchive& archive);
 
@@ -76,12 +79,20 @@ class StepEngine {
   void update_previous_bucket(int started);
   void send_dirty_again(const std::vector<bool>& dirty);
   ShardUpdate::GradientScaling scale_gradients(const StepOptions& options);
+  /// clip_by_previous_norm: the squares of a bucket whose gradients are here are added to this step's, which clip the next one.
+  void add_norm_of(int bucket, double divisor);
+  void close_norm(double divisor);
+  ShardUpdate::GradientScaling scaling_by_previous_norm() const;
   void drop_gradients();
   void begin_update(const std::vector<bool>& used, const ShardUpdate::GradientScaling& scaling);
   void update_bucket(int bucket);
   void finish_update();
+  void start_grad_sync(int bucket);
   void start_param_sync(int bucket);
+  void finish_param_sync(int bucket);
   void wait_for_gradients(int bucket);
+  /// Buckets of a GPU take turns in memory: what others have under way where this one lies is over then.
+  void free_slot_of(int bucket);
 
   // What ranks must do together or not at all (engine_agreement.cpp).
   plan::Agreement agree(const StepOptions& options);
@@ -138,16 +149,24 @@ class StepEngine {
   ProgramChanges::Events
       writes_in_backward_;             ///< found before the first bucket was stepped in backward
   std::vector<InFlight> param_syncs_;  ///< [bucket]
+  std::vector<bool> rows_arrive_;      ///< [bucket] others' rows are under way into it, or in it
   int updated_buckets_ = 0;            ///< of the current step
   void tell(const StepConsensus::StepOutcome& outcome);
 
   std::vector<ShardedFusedbun::StepOutcome> outcomes_;  ///< that nobody has taken
   StepConsensus::StepOutcome outcome_;  ///< of the current step, or the last that a GPU has told
-  bool is_loaded_ = false;              ///< a saved state was read since the last step
-  bool shares_memory_ = false;          ///< some bucket lies in a host window
-  bool is_broken_ = false;              ///< only destruction is left
-  bool refused_ = false;                ///< the last call was refused on all ranks together
-  int64_t finished_at_ = -1;            ///< job step of the last finish(); -1: none
+  /// clip_by_previous_norm: of the last step, and of the step under way so far on this rank. Where a GPU steps it has both itself.
+  struct PreviousNorm {
+    double norm = 0;
+    double own_squares = 0;
+    double divisor = 1;  ///< of the last step's gradients
+  };
+  PreviousNorm previous_;
+  bool is_loaded_ = false;      ///< a saved state was read since the last step
+  bool shares_memory_ = false;  ///< some bucket lies in a host window
+  bool is_broken_ = false;      ///< only destruction is left
+  bool refused_ = false;        ///< the last call was refused on all ranks together
+  int64_t finished_at_ = -1;    ///< job step of the last finish(); -1: none
   bool said_cost_of_dirty_ = false, said_passes_ = false;
 };
 

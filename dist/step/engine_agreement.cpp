@@ -157,7 +157,7 @@ void StepEngine::send_dirty_again(const std::vector<bool>& dirty) {
     wait_for_gradients(
         bucket);  // its memory is free for new gradients once every rank has what was sent first
     collector_.take_again(bucket);
-    collector_.start_sync(bucket);
+    start_grad_sync(bucket);
     say_once(
         said_cost_of_dirty_,
         "gradients changed after they had been sent (another backward pass, zero_grad), so their "
@@ -180,6 +180,7 @@ bool StepEngine::own_device_is_nonfinite() {
 
 ShardUpdate::GradientScaling StepEngine::scale_gradients(const StepOptions& options) {
   ShardUpdate::GradientScaling scaling{.divisor = gradient_divisor() * options.loss_scale};
+  scaling.norm_divisor = scaling.divisor;
   if (!update_.steps_on_device()) outcome_.norm = 0;
   if (consensus_.max_grad_norm() == 0 || sharded_.step_in_backward) return scaling;
   scaling.max_norm = consensus_.max_grad_norm();
@@ -228,6 +229,7 @@ void StepEngine::drop_begun_backward() {
   collector_.start_through(last);
   for (int bucket = 0; bucket <= last; ++bucket) wait_for_gradients(bucket);
   forget_gradients();
+  if (last >= 0) restore_previous_norm(0);  // some of its squares were added already
 }
 
 void StepEngine::forget_gradients() {

@@ -1,6 +1,7 @@
 // The optimizer's state leaves and comes back: for checkpoints, which any number of ranks may read (state_to_save, restore),
 // and in a LibTorch archive of this rank's shard, which is read back under the same plan only (save, load).
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/tensor.h>
 #include <c10/core/DeviceGuard.h>
 #include <torch/serialize/archive.h>
 
@@ -27,6 +28,7 @@ ShardedFusedbun::ReplicatedState StepEngine::state_to_save() {
              .step_counts = update_.step_counts(),
              .sums_of_squares = sums_of_squares(),
              .groups = model_.all_group_options(),
+             .gradient_norm = previous_norm(),
              .changes = consensus_.saved_changes()};
     // The next step would add the values up anew, and so shall the one after a load.
     for (size_t p = 0; p < model_.matrices.size(); ++p) {
@@ -45,6 +47,23 @@ std::vector<double> StepEngine::sums_of_squares() {
   const std::span<int64_t> bits(reinterpret_cast<int64_t*>(sums.data()), sums.size());
   control_stream_->all_reduce(comm::Buffer::of(bits), comm::ReduceOp::max).wait();
   return sums;
+}
+
+double StepEngine::previous_norm() {
+  if (!sharded_.clip_by_previous_norm) return 0;
+  if (!update_.steps_on_device()) return previous_.norm;
+  const double own =
+      device_->under_way().read_squares(device_api_of(model_.device).current_stream());
+  return consensus_.global_norm(own) / previous_.divisor;
+}
+
+void StepEngine::restore_previous_norm(double norm) {
+  if (!sharded_.clip_by_previous_norm) return;
+  previous_ = {.norm = norm};
+  if (!update_.steps_on_device()) return;
+  // The ranks add theirs up.
+  device_->under_way().set_squares(model_.rank == 0 ? norm * norm : 0,
+                                   device_api_of(model_.device).current_stream());
 }
 
 void StepEngine::restore(
@@ -66,6 +85,7 @@ void StepEngine::restore(
     gather_parameters();
     consensus_.restore(state.job_step, state.skipped_steps, state.changes);
     update_.restore(state.step_counts, state.sums_of_squares);
+    restore_previous_norm(state.gradient_norm);
     for (size_t g = 0; g < state.groups.size(); ++g) model_.group_options(g) = state.groups[g];
     finished_at_ = -1;
   });
@@ -82,6 +102,13 @@ void StepEngine::save(torch::serialize::OutputArchive& archive) {
     model_.groups[g].options().serialize(group);
     archive.write("group." + std::to_string(g), group);
   }
+  // Of this rank alone, which the same rank reads back.
+  const double squares =
+      sharded_.clip_by_previous_norm && update_.steps_on_device()
+          ? device_->under_way().read_squares(device_api_of(model_.device).current_stream())
+          : 0;
+  archive.write("previous_norm", at::tensor({previous_.norm, previous_.divisor, squares}),
+                /*is_buffer=*/true);
   consensus_.save(archive);
   update_.save(archive);
 }
@@ -118,6 +145,14 @@ void StepEngine::load(torch::serialize::InputArchive& archive) {
   }
   consensus_.load(archive);
   update_.load(archive);
+  at::Tensor previous;
+  if (archive.try_read("previous_norm", previous, /*is_buffer=*/true)) {
+    const double* const saved_norm = previous.const_data_ptr<double>();
+    previous_ = {.norm = saved_norm[0], .divisor = saved_norm[1]};
+    if (update_.steps_on_device())
+      device_->under_way().set_squares(saved_norm[2],
+                                       device_api_of(model_.device).current_stream());
+  }
   is_loaded_ = true;
   for (size_t g = 0; g < saved.size(); ++g) model_.group_options(g) = saved[g];
 }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <iterator>
 #include <numeric>
+#include <optional>
 #include <set>
 
 #include "fusedbun/core/error.h"
@@ -107,6 +108,7 @@ void StepEngine::add_parameters(std::vector<RegisteredParameter> added,
   }
   make_buckets(transport, first_parameter, first_bucket);
   param_syncs_.resize(model_.plan.buckets.size());
+  rows_arrive_.resize(model_.plan.buckets.size());
   consensus_.add_groups();
   update_.extend();
   changes_.accept_groups(std::move(frozen));
@@ -121,12 +123,16 @@ void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t fi
                          " has options of another optimizer: give it FusedbunOptions");
     const Options& options = model_.group_options(g);
     validate(options);
-    FUSEDBUN_REQUIRE(!sharded_.step_in_backward ||
-                         (options.nonfinite == Nonfinite::propagate && sharded_.max_grad_norm == 0),
-                     ConfigError,
-                     "step_in_backward writes before the ranks have agreed: it needs nonfinite = "
-                     "propagate in every group and max_grad_norm = 0");
+    const bool clips_late = sharded_.max_grad_norm == 0 || sharded_.clip_by_previous_norm;
+    FUSEDBUN_REQUIRE(
+        !sharded_.step_in_backward || (options.nonfinite == Nonfinite::propagate && clips_late),
+        ConfigError,
+        "step_in_backward writes before the ranks have agreed: it needs nonfinite = "
+        "propagate in every group, and max_grad_norm = 0 or clip_by_previous_norm");
   }
+  FUSEDBUN_REQUIRE(!sharded_.clip_by_previous_norm || sharded_.step_in_backward, ConfigError,
+                   "clip_by_previous_norm is for step_in_backward: without it max_grad_norm clips "
+                   "by the norm of the step itself; leave it out");
   FUSEDBUN_REQUIRE(sharded_.max_grad_norm >= 0, ConfigError,
                    "max_grad_norm = " + std::to_string(sharded_.max_grad_norm) +
                        ": it is at least 0 (0 is off)");
@@ -177,11 +183,21 @@ void StepEngine::make_buckets(const plan::TransportChoice& choice, size_t first_
   }
   if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
   const bool rounds = sharded_.gradient_wire == GradientWire::bf16 && model_.world_size > 1;
+  std::optional<DeviceBucketRing> ring;
+  if (model_.on_gpu() && model_.world_size > 1 && first_bucket < model_.plan.buckets.size()) {
+    // A second part of the update, after the columns of all buckets, reads the sums once more.
+    const std::vector<Options> groups = model_.all_group_options();
+    const bool is_read_late = std::ranges::any_of(
+        groups, [](const Options& group) { return group.denominator == Denominator::global; });
+    ring.emplace(std::span(model_.plan.buckets).subspan(first_bucket), model_.rank, model_.device,
+                 /*holds_sums=*/sharded_.step_in_backward && !is_read_late);
+  }
   for (size_t b = first_bucket; b < model_.plan.buckets.size(); ++b) {
     const plan::Bucket& bucket = model_.plan.buckets[b];
     if (model_.on_gpu()) {
-      model_.buckets.push_back(
-          make_device_bucket(bucket, model_.device, *gradient_stream_, device_->under_way()));
+      model_.buckets.push_back(make_device_bucket(
+          bucket, static_cast<int>(b), model_.device, *gradient_stream_, device_->under_way(),
+          ring ? &*ring : nullptr, sharded_.release != GradientRelease::in_hook));
     } else if (choice.transport == plan::GradientTransport::collective) {
       model_.buckets.push_back(make_collective_bucket(bucket, *gradient_stream_));
     } else {

@@ -26,6 +26,10 @@ size_t GradientBucket::index_of(const plan::Segment& own) const {
   return static_cast<size_t>(it - segments.begin());
 }
 
+device::Gradient GradientBucket::gradient_on_device(const plan::Segment&) const {
+  FUSEDBUN_ASSERT(false, "a bucket of the host was asked for gradients on a GPU");
+}
+
 at::ScalarType parameter_type(const plan::Bucket& bucket) {
   return scalar_type_of(bucket.type);
 }

@@ -24,6 +24,7 @@
 #include <span>
 #include <vector>
 
+#include "fusedbun/core/gpu/step_table.h"
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/plan/shard_plan.h"
 #include "fusedbun/dist/step/parameter_matrix.h"
@@ -48,6 +49,8 @@ class GradientBucket {
   virtual comm::Work start_grad_sync(uint32_t round) = 0;
   /// The gradients [rows, m] of a segment of this rank, to be added up in this order; all of one type. After start_grad_sync's Work.
   virtual std::vector<at::Tensor> reduced_gradients(const plan::Segment& own) const = 0;
+  /// On a GPU: where its kernels read that gradient.
+  virtual device::Gradient gradient_on_device(const plan::Segment& own) const;
   /// The 2-norm of the sum over this rank's portion. From then on reduced_gradients returns that sum. After the last sync of a step. On a
   /// GPU the squares are added on the device (StepsUnderWay::squares), and 0 is returned.
   virtual double reduce_and_norm() = 0;

@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/core/gpu/device_move.h"
 
 namespace fusedbun {
 namespace {
@@ -120,7 +119,7 @@ void ShardUpdate::update_bucket(int bucket) {
   for (const int parameter : model_.plan.buckets[bucket].parameters) {
     if (used_[parameter]) model_.matrices[parameter].bump_version();
   }
-  if (steps_on_device_) return device_->update_bucket(bucket);
+  if (steps_on_device_) return update_bucket_on_device(bucket);
   for (OwnedSegment& segment : segments_[bucket]) {
     const int parameter = segment.where.parameter;
     if (!used_[parameter]) continue;
@@ -266,8 +265,17 @@ void ShardUpdate::begin_on_device(const GradientScaling& scaling, const std::vec
   for (size_t p = 0; p < t_.size(); ++p) {
     if (used_[p]) ++t_[p];
   }
-  device_->begin(used_, t_, options_with(lr), device_gradients_,
-                 {.divisor = scaling.divisor, .max_norm = scaling.max_norm});
+  device_->begin(used_, t_, options_with(lr),
+                 {.divisor = scaling.divisor,
+                  .max_norm = scaling.max_norm,
+                  .norm_divisor = scaling.norm_divisor});
+}
+
+void ShardUpdate::update_bucket_on_device(int bucket) {
+  std::vector<device::Gradient> gradients;
+  for (const OwnedSegment& segment : segments_[bucket])
+    gradients.push_back(model_.buckets[bucket]->gradient_on_device(segment.where));
+  device_->update_bucket(bucket, gradients);
 }
 
 std::vector<DeviceUpdate::Heard> ShardUpdate::hear(bool all) {
@@ -299,7 +307,6 @@ std::vector<DevicePart> ShardUpdate::device_parts() {
     api.upload(device_squares_.data_ptr(), std::as_bytes(std::span(sum_of_squares_)),
                api.current_stream());
   }
-  device_gradients_.clear();
   std::vector<DevicePart> parts;
   for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
     for (const OwnedSegment& segment : segments_[bucket]) {
@@ -323,8 +330,6 @@ std::vector<DevicePart> ShardUpdate::device_parts() {
         part.new_squares = message_.square(columns_.square_offset[parameter]).data_ptr<double>();
       }
       parts.push_back(std::move(part));
-      device_gradients_.push_back(
-          gradient_of(model_.buckets[bucket]->reduced_gradients(segment.where).front()));
     }
   }
   return parts;

@@ -27,6 +27,8 @@ class ShardUpdate {
     double divisor = 1;   ///< of the summed gradient: ranks x passes x loss scale
     double clip = 1;      ///< factor after the division; on a GPU the device finds it
     double max_norm = 0;  ///< of the averaged gradient, which it is clipped to; 0: it is not
+    /// On a GPU: of the gradients whose squares it has, this step's or those of the step before.
+    double norm_divisor = 1;
   };
 
   /// `message` carries the columns; all outlive this. `device` is null on CPUs.
@@ -108,6 +110,7 @@ class ShardUpdate {
   /// The sum of squares of a whole parameter's values.
   double measured_squares(int parameter, const at::Tensor& matrix) const;
   void begin_on_device(const GradientScaling& scaling, const std::vector<double>& lr);
+  void update_bucket_on_device(int bucket);
   std::vector<Options> options_with(const std::vector<double>& lr) const;
   /// What the device's tables are made of: addresses of the parameters, and rules that may change between two steps.
   std::vector<uint64_t> device_basis() const;
@@ -138,7 +141,6 @@ class ShardUpdate {
   bool steps_on_device_ = false;
   at::Tensor device_squares_;  ///< float64 [parameter], sum_of_squares_ where the device keeps it
   std::vector<uint64_t> device_basis_;
-  std::vector<device::Gradient> device_gradients_;  ///< by part
 };
 
 }  // namespace fusedbun

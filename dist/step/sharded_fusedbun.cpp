@@ -159,7 +159,8 @@ double ShardedFusedbun::max_grad_norm() const {
   return engine_->options().max_grad_norm;
 }
 changes::JobCapabilities ShardedFusedbun::capabilities() const {
-  return {.clips_gradients = !engine_->options().step_in_backward};
+  const ShardedOptions& options = engine_->options();
+  return {.clips_gradients = !options.step_in_backward || options.clip_by_previous_norm};
 }
 bool ShardedFusedbun::shares_memory() const {
   return engine_->shares_memory();

@@ -68,6 +68,9 @@ struct ShardedOptions {
   /// costs some ten microseconds: what it takes to copy this much.
   int64_t in_place_bytes = 64 << 10;
   double max_grad_norm = 0;  ///< clip the averaged gradient to this global 2-norm; 0: off
+  /// With step_in_backward, whose steps begin before their norm is known: max_grad_norm clips by the norm of the step before. The first step
+  /// is not clipped.
+  bool clip_by_previous_norm = false;
   /// The summed gradient is divided by this; default: world size x backward passes since the last
   /// step.
   std::optional<double> gradient_divisor = {};
@@ -75,7 +78,7 @@ struct ShardedOptions {
   /// How gradients and rows travel; equal on all ranks. Anything but automatic is used or refused with a ConfigError that says why.
   plan::GradientTransport transport = plan::GradientTransport::automatic;
   /// Steps each bucket inside the backward pass, as soon as the next one has left. Needs nonfinite = propagate in all
-  /// groups, no clipping, and a gradient for every parameter in every step, because nothing is agreed on before the first
+  /// groups, no clipping or clip_by_previous_norm, and a gradient for every parameter in every step, because nothing is agreed on before the first
   /// write.
   bool step_in_backward = false;
   /// Ranks that share a host keep one replica of the parameters in shared memory and read one another's gradients there.
@@ -178,7 +181,8 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   struct StepOutcome {
     int64_t job_step = 0;
     bool skipped = false;
-    double gradient_norm = 0;  ///< 0 unless clipping
+    double gradient_norm =
+        0;  ///< 0 unless clipping; with clip_by_previous_norm the norm of the step before
   };
   /// Of the steps that this rank has heard of since the last call, oldest first (at most the last 64); the same on all ranks. step() hears
   /// of its own on CPUs. GPUs decide by themselves, so there it hears of the step that is outcome_delay() steps back; settle() waits for
@@ -213,6 +217,7 @@ class ShardedFusedbun : public torch::optim::Optimizer {
     /// Of a parameter's values; used with scale_by_parameter_rms alone. NaN: the program has written it, add them up anew.
     std::vector<double> sums_of_squares;
     std::vector<Options> groups;  ///< lr as the program or its schedule set it
+    double gradient_norm = 0;     ///< of the last step, with clip_by_previous_norm; 0: not known
     changes::ActiveChanges::Saved changes;
   };
   /// Completes the last step, so that owned_rows() and the result are what it has left; between two steps. Collective: ranks that

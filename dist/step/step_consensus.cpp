@@ -263,9 +263,11 @@ void StepConsensus::load(torch::serialize::InputArchive& archive) {
     const double value = values.const_data_ptr<double>()[i];
     return std::isnan(value) ? std::nullopt : std::optional(value);
   };
-  FUSEDBUN_REQUIRE(!(optional(1).value_or(0) > 0 && options_.step_in_backward), DataError,
+  const bool clips = !options_.step_in_backward || options_.clip_by_previous_norm;
+  FUSEDBUN_REQUIRE(clips || !(optional(1).value_or(0) > 0), DataError,
                    "rank " + std::to_string(model_.rank) +
-                       ": the saved state clips gradients, which step_in_backward cannot do");
+                       ": the saved state clips gradients, which step_in_backward does with "
+                       "clip_by_previous_norm alone");
   changes::ActiveChanges::Overrides overrides;
   overrides.lr_scale = *optional(0);
   overrides.max_grad_norm = optional(1);

@@ -16,6 +16,7 @@ class FusedbunStepper : public Stepper {
             job.channels(), model->named_parameters(), FusedbunOptions(options.optimizer),
             {.bucket_bytes = options.bucket_bytes,
              .max_grad_norm = options.max_grad_norm,
+             .clip_by_previous_norm = options.clip_by_previous_norm,
              .gradient_divisor = {},
              .gradient_wire = options.bf16_on_wire ? GradientWire::bf16 : GradientWire::exact,
              .step_in_backward = options.step_in_backward,

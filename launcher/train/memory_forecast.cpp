@@ -42,11 +42,22 @@ int64_t packed_elements(const MemoryQuestion& question) {
          if_packed(question.model.n_ctx * d) + 2 * d;
 }
 
+/// Of a GPU that is one of several: a few buckets, in which gradients are float32, and this rank's portion of the sum; stepped in backward
+/// its part of these buckets.
+int64_t ring_bytes(const MemoryQuestion& question, int64_t portion) {
+  const int64_t of_bucket =
+      std::min(question.parameters, question.bucket_bytes / parameter_bytes(question.precision));
+  const int64_t in_ring = plan::kBucketsOnAGpu * of_bucket * kFloatBytes;
+  return in_ring +
+         (question.steps_in_backward ? in_ring / question.world_size : portion * kFloatBytes);
+}
+
 int64_t bucket_bytes(const MemoryQuestion& question) {
   const int64_t count = question.parameters, ranks = question.world_size;
   if (!question.is_sharded) return count * kFloatBytes;
   const int64_t bytes = parameter_bytes(question.precision);
   const int64_t portion = (count + ranks - 1) / ranks;  // of the sum, on one rank
+  if (question.on_gpu) return ranks == 1 ? 0 : ring_bytes(question, portion);
   // Sums are float32; where gradients are too, a sum takes the place of one of them.
   const bool sums_apart = question.clips && bytes != kFloatBytes;
   switch (question.transport) {
@@ -72,6 +83,13 @@ int64_t bucket_bytes(const MemoryQuestion& question) {
 
 int64_t gradient_bytes(const MemoryQuestion& question) {
   const int64_t all = question.parameters * parameter_bytes(question.precision);
+  if (question.on_gpu && question.is_sharded && question.world_size == 1) {
+    // They are read where they are, and go with their bucket's step.
+    const int64_t at_once =
+        largest_parameter(question.model) * parameter_bytes(question.precision) +
+        2 * question.bucket_bytes;
+    return question.accumulation == 1 && question.steps_in_backward ? std::min(all, at_once) : all;
+  }
   const bool one_at_a_time =
       question.is_sharded && (question.transport != plan::GradientTransport::point_to_point ||
                               (question.bf16_on_wire && question.world_size > 1));

@@ -49,6 +49,8 @@ struct MemoryQuestion {
   bool clips = false;       ///< sums of gradients are stored before they are used
   int64_t state_bytes = 0;  ///< of the optimizer, on the rank that has most
   bool on_gpu = false;
+  int64_t bucket_bytes = 25 << 20;  ///< gradients that travel together, in the parameters' type
+  bool steps_in_backward = false;
 };
 
 /// In bytes.

@@ -83,6 +83,7 @@ struct StepperOptions {
   int64_t bucket_bytes = 25 << 20;
   bool bf16_on_wire = false;
   bool step_in_backward = false;
+  bool clip_by_previous_norm = false;
   StepTrace* trace = nullptr;
   std::function<void(std::string_view)> notice;
 };

@@ -268,7 +268,12 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
       ->group("Ranks");
   command
       .add_flag("--step-in-backward", options.step_in_backward,
-                "Step each bucket during backward; needs --clip 0 and --propagate-nonfinite")
+                "Step each bucket during backward; needs --propagate-nonfinite, and --clip 0 or "
+                "--clip-by-previous-norm")
+      ->group("Ranks");
+  command
+      .add_flag("--clip-by-previous-norm", options.clip_by_previous_norm,
+                "With --step-in-backward: --clip by the gradient's norm of the step before")
       ->group("Ranks");
   command
       .add_option("--trace", options.trace,

@@ -52,6 +52,7 @@ struct TrainOptions {
   double bucket_mebibytes = 25;          ///< gradients that travel together
   bool bf16_on_wire = false;             ///< gradients travel as bfloat16
   bool step_in_backward = false;         ///< buckets are stepped during backward
+  bool clip_by_previous_norm = false;    ///< and clipped by the norm of the step before
   bool control = true;
   std::string control_address;                ///< empty: a socket in the run folder
   std::filesystem::path control_credentials;  ///< folder of certificates; empty: plaintext

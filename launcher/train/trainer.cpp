@@ -85,6 +85,7 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options, con
                             {"--bf16-wire", options.bf16_on_wire ? 1 : 0},
                             {"--no-host-window", options.host_window ? 0 : 1},
                             {"--step-in-backward", options.step_in_backward ? 1 : 0},
+                            {"--clip-by-previous-norm", options.clip_by_previous_norm ? 1 : 0},
                             {"--precision", static_cast<int64_t>(options.precision)},
                             {"--loss-scale", bits_of(options.loss_scale.initial)},
                             {"--loss-scale-growth-every", options.loss_scale.growth_interval},
@@ -343,6 +344,7 @@ class Run {
         .bucket_bytes = static_cast<int64_t>(options_.bucket_mebibytes * (1 << 20)),
         .bf16_on_wire = options_.bf16_on_wire,
         .step_in_backward = options_.step_in_backward,
+        .clip_by_previous_norm = options_.clip_by_previous_norm,
         .trace = options_.trace.empty() ? nullptr : &trace_,
         .notice = [this](std::string_view sentence) { progress_.say(sentence); }};
     return options_.optimizer.kind == OptimizerKind::adamw
@@ -366,7 +368,9 @@ class Run {
             .bf16_on_wire = options_.bf16_on_wire,
             .clips = options_.max_grad_norm > 0,
             .state_bytes = state_bytes,
-            .on_gpu = options_.use_gpu};
+            .on_gpu = options_.use_gpu,
+            .bucket_bytes = static_cast<int64_t>(options_.bucket_mebibytes * (1 << 20)),
+            .steps_in_backward = options_.step_in_backward};
   }
 
   /// The scale of a checkpoint goes on: a run that was stopped has those of one that was not.

@@ -352,7 +352,8 @@ TEST_F(FusedbunOnADevice, LaunchesAreAsManyForAnyNumberOfParametersAndNobodyWait
     EXPECT_EQ(calls, of_few);
     // Test, offer, decision, preparation, step with its sums, absorption.
     EXPECT_EQ(calls.at("run"), 6);
-    EXPECT_EQ(calls.at("upload"), 3);
+    // Rules and counts, factors, where the gradients are, for the test and for the step.
+    EXPECT_EQ(calls.at("upload"), 4);
     EXPECT_EQ(calls.at("download"), 1);
     EXPECT_EQ(calls.count("host wait"), 0U);
     EXPECT_EQ(calls.count("copy"), 0U);

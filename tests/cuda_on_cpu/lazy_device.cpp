@@ -88,6 +88,11 @@ std::shared_ptr<std::byte> LazyDevice::allocate_pinned(int64_t bytes) {
   return {new std::byte[static_cast<size_t>(bytes)], [](std::byte* memory) { delete[] memory; }};
 }
 
+// The CPU's allocator knows of no stream.
+void LazyDevice::keep(std::vector<at::Tensor> tensors, bool, CudaStream stream) {
+  lazy_cuda::give(stream_of(stream), [kept = std::move(tensors)] {});
+}
+
 std::unique_ptr<DeviceEvent> LazyDevice::record(CudaStream stream) {
   return std::make_unique<LazyEvent>(lazy_cuda::record(stream_of(stream)));
 }

@@ -8,6 +8,7 @@
 // Thread safety: as lazy_cuda.h.
 #include <map>
 #include <string>
+#include <vector>
 
 #include "fusedbun/core/gpu/device_api.h"
 #include "lazy_cuda.h"
@@ -24,6 +25,7 @@ class LazyDevice final : public DeviceApi {
   void copy(void* to, const void* from, int64_t bytes, CudaStream stream) override;
   void zero(void* memory, int64_t bytes, CudaStream stream) override;
   std::shared_ptr<std::byte> allocate_pinned(int64_t bytes) override;
+  void keep(std::vector<at::Tensor> tensors, bool made_elsewhere, CudaStream stream) override;
   std::unique_ptr<DeviceEvent> record(CudaStream stream) override;
   void wait_on(CudaStream stream, const DeviceEvent& event) override;
 

@@ -2,10 +2,13 @@
 // preset, with skipped steps, dirty buckets, step in backward; and how often a step gives the device something, which no number of parameters
 // changes.
 #include <ATen/ATen.h>
+#include <c10/core/Allocator.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
 #include <gtest/gtest.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/ordered_dict.h>
 
+#include <atomic>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -343,6 +346,50 @@ TEST_F(ShardedOnDevices, StepInBackward) {
   expect_the_cpus_run(program);
 }
 
+// More buckets than slots of the ring, whatever the number of ranks, and a preset whose second part of the update reads sums once more.
+TEST_F(ShardedOnDevices, ManyBucketsTakeTurnsInMemory) {
+  for (const std::string name : {"recommended", "lean"}) {
+    for (const int ranks : {1, 2, 3}) {
+      for (const bool in_backward : {false, true}) {
+        Program program{.ranks = ranks, .options = preset(name, 1e-2), .sharded = {}, .steps = 3};
+        program.kinds.assign(11, {{24, 20}});
+        program.kinds.push_back({{24, 20}, at::kBFloat16});
+        program.options.nonfinite = Nonfinite::propagate;
+        program.sharded.step_in_backward = in_backward;
+        program.sharded.release = GradientRelease::in_hook;
+        program.sharded.bucket_bytes = 2 << 10;
+        expect_the_cpus_run(program);
+      }
+    }
+  }
+}
+
+TEST_F(ShardedOnDevices, KeepWhatBfloat16DoesNotHold) {
+  for (const std::string name : {"recommended", "compact"}) {
+    for (const LowPrecision kept : {LowPrecision::remainder, LowPrecision::stochastic}) {
+      Program program{.ranks = 2, .options = preset(name, 1e-3), .sharded = {}, .steps = 6};
+      program.kinds = {{{33, 48}, at::kBFloat16}, {{7}, at::kBFloat16}, {{64, 40}, at::kBFloat16}};
+      program.options.low_precision = kept;
+      program.sharded.bucket_bytes = 4 << 10;
+      program.is_spoilt = [](int rank, int step) { return rank == 1 && step == 2; };
+      expect_the_cpus_run(program);
+    }
+  }
+}
+
+// As below.
+TEST_F(ShardedOnDevices, ClipByTheNormOfTheStepBefore) {
+  for (const int ranks : {1, 3}) {
+    Program program{.ranks = ranks, .options = preset("lean", 1e-1), .sharded = {}, .steps = 5};
+    program.kinds = {{{33, 48}}, {{7}}, {{64, 40}}, {{30, 20}}, {{30, 20}}};
+    program.options.nonfinite = Nonfinite::propagate;
+    program.sharded.step_in_backward = program.sharded.clip_by_previous_norm = true;
+    program.sharded.max_grad_norm = 0.5;
+    program.sharded.bucket_bytes = 4 << 10;
+    expect_the_cpus_run(program, 1e-5);
+  }
+}
+
 // The norm's sum has another order than the CPU's, so the last bit of the clip factor may differ.
 TEST_F(ShardedOnDevices, ClipByTheNormOfAllRanks) {
   for (const double limit : {0.5, 1e9}) {
@@ -352,6 +399,61 @@ TEST_F(ShardedOnDevices, ClipByTheNormOfAllRanks) {
     program.sharded.max_grad_norm = limit;
     program.is_spoilt = [](int rank, int step) { return rank == 1 && step == 2; };
     expect_the_cpus_run(program, 1e-5);
+  }
+}
+
+// Bytes that threads which count here have allocated for tensors and not freed. One rank's work may be done, and its tensors freed, by
+// another's thread.
+class HeldBytes final : public c10::MemoryReportingInfoBase {
+ public:
+  void reportMemoryUsage(void*, int64_t bytes, size_t, size_t, c10::Device) override {
+    bytes_ += bytes;
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  std::atomic<int64_t> bytes_ = 0;
+};
+
+// Beside parameters and state: nothing on one rank, which reads gradients where they are; on several the reduced portions and a few buckets,
+// and under step_in_backward not even all portions.
+TEST_F(ShardedOnDevices, HoldAFewBucketsAndNoCopyOfAllGradients) {
+  constexpr int kCount = 32;
+  constexpr int64_t kElements = 128 * 256, kBytes = kElements * 4;
+  for (const int ranks : {1, 2}) {
+    for (const bool in_backward : {false, true}) {
+      const StandInDevice stand_in(device_);
+      const auto held = std::make_shared<HeldBytes>();
+      testing::run_ranks(ranks, [&](comm::Communicator& host) {
+        const auto data =
+            comm::connect_nccl({.rank = host.rank(), .size = host.size()}, host, comm::lazy_nccl());
+        Program::Parameters parameters;
+        for (int p = 0; p < kCount; ++p)
+          parameters.insert("p" + std::to_string(p), at::randn({128, 256}).requires_grad_());
+        host.barrier().wait();
+        const c10::DebugInfoGuard counts(c10::DebugInfoKind::PROFILER_STATE, held);
+        ShardedFusedbun optimizer({.data = data.get(), .host = &host}, parameters,
+                                  FusedbunOptions::compact(1e-2).nonfinite(Nonfinite::propagate),
+                                  {.bucket_bytes = 2 * kBytes,
+                                   .step_in_backward = in_backward,
+                                   .release = GradientRelease::in_hook});
+        for (int step = 0; step < 3; ++step) {
+          for (const auto& item : parameters) (item.value() * 2.0).sum().backward();
+          optimizer.step();
+          device_.catch_up();
+        }
+        const int64_t sums = ranks == 1 || in_backward ? 0 : kCount * kBytes / ranks;
+        const int64_t buckets = ranks == 1 ? 0 : 3 * 2 * kBytes + (in_backward ? 3 * kBytes : 0);
+        const int64_t law = ranks * (optimizer.state_bytes() + sums + buckets);
+        host.barrier().wait();
+        // Tables, columns and scratch memory: no more than the gradients of a bucket.
+        EXPECT_LE(held->bytes(), law + ranks * 2 * kBytes) << ranks << in_backward;
+        EXPECT_GE(held->bytes(), law) << ranks << in_backward;
+        host.barrier().wait();
+        optimizer.finish();
+      });
+    }
   }
 }
 

@@ -40,13 +40,13 @@ CORE_VALUES = r"core/(element_type|error|host_name|options|option_fields|row_ran
 
 # (files, project headers they may include, libraries they may see). The first row that matches a file holds for it.
 PARTS = [
-    (r"core/(fusedbun|segment_step|step_reference|tensor_snapshot)\.", r"core/", {"torch", "hash"} | SYSTEM),
+    (r"core/(fusedbun|low_precision|segment_step|step_reference|tensor_snapshot)\.", r"core/", {"torch", "hash"} | SYSTEM),
     (r"core/gpu/.*\.cuh?$", r"core/", {"cuda"} | SYSTEM),
     (r"core/gpu/cuda_device\.", r"core/", {"torch", "cuda"} | SYSTEM),
     (r"core/gpu/(step_table|gradient_table|step_cuda|gradient_cuda|cuda_\w+|step_table_layout)\.",
-     r"core/(?!fusedbun\.h|segment_step\.h|step_reference\.h|tensor_snapshot\.h)", SYSTEM),
+     r"core/(?!fusedbun\.h|low_precision\.h|segment_step\.h|step_reference\.h|tensor_snapshot\.h)", SYSTEM),
     (r"core/gpu/", r"core/", {"torch"} | SYSTEM),
-    (r"core/", r"core/(?!fusedbun\.h|segment_step\.h|step_reference\.h|tensor_snapshot\.h)", SYSTEM),
+    (r"core/", r"core/(?!fusedbun\.h|low_precision\.h|segment_step\.h|step_reference\.h|tensor_snapshot\.h)", SYSTEM),
     (r"dist/plan/", CORE_VALUES + r"|dist/plan/", {"hash"}),
     (r"dist/comm/gloo\w*\.", r"core/(descriptor_limit|error)\.h|dist/comm/(?!mpi|nccl)", {"torch", "gloo"} | SYSTEM),
     (r"dist/comm/mpi\w*\.", r"core/error\.h|dist/comm/(?!gloo|nccl)", {"mpi"} | SYSTEM),

@@ -107,6 +107,28 @@ TEST(Manifest, AbsentThingsComeBackAbsent) {
               again.files.empty());
 }
 
+TEST(Manifest, OneFromBeforeThereWasLowPrecisionHasMasters) {
+  Manifest manifest;
+  manifest.groups = {{preset("recommended", 0.1), std::nullopt}};
+  std::string text = format_manifest(manifest);
+  const std::string field = R"("low_precision":"master",)";
+  const size_t at = text.find(field);
+  ASSERT_NE(at, std::string::npos) << text;
+  text.erase(at, field.size());
+  EXPECT_EQ(parse_manifest(signed_again(text)).groups[0].options.low_precision, LowPrecision::master);
+}
+
+TEST(Manifest, ANormThatIsKnownComesBack) {
+  Manifest manifest;
+  EXPECT_EQ(format_manifest(manifest).find("gradient_norm"), std::string::npos);
+  for (const double norm : {0.0, 1.0 / 3, 1e300}) {
+    manifest.gradient_norm = norm;
+    EXPECT_EQ(parse_manifest(format_manifest(manifest)).gradient_norm, norm);
+  }
+  manifest.gradient_norm = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(parse_manifest(format_manifest(manifest)).gradient_norm, 0);
+}
+
 TEST(Manifest, EveryOptionComesBackFromAnotherValue) {
   // Set field by field to what is not its default.
   Options options = preset("recommended", 0.1);
@@ -121,6 +143,7 @@ TEST(Manifest, EveryOptionComesBackFromAnotherValue) {
   options.momentum_dtype = MomentumDtype::bf16;
   options.nonfinite = Nonfinite::propagate;
   options.matrix_view = MatrixView::last_two;
+  options.low_precision = LowPrecision::stochastic;
   options.centralize = !options.centralize;
   options.use_rms = true;
   options.eps = 1.0 / 3;
@@ -138,7 +161,7 @@ TEST(Manifest, EveryOptionComesBackFromAnotherValue) {
       }
     });
   });
-  EXPECT_EQ(fields, 23);
+  EXPECT_EQ(fields, 24);
 }
 
 TEST(Manifest, NumbersComeBackToTheBit) {

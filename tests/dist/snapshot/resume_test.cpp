@@ -26,6 +26,13 @@ struct Case {
   double max_grad_norm = 0;
   bool host_window = true;
   bool program_writes = false;  ///< parameters, between two steps
+  /// Buckets are stepped in backward and clipped by the norm of the step before, so every parameter has a finite gradient in each step.
+  bool in_backward = false;
+
+  FusedbunOptions all_options() const {
+    FusedbunOptions all = options;
+    return in_backward ? all.nonfinite(Nonfinite::propagate) : all;
+  }
 };
 
 void PrintTo(const Case& c, std::ostream* out) {
@@ -44,16 +51,16 @@ class Program {
       : case_(c),
         rank_(ranks.rank()),
         model_(testing::as_model(testing::random_parameters(shapes(), c.type, seed))),
-        gradients_(testing::random_gradients(shapes(), c.type, kSteps, true,
+        gradients_(testing::random_gradients(shapes(), c.type, kSteps, !c.in_backward,
                                              seed + static_cast<uint64_t>(rank_))),
-        optimizer_({&ranks, &ranks}, model_, c.options, sharded_options(c)) {}
+        optimizer_({&ranks, &ranks}, model_, c.all_options(), sharded_options(c)) {}
 
   void step(int number) {
     for (size_t p = 0; p < model_.size(); ++p) {
       model_[p].value().mutable_grad() = gradients_[static_cast<size_t>(number)][p];
     }
     // One step in between is skipped: a rank saw a NaN.
-    if (number == kSteps / 2 && rank_ == 0) {
+    if (number == kSteps / 2 && rank_ == 0 && !case_.in_backward) {
       model_[0].value().mutable_grad() = at::full_like(model_[0].value(), NAN);
     }
     optimizer_.step();
@@ -69,6 +76,7 @@ class Program {
     ShardedOptions options;
     options.min_rows_per_rank = 2;
     options.max_grad_norm = c.max_grad_norm;
+    options.step_in_backward = options.clip_by_previous_norm = c.in_backward;
     options.host_window = c.host_window;
     return options;
   }
@@ -123,20 +131,26 @@ TEST_P(Resume, AfterAnyStepIsTheRunThatWasNotStopped) {
       ASSERT_TRUE(checkpointer.load({.optimizer = &program.optimizer()}, {.job_step = stop}));
       for (int step = stop; step < kSteps; ++step) program.step(step);
       EXPECT_EQ(after.at(kSteps).difference(program.optimizer()), "");
-      EXPECT_EQ(program.optimizer().skipped_steps(), 1);
+      EXPECT_EQ(program.optimizer().skipped_steps(), c.in_backward ? 0 : 1);
     });
   }
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Programs, Resume,
-    ::testing::Values(Case{"recommended_window", FusedbunOptions::recommended(1e-2), at::kFloat, 3},
-                      Case{"bf16_with_masters", FusedbunOptions::recommended(1e-2), at::kBFloat16,
-                           2, 0, false},
-                      Case{"compact", FusedbunOptions::compact(0.1), at::kFloat, 2, 0, false},
-                      Case{"compact_written_by_the_program", FusedbunOptions::compact(0.1),
-                           at::kBFloat16, 2, 0, false, true},
-                      Case{"clipped_and_alone", FusedbunOptions::sm3(1e-2), at::kFloat, 1, 0.5}),
+    ::testing::Values(
+        Case{"recommended_window", FusedbunOptions::recommended(1e-2), at::kFloat, 3},
+        Case{"bf16_with_masters", FusedbunOptions::recommended(1e-2), at::kBFloat16, 2, 0, false},
+        Case{"compact", FusedbunOptions::compact(0.1), at::kFloat, 2, 0, false},
+        Case{"compact_written_by_the_program", FusedbunOptions::compact(0.1), at::kBFloat16, 2, 0,
+             false, true},
+        Case{"clipped_and_alone", FusedbunOptions::sm3(1e-2), at::kFloat, 1, 0.5},
+        Case{"bf16_with_remainders",
+             FusedbunOptions::recommended(1e-2).low_precision(LowPrecision::remainder),
+             at::kBFloat16, 2, 0, false},
+        Case{"bf16_rounded_in_backward",
+             FusedbunOptions::compact(0.1).low_precision(LowPrecision::stochastic), at::kBFloat16,
+             2, 0.5, false, false, true}),
     [](const auto& info) { return std::string(info.param.name); });
 
 // ---- one process --------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ std::vector<OtherValue> fields_of_the_job() {
       {"bucket_bytes", [](ShardedOptions& o) { o.bucket_bytes = 1024; }},
       {"in_place_bytes", [](ShardedOptions& o) { o.in_place_bytes = 1; }},
       {"max_grad_norm", [](ShardedOptions& o) { o.max_grad_norm = 0.1; }},
+      {"clip_by_previous_norm", [](ShardedOptions& o) { o.clip_by_previous_norm = true; }},
       {"gradient_divisor", [](ShardedOptions& o) { o.gradient_divisor = 2; }},
       {"gradient_wire", [](ShardedOptions& o) { o.gradient_wire = GradientWire::bf16; }},
       {"transport",
@@ -81,6 +82,8 @@ TEST(ShardedOptionFields, OneThatDiffersIsNamedOnEveryRank) {
           torch::OrderedDict<std::string, torch::Tensor> model;
           model.insert("w", at::ones({8, 8}).requires_grad_());
           ShardedOptions options;
+          options.step_in_backward =
+              other.name == "clip_by_previous_norm";  // which is for it alone
           if (communicator.rank() == 1) other.set(options);
           try {
             ShardedFusedbun optimizer(

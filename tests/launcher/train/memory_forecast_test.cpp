@@ -43,6 +43,24 @@ TEST(MemoryForecastTest, InAWindowARankHasItsGradientsAndReadsItsShareOfTheOther
   EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 2 + 3 * 262 * 2 + 262 * 4);
 }
 
+TEST(MemoryForecastTest, OnAGpuBucketsTakeTurns) {
+  MemoryQuestion asked = question();
+  asked.transport = GradientTransport::collective;
+  asked.on_gpu = true;
+  asked.bucket_bytes = 400;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 0);  // alone: read where they are
+  EXPECT_EQ(forecast_memory(asked).gradients, 1048 * 4);
+  asked.steps_in_backward = true;  // the largest matrix is 32 x 8
+  EXPECT_EQ(forecast_memory(asked).gradients, 32 * 8 * 4 + 2 * 400);
+  asked.world_size = 4;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 3 * 400 + 3 * 100);
+  asked.steps_in_backward = false;
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 3 * 400 + 262 * 4);
+  EXPECT_EQ(forecast_memory(asked).gradients, 32 * 8 * 4);
+  asked.precision = Precision::bf16;  // 200 elements in a bucket
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 3 * 200 * 4 + 262 * 4);
+}
+
 TEST(MemoryForecastTest, MessagesBringOneShareFromEachOtherRank) {
   MemoryQuestion asked = question();
   asked.transport = GradientTransport::point_to_point;

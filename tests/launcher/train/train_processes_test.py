@@ -102,6 +102,15 @@ class Precision(TrainTestCase):
                 self.assert_close(found, expected, 1e-3)
                 self.assertNotEqual(found, expected, "it is another arithmetic")
 
+    def test_bf16_without_masters_learns_as_well(self):
+        expected = self.smooth(self.losses_in("bf16", 150))
+        # The masters' steps: the parameters differ where a value lies in the middle of two.
+        self.assert_close(self.smooth(self.losses_in("bf16", 150, "--low-precision", "remainder")), expected, 1e-3)
+        # A walk around them. Found: FOUND apart.
+        stochastic = self.smooth(self.losses_in("bf16", 150, "--low-precision", "stochastic"))
+        self.assert_close(stochastic, expected, 0.02)
+        self.assertNotEqual(stochastic, expected)
+
     def test_float16_with_a_loss_scale_follows_float32(self):
         # Found: equal to 1e-5 until a gradient overflows at 65536 in step 65, and 0.6 % apart after that step was skipped.
         expected = self.smooth(self.losses_in("float32", 100))
@@ -168,6 +177,7 @@ class ActivationCheckpointing(TrainTestCase):
     def test_the_model_is_the_same_to_the_bit(self):
         ways = {"plain": (), "accumulate": ("--accumulate", "2"), "messages": ("--no-host-window", ""),
                 "in-backward": ("--step-in-backward", "", "--propagate-nonfinite", "", "--clip", "0"),
+                "clip-in-backward": ("--step-in-backward", "", "--propagate-nonfinite", "", "--clip-by-previous-norm", "", "--clip", "0.5"),
                 "accumulate-in-backward": ("--accumulate", "2", "--step-in-backward", "", "--propagate-nonfinite", "", "--clip", "0"),
                 "bf16": ("--precision", "bf16", "--accumulate", "2"), "autocast": ("--precision", "bf16-autocast"),
                 "thrice": ("--accumulate", "3", "--batch", "6"), "adamw": ("--optimizer", "adamw", "--accumulate", "2")}
