@@ -115,7 +115,8 @@ TEST(Manifest, OneFromBeforeThereWasLowPrecisionHasMasters) {
   const size_t at = text.find(field);
   ASSERT_NE(at, std::string::npos) << text;
   text.erase(at, field.size());
-  EXPECT_EQ(parse_manifest(signed_again(text)).groups[0].options.low_precision, LowPrecision::master);
+  EXPECT_EQ(parse_manifest(signed_again(text)).groups[0].options.low_precision,
+            LowPrecision::master);
 }
 
 TEST(Manifest, ANormThatIsKnownComesBack) {
