@@ -2,6 +2,7 @@
 //
 //   gpu_step_check golden      through the CUDA step where the options have one, and through the reference on the GPU
 //   gpu_step_check segments    the CUDA step against the CPU's: the same bits
+//   gpu_step_check small       the same on few and small matrices, for compute-sanitizer, under which a launch takes many times as long
 //
 // With `--rehearse` behind it the CPU stands in for the GPU.
 #include <ATen/ATen.h>
@@ -12,6 +13,7 @@
 #include <cstdlib>
 #include <iostream>
 #include <limits>
+#include <map>
 #include <memory>
 #include <random>
 #include <string_view>
@@ -54,8 +56,24 @@ struct Shape {
   int64_t columns;
   bool is_vector = false;
 };
-const Shape kShapes[] = {{7, 1},    {1, 37},       {19, 15},    {17, 48},
-                         {3, 1041}, {53, 1, true}, {1025, 767}, {70001, 3}};
+const std::vector<Shape> kShapes = {{7, 1},    {1, 37},       {19, 15},    {17, 48},
+                                    {3, 1041}, {53, 1, true}, {1025, 767}, {70001, 3}};
+// One with ragged rows, one of several tiles each way, one vector.
+const std::vector<Shape> kSmallShapes = {{19, 15}, {131, 1041}, {53, 1, true}};
+
+// Types of parameters, and how a short one keeps what it cannot hold.
+struct Kind {
+  std::string name;
+  at::ScalarType type;
+  LowPrecision low_precision = LowPrecision::master;
+};
+const Kind kKinds[] = {
+    {"float32", at::kFloat},
+    {"float64", at::kDouble},
+    {"bfloat16 with master", at::kBFloat16},
+    {"bfloat16 with remainder", at::kBFloat16, LowPrecision::remainder},
+    {"bfloat16, stochastic rounding", at::kBFloat16, LowPrecision::stochastic},
+};
 
 // Equal bits; a NaN for a NaN, whose sign and payload are the compiler's.
 std::optional<std::string> difference(const Tensor& have, const Tensor& want) {
@@ -79,16 +97,22 @@ struct Stepped {
     parameter.mutable_grad() = gradient.to(parameter.device());
     optimizer.step();
   }
-  SegmentState state() {
+  std::map<std::string, Tensor> state() {
     const auto entry = optimizer.state().find(parameter.unsafeGetTensorImpl());
-    return static_cast<const FusedbunParamState&>(*entry->second).segment;
+    std::map<std::string, Tensor> named;
+    visit_tensors(static_cast<const FusedbunParamState&>(*entry->second).segment,
+                  [&](const char* name, const Tensor& tensor) {
+                    if (tensor.defined()) named[name] = tensor;
+                  });
+    return named;
   }
 };
 
 std::optional<std::string> compare(Options options, const Shape& shape,
-                                   const std::vector<Tensor>& gradients, at::ScalarType type) {
+                                   const std::vector<Tensor>& gradients, const Kind& kind) {
   options.nonfinite = Nonfinite::propagate;
-  Tensor initial = at::randn({shape.rows, shape.columns}, type);
+  options.low_precision = kind.low_precision;
+  Tensor initial = at::randn({shape.rows, shape.columns}).to(kind.type);
   if (shape.is_vector) initial = initial.flatten();
   Stepped cpu(initial, at::kCPU, options), gpu(initial, gpu_device, options);
   for (const Tensor& gradient : gradients) {
@@ -99,8 +123,8 @@ std::optional<std::string> compare(Options options, const Shape& shape,
                             "x" + std::to_string(shape.columns) + ": ";
   if (const auto wrong = difference(gpu.parameter.detach(), cpu.parameter.detach()))
     return where + "parameter: " + *wrong;
-  const std::map<std::string, Tensor> expected = golden::named_state(cpu.state());
-  for (const auto& [name, tensor] : golden::named_state(gpu.state())) {
+  const std::map<std::string, Tensor> expected = cpu.state();
+  for (const auto& [name, tensor] : gpu.state()) {
     if (const auto wrong = difference(tensor, expected.at(name)))
       return where + name + ": " + *wrong;
   }
@@ -119,7 +143,19 @@ std::vector<Tensor> random_gradients(const Shape& shape, std::mt19937_64& random
   return gradients;
 }
 
-Json random_segments() {
+// Every preset with all its switches set to `on`.
+std::vector<Options> options_with_all(bool on) {
+  std::vector<Options> some;
+  for (const Options& options : fused_options()) {
+    if (options.centralize == on && options.use_rms == on && (options.Lambda > 0) == on &&
+        options.bias_correction == on)
+      some.push_back(options);
+  }
+  return some;
+}
+
+Json compare_segments(const std::vector<Shape>& shapes, const std::vector<Options>& of_long_types,
+                      const std::vector<Options>& of_short_types) {
   at::set_num_threads(1);  // most tensors are small
   const char* given = std::getenv("FUSEDBUN_SEED");
   const uint64_t seed =
@@ -128,16 +164,15 @@ Json random_segments() {
   std::mt19937_64 random(seed);
   at::manual_seed(seed);
   Comparisons comparisons;
-  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
-    const std::string name = type == at::kFloat ? ", float32" : ", float64";
-    for (const Shape& shape : kShapes) {
-      const auto gradients = random_gradients(shape, random, type);
+  for (const Kind& kind : kKinds) {
+    for (const Shape& shape : shapes) {
+      const auto gradients = random_gradients(shape, random, kind.type);
       auto spoiled = gradients;
       spoiled[1] = gradients[1].clone();
       spoiled[1][shape.rows / 2][shape.columns / 2] = std::numeric_limits<double>::quiet_NaN();
-      for (const Options& options : fused_options()) {
-        comparisons.add("finite" + name, compare(options, shape, gradients, type));
-        comparisons.add("with a NaN" + name, compare(options, shape, spoiled, type));
+      for (const Options& options : kind.type == at::kBFloat16 ? of_short_types : of_long_types) {
+        comparisons.add("finite, " + kind.name, compare(options, shape, gradients, kind));
+        comparisons.add("with a NaN, " + kind.name, compare(options, shape, spoiled, kind));
       }
     }
   }
@@ -146,17 +181,30 @@ Json random_segments() {
   return result;
 }
 
+Json random_segments() {
+  std::vector<Options> few = options_with_all(true);
+  for (const Options& options : options_with_all(false)) few.push_back(options);
+  return compare_segments(kShapes, fused_options(), few);
+}
+
+Json small_segments() {
+  return compare_segments(kSmallShapes, options_with_all(true), options_with_all(true));
+}
+
+const std::map<std::string_view, Json (*)()> kChecks = {
+    {"golden", golden_cases}, {"segments", random_segments}, {"small", small_segments}};
+
 }  // namespace
 }  // namespace fusedbun::gpu_check
 
 int main(int argc, char** argv) {
   using namespace fusedbun::gpu_check;
-  const std::string_view what = argc >= 2 ? argv[1] : "";
+  const auto check = kChecks.find(argc >= 2 ? argv[1] : "");
   const bool rehearse = argc == 3 && argv[2] == std::string_view("--rehearse");
-  if ((argc == 2 || rehearse) && (what == "golden" || what == "segments")) {
-    if (rehearse) gpu_device = at::Device(at::kCPU);
-    return run_check(rehearse, what == "golden" ? golden_cases : random_segments);
+  if (check == kChecks.end() || (argc > 2 && !rehearse)) {
+    std::cerr << "usage: gpu_step_check golden | segments | small [--rehearse]\n";
+    return 64;
   }
-  std::cerr << "usage: gpu_step_check golden | segments [--rehearse]\n";
-  return 64;
+  if (rehearse) gpu_device = at::Device(at::kCPU);
+  return run_check(rehearse, check->second);
 }
