@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "fusedbun/core/gpu/cuda_stream.h"
@@ -85,6 +86,33 @@ class DeviceApi {
   virtual std::unique_ptr<DeviceEvent> record(CudaStream stream) = 0;
   /// Later work of the stream comes after the event.
   virtual void wait_on(CudaStream stream, const DeviceEvent& event) = 0;
+};
+
+/// Memory on a device that may go at any time: it does when the stream that is the current one then has done what it was given.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(DeviceApi& api, at::Tensor tensor) : api_(&api), tensor_(std::move(tensor)) {}
+  ~DeviceMemory() { let_go(); }
+  DeviceMemory(DeviceMemory&&) noexcept = default;
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    let_go();
+    api_ = other.api_;
+    tensor_ = std::exchange(other.tensor_, {});
+    return *this;
+  }
+  DeviceMemory(const DeviceMemory&) = delete;  // it goes once
+
+  const at::Tensor& tensor() const { return tensor_; }
+
+ private:
+  void let_go() noexcept {
+    if (tensor_.defined())
+      api_->keep({std::exchange(tensor_, {})}, /*made_elsewhere=*/false, api_->current_stream());
+  }
+
+  DeviceApi* api_ = nullptr;
+  at::Tensor tensor_;
 };
 
 /// True if tensors on `device` are stepped through a DeviceApi.

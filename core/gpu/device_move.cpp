@@ -19,10 +19,10 @@ DeviceMove::DeviceMove(DeviceApi& api, at::Device device, std::vector<device::Mo
   const auto piece_bytes = static_cast<int64_t>(pieces.size() * sizeof(device::MovePiece));
   const auto tile_bytes = static_cast<int64_t>(tiles.size() * sizeof(device::MoveTile));
   const auto source_bytes = sources * static_cast<int64_t>(sizeof(device::MoveSource));
-  memory_ = at::empty({piece_bytes + tile_bytes + source_bytes},
-                      at::TensorOptions(device).dtype(at::kByte));
+  memory_ = {api, at::empty({piece_bytes + tile_bytes + source_bytes},
+                            at::TensorOptions(device).dtype(at::kByte))};
   // All are multiples of 8 bytes.
-  auto* const start = static_cast<std::byte*>(memory_.data_ptr());
+  auto* const start = static_cast<std::byte*>(memory_.tensor().data_ptr());
   api.upload(start, std::as_bytes(std::span(pieces)), stream);
   api.upload(start + piece_bytes, std::as_bytes(std::span(tiles)), stream);
   sources_ = reinterpret_cast<device::MoveSource*>(start + piece_bytes + tile_bytes);
@@ -45,12 +45,12 @@ void DeviceMove::run(device::StepControl* control, CudaStream stream) const {
 
 void DeviceMove::add_squares(double* sum, CudaStream stream) {
   if (table_.tile_count == 0) return;
-  if (!partials_.defined()) {
-    partials_ =
-        at::empty({table_.tile_count}, at::TensorOptions(memory_.device()).dtype(at::kDouble));
+  if (!partials_.tensor().defined()) {
+    const auto type = memory_.tensor().options().dtype(at::kDouble);
+    partials_ = {*api_, at::empty({table_.tile_count}, type)};
   }
   api_->run(stream,
-            [table = table_, partials = partials_.data_ptr<double>(), sum,
+            [table = table_, partials = partials_.tensor().data_ptr<double>(), sum,
              add = api_->kernels().add_squares](CudaStream on) { add(table, partials, sum, on); });
 }
 

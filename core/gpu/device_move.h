@@ -34,7 +34,7 @@ class DeviceMove {
 
  private:
   DeviceApi* api_ = nullptr;
-  at::Tensor memory_, partials_;
+  DeviceMemory memory_, partials_;
   device::MoveSource* sources_ = nullptr;  ///< on the device
   device::MoveTable table_;
 };

@@ -82,14 +82,14 @@ DeviceStep::DeviceStep(DeviceApi& api, at::Device device, std::vector<DevicePart
 }
 
 std::byte* DeviceStep::allocate(int64_t bytes) {
-  memory_.push_back(
-      at::empty({std::max(bytes, kAlignment)}, at::TensorOptions(device_).dtype(at::kByte)));
-  return static_cast<std::byte*>(memory_.back().data_ptr());
+  const auto type = at::TensorOptions(device_).dtype(at::kByte);
+  memory_.emplace_back(api_, at::empty({std::max(bytes, kAlignment)}, type));
+  return static_cast<std::byte*>(memory_.back().tensor().data_ptr());
 }
 
 int64_t DeviceStep::memory_bytes() const {
   int64_t bytes = 0;
-  for (const at::Tensor& memory : memory_) bytes += memory.numel();
+  for (const DeviceMemory& memory : memory_) bytes += memory.tensor().numel();
   return bytes;
 }
 

@@ -132,7 +132,7 @@ class DeviceStep {
   device::StepControl* const control_;
   Table<float> f32_;
   Table<double> f64_;
-  std::vector<at::Tensor> memory_;
+  std::vector<DeviceMemory> memory_;
   int64_t input_bytes_ = 0;
   std::byte* inputs_ = nullptr;    ///< on the device: StepInputs, then those of the tables
   std::vector<std::byte> staged_;  ///< the same on the host, but the factors; gradients as uploaded

@@ -26,7 +26,7 @@ void FusedbunDevice::step(const std::vector<Stepped>& stepped) {
   Skips skips;
   for (const Stepped& each : stepped) skips.push_back(each.state->told_skips);
   // The device counts skipped steps, not whose: with other parameters in them t would be wrong.
-  if (!open_.empty() && open_.back().skips != skips) settle();
+  if (!open_.empty() && open_.back() != skips) settle();
   for (const Stepped& each : stepped) each.state->take_back_skips();
   measure_unknown(stepped, stream);  // makes their memory, which the tables point to
   build(stepped, stream);
@@ -46,7 +46,7 @@ void FusedbunDevice::step(const std::vector<Stepped>& stepped) {
   under_way_.offer(stream);
   DeviceStep& step = tables_->step;
   under_way_.decide(step.inputs(), stream);
-  open_.push_back({std::move(skips), tables_});
+  open_.push_back(std::move(skips));
 
   step.prepare(stream);
   bool has_finish = false;
@@ -62,6 +62,9 @@ void FusedbunDevice::step(const std::vector<Stepped>& stepped) {
     }
     step.absorb(/*with_squares=*/true, stream);  // the sums of squares
   }
+  std::vector<at::Tensor> read;
+  for (const Stepped& each : stepped) read.push_back(each.gradient_rows);
+  api_.keep(std::move(read), /*made_elsewhere=*/false, stream);
   for (const Stepped& each : stepped) {
     if (each.parameter.is_contiguous()) continue;
     api_.run(stream, [parameter = each.parameter.detach(), rows = each.rows](CudaStream) {
@@ -74,7 +77,7 @@ void FusedbunDevice::hear(bool all) {
   for (const device::StepOutcome& outcome :
        all ? under_way_.arrived_but(0) : under_way_.arrived()) {
     if (outcome.skip != 0) {
-      for (const std::shared_ptr<int64_t>& skips : open_.front().skips) ++*skips;
+      for (const std::shared_ptr<int64_t>& skips : open_.front()) ++*skips;
     }
     open_.pop_front();
   }
@@ -113,7 +116,7 @@ void FusedbunDevice::build(const std::vector<Stepped>& stepped, CudaStream strea
   for (size_t p = 1; p < parts.size(); ++p)  // groups are numbered without gaps
     parts[p].group = std::min(parts[p].group, parts[p - 1].group + 1);
   const auto count = static_cast<int64_t>(stepped.size());
-  tables_ = std::make_shared<Tables>(
+  tables_ = std::make_unique<Tables>(
       Tables{DeviceStep(api_, device_, std::move(parts), under_way_.control(), stream),
              DeviceMove(api_, device_, std::move(tested), count, stream)});
 }
@@ -152,12 +155,9 @@ void FusedbunDevice::measure_unknown(const std::vector<Stepped>& stepped, CudaSt
     parts.push_back(part_of(each, /*group=*/0));
   }
   if (parts.empty()) return;
-  auto once =
-      std::make_shared<DeviceStep>(api_, device_, std::move(parts), under_way_.control(), stream);
-  once->measure(stream);
-  once->absorb(/*with_squares=*/true, stream);
-  // Alive until the next step is done.
-  measured_ = std::exchange(once, nullptr);
+  DeviceStep once(api_, device_, std::move(parts), under_way_.control(), stream);
+  once.measure(stream);
+  once.absorb(/*with_squares=*/true, stream);
 }
 
 // ---- inputs ------------------------------------------------------------------------------------

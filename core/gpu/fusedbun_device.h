@@ -49,11 +49,6 @@ class FusedbunDevice {
   };
   // Where the skips of a parameter are counted: lives on where the program throws its state away.
   using Skips = std::vector<std::shared_ptr<int64_t>>;
-  // What a step needs until it is done.
-  struct Open {
-    Skips skips;
-    std::shared_ptr<const void> tables;
-  };
   struct Tables {
     DeviceStep step;
     DeviceMove test;
@@ -70,9 +65,8 @@ class FusedbunDevice {
   const at::Device device_;
   StepsUnderWay under_way_;
   std::vector<Basis> basis_;
-  std::shared_ptr<Tables> tables_;
-  std::deque<Open> open_;
-  std::shared_ptr<const void> measured_;  ///< the tables of the last measure
+  std::unique_ptr<Tables> tables_;
+  std::deque<Skips> open_;  ///< of the steps that the host has not heard of
 };
 
 }  // namespace fusedbun

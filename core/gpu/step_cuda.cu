@@ -508,8 +508,7 @@ __device__ void collect_row(const SegmentEntry<T>& s, double beta, int64_t row) 
 template <class T>
 __device__ __forceinline__ void collect_squares(const SegmentEntry<T>* segments, int32_t count,
                                                 double* to) {
-  double sum = *to;
-  __syncthreads();  // every thread has read it
+  double sum = *to;  // by all threads before the first sum is there
   for (int32_t i = 0; i < count; ++i) {
     const SegmentEntry<T>& s = segments[i];
     sum = add(sum, ordered_sum_of(s.rows, [&](int64_t row) {

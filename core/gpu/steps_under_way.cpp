@@ -20,11 +20,11 @@ struct Kept {
 
 StepsUnderWay::StepsUnderWay(DeviceApi& api, at::Device device, CudaStream stream)
     : api_(api),
-      memory_(at::empty({static_cast<int64_t>(sizeof(Kept))},
-                        at::TensorOptions(device).dtype(at::kByte))),
+      memory_(api, at::empty({static_cast<int64_t>(sizeof(Kept))},
+                             at::TensorOptions(device).dtype(at::kByte))),
       heard_(api.allocate_pinned(device::kStepsUnderWay *
                                  static_cast<int64_t>(sizeof(device::StepOutcome)))) {
-  auto* const kept = static_cast<Kept*>(memory_.data_ptr());
+  auto* const kept = static_cast<Kept*>(memory_.tensor().data_ptr());
   control_ = &kept->control;
   agreed_ = &kept->agreed;
   squares_ = &kept->squares;

@@ -50,7 +50,7 @@ class StepsUnderWay {
   T read(const T* from, CudaStream stream);
 
   DeviceApi& api_;
-  at::Tensor memory_;  ///< control, agreed, squares, outcome
+  DeviceMemory memory_;  ///< control, agreed, squares, outcome
   device::StepControl* control_ = nullptr;
   device::Agreed* agreed_ = nullptr;
   double* squares_ = nullptr;

@@ -31,8 +31,7 @@ void DeviceUpdate::set_parts(std::vector<DevicePart> parts) {
     first_part_.resize(static_cast<size_t>(part.group) + 1, static_cast<int>(group_of_.size()));
     group_of_.push_back(model_.registered[part.parameter].group);
   }
-  replaced_ = std::move(step_);
-  step_ = std::make_shared<DeviceStep>(api_, model_.device, std::move(parts), under_way_.control(),
+  step_ = std::make_unique<DeviceStep>(api_, model_.device, std::move(parts), under_way_.control(),
                                        api_.current_stream());
 }
 
@@ -54,7 +53,7 @@ void DeviceUpdate::begin(const std::vector<bool>& used, const std::vector<int64_
                                   .skips_nonfinite = skips ? 1 : 0};
   step_->set_inputs(inputs, factors_of, factors.sets(), api_.current_stream());
   agree(/*is_alone=*/!skips && scaling.max_norm == 0);
-  open_.push_back({model_.job_step, used, step_});
+  open_.push_back({model_.job_step, used});
   prepare();
 }
 

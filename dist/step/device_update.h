@@ -61,7 +61,6 @@ class DeviceUpdate {
   struct Open {
     int64_t job_step;
     std::vector<bool> used;
-    std::shared_ptr<const void> tables;  ///< alive until the step is done
   };
   void agree(bool is_alone);
 
@@ -69,10 +68,9 @@ class DeviceUpdate {
   comm::Communicator& gradient_stream_;
   DeviceApi& api_;
   StepsUnderWay under_way_;
-  std::shared_ptr<DeviceStep> step_;
-  std::shared_ptr<DeviceStep> replaced_;  ///< the tables before, which launches may still read
-  std::vector<int> group_of_;             ///< [part] of the options
-  std::vector<int> first_part_;           ///< [bucket]
+  std::unique_ptr<DeviceStep> step_;
+  std::vector<int> group_of_;    ///< [part] of the options
+  std::vector<int> first_part_;  ///< [bucket]
   std::deque<Open> open_;
 };
 

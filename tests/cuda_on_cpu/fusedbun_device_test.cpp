@@ -285,6 +285,32 @@ TEST_F(FusedbunOnADevice, CountsStepsOfEachParameter) {
   EXPECT_EQ(twins.difference(), "");
 }
 
+// The device has done nothing of a step when the next ones come: it does what the host must know, and no more.
+TEST_F(FusedbunOnADevice, CountsStepsThatTheHostHasNotHeardOf) {
+  for (const std::string name : {"recommended", "sm3", "lean"}) {
+    Options options = preset(name, 1e-2);
+    options.bias_correction = true;  // t is seen
+    options.low_precision = LowPrecision::stochastic;
+    Twins twins(options, {{{33, 48}}, {{7}}, {{64, 32}, at::kBFloat16}});
+    for (int t = 0; t < 12; ++t) {
+      twins.set_gradients(t % 4 == 1 || t == 6 ? std::numeric_limits<double>::quiet_NaN() : 0);
+      if (t % 2 == 0) {  // the skipped steps are followed by others of other parameters
+        twins.on_cpu[2].mutable_grad().reset();
+        twins.on_device[2].mutable_grad().reset();
+      }
+      twins.cpu->step();
+      const StandInDevice stand_in(device_);
+      twins.device->step();
+      if (t == 9) {
+        EXPECT_EQ(twins.device->skipped_steps(), twins.cpu->skipped_steps());
+      }
+    }
+    device_.catch_up();
+    settle(twins);
+    EXPECT_EQ(twins.difference(), "") << name;
+  }
+}
+
 // What the program does between two steps: writes, new memory, another type, live options, a new group.
 TEST_F(FusedbunOnADevice, FollowsTheProgram) {
   for (const std::string name : {"recommended", "compact", "lean"}) {

@@ -85,7 +85,11 @@ void LazyDevice::zero(void* memory, int64_t bytes, CudaStream stream) {
 }
 
 std::shared_ptr<std::byte> LazyDevice::allocate_pinned(int64_t bytes) {
-  return {new std::byte[static_cast<size_t>(bytes)], [](std::byte* memory) { delete[] memory; }};
+  // CUDA gives such memory back when the device has done what it was given.
+  return {new std::byte[static_cast<size_t>(bytes)], [](std::byte* memory) {
+            lazy_cuda::catch_up(lazy_cuda::current_stream());
+            delete[] memory;
+          }};
 }
 
 // The CPU's allocator knows of no stream.

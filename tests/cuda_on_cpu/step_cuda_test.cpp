@@ -197,8 +197,9 @@ TYPED_TEST(CudaStep, LeavesTheCpusBits) {
       if (::testing::Test::HasFatalFailure()) return;
     }
   }
-  // Several bands, several blocks of columns.
-  for (const Shape& shape : {Shape{200, 260}, Shape{1, 37}, Shape{33, 2052}, Shape{3, 1041}}) {
+  // Several bands, several blocks of columns; more of them than a block of threads adds up at once.
+  for (const Shape& shape :
+       {Shape{200, 260}, Shape{1, 37}, Shape{33, 2052}, Shape{3, 1041}, Shape{2, 8500}}) {
     for (const std::string& name : preset_names()) {
       Options options = preset(name, 1e-2);
       options.centralize = random() % 2 == 0;
