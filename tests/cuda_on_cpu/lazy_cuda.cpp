@@ -132,9 +132,18 @@ Stream* make_stream() {
   return streams.back();
 }
 
-Stream* current_stream() {
-  thread_local Stream* const stream = make_stream();
+namespace {
+Stream*& stream_of_this_thread() {
+  thread_local Stream* stream = make_stream();
   return stream;
+}
+}  // namespace
+
+Stream* current_stream() {
+  return stream_of_this_thread();
+}
+void set_current_stream(Stream* stream) {
+  stream_of_this_thread() = stream;
 }
 
 void give(Stream* stream, std::function<void()> work) {

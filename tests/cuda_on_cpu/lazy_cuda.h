@@ -20,6 +20,7 @@ struct Stream;
 Stream* make_stream();
 /// That of the calling thread, as LibTorch has a current one.
 Stream* current_stream();
+void set_current_stream(Stream* stream);
 
 /// The moment at which a stream has done what it was given before `record`.
 struct Moment;

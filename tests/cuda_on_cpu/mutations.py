@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Takes the waits, barriers and guards of the GPU path away, one at a time: some test of this folder must notice each.
 
-    mutations.py [--list] [--only TEXT] [--json FILE]
+    mutations.py [--list] [--only TEXT] [--skip N] [--json FILE]
 
 Works on a copy of the tree in build/mutations, which it builds once (some minutes); a mutation then takes the better part of one. A line
 that stands in UNSEEN may go unnoticed, for the reason given there. Prints a line per mutation; leaves with 1 if one was not noticed, or a
@@ -117,9 +117,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the mutations and leave")
     parser.add_argument("--only", default="", help="those whose file or line has this text")
+    parser.add_argument("--skip", type=int, default=0, help="not the first N of them")
     parser.add_argument("--json", help="write what was found to this file")
     options = parser.parse_args()
-    chosen = [mutation for mutation in mutations() if options.only in str(mutation)]
+    chosen = [mutation for mutation in mutations() if options.only in str(mutation)][options.skip:]
     if options.list:
         print("\n".join(map(str, chosen)))
         return 0

@@ -10,9 +10,11 @@
 
 #include <atomic>
 #include <cmath>
+#include <cstring>
 #include <functional>
 #include <limits>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <sstream>
 
@@ -344,6 +346,63 @@ TEST_F(ShardedOnDevices, StepInBackward) {
   expect_the_cpus_run(program);
   program.sharded.release = GradientRelease::in_hook;
   expect_the_cpus_run(program);
+}
+
+// A model's forward pass ran on two streams, so its backward pass does: one gradient of a bucket is still to be computed on the other stream
+// when the bucket starts.
+TEST_F(ShardedOnDevices, AGradientMayComeFromAnotherStream) {
+  for (const int ranks : {1, 2}) {
+    std::vector<at::Tensor> left[2];  // [on devices] parameters of rank 0
+    for (const bool on_devices : {false, true}) {
+      std::optional<StandInDevice> stand_in;
+      if (on_devices) stand_in.emplace(device_);
+      testing::run_ranks(ranks, [&](comm::Communicator& host) {
+        std::unique_ptr<comm::Communicator> data;
+        if (on_devices)
+          data = comm::connect_nccl({.rank = host.rank(), .size = host.size()}, host,
+                                    comm::lazy_nccl());
+        lazy_cuda::Stream* const first = lazy_cuda::current_stream();
+        lazy_cuda::Stream* const other = lazy_cuda::make_stream();
+        Program::Parameters parameters;
+        for (const char* name : {"first", "other"})
+          parameters.insert(name, at::ones({12, 20}).requires_grad_());
+        const void* computed_late = nullptr;
+        parameters["other"].register_hook([&](const at::Tensor& gradient) {
+          if (!on_devices) return gradient;
+          const at::Tensor late = at::full_like(gradient, 1e9);
+          computed_late = late.data_ptr();
+          lazy_cuda::set_current_stream(other);
+          lazy_cuda::give(other, [to = late.data_ptr(), from = gradient.clone()] {
+            std::memcpy(to, from.const_data_ptr(), from.nbytes());
+          });
+          return late;
+        });
+        parameters["first"].register_hook(
+            [&](const at::Tensor&) { lazy_cuda::set_current_stream(first); });
+        ShardedFusedbun optimizer({.data = data ? data.get() : &host, .host = &host}, parameters,
+                                  FusedbunOptions::recommended(1e-2), {.host_window = false});
+        for (int step = 0; step < 3; ++step) {
+          const auto loss_of = [&](const char* name) {
+            return (parameters[name] *
+                    drawn({{12, 20}}, static_cast<uint64_t>(step)).to(at::kFloat))
+                .sum();
+          };
+          const at::Tensor loss = loss_of("first");
+          (loss + loss_of("other")).backward();  // what was computed last goes first
+          if (on_devices) {
+            ASSERT_EQ(parameters["other"].grad().data_ptr(), computed_late);
+          }
+          optimizer.step();
+          if (on_devices) device_.catch_up();
+        }
+        optimizer.finish();
+        if (host.rank() != 0) return;
+        for (const auto& item : parameters)
+          left[on_devices].push_back(item.value().detach().clone());
+      });
+    }
+    for (size_t p = 0; p < 2; ++p) EXPECT_TRUE(at::equal(left[0][p], left[1][p])) << ranks << p;
+  }
 }
 
 // More buckets than slots of the ring, whatever the number of ranks, and a preset whose second part of the update reads sums once more.
