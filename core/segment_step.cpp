@@ -47,6 +47,12 @@ void keep_beyond(const torch::Tensor& rows, const Options& options, SegmentState
   }
 }
 
+bool keeps_beyond(at::ScalarType parameter, const Options& options, const SegmentState& state) {
+  const bool is_low = parameter != arithmetic_type(parameter);
+  return state.master.defined() == (is_low && options.low_precision == LowPrecision::master) &&
+         state.remainder.defined() == (is_low && options.low_precision == LowPrecision::remainder);
+}
+
 int64_t bytes_of(const torch::Tensor& tensor) {
   return tensor.defined() ? tensor.numel() * tensor.element_size() : 0;
 }
@@ -172,7 +178,8 @@ void require_fit(const SegmentStep& step, const SegmentState& state, const Optio
                     state.exp_avg_sq.col.defined() != keeps_full &&
                     state.momentum_buffer.defined() == (options.momentum_beta > 0) &&
                     (state.exp_hessian.full.defined() || state.exp_hessian.col.defined()) ==
-                        options.prepare_hessian;
+                        options.prepare_hessian &&
+                    keeps_beyond(step.parameter.scalar_type(), options, state);
   FUSEDBUN_REQUIRE(fits, ConfigError,
                    "the optimizer's structure (" + describe(options) +
                        ") is not the one that its state was made for; structural options and "

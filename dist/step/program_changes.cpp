@@ -10,9 +10,26 @@
 
 namespace fusedbun {
 
+namespace {
+
+// `now`, but for what decides which tensors there are: that is as `made`.
+Options stored_as(const Options& made, Options now) {
+  now.accumulator = made.accumulator;
+  now.matrix_view = made.matrix_view;
+  now.momentum_dtype = made.momentum_dtype;
+  now.low_precision = made.low_precision;
+  now.prepare_hessian = made.prepare_hessian;
+  now.scale_by_parameter_rms = made.scale_by_parameter_rms;
+  if ((made.momentum_beta > 0) != (now.momentum_beta > 0)) now.momentum_beta = made.momentum_beta;
+  return now;
+}
+
+}  // namespace
+
 void ProgramChanges::accept_groups(std::vector<RegisteredParameter> frozen) {
   group_sizes_.clear();
   for (const auto& group : model_.groups) group_sizes_.push_back(group.params().size());
+  made_with_ = model_.all_group_options();
   std::ranges::move(frozen, std::back_inserter(frozen_));
   std::erase_if(frozen_, [&](const RegisteredParameter& parameter) {
     return std::ranges::any_of(model_.registered, [&](const RegisteredParameter& trained) {
@@ -88,6 +105,15 @@ std::string ProgramChanges::problem_of_groups() const {
     }
     if (!model_.has_own_options(g)) {
       return group + " has options of another optimizer: give it FusedbunOptions";
+    }
+    const Options& now = model_.group_options(g);
+    const Options stored = stored_as(made_with_[g], now);
+    const bool is_same = static_cast<const Structure&>(stored) == now &&
+                         (stored.momentum_beta > 0) == (now.momentum_beta > 0);
+    if (!is_same) {
+      return group + " has other structural options than it was made with (" +
+             structural_difference(stored, now) +
+             "): they decide what is stored; make a new optimizer";
     }
   }
   return {};

@@ -42,6 +42,8 @@ class ProgramChanges {
  private:
   const ShardedModel& model_;
   std::vector<size_t> group_sizes_;  ///< tensors of each accepted group
+  std::vector<Options>
+      made_with_;  ///< each accepted group's options then: what they have stored stays
   std::vector<RegisteredParameter> frozen_;
   std::vector<int> written_;
 };

@@ -571,6 +571,40 @@ TEST(ShardedFusedbun, SteppingInBackwardNeedsNothingToAgreeOn) {
   });
 }
 
+TEST(ShardedFusedbun, StructureThatChangedIsRefusedUntilItIsAsItWas) {
+  run_ranks(2, [](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr));
+    const auto step = [&] {
+      for (auto& item : model.parameters) item.value().mutable_grad() = at::ones_like(item.value());
+      optimizer.step();
+    };
+    step();
+    auto& options = static_cast<FusedbunOptions&>(optimizer.param_groups()[0].options());
+    const FusedbunOptions made = options;
+    const std::function<void()> changes[] = {
+        [&] { options.accumulator(Accumulator::sm3); },
+        [&] { options.low_precision(LowPrecision::stochastic); },
+        [&] { options.momentum_beta(0); }};
+    const char* const names[] = {"accumulator (mean, here sm3)",
+                                 "low_precision (master, here stochastic)",
+                                 "momentum_beta > 0 (true, here false)"};
+    for (size_t i = 0; i < std::size(changes); ++i) {
+      changes[i]();
+      try {
+        step();
+        ADD_FAILURE() << names[i] << " was taken";
+      } catch (const ConfigError& error) {
+        EXPECT_THAT(error.what(), HasSubstr(names[i]));
+      }
+      options = made;
+      step();
+    }
+    EXPECT_EQ(optimizer.job_step(), 4);
+  });
+}
+
 TEST(ShardedFusedbun, Bfloat16OnTheWireIsAddedUpInFloat32) {
   // Gradients that bfloat16 holds exactly travel without loss, so not a bit may differ; with clipping too.
   for (const double max_grad_norm : {0.0, 0.5}) {
