@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from checks import check, sanitizer_stage, train_stage, two_ranks_stage
+from checks import check, graph_stage, sanitizer_stage, train_stage, two_ranks_stage
 from figures import bench_stage, whole_steps_stage
 from machine import REHEARSE, environment
 from programs import OUT, STARTED, Build, Failed, NotRun
@@ -26,11 +26,13 @@ class Stage:
     is_measured: bool = False  # it waits until nothing compiles any more
 
 
-STEP, JOB, LAUNCHER, LOOP = "tests/gpu/gpu_step_check", "tests/gpu/gpu_job_check", "launcher/fusedbun", "tests/gpu/gpu_train_loop"
+STEP, GRAPH, JOB = "tests/gpu/gpu_step_check", "tests/gpu/gpu_graph_check", "tests/gpu/gpu_job_check"
+LAUNCHER, LOOP = "launcher/fusedbun", "tests/gpu/gpu_train_loop"
 STAGES = {
     "golden": Stage(STEP, lambda build, env: check(build, "gpu_step_check", "golden")),
     "segments": Stage(STEP, lambda build, env: check(build, "gpu_step_check", "segments")),
     "job": Stage(JOB, lambda build, env: check(build, "gpu_job_check")),
+    "graph": Stage(GRAPH, lambda build, env: graph_stage(build)),
     "two_ranks": Stage(LAUNCHER, lambda build, env: two_ranks_stage(build)),
     "bench_step": Stage(LAUNCHER, lambda build, env: bench_stage(build), is_measured=True),
     "train": Stage(LAUNCHER, lambda build, env: train_stage(build), is_measured=True),

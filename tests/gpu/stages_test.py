@@ -10,6 +10,7 @@ from pathlib import Path
 FOLDER = tempfile.TemporaryDirectory(prefix="fusedbun-stages-")
 os.environ["OUT"] = FOLDER.name
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import checks  # noqa: E402
 import figures  # noqa: E402
 import programs  # noqa: E402
 import sizes  # noqa: E402
@@ -119,6 +120,41 @@ class Stages(unittest.TestCase):
         readme = (Path(__file__).resolve().parent / "README.md").read_text()
         for name in ["configure", *stages.STAGES]:
             self.assertIn(f"| `{name}` |", readme)
+
+
+class Sanitizer(unittest.TestCase):
+    """With a tool that is made up: it writes its log, prints what the program would, and leaves as it is told to."""
+
+    def stage(self, racecheck_leaves_with):
+        folder = Path(FOLDER.name)
+        tool = folder / "compute-sanitizer"
+        tool.write_text('''#!/bin/sh
+[ "$1" = --version ] && { echo version; exit 0; }
+while [ "$1" != --log-file ]; do tools="$tools $1"; shift; done
+printf '========= COMPUTE-SANITIZER\\n========= SUMMARY: so many\\n' > "$2"
+echo '{"held": true}'
+case "$tools" in *racecheck*) exit ''' + str(racecheck_leaves_with) + "; esac\n")
+        tool.chmod(0o755)
+        for name, value in (("BUILD", folder), ("sanitizer_program", lambda: tool)):
+            self.addCleanup(setattr, checks, name, getattr(checks, name))
+            setattr(checks, name, value)
+        return checks.sanitizer_stage(type("Build", (), {"wait_for": lambda self, target: target})())
+
+    def test_what_both_tools_say_is_kept(self):
+        result = self.stage(racecheck_leaves_with=0)
+        self.assertEqual(result["memcheck"], {"held": True, "said": ["COMPUTE-SANITIZER", "SUMMARY: so many"]})
+        self.assertTrue(result["racecheck"]["held"])
+
+    def test_a_tool_that_found_something_fails_the_stage(self):
+        with self.assertRaisesRegex(programs.Failed, "racecheck: exit code 9") as caught:
+            self.stage(racecheck_leaves_with=9)
+        self.assertEqual(sorted(caught.exception.result), ["memcheck", "racecheck", "tool"])
+
+    def test_without_the_tool_it_does_not_run(self):
+        self.addCleanup(setattr, checks, "sanitizer_program", checks.sanitizer_program)
+        checks.sanitizer_program = lambda: None
+        with self.assertRaisesRegex(programs.NotRun, "neither beside nvcc nor on the PATH"):
+            checks.sanitizer_stage(type("Build", (), {"wait_for": lambda self, target: target})())
 
 
 class Sizes(unittest.TestCase):
