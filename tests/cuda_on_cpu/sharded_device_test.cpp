@@ -255,6 +255,9 @@ TEST_F(ShardedOnDevices, ANanThatWasThrownAwaySkipsNothing) {
 TEST_F(ShardedOnDevices, ARefusedStepLeavesNothingBehind) {
   Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .steps = 5};
   program.sharded.bucket_bytes = 8 << 10;
+  program.sharded.notice = [](std::string_view sentence) {
+    EXPECT_EQ(sentence.find("travel twice"), std::string_view::npos) << sentence;
+  };
   program.after_step = [](ShardedFusedbun& optimizer, Program::Parameters& parameters, int rank,
                           int step) {
     if (step != 1) return;

@@ -46,6 +46,7 @@ struct Model {
   std::function<Tensor(const Tensor& tokens, const Tensor& targets)> loss;
   /// Weights as at the beginning of training, in the contestant's type.
   std::function<void(const Contestant&)> restart;
+  int64_t layers = 0;
   int64_t vocab = 0;
   int64_t context = 0;  ///< the longest sequence
 };
@@ -57,6 +58,7 @@ Model gpt2(const train::Gpt2Config& config, at::Device device) {
       .loss = [model](const Tensor& tokens,
                       const Tensor& targets) mutable { return model->loss(tokens, targets); },
       .restart = {},
+      .layers = config.n_layer,
       .vocab = config.vocab,
       .context = config.n_ctx};
   std::vector<Tensor> vectors;  // biases and norms as they begin
@@ -88,6 +90,7 @@ Model llama(const LlamaShape& shape, int64_t context, at::Device device) {
                 FUSEDBUN_REQUIRE(with.bf16_parameters, ConfigError,
                                  "this model's parameters are bfloat16");
               },
+          .layers = shape.layers,
           .vocab = shape.vocab,
           .context = context};
 }
@@ -203,7 +206,7 @@ Json run(Model& model, const Contestant& contestant, const Flags& flags, const C
   Json result{{"held", std::isfinite(first) && std::isfinite(last)},
               {"model", flags.model},
               {"optimizer", contestant.name},
-              {"layers", flags.layers},
+              {"layers", model.layers},
               {"parameters", elements},
               {"tokens_per_step", flags.sequences * context},
               {"step_seconds", seconds},
