@@ -1,5 +1,6 @@
 // What the ranks must do together or not at all: the calls of the optimizer, their errors, and its end.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/isfinite.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
@@ -9,12 +10,22 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/segment_step.h"
 #include "fusedbun/dist/comm/host_window.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/plan/hexadecimal.h"
 #include "fusedbun/dist/step/engine.h"
 
 namespace fusedbun {
+namespace {
+
+// On any device, and waits for it.
+bool is_finite_squared(const at::Tensor& gradient) {
+  const at::Tensor wide = gradient.detach().to(arithmetic_type(gradient.scalar_type()));
+  return at::isfinite(wide.square()).all().item<bool>();
+}
+
+}  // namespace
 
 // An error that is not the same on all ranks leaves them out of step: nothing in flight can be waited for, and the others
 // are told.
@@ -164,7 +175,7 @@ void StepEngine::send_dirty_again(const std::vector<bool>& dirty) {
         "buckets travel twice: run passes whose gradients do not count under no_sync()");
   }
   if (device_ == nullptr || !std::ranges::any_of(dirty, std::identity{})) return;
-  // What the device has found so far is of gradients that do not count any more, too.
+  // As in own_device_is_nonfinite().
   device_->under_way().forget_gradients(device_api_of(model_.device).current_stream());
   if (!update_.steps_on_device()) return;
   for (const auto& bucket : model_.buckets) bucket->test_gradients();
@@ -173,9 +184,25 @@ void StepEngine::send_dirty_again(const std::vector<bool>& dirty) {
 // A GPU whose kernels step the rows keeps it to itself; else the host asks, and waits.
 bool StepEngine::own_device_is_nonfinite() {
   if (!model_.on_gpu() || update_.steps_on_device()) return false;
-  // What it has found may be of gradients that are sent again.
-  for (const auto& bucket : model_.buckets) bucket->test_gradients();
-  return device_->under_way().read_own(device_api_of(model_.device).current_stream()).nonfinite > 0;
+  const CudaStream stream = device_api_of(model_.device).current_stream();
+  const std::vector<bool>& dirty = collector_.dirty();
+  bool finite = true;
+  if (std::ranges::any_of(dirty, std::identity{})) {
+    // What it has found so far is of gradients that do not count any more, too; those that do are taken after the agreement.
+    device_->under_way().forget_gradients(stream);
+    for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
+      if (!dirty[bucket]) {
+        model_.buckets[bucket]->test_gradients();
+        continue;
+      }
+      for (const int parameter : model_.plan.buckets[bucket].parameters) {
+        const at::Tensor& gradient = model_.registered[parameter].tensor.grad();
+        finite = finite && (!gradient.defined() || is_finite_squared(gradient));
+      }
+    }
+  }
+  const bool is_found = device_->under_way().read_own(stream).nonfinite > 0;  // and forgotten
+  return !finite || is_found;
 }
 
 ShardUpdate::GradientScaling StepEngine::scale_gradients(const StepOptions& options) {
