@@ -22,6 +22,5 @@ fi
 step "build preset test"
 deploy/build.sh test
 step "run the tests"
-# One more than there are processors: who starts processes mostly waits for them.
-ctest --preset test --parallel "$(($(nproc) + 1))" "$@"
+ctest --preset test --parallel "$(nproc)" "$@"
 steps_done
