@@ -39,13 +39,17 @@ def flags_by_source(build, root):
         compiled = Path(entry["directory"], entry["file"]).resolve()
         named = [source for source in joined_sources(compiled) if source.suffix == ".cpp" and source.is_relative_to(root)]
         words, kept = iter(shlex.split(entry["command"])), []
+        by_itself = len(named) == 1
         for word in words:
             if word in ("-o", "-c", "-MF", "-MT", "-MQ"):
                 next(words)
-            elif word not in ("-MD", "-MMD"):
+            elif word == "-include":  # precompiled headers, which a header has to do without
+                next(words)
+                by_itself = False
+            elif word not in ("-MD", "-MMD", "-Winvalid-pch"):
                 kept.append(word)
         for source in named:
-            flags[source.relative_to(root)] = (kept, entry["directory"], len(named) == 1)
+            flags[source.relative_to(root)] = (kept, entry["directory"], by_itself)
     return flags
 
 
