@@ -10,7 +10,7 @@
 namespace fusedbun {
 
 /// The float32 values whose upper halves, half units rounded up, are `parameter` and whose lower halves are `remainder` (bfloat16 and
-/// int16, of one shape). A zero with a remainder of half a unit or more was written by somebody else, and is zero.
+/// int16, of one shape). A zero with a remainder of half a unit or more was written by the program, and is zero.
 torch::Tensor with_remainder(const torch::Tensor& parameter, const torch::Tensor& remainder);
 
 /// And back. NaN becomes the quiet one.

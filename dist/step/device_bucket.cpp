@@ -107,12 +107,12 @@ class DeviceBucket : public GradientBucket {
   const at::Device device_;
   StepsUnderWay& under_way_;
   std::vector<at::Tensor> taken_;  ///< by place; undefined: zeros
+  std::optional<DeviceMove> tested_;
 
  private:
   std::unordered_map<int, size_t> places_;  ///< by parameter, in bucket_.parameters
   std::set<void*> streams_;                 ///< on which gradients were added since the last start
   bool made_elsewhere_ = false;             ///< some came on another stream than the bucket's
-  std::optional<DeviceMove> tested_;
 };
 
 // One rank: its gradients are the sum.
@@ -142,10 +142,8 @@ class OwnDeviceBucket final : public DeviceBucket {
   }
 
   double reduce_and_norm() override {
-    const CudaStream stream = api_.current_stream();
-    if (!squared_) squared_ = DeviceMove(api_, device_, pieces_of_gradients(), places(), stream);
-    squared_->set_sources(sources(MoveSource::What::is_zero), stream);
-    squared_->add_squares(under_way_.squares(), stream);
+    // Where they are the test has been told when the bucket started.
+    tested_->add_squares(under_way_.squares(), api_.current_stream());
     return 0;
   }
 
@@ -154,9 +152,6 @@ class OwnDeviceBucket final : public DeviceBucket {
     return {};
   }
   void finish_param_sync(std::span<ParameterMatrix>, const std::vector<bool>&) override {}
-
- private:
-  std::optional<DeviceMove> squared_;
 };
 
 class SharedDeviceBucket final : public DeviceBucket {
