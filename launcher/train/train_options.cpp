@@ -25,6 +25,9 @@ void validate_precision(const TrainOptions& options) {
   FUSEDBUN_REQUIRE(
       options.precision == Precision::bf16 || !options.optimizer.low_precision, ConfigError,
       "--low-precision is for bfloat16 parameters: add --precision bf16, or leave it out");
+  FUSEDBUN_REQUIRE(sharded || !options.clip_by_previous_norm, ConfigError,
+                   "--clip-by-previous-norm is for --step-in-backward, which --optimizer adamw has "
+                   "not: leave it out, or take --optimizer fusedbun");
   if (!scales_loss(options.precision)) return;
   FUSEDBUN_REQUIRE(std::isfinite(options.loss_scale.initial) &&
                        options.loss_scale.initial >= options.loss_scale.minimum &&

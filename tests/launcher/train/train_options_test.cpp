@@ -89,5 +89,13 @@ TEST(TrainOptionsTest, WhatFitsAPrecisionIsNotRefused) {
   EXPECT_NO_THROW(validate(options));
 }
 
+TEST(TrainOptions, AdamWDoesNotClipByThePreviousNorm) {
+  TrainOptions options;
+  options.clip_by_previous_norm = options.step_in_backward = true;
+  EXPECT_NO_THROW(validate(options));
+  options.optimizer.kind = OptimizerKind::adamw;
+  EXPECT_THROW(validate(options), ConfigError);
+}
+
 }  // namespace
 }  // namespace fusedbun::train
