@@ -194,12 +194,16 @@ __global__ void offer_own(double* squares, StepControl* control, Agreed* agreed)
 __global__ void decide_step(const Agreed* agreed, const StepInputs* inputs, StepControl* control,
                             StepOutcome* outcome) {
   const bool skip = inputs->skips_nonfinite != 0 && agreed->nonfinite > 0;
-  const double norm =
-      inputs->max_norm > 0 ? divide(root(agreed->squares), inputs->norm_divisor) : 0.0;
+  const float scale = inputs->scales_loss != 0 ? control->loss_scale.scale : 1.0F;
+  control->divisor = mul(inputs->divisor, static_cast<double>(scale));
+  const double norm_divisor = mul(inputs->norm_divisor, static_cast<double>(scale));
+  const double norm = inputs->max_norm > 0 ? divide(root(agreed->squares), norm_divisor) : 0.0;
   control->clip = norm > inputs->max_norm ? divide(inputs->max_norm, norm) : 1.0;
   control->skip = skip ? 1 : 0;
   control->skipped += control->skip;
-  *outcome = {norm, control->clip, control->skipped, control->skip};
+  if (inputs->scales_loss != 0)
+    control->loss_scale = after_step(inputs->loss_scale, control->loss_scale, skip);
+  *outcome = {norm, control->clip, control->skipped, control->skip, scale, control->loss_scale};
 }
 
 }  // namespace

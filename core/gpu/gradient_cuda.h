@@ -18,7 +18,7 @@ void add_squares(const device::MoveTable& table, double* partials, double* sum, 
 /// agreed := this rank's part: `squares` and, from control, nonfinite; both are 0 afterwards.
 void offer(double* squares, device::StepControl* control, device::Agreed* agreed,
            CudaStream stream);
-/// Makes of what the ranks have added up the step's clip and skip, and of these its outcome.
+/// Makes of what the ranks have added up the step's divisor, clip and skip, of these the next step's loss scale, and the outcome of all.
 void decide(const device::Agreed* agreed, const device::StepInputs* inputs,
             device::StepControl* control, device::StepOutcome* outcome, CudaStream stream);
 

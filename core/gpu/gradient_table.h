@@ -53,8 +53,10 @@ struct Agreed {
 struct StepOutcome {
   double norm = 0;  ///< of the averaged gradient; 0 where it is not asked for
   double clip = 1;
-  int64_t skipped = 0;  ///< steps so far
-  int32_t skip = 0;     ///< this step was
+  int64_t skipped = 0;        ///< steps so far
+  int32_t skip = 0;           ///< this step was
+  float loss_scaled_by = 1;   ///< in this step
+  LossScaleState loss_scale;  ///< after it
 };
 
 }  // namespace fusedbun::device

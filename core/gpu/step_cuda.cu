@@ -81,7 +81,7 @@ __device__ bool find_scalars(const StepTable<T>& table, const SegmentEntry<T>& s
   StepFactors<T> factors;
   if (!find_factors(table, s.matrix, factors)) return false;
   scalars = factors.scalars;
-  const double divisor = table.inputs->divisor;
+  const double divisor = table.control->divisor;
   scalars.gradient_divisor = static_cast<T>(divisor);
   scalars.gradient_inverse = is_power_of_two(divisor) ? static_cast<T>(1 / divisor) : T{0};
   scalars.gradient_scale = static_cast<T>(table.control->clip);

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "fusedbun/core/fused_pass.h"
+#include "fusedbun/core/loss_scale.h"
 
 namespace fusedbun::device {
 
@@ -86,7 +87,7 @@ constexpr int kCollectThreads = 128;
 /// The factors of one parameter's step t, evaluated by the host, because a GPU's pow is another one.
 template <class T>
 struct StepFactors {
-  fused::PassScalars<T> scalars;  ///< but divisor, scale and step, which the device completes
+  fused::PassScalars<T> scalars;  ///< but divisor, clip and step, which the device completes
   double lr = 0;
   double momentum_correction = 1;  ///< of the update's momentum
 };
@@ -97,11 +98,13 @@ constexpr int kStepsUnderWay = 4;
 
 /// What a step is told by the host.
 struct StepInputs {
-  double divisor = 1;            ///< of the summed gradient: ranks × passes × loss scale
+  double divisor = 1;  ///< of the summed gradient: ranks × passes × what the host scaled by
   int64_t skipped_as_known = 0;  ///< skipped steps that t of `factors` takes into account
   double max_norm = 0;           ///< of the averaged gradient; 0: it is not clipped
   double norm_divisor = 1;  ///< of the gradient whose norm clips: this step's, or the one before's
-  int32_t skips_nonfinite = 1;  ///< some group's nonfinite is skip
+  int32_t skips_nonfinite = 1;     ///< some group's nonfinite is skip
+  int32_t scales_loss = 0;         ///< 1: losses were multiplied by StepControl::loss_scale
+  LossScaleRules loss_scale = {};  ///< by which it changes then
 };
 
 /// [rows, m] of a segment, as the host finds it in each step.
@@ -113,10 +116,12 @@ struct Gradient {
 
 /// What the device decides for itself.
 struct StepControl {
-  double clip = 1;        ///< factor of the averaged gradient
-  int64_t skipped = 0;    ///< steps so far
-  int32_t skip = 0;       ///< 1: this step changes nothing
-  int32_t nonfinite = 0;  ///< a gradient of this rank has a NaN or inf in g·g
+  double divisor = 1;         ///< of the summed gradient, with the loss scale
+  double clip = 1;            ///< factor of the averaged gradient
+  int64_t skipped = 0;        ///< steps so far
+  int32_t skip = 0;           ///< 1: this step changes nothing
+  int32_t nonfinite = 0;      ///< a gradient of this rank has a NaN or inf in g·g
+  LossScaleState loss_scale;  ///< of the next step, once this one is decided
 };
 
 /// One table as a kernel is given it.

@@ -3,6 +3,7 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 namespace fusedbun {
@@ -45,6 +46,16 @@ device::Agreed StepsUnderWay::read_own(CudaStream stream) {
 
 double StepsUnderWay::read_squares(CudaStream stream) {
   return read(squares_, stream);
+}
+
+at::Tensor StepsUnderWay::loss_scale() const {
+  constexpr int64_t kAt = offsetof(Kept, control) + offsetof(device::StepControl, loss_scale) +
+                          offsetof(LossScaleState, scale);
+  return memory_.tensor().narrow(0, kAt, sizeof(float)).view(at::kFloat).squeeze(0);
+}
+
+void StepsUnderWay::set_loss_scale(const LossScaleState& state, CudaStream stream) {
+  api_.upload(&control_->loss_scale, std::as_bytes(std::span(&state, 1)), stream);
 }
 
 void StepsUnderWay::set_squares(double squares, CudaStream stream) {

@@ -34,6 +34,10 @@ class StepsUnderWay {
   /// The squares that have been added since the last offer, and others in their place. The first waits for the GPU.
   double read_squares(CudaStream stream);
   void set_squares(double squares, CudaStream stream);
+  /// By what a loss is multiplied: float32, no dimensions, on the device. It is control()->loss_scale.scale, so a loss that is multiplied
+  /// by it is scaled as the step before has decided, of which the host has not heard.
+  at::Tensor loss_scale() const;
+  void set_loss_scale(const LossScaleState& state, CudaStream stream);
   /// The step is decided, and under way from now on.
   void decide(const device::StepInputs* inputs, CudaStream stream);
 

@@ -19,6 +19,8 @@ target_compile_options(fusedbun_compile INTERFACE
   "$<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Wpedantic>"
   # The host code that nvcc makes is not pedantic.
   "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler -Wall,-Wextra>"
+  # Kernels evaluate the same constexpr functions as the host (core/loss_scale.h).
+  $<$<COMPILE_LANGUAGE:CUDA>:--expt-relaxed-constexpr>
   # GCC 12 warns of overlapping copies in "text" + std::string, falsely (GCC bug 105651).
   $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
   # The optimizer's arithmetic must give the same bits on every instruction set: no fused multiply-add.

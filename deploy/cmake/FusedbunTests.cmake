@@ -44,6 +44,31 @@ function(_fusedbun_sees_torch target result)
   endforeach()
 endfunction()
 
+# fusedbun_compile_as_test(<target>): what tests are made of, and programs that tests start, is compiled as they are.
+function(fusedbun_compile_as_test target)
+  # What is tested is optimised as users have it; the tests themselves need not be, and compile in two thirds of the time.
+  # Some libraries ask for -pthread, which is a macro too; with precompiled headers all tests must have the same.
+  target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1> -pthread)
+  target_compile_options(${target} PRIVATE $<TARGET_PROPERTY:GTest::gtest,INTERFACE_COMPILE_OPTIONS>)
+  if(NOT FUSEDBUN_PRECOMPILE_TESTS)
+    return()
+  endif()
+  set(headers fusedbun_test_headers)
+  get_target_property(libraries ${target} LINK_LIBRARIES)
+  foreach(library IN LISTS libraries)
+    _fusedbun_sees_torch(${library} sees_torch)
+    if(sees_torch)
+      set(headers fusedbun_torch_test_headers)
+    endif()
+  endforeach()
+  get_target_property(type ${target} TYPE)
+  if(NOT type STREQUAL "EXECUTABLE")  # the headers are compiled for programs
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE OFF)
+    target_compile_options(${target} PRIVATE -fPIE)
+  endif()
+  target_precompile_headers(${target} REUSE_FROM ${headers})
+endfunction()
+
 # Tests that start processes count as two processors, so that ctest does not starve those with time-outs.
 set(_fusedbun_processors_of_processes 2)
 
@@ -67,19 +92,7 @@ function(fusedbun_add_test name)
   endif()
   add_executable(${name} ${arg_SOURCES})
   target_link_libraries(${name} PRIVATE ${arg_LIBRARIES} fusedbun_compile GTest::gtest_main GTest::gmock)
-  # What is tested is optimised as users have it; the tests themselves need not be, and compile in two thirds of the time.
-  # Some libraries ask for -pthread, which is a macro too; with precompiled headers all tests must have the same.
-  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1> -pthread)
-  if(FUSEDBUN_PRECOMPILE_TESTS)
-    set(headers fusedbun_test_headers)
-    foreach(library IN LISTS arg_LIBRARIES)
-      _fusedbun_sees_torch(${library} sees_torch)
-      if(sees_torch)
-        set(headers fusedbun_torch_test_headers)
-      endif()
-    endforeach()
-    target_precompile_headers(${name} REUSE_FROM ${headers})
-  endif()
+  fusedbun_compile_as_test(${name})
   if(arg_WHOLE OR FUSEDBUN_SANITIZED_OVER_TORCH)
     add_test(NAME ${name} COMMAND ${name})
     set_tests_properties(${name} PROPERTIES TIMEOUT ${arg_TIMEOUT} PROCESSORS ${processors}

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fusedbun/core/element_type.h"
+#include "fusedbun/core/loss_scale.h"
 #include "fusedbun/core/options.h"
 #include "fusedbun/dist/changes/change.h"
 #include "fusedbun/dist/checkpoint/digest.h"
@@ -63,10 +64,11 @@ struct Manifest {
   int64_t job_step = 0;  ///< steps done; the next one's number
   int64_t skipped_steps = 0;
   double gradient_norm = 0;  ///< of the last step, where the next one is clipped by it; else 0
-  int world_size = 1;        ///< of the job that saved
-  std::string written;       ///< "2026-11-27T08:00:00Z"
-  std::string version;       ///< of the program that saved
-  std::vector<StoredParameter> parameters;  ///< in order of registration
+  std::optional<LossScaleState> loss_scale;  ///< of the next step, where it is dynamic
+  int world_size = 1;                        ///< of the job that saved
+  std::string written;                       ///< "2026-11-27T08:00:00Z"
+  std::string version;                       ///< of the program that saved
+  std::vector<StoredParameter> parameters;   ///< in order of registration
   std::vector<StoredGroup> groups;
   /// Changes made while the job ran: what they set beside the groups' options, and those that wait for their step.
   std::optional<double> max_grad_norm;

@@ -67,6 +67,12 @@ OrderedJson json_of(const changes::ChangeEntry& change) {
       {"value", finite(change.value, "the change of revision " + std::to_string(change.revision))}};
 }
 
+OrderedJson json_of(const LossScaleState& state) {
+  return {{"scale", finite(state.scale, "the loss scale")},
+          {"good_steps", state.good_steps},
+          {"skipped_in_a_row", state.skipped_in_a_row}};
+}
+
 OrderedJson json_of(const StoredPart& part) {
   return {{"name", part.name},
           {"dtype", name_of(part.dtype)},
@@ -139,6 +145,7 @@ std::string format_manifest(const Manifest& manifest) {
   lines.field("skipped_steps", manifest.skipped_steps);
   const bool is_known = std::isfinite(manifest.gradient_norm) && manifest.gradient_norm > 0;
   if (is_known) lines.field("gradient_norm", manifest.gradient_norm);
+  if (manifest.loss_scale) lines.field("loss_scale", json_of(*manifest.loss_scale));
   lines.field("world_size", manifest.world_size);
   lines.field("written", manifest.written);
   lines.field("program_version", manifest.version);

@@ -164,6 +164,18 @@ StoredParameter parameter_of(const Json& json, size_t number) {
   return parameter;
 }
 
+LossScaleState loss_scale_of(const Json& json) {
+  Fields fields(json, "loss_scale");
+  const double scale = fields.number("scale");
+  if (scale <= 0 || scale > std::numeric_limits<float>::max())
+    fields.refuse("'scale' must be above 0, and no more than float32 can hold");
+  const LossScaleState state{.scale = static_cast<float>(scale),
+                             .good_steps = fields.whole("good_steps"),
+                             .skipped_in_a_row = fields.whole("skipped_in_a_row")};
+  fields.end();
+  return state;
+}
+
 StoredGroup group_of(const Json& json, size_t number) {
   const std::string subject = "group " + std::to_string(number);
   Fields fields(json, subject);
@@ -363,6 +375,7 @@ Manifest ManifestReader::finish(const Json& root) {
   manifest_.job_step = fields.whole("job_step");
   manifest_.skipped_steps = fields.whole("skipped_steps");
   if (fields.has("gradient_norm")) manifest_.gradient_norm = fields.number("gradient_norm");
+  if (fields.has("loss_scale")) manifest_.loss_scale = loss_scale_of(fields.at("loss_scale"));
   manifest_.world_size =
       static_cast<int>(fields.whole("world_size", 1, std::numeric_limits<int>::max()));
   manifest_.written = fields.text("written");

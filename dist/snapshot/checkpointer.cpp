@@ -51,6 +51,7 @@ checkpoint::Manifest manifest_of(const CheckpointContents& contents,
   manifest.job_step = state.job_step;
   manifest.skipped_steps = state.skipped_steps;
   manifest.gradient_norm = state.gradient_norm;
+  manifest.loss_scale = state.loss_scale;
   manifest.world_size = world_size;
   manifest.written = run_folder::utc_text(run_folder::utc_now_us() / 1'000'000);
   manifest.version = FUSEDBUN_VERSION;
@@ -234,6 +235,7 @@ class Loading {
     state.job_step = saved.job_step;
     state.skipped_steps = saved.skipped_steps;
     state.gradient_norm = saved.gradient_norm;
+    state.loss_scale = saved.loss_scale;
     const std::vector<Options> groups = optimizer_.group_options();
     for (size_t p = 0; p < optimizer_.parameters().size(); ++p) {
       const plan::ParameterSpec& parameter = optimizer_.parameters()[p];

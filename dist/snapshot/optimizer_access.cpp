@@ -72,6 +72,7 @@ class PlainAccess final : public OptimizerAccess {
                           .sums_of_squares = {},
                           .groups = group_options(),
                           .gradient_norm = 0,
+                          .loss_scale = {},
                           .changes = {}};
     saved.changes.overrides.lr_pin.resize(saved.groups.size());
     for (const torch::Tensor& tensor : tensors_) {

@@ -50,7 +50,9 @@ void DeviceUpdate::begin(const std::vector<bool>& used, const std::vector<int64_
                                   .skipped_as_known = under_way_.skipped(),
                                   .max_norm = scaling.max_norm,
                                   .norm_divisor = scaling.norm_divisor,
-                                  .skips_nonfinite = skips ? 1 : 0};
+                                  .skips_nonfinite = skips ? 1 : 0,
+                                  .scales_loss = scaling.loss_scale ? 1 : 0,
+                                  .loss_scale = scaling.loss_scale.value_or(LossScaleRules())};
   step_->set_inputs(inputs, factors_of, factors.sets(), api_.current_stream());
   agree(/*is_alone=*/!skips && scaling.max_norm == 0);
   open_.push_back({model_.job_step, used});

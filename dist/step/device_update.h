@@ -27,6 +27,8 @@ class DeviceUpdate {
     double divisor = 1;
     double max_norm = 0;      ///< 0: not clipped
     double norm_divisor = 1;  ///< of the gradients whose squares StepsUnderWay has
+    /// By which the device changes the loss scale; none: losses are not scaled, or by what is in `divisor`.
+    std::optional<LossScaleRules> loss_scale = {};
   };
   /// A step that the host has heard of.
   struct Heard {

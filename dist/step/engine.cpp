@@ -45,13 +45,15 @@ void StepEngine::perform_step(const StepOptions& options) {
   }
   if (sharded_.clip_by_previous_norm) close_norm(scaling.divisor);
   if (!update_.steps_on_device()) {
-    tell({model_.job_step, outcome_.norm, skip});
+    tell({model_.job_step, outcome_.norm, skip}, loss_scaler_.state().scale);
+    loss_scaler_.decide(skip);
   }
   // Header and columns are sent last and read in the next step, off the critical path.
   const uint64_t scaled_by[] = {std::bit_cast<uint64_t>(scaling.divisor),
                                 std::bit_cast<uint64_t>(consensus_.max_grad_norm())};
   progress_.set_state_digest(consensus_.close_step(outcome_, scaled_by, update_.step_counts()));
   collector_.end_step();
+  loss_scaler_.end_step();
   update_.drop_hessian_diagonals();
   progress_.enter(plan::Phase::forward_backward);
 }
@@ -69,16 +71,17 @@ void StepEngine::hear(bool all) {
   if (!update_.steps_on_device()) return;
   outcome_ = {};
   for (const DeviceUpdate::Heard& step : update_.hear(all)) {
-    tell({step.job_step, step.outcome.norm, step.outcome.skip != 0});
+    tell({step.job_step, step.outcome.norm, step.outcome.skip != 0}, step.outcome.loss_scaled_by);
+    loss_scaler_.hear(step.outcome.loss_scale);
   }
 }
 
-void StepEngine::tell(const StepConsensus::StepOutcome& outcome) {
+void StepEngine::tell(const StepConsensus::StepOutcome& outcome, float loss_scaled_by) {
   constexpr size_t kKept = 64;
   outcome_ = outcome;
   if (outcome.skipped) consensus_.count_skipped();
   if (outcomes_.size() == kKept) outcomes_.erase(outcomes_.begin());
-  outcomes_.push_back({outcome.job_step, outcome.skipped, outcome.norm});
+  outcomes_.push_back({outcome.job_step, outcome.skipped, outcome.norm, loss_scaled_by});
 }
 
 void StepEngine::finish_previous() {

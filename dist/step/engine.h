@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "fusedbun/dist/step/gradient_collector.h"
+#include "fusedbun/dist/step/loss_scaler.h"
 #include "fusedbun/dist/step/program_changes.h"
 #include "fusedbun/dist/step/shard_update.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
@@ -53,6 +54,7 @@ class StepEngine {
   const ShardedModel& model() const { return model_; }
   ShardUpdate& update() { return update_; }
   StepConsensus& consensus() { return consensus_; }
+  LossScaler& loss_scaler() { return loss_scaler_; }
   const ShardedOptions& options() const { return sharded_; }
   bool shares_memory() const { return shares_memory_; }
   int64_t planned_state_bytes() const;
@@ -107,6 +109,8 @@ class StepEngine {
   void forget_gradients();
   /// Divides the sum over ranks, without the loss scale.
   double gradient_divisor() const;
+  /// The dynamic loss scale, where the host divides by it.
+  double scale_on_host() const;
   void adopt_unfrozen();
   void guarded(const std::function<void()>& action);
   void break_off(const std::string& reason) noexcept;
@@ -142,6 +146,7 @@ class StepEngine {
   StepProgress progress_;
   StepMessage message_;
   std::unique_ptr<DeviceUpdate> device_;  ///< null on CPUs
+  LossScaler loss_scaler_;
   GradientCollector collector_;
   ShardUpdate update_;
   StepConsensus consensus_;
@@ -151,7 +156,7 @@ class StepEngine {
   std::vector<InFlight> param_syncs_;  ///< [bucket]
   std::vector<bool> rows_arrive_;      ///< [bucket] others' rows are under way into it, or in it
   int updated_buckets_ = 0;            ///< of the current step
-  void tell(const StepConsensus::StepOutcome& outcome);
+  void tell(const StepConsensus::StepOutcome& outcome, float loss_scaled_by);
 
   std::vector<ShardedFusedbun::StepOutcome> outcomes_;  ///< that nobody has taken
   StepConsensus::StepOutcome outcome_;  ///< of the current step, or the last that a GPU has told

@@ -76,6 +76,13 @@ plan::Agreement StepEngine::agree(const StepOptions& options) {
         ": step_in_backward has written the parameters before step() tells the scale; turn it "
         "off, or set gradient_divisor";
   }
+  if (options.loss_scale != 1 && sharded_.dynamic_loss_scale) {
+    problem = "loss_scale = " + std::to_string(options.loss_scale) +
+              " was given to step(), which knows the scale: with dynamic_loss_scale give the loss "
+              "to scale_loss() alone";
+  }
+  const bool has_gradients = std::ranges::any_of(collector_.used(), std::identity{});
+  if (problem.empty()) problem = loss_scaler_.problem(model_.all_group_options(), has_gradients);
   ProgramChanges::Events events = sharded_.step_in_backward ? std::exchange(writes_in_backward_, {})
                                                             : changes_.find_writes(problem);
   for (int p = 0; p < model_.parameter_count(); ++p) {
@@ -95,7 +102,7 @@ plan::Agreement StepEngine::agree(const StepOptions& options) {
               "' was unfrozen, which step_in_backward cannot take in: make a new optimizer";
   }
   if (!sharded_.gradient_divisor) facts.equal.passes = collector_.passes();
-  facts.equal.loss_scale = options.loss_scale;
+  facts.equal.loss_scale = options.loss_scale * scale_on_host();
   facts.nonfinite = collector_.nonfinite() || own_device_is_nonfinite();
   facts.used = collector_.used();
   facts.dirty = collector_.dirty();
@@ -205,8 +212,15 @@ bool StepEngine::own_device_is_nonfinite() {
   return !finite || is_found;
 }
 
+// A GPU whose kernels step the rows knows the dynamic scale alone.
+double StepEngine::scale_on_host() const {
+  return update_.steps_on_device() ? 1 : loss_scaler_.state().scale;
+}
+
 ShardUpdate::GradientScaling StepEngine::scale_gradients(const StepOptions& options) {
-  ShardUpdate::GradientScaling scaling{.divisor = gradient_divisor() * options.loss_scale};
+  ShardUpdate::GradientScaling scaling{
+      .divisor = gradient_divisor() * options.loss_scale * scale_on_host(),
+      .loss_scale = sharded_.dynamic_loss_scale};
   scaling.norm_divisor = scaling.divisor;
   if (!update_.steps_on_device()) outcome_.norm = 0;
   if (consensus_.max_grad_norm() == 0 || sharded_.step_in_backward) return scaling;

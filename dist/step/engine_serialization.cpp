@@ -23,13 +23,15 @@ ShardedFusedbun::ReplicatedState StepEngine::state_to_save() {
     hear(/*all=*/true);
     update_.absorb_columns();
     for (ParameterMatrix& matrix : model_.matrices) matrix.refresh();
-    state = {.job_step = model_.job_step,
-             .skipped_steps = consensus_.skipped_steps(),
-             .step_counts = update_.step_counts(),
-             .sums_of_squares = sums_of_squares(),
-             .groups = model_.all_group_options(),
-             .gradient_norm = previous_norm(),
-             .changes = consensus_.saved_changes()};
+    state = {
+        .job_step = model_.job_step,
+        .skipped_steps = consensus_.skipped_steps(),
+        .step_counts = update_.step_counts(),
+        .sums_of_squares = sums_of_squares(),
+        .groups = model_.all_group_options(),
+        .gradient_norm = previous_norm(),
+        .loss_scale = loss_scaler_.rules() ? std::optional(loss_scaler_.state()) : std::nullopt,
+        .changes = consensus_.saved_changes()};
     // The next step would add the values up anew, and so shall the one after a load.
     for (size_t p = 0; p < model_.matrices.size(); ++p) {
       if (model_.matrices[p].foreign_write() == TensorSnapshot::Difference::none) continue;
@@ -86,6 +88,7 @@ void StepEngine::restore(
     consensus_.restore(state.job_step, state.skipped_steps, state.changes);
     update_.restore(state.step_counts, state.sums_of_squares);
     restore_previous_norm(state.gradient_norm);
+    if (state.loss_scale) loss_scaler_.restore(*state.loss_scale);
     for (size_t g = 0; g < state.groups.size(); ++g) model_.group_options(g) = state.groups[g];
     finished_at_ = -1;
   });
@@ -109,6 +112,14 @@ void StepEngine::save(torch::serialize::OutputArchive& archive) {
           : 0;
   archive.write("previous_norm", at::tensor({previous_.norm, previous_.divisor, squares}),
                 /*is_buffer=*/true);
+  if (loss_scaler_.rules()) {
+    const LossScaleState& scale = loss_scaler_.state();
+    archive.write(
+        "loss_scale",
+        at::tensor({static_cast<double>(scale.scale), static_cast<double>(scale.good_steps),
+                    static_cast<double>(scale.skipped_in_a_row)}),
+        /*is_buffer=*/true);
+  }
   consensus_.save(archive);
   update_.save(archive);
 }
@@ -152,6 +163,12 @@ void StepEngine::load(torch::serialize::InputArchive& archive) {
     if (update_.steps_on_device())
       device_->under_way().set_squares(saved_norm[2],
                                        device_api_of(model_.device).current_stream());
+  }
+  if (at::Tensor scale; archive.try_read("loss_scale", scale, /*is_buffer=*/true)) {
+    const double* const saved_scale = scale.const_data_ptr<double>();
+    loss_scaler_.restore({.scale = static_cast<float>(saved_scale[0]),
+                          .good_steps = static_cast<int64_t>(saved_scale[1]),
+                          .skipped_in_a_row = static_cast<int64_t>(saved_scale[2])});
   }
   is_loaded_ = true;
   for (size_t g = 0; g < saved.size(); ++g) model_.group_options(g) = saved[g];

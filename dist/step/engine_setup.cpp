@@ -66,6 +66,8 @@ StepEngine::StepEngine(Channels channels, ShardedOptions options,
       message_(*gradient_stream_, *control_stream_, model_.device),
       device_(model_.on_gpu() ? std::make_unique<DeviceUpdate>(model_, *gradient_stream_)
                               : nullptr),
+      loss_scaler_(sharded_.dynamic_loss_scale, device_ ? &device_->under_way() : nullptr,
+                   model_.device),
       collector_(sharded_, model_, [this](int bucket) { on_bucket_full(bucket); }),
       update_(model_, message_, device_.get()),
       consensus_(*control_stream_, message_, model_, sharded_),
@@ -138,6 +140,10 @@ void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t fi
                        ": it is at least 0 (0 is off)");
   FUSEDBUN_REQUIRE(!sharded_.gradient_divisor || *sharded_.gradient_divisor > 0, ConfigError,
                    "gradient_divisor is not above 0");
+  if (sharded_.dynamic_loss_scale) validate(*sharded_.dynamic_loss_scale);
+  FUSEDBUN_REQUIRE(!sharded_.dynamic_loss_scale || !sharded_.step_in_backward, ConfigError,
+                   "dynamic_loss_scale skips steps whose gradients overflow, and step_in_backward "
+                   "has written the parameters by then: leave one of them out");
   FUSEDBUN_REQUIRE(sharded_.gradient_wire == GradientWire::exact || model_.device.is_cpu(),
                    ConfigError, "gradient_wire = bf16 is for CPUs: NCCL adds up what it carries");
   require_trainable(all);

@@ -268,7 +268,8 @@ void ShardUpdate::begin_on_device(const GradientScaling& scaling, const std::vec
   device_->begin(used_, t_, options_with(lr),
                  {.divisor = scaling.divisor,
                   .max_norm = scaling.max_norm,
-                  .norm_divisor = scaling.norm_divisor});
+                  .norm_divisor = scaling.norm_divisor,
+                  .loss_scale = scaling.loss_scale});
 }
 
 void ShardUpdate::update_bucket_on_device(int bucket) {

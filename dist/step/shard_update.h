@@ -10,8 +10,10 @@
 // Thread safety: one thread at a time.
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <vector>
 
+#include "fusedbun/core/loss_scale.h"
 #include "fusedbun/core/segment_step.h"
 #include "fusedbun/dist/step/device_update.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
@@ -29,6 +31,8 @@ class ShardUpdate {
     double max_norm = 0;  ///< of the averaged gradient, which it is clipped to; 0: it is not
     /// On a GPU: of the gradients whose squares it has, this step's or those of the step before.
     double norm_divisor = 1;
+    /// On a GPU: by which it changes the loss scale, which it multiplies both divisors with; none: it does neither.
+    std::optional<LossScaleRules> loss_scale = {};
   };
 
   /// `message` carries the columns; all outlive this. `device` is null on CPUs.

@@ -106,6 +106,13 @@ torch::Tensor ShardedFusedbun::step(const StepOptions& options, LossClosure clos
   return loss;
 }
 
+torch::Tensor ShardedFusedbun::scale_loss(const torch::Tensor& loss) {
+  return engine_->loss_scaler().scaled(loss);
+}
+LossScaleState ShardedFusedbun::loss_scale() const {
+  return engine_->loss_scaler().state();
+}
+
 void ShardedFusedbun::write_parameters(const std::function<void()>& write) {
   engine_->write_parameters(write);
 }

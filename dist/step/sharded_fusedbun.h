@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "fusedbun/core/fusedbun.h"
+#include "fusedbun/core/loss_scale.h"
 #include "fusedbun/dist/changes/change.h"
 #include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/comm/communicator.h"
@@ -74,6 +75,9 @@ struct ShardedOptions {
   /// The summed gradient is divided by this; default: world size x backward passes since the last
   /// step.
   std::optional<double> gradient_divisor = {};
+  /// Gradients in float16: scale_loss() multiplies the loss by a scale that falls when gradients overflow, whose steps are skipped, and rises
+  /// after many good ones, as torch.amp.GradScaler does. Needs nonfinite = skip in all groups. None: scale_loss() returns its loss.
+  std::optional<LossScaleRules> dynamic_loss_scale = {};
   GradientWire gradient_wire = GradientWire::exact;
   /// How gradients and rows travel; equal on all ranks. Anything but automatic is used or refused with a ConfigError that says why.
   plan::GradientTransport transport = plan::GradientTransport::automatic;
@@ -95,8 +99,8 @@ struct ShardedOptions {
 
 /// What one step() is told.
 struct StepOptions {
-  /// The loss was multiplied by this before backward (float16 with dynamic scaling): gradients are divided by it. Equal on all
-  /// ranks. A step whose scaled gradients overflow is skipped on all ranks together: take_outcomes().
+  /// The program multiplied the loss by this before backward: gradients are divided by it. Equal on all ranks. A step whose scaled
+  /// gradients overflow is skipped on all ranks together: take_outcomes(). With dynamic_loss_scale it stays 1.
   double loss_scale = 1;
 };
 
@@ -125,6 +129,13 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   /// one of them the optimizer can only be destroyed.
   torch::Tensor step(LossClosure closure = nullptr) override;
   torch::Tensor step(const StepOptions& options, LossClosure closure = nullptr);
+
+  /// With dynamic_loss_scale: the loss times the scale, for backward(): `optimizer.scale_loss(loss).backward(); optimizer.step();`. Each
+  /// loss of a step goes through it, those of micro-batches too. On a GPU the scale is a tensor there, which the step changes: the host does
+  /// not wait for it. Without dynamic_loss_scale: the loss.
+  torch::Tensor scale_loss(const torch::Tensor& loss);
+  /// As far as the host knows: after step() on CPUs; on GPUs after the steps that take_outcomes() has told of.
+  LossScaleState loss_scale() const;
 
   /// Writes parameters, once, on all ranks: runs `write` on rank 0 alone, without gradients, and gives every rank the values
   /// that are there after it. For loading weights, clipping, averaging: whatever would be applied once per rank to a replica
@@ -183,6 +194,7 @@ class ShardedFusedbun : public torch::optim::Optimizer {
     bool skipped = false;
     double gradient_norm =
         0;  ///< 0 unless clipping; with clip_by_previous_norm the norm of the step before
+    double loss_scale = 1;  ///< that scale_loss() multiplied its losses by
   };
   /// Of the steps that this rank has heard of since the last call, oldest first (at most the last 64); the same on all ranks. step() hears
   /// of its own on CPUs. GPUs decide by themselves, so there it hears of the step that is outcome_delay() steps back; settle() waits for
@@ -218,6 +230,7 @@ class ShardedFusedbun : public torch::optim::Optimizer {
     std::vector<double> sums_of_squares;
     std::vector<Options> groups;  ///< lr as the program or its schedule set it
     double gradient_norm = 0;     ///< of the last step, with clip_by_previous_norm; 0: not known
+    std::optional<LossScaleState> loss_scale = {};  ///< with dynamic_loss_scale
     changes::ActiveChanges::Saved changes;
   };
   /// Completes the last step, so that owned_rows() and the result are what it has left; between two steps. Collective: ranks that

@@ -23,6 +23,12 @@ std::string text_of(double value) {
 std::string text_of(const std::optional<double>& value) {
   return value ? text_of(*value) : "by default";
 }
+std::string text_of(const std::optional<LossScaleRules>& rules) {
+  if (!rules) return "none";
+  return text_of(double{rules->initial}) + ", times " + text_of(double{rules->growth}) + " after " +
+         text_of(rules->growth_interval) + " good steps, times " + text_of(double{rules->backoff}) +
+         " after a skipped one, at least " + text_of(double{rules->minimum});
+}
 std::string text_of(GradientWire wire) {
   return wire == GradientWire::bf16 ? "bf16" : "exact";
 }

@@ -42,8 +42,7 @@ class AdamwStepper : public Stepper {
   void begin(double lr) override { optimizer_.param_groups()[0].options().set_lr(lr); }
   void accumulate(const std::function<void()>& backward) override { backward(); }
 
-  StepOutcome step(double loss_scale) override {
-    FUSEDBUN_ASSERT(loss_scale == 1, "AdamW skips no step, so nobody scales its loss");
+  StepOutcome step() override {
     average_gradients();
     const torch::Tensor gradient = message_.narrow(0, 0, elements_);
     double norm = 0;
@@ -54,7 +53,7 @@ class AdamwStepper : public Stepper {
     optimizer_.step();
     for (const torch::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
     ++job_step_;
-    return {optimizer_.param_groups()[0].options().get_lr(), norm, 0, 0, {false}};
+    return {optimizer_.param_groups()[0].options().get_lr(), norm, 0, 0};
   }
 
   void finish() override {}

@@ -18,12 +18,14 @@ class FusedbunStepper : public Stepper {
              .max_grad_norm = options.max_grad_norm,
              .clip_by_previous_norm = options.clip_by_previous_norm,
              .gradient_divisor = {},
+             .dynamic_loss_scale = options.loss_scale,
              .gradient_wire = options.bf16_on_wire ? GradientWire::bf16 : GradientWire::exact,
              .step_in_backward = options.step_in_backward,
              .host_window = options.host_window,
              .release = GradientRelease::in_hook,
              .trace = options.trace,
              .notice = options.notice}),
+        scales_loss_(options.loss_scale.has_value()),
         bf16_on_wire_(options.bf16_on_wire),
         step_in_backward_(options.step_in_backward) {
     if (resume != nullptr) resume->loaded = job.resume(contents({}), resume->from);
@@ -37,16 +39,14 @@ class FusedbunStepper : public Stepper {
     backward();
   }
 
-  StepOutcome step(double loss_scale) override {
-    optimizer_.step(StepOptions{.loss_scale = loss_scale});
+  torch::Tensor scale_loss(const torch::Tensor& loss) override {
+    return optimizer_.scale_loss(loss);
+  }
+  StepOutcome step() override {
+    optimizer_.step();
     const changes::StepReport& report = optimizer_.report();
     return {report.group_options[0].lr, report.gradient_norm, report.active_revision,
-            report.skipped_steps, take_skips()};
-  }
-  int outcome_delay() const override { return optimizer_.outcome_delay(); }
-  std::vector<bool> settle() override {
-    optimizer_.settle();
-    return take_skips();
+            report.skipped_steps, take_scale()};
   }
 
   void finish() override { optimizer_.finish(); }
@@ -78,11 +78,16 @@ class FusedbunStepper : public Stepper {
   }
 
  private:
-  std::vector<bool> take_skips() {
-    std::vector<bool> skips;
-    for (const ShardedFusedbun::StepOutcome& outcome : optimizer_.take_outcomes())
-      skips.push_back(outcome.skipped);
-    return skips;
+  std::optional<StepOutcome::Scale> take_scale() {
+    const std::vector<ShardedFusedbun::StepOutcome> heard = optimizer_.take_outcomes();
+    if (!scales_loss_) return std::nullopt;
+    StepOutcome::Scale scale{.used = optimizer_.loss_scale().scale,
+                             .next = optimizer_.loss_scale()};
+    for (const ShardedFusedbun::StepOutcome& outcome : heard) {
+      scale.used = outcome.loss_scale;
+      scale.has_skipped |= outcome.skipped;
+    }
+    return scale;
   }
   CheckpointContents contents(const CheckpointTexts& values) {
     return {.optimizer = &optimizer_,
@@ -97,6 +102,7 @@ class FusedbunStepper : public Stepper {
   Job& job_;
   Gpt2& model_;
   ShardedFusedbun optimizer_;
+  bool scales_loss_;
   bool bf16_on_wire_;
   bool step_in_backward_;
 };

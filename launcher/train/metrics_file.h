@@ -3,6 +3,7 @@
 //   {"attempt":1,"step":0,"loss":5.45,"lr":1e-4,"tokens_per_second":13000.0,"grad_norm":1.9,"revision":0,"skipped":0}
 //   {"attempt":1,"step":50,"validation_loss":3.21}      loss before job step 50, in nats per token
 // With a dynamic loss scale (--precision fp16-autocast) the first kind goes on: ,"loss_scale":65536.0,"good_steps":17
+// On GPUs grad_norm, skipped and the loss scale are those of the step two before, which the host has heard of.
 // Attempts of a run count from 1. One that resumes tells of its steps again, and nothing is rewritten: of two lines about a step
 // that of the highest attempt holds. A number that is NaN or inf is null. Each line is there at once, so a reader never waits for the end of the run; lines that
 // a full disk does not take are lost and counted (line_file.h).
@@ -27,8 +28,8 @@ struct StepMetrics {
   int64_t skipped = 0;   ///< steps skipped so far
   /// With a dynamic loss scale.
   struct Scale {
-    double used = 1;         ///< the loss of this step was multiplied by it
-    int64_t good_steps = 0;  ///< after this step, since the scale changed last
+    double used = 1;         ///< the step's loss was multiplied by it
+    int64_t good_steps = 0;  ///< after that step, since the scale changed last
   };
   std::optional<Scale> loss_scale = {};
 };

@@ -24,7 +24,7 @@ std::string_view name_of(Precision precision);
 /// Throws ConfigError that lists the names.
 Precision parse_precision(const std::string& name);
 
-/// float16 ends at 65,504 and loses what is below 6e-8: the loss is multiplied by a scale (loss_scale.h).
+/// float16 ends at 65,504 and loses what is below 6e-8: the loss is multiplied by a scale (core/loss_scale.h).
 constexpr bool scales_loss(Precision precision) {
   return precision == Precision::fp16_autocast;
 }

@@ -37,10 +37,6 @@ void RunCheckpoints::before_leaving(int64_t steps_done) {
 bool RunCheckpoints::save(int64_t steps_done) {
   RunValues values = values_;
   add_position(values, steps_done, batch_, first_validation_loss_);
-  if (loss_scale_ != nullptr) {
-    for (const bool skipped : stepper_.settle()) loss_scale_->tell(skipped);
-    add_loss_scale(values, loss_scale_->state());
-  }
   if (stepper_.save(values) == SaveStart::under_way) return false;
   schedule_.saved(steps_done, seconds());
   return true;

@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "fusedbun/launcher/train/checkpoint_schedule.h"
-#include "fusedbun/launcher/train/loss_scale.h"
 #include "fusedbun/launcher/train/run_values.h"
 #include "fusedbun/launcher/train/stepper.h"
 
@@ -20,7 +19,6 @@ class RunCheckpoints {
 
   void set_first_validation_loss(double loss) { first_validation_loss_ = loss; }
   /// Its state is saved too; it outlives this object.
-  void set_loss_scale(LossScale& scale) { loss_scale_ = &scale; }
   /// By this rank's clock; rank 0's counts.
   bool is_time() const { return schedule_.is_time(seconds()); }
   /// As after_step() was told last.
@@ -44,7 +42,6 @@ class RunCheckpoints {
   int64_t batch_;
   int64_t steps_done_;
   double first_validation_loss_ = 0;
-  LossScale* loss_scale_ = nullptr;  ///< none: it is 1 in all steps
   Clock::time_point started_ = Clock::now();
 };
 

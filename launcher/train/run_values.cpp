@@ -24,10 +24,6 @@ constexpr std::string_view kBreaking[] = {"--seed",
 constexpr std::string_view kSchedule[] = {"--steps", "--warmup", "--lr"};
 constexpr const char* kFirstSample = "next sample";
 constexpr const char* kFirstLoss = "first validation loss";
-constexpr const char* kLossScale = "loss scale";
-constexpr const char* kGoodSteps = "good steps at this loss scale";
-constexpr const char* kSkippedInARow = "steps skipped in a row";
-constexpr const char* kOutcomesAhead = "outcomes ahead of the loss scale";
 // Checkpoints from before there was --precision.
 constexpr std::string_view kPrecision = "--precision", kFirstPrecision = "float32";
 
@@ -93,50 +89,6 @@ void add_position(RunValues& values, int64_t job_step, int64_t batch,
 std::optional<double> first_validation_loss_in(const RunValues& saved) {
   const auto found = saved.find(kFirstLoss);
   return found == saved.end() ? std::nullopt : number_in<double>(found->second);
-}
-
-// An outcome is the scale that its step used and what became of it: "65536+" was good, "65536-" skipped.
-void add_loss_scale(RunValues& values, const LossScaleState& state) {
-  values[kLossScale] = text_of(state.scale);
-  values[kGoodSteps] = std::to_string(state.good_steps);
-  values[kSkippedInARow] = std::to_string(state.skipped_in_a_row);
-  std::string ahead;
-  for (const LossScaleState::Told& told : state.told) {
-    ahead += (ahead.empty() ? "" : " ") + text_of(told.scale) + (told.skipped ? "-" : "+");
-  }
-  if (!ahead.empty()) values[kOutcomesAhead] = ahead;
-}
-
-std::optional<LossScaleState> loss_scale_in(const RunValues& saved) {
-  if (saved.find(kLossScale) == saved.end()) return std::nullopt;
-  const auto refuse_unless = [&](bool is_good, const char* name) {
-    FUSEDBUN_REQUIRE(is_good, DataError,
-                     "the checkpoint says '" + std::string(name) + "' = '" +
-                         std::string(value_of(saved, name)) +
-                         "', which is none: take an older checkpoint, or --overwrite");
-  };
-  const auto count = [&](const char* name) {
-    const auto value = number_in<int64_t>(value_of(saved, name));
-    refuse_unless(value && *value >= 0, name);
-    return *value;
-  };
-  const auto is_scale = [](const std::optional<double>& value) {
-    return value && *value > 0 && std::isfinite(*value);
-  };
-  const auto scale = number_in<double>(value_of(saved, kLossScale));
-  refuse_unless(is_scale(scale), kLossScale);
-  LossScaleState state{
-      .scale = *scale, .good_steps = count(kGoodSteps), .skipped_in_a_row = count(kSkippedInARow)};
-  std::string_view ahead = value_of(saved, kOutcomesAhead);
-  while (!ahead.empty()) {
-    const std::string_view word = ahead.substr(0, ahead.find(' '));
-    ahead.remove_prefix(std::min(ahead.size(), word.size() + 1));
-    refuse_unless(word.ends_with('+') || word.ends_with('-'), kOutcomesAhead);
-    const auto used = number_in<double>(word.substr(0, word.size() - 1));
-    refuse_unless(is_scale(used), kOutcomesAhead);
-    state.told.push_back({*used, word.back() == '-'});
-  }
-  return state;
 }
 
 std::string differences_that_break(const RunValues& saved, const RunValues& here) {

@@ -8,7 +8,6 @@
 #include <string>
 #include <vector>
 
-#include "fusedbun/launcher/train/loss_scale.h"
 #include "fusedbun/launcher/train/train_options.h"
 
 namespace fusedbun::train {
@@ -23,11 +22,6 @@ RunValues values_of(const TrainOptions& options, int64_t context, double peak_lr
 /// end of the run compares with.
 void add_position(RunValues& values, int64_t job_step, int64_t batch, double first_validation_loss);
 std::optional<double> first_validation_loss_in(const RunValues& saved);
-
-/// The loss scale of the next step and what decides those after it; a run without a dynamic scale has none.
-void add_loss_scale(RunValues& values, const LossScaleState& state);
-/// Throws DataError, naming the value, for what add_loss_scale() cannot have written.
-std::optional<LossScaleState> loss_scale_in(const RunValues& saved);
 
 /// What may not differ when a run goes on, "--batch (16, here 32)"; empty if nothing does.
 std::string differences_that_break(const RunValues& saved, const RunValues& here);

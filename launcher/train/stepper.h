@@ -2,7 +2,8 @@
 // Stepper: how a job's gradients become parameters, as the training loop sees it. Two of them: the sharded Fusedbun
 // optimizer, and AdamW with plain data-parallel averaging, to compare with.
 //
-// A job step is: begin(lr); accumulate(backward) for all but the last backward pass; the last backward pass; step(loss scale).
+// A job step is: begin(lr); accumulate(backward) for all but the last backward pass; the last backward pass; step(). Each pass is one
+// through scale_loss(loss).
 // All ranks call the same in the same order.
 //
 // Thread safety: one thread at a time, except request_leave, which is async-signal-safe.
@@ -13,6 +14,7 @@
 #include <string>
 #include <string_view>
 
+#include "fusedbun/core/loss_scale.h"
 #include "fusedbun/core/options.h"
 #include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/plan/transport_choice.h"
@@ -33,9 +35,13 @@ struct StepOutcome {
   double grad_norm = 0;  ///< of the averaged gradient, before clipping; 0: not clipping
   int64_t revision = 0;  ///< of the hyperparameters in use
   int64_t skipped = 0;   ///< steps skipped so far
-  /// Of the steps whose outcome is known since the one before, oldest first: true, it changed nothing, because a gradient was NaN or inf
-  /// on some rank. On CPUs this one's alone; GPUs tell Stepper::outcome_delay() steps later.
-  std::vector<bool> told_skips = {};
+  /// Of a loss scale: what is known of it since this step. On CPUs of this one, on GPUs of one two steps back.
+  struct Scale {
+    double used = 1;           ///< losses were multiplied by it
+    LossScaleState next;       ///< after that step
+    bool has_skipped = false;  ///< some step that was heard of now
+  };
+  std::optional<Scale> loss_scale = {};
 };
 
 class Stepper {
@@ -46,11 +52,9 @@ class Stepper {
 
   virtual void begin(double lr) = 0;
   virtual void accumulate(const std::function<void()>& backward) = 0;
-  /// The losses were multiplied by `loss_scale` before backward; gradients are divided by it.
-  virtual StepOutcome step(double loss_scale) = 0;
-  virtual int outcome_delay() const { return 0; }
-  /// Waits for the outcome of all steps, on all ranks; told_skips of those that were not known.
-  virtual std::vector<bool> settle() { return {}; }
+  /// With StepperOptions::loss_scale: times the scale, by which step() divides.
+  virtual torch::Tensor scale_loss(const torch::Tensor& loss) { return loss; }
+  virtual StepOutcome step() = 0;
   /// Waits for what is under way; once, after the last step.
   virtual void finish() = 0;
 
@@ -84,6 +88,7 @@ struct StepperOptions {
   bool bf16_on_wire = false;
   bool step_in_backward = false;
   bool clip_by_previous_norm = false;
+  std::optional<LossScaleRules> loss_scale = {};  ///< none: losses are not scaled
   StepTrace* trace = nullptr;
   std::function<void(std::string_view)> notice;
 };

@@ -183,7 +183,7 @@ void add_precision_flags(CLI::App& command, Flags& flags) {
                   "optimizer; bf16-autocast: float32 parameters, matrix products in bfloat16; "
                   "fp16-autocast: in float16, with dynamic loss scaling (slow on CPUs)")
       ->group(kGroup);
-  train::LossScaleRules& scale = flags.options.loss_scale;
+  LossScaleRules& scale = flags.options.loss_scale;
   command
       .add_option("--loss-scale", scale.initial,
                   "fp16-autocast: what the loss is multiplied by at first; halved when gradients "

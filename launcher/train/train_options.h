@@ -9,12 +9,12 @@
 #include <string>
 #include <vector>
 
+#include "fusedbun/core/loss_scale.h"
 #include "fusedbun/dist/plan/backend_choice.h"
 #include "fusedbun/dist/plan/identity.h"
 #include "fusedbun/dist/plan/rank_watch.h"
 #include "fusedbun/dist/run_folder/run_record.h"
 #include "fusedbun/launcher/train/checkpoint_schedule.h"
-#include "fusedbun/launcher/train/loss_scale.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 #include "fusedbun/launcher/train/precision.h"
 

@@ -102,6 +102,7 @@ LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t co
   loop.seed = options.seed;
   loop.context = context;
   loop.eval_every = options.eval_every;
+  loop.loss_scale_minimum = options.loss_scale.minimum;
   return loop;
 }
 
@@ -239,7 +240,6 @@ class Run {
     if (resume_.loaded) {
       loop.first_validation_loss = first_validation_loss_in(resume_.loaded->values);
     }
-    if (scales_loss(options_.precision)) make_loss_scale(*stepper);
     const LeaveSignals::Serving asked_by_signals(*stepper);
     const std::vector<int64_t> planned =
         comm::all_gather_object(host, stepper->planned_state_bytes());
@@ -255,14 +255,12 @@ class Run {
     if (keeps_checkpoints()) {
       checkpoints_.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
                            stepper->job_step());
-      if (loss_scale_) checkpoints_->set_loss_scale(*loss_scale_);
     }
     note_durable();
     if (job_.rank() == 0) last_words_.keep_for_launcher();
     last_words_.steps_done(stepper->job_step());
     LoopResult result = TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get(),
                                       checkpoints_ ? &*checkpoints_ : nullptr,
-                                      loss_scale_ ? &*loss_scale_ : nullptr,
                                       [this](int64_t count) { last_words_.steps_done(count); }},
                                      loop)
                             .run();
@@ -345,6 +343,8 @@ class Run {
         .bf16_on_wire = options_.bf16_on_wire,
         .step_in_backward = options_.step_in_backward,
         .clip_by_previous_norm = options_.clip_by_previous_norm,
+        .loss_scale =
+            scales_loss(options_.precision) ? std::optional(options_.loss_scale) : std::nullopt,
         .trace = options_.trace.empty() ? nullptr : &trace_,
         .notice = [this](std::string_view sentence) { progress_.say(sentence); }};
     return options_.optimizer.kind == OptimizerKind::adamw
@@ -371,16 +371,6 @@ class Run {
             .on_gpu = options_.use_gpu,
             .bucket_bytes = static_cast<int64_t>(options_.bucket_mebibytes * (1 << 20)),
             .steps_in_backward = options_.step_in_backward};
-  }
-
-  /// The scale of a checkpoint goes on: a run that was stopped has those of one that was not.
-  void make_loss_scale(const Stepper& stepper) {
-    const auto saved =
-        resume_.loaded ? loss_scale_in(resume_.loaded->values) : std::optional<LossScaleState>();
-    LossScaleRules rules = options_.loss_scale;
-    rules.delay = stepper.outcome_delay();
-    const int64_t first_step = stepper.job_step();
-    loss_scale_ = saved ? LossScale(rules, first_step, *saved) : LossScale(rules, first_step);
   }
 
   /// After an error: what was lost, and how to go on. Said by one rank, rank 0, or if that is the lost one the next; unless the
@@ -490,7 +480,6 @@ class Run {
   LastWords& last_words_;
   LeaveSignals& signals_;
   ResumeRequest resume_;
-  std::optional<LossScale> loss_scale_;  ///< outlives checkpoints_, which save it
   std::optional<RunCheckpoints> checkpoints_;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
   std::unique_ptr<ModelFile> model_file_;

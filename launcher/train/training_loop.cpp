@@ -17,6 +17,9 @@ namespace {
 
 /// Skipped steps in a row after which nothing better is to be expected.
 constexpr int kNonfiniteInARowMax = 10;
+/// The same of steps whose scaled gradients overflow. From 65536 sixteen take the scale to its minimum, 1, and four more are skipped there;
+/// DeepSpeed gives up at the first one there, fairseq after twenty from its initial scale.
+constexpr int64_t kOverflowsInARowMax = 20;
 
 std::string number(const char* format, double value) {
   char text[48];
@@ -76,13 +79,9 @@ void TrainingLoop::validate(int64_t job_step) {
 void TrainingLoop::one_step(int64_t job_step) {
   const auto start = Progress::Clock::now();
   parts_.stepper.begin(learning_rate(options_.schedule, job_step));
-  const double loss_scale = parts_.loss_scale != nullptr ? parts_.loss_scale->begin_step() : 1;
-  const double local_loss = compute_gradients(job_step, loss_scale);
+  const double local_loss = compute_gradients(job_step);
   const auto gradients_done = Progress::Clock::now();
-  const StepOutcome outcome = parts_.stepper.step(loss_scale);
-  if (parts_.loss_scale != nullptr) {
-    for (const bool skipped : outcome.told_skips) parts_.loss_scale->tell(skipped);
-  }
+  const StepOutcome outcome = parts_.stepper.step();
   // Rank 0's clock says when a checkpoint is due; in the same message, so that it costs none.
   const bool is_time =
       parts_.checkpoints != nullptr && host().rank() == 0 && parts_.checkpoints->is_time();
@@ -92,13 +91,12 @@ void TrainingLoop::one_step(int64_t job_step) {
   const auto seconds_to = [&](auto end) {
     return std::chrono::duration<double>(end - start).count();
   };
-  report(job_step, loss, loss_scale, outcome,
-         {seconds_to(Progress::Clock::now()), seconds_to(gradients_done)});
+  report(job_step, loss, outcome, {seconds_to(Progress::Clock::now()), seconds_to(gradients_done)});
   require_finite(job_step, loss, outcome);
-  if (parts_.loss_scale != nullptr) follow_loss_scale(job_step, outcome);
+  if (outcome.loss_scale) follow_loss_scale(job_step, outcome);
 }
 
-double TrainingLoop::compute_gradients(int64_t job_step, double loss_scale) {
+double TrainingLoop::compute_gradients(int64_t job_step) {
   const torch::Device device = parts_.model->parameters()[0].device();
   torch::Tensor loss_sum;
   for (int micro_step = 0; micro_step < options_.share.accumulation; ++micro_step) {
@@ -108,7 +106,7 @@ double TrainingLoop::compute_gradients(int64_t job_step, double loss_scale) {
     };
     const Batch batch = make_batch(options_.share.micro_sequences, options_.context, device, fill);
     const torch::Tensor loss = parts_.model->loss(batch.tokens, batch.targets);
-    const torch::Tensor scaled = loss_scale == 1 ? loss : loss * loss_scale;
+    const torch::Tensor scaled = parts_.stepper.scale_loss(loss);
     if (micro_step + 1 < options_.share.accumulation) {
       parts_.stepper.accumulate([&] { scaled.backward(); });
     } else {
@@ -119,8 +117,8 @@ double TrainingLoop::compute_gradients(int64_t job_step, double loss_scale) {
   return loss_sum.item<double>() / options_.share.accumulation;
 }
 
-void TrainingLoop::report(int64_t job_step, double loss, double loss_scale,
-                          const StepOutcome& outcome, const StepTime& time) {
+void TrainingLoop::report(int64_t job_step, double loss, const StepOutcome& outcome,
+                          const StepTime& time) {
   training_seconds_ += time.whole_seconds;
   const auto tokens = static_cast<double>(options_.share.global_sequences * options_.context);
   const auto steps_done = static_cast<double>(job_step + 1 - first_step_);
@@ -136,34 +134,34 @@ void TrainingLoop::report(int64_t job_step, double loss, double loss_scale,
         {"tokens_per_second", tokens / time.whole_seconds},
         {"gradients_seconds", time.gradients_seconds},
         {"optimizer_seconds", time.whole_seconds - time.gradients_seconds}};
-    if (parts_.loss_scale != nullptr) {
-      metrics.loss_scale = {loss_scale, parts_.loss_scale->good_steps()};
-      live.push_back({"loss_scale", loss_scale});
+    if (outcome.loss_scale) {
+      metrics.loss_scale = {outcome.loss_scale->used, outcome.loss_scale->next.good_steps};
+      live.push_back({"loss_scale", outcome.loss_scale->used});
     }
     parts_.metrics->write(metrics);
     parts_.job.record_metrics(job_step, live);
   }
   StepLine line{job_step, options_.schedule.total_steps, loss, result_.tokens_per_second,
                 training_seconds_ / steps_done * steps_left};
-  if (parts_.loss_scale != nullptr) line.loss_scale = loss_scale;
+  if (outcome.loss_scale) line.loss_scale = outcome.loss_scale->used;
   parts_.progress.step(line, Progress::Clock::now());
 }
 
 void TrainingLoop::follow_loss_scale(int64_t job_step, const StepOutcome& outcome) {
-  const LossScale& scale = *parts_.loss_scale;
-  if (scale.has_failed()) {
+  const LossScaleState& next = outcome.loss_scale->next;
+  if (next.skipped_in_a_row >= kOverflowsInARowMax) {
     throw ConfigError(
-        "the gradients overflowed in " + std::to_string(scale.skipped_in_a_row()) +
+        "the gradients overflowed in " + std::to_string(next.skipped_in_a_row) +
         " steps in a row, the last of them job step " + std::to_string(job_step) + " at lr " +
-        number("%g", outcome.lr) + " with a loss scale of " + number("%g", scale.scale()) +
+        number("%g", outcome.lr) + " with a loss scale of " + number("%g", next.scale) +
         ": no model is saved; try a lower --lr, a longer --warmup, or --precision bf16-autocast");
   }
-  if (std::ranges::find(outcome.told_skips, true) == outcome.told_skips.end()) return;
-  if (!scale.is_at_minimum()) {
+  if (!outcome.loss_scale->has_skipped) return;
+  if (next.scale > options_.loss_scale_minimum) {
     is_at_minimum_told_ = false;
   } else if (!is_at_minimum_told_) {
     is_at_minimum_told_ = true;
-    parts_.progress.say("the loss scale is at its minimum, " + number("%g", scale.scale()) +
+    parts_.progress.say("the loss scale is at its minimum, " + number("%g", next.scale) +
                         ", after job step " + std::to_string(job_step) +
                         ": steps whose gradients overflow even so are skipped, and it falls no "
                         "further");

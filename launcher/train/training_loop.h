@@ -7,7 +7,6 @@
 #include <optional>
 
 #include "fusedbun/launcher/train/global_batch.h"
-#include "fusedbun/launcher/train/loss_scale.h"
 #include "fusedbun/launcher/train/metrics_file.h"
 #include "fusedbun/launcher/train/progress.h"
 #include "fusedbun/launcher/train/run_checkpoints.h"
@@ -24,6 +23,7 @@ struct LoopOptions {
   uint64_t seed = 0;
   int64_t context = 0;
   int64_t eval_every = 0;  ///< 0: only before the first and after the last step
+  double loss_scale_minimum = 1;
   /// Of the attempt that began the run; this one goes on from a checkpoint, whose step the stepper knows.
   std::optional<double> first_validation_loss = {};
 };
@@ -37,7 +37,6 @@ struct LoopParts {
   Progress& progress;
   MetricsFile* metrics;                                    ///< nullptr but on rank 0
   RunCheckpoints* checkpoints;                             ///< nullptr: none are saved
-  LossScale* loss_scale = nullptr;                         ///< nullptr: the loss is not scaled
   std::function<void(int64_t steps_done)> step_done = {};  ///< told on every rank
 };
 
@@ -61,15 +60,14 @@ class TrainingLoop {
  private:
   void validate(int64_t job_step);
   comm::Communicator& host();
-  double compute_gradients(int64_t job_step, double loss_scale);
+  double compute_gradients(int64_t job_step);
   void one_step(int64_t job_step);
   /// How long a step took: as a whole, and its forward and backward passes.
   struct StepTime {
     double whole_seconds = 0;
     double gradients_seconds = 0;
   };
-  void report(int64_t job_step, double loss, double loss_scale, const StepOutcome& outcome,
-              const StepTime& time);
+  void report(int64_t job_step, double loss, const StepOutcome& outcome, const StepTime& time);
   void follow_loss_scale(int64_t job_step, const StepOutcome& outcome);
   void require_finite(int64_t job_step, double loss, const StepOutcome& outcome);
 

@@ -109,7 +109,7 @@ class Job {
                               program_.sharded);
     for (int step = 0; step < program_.steps; ++step) {
       for (int pass = 0; pass < program_.passes; ++pass) {
-        backward(parameters, rank, step, pass);
+        backward(optimizer, parameters, rank, step, pass);
         if (pass == 0) program_.after_first_pass(optimizer);
       }
       optimizer.step();
@@ -131,7 +131,8 @@ class Job {
   }
 
   // p.grad becomes what is drawn for this rank, step and parameter.
-  void backward(const torch::OrderedDict<std::string, at::Tensor>& parameters, int rank, int step,
+  void backward(ShardedFusedbun& optimizer,
+                const torch::OrderedDict<std::string, at::Tensor>& parameters, int rank, int step,
                 int pass) {
     catch_up();
     at::Tensor loss = at::zeros({}, at::kDouble);
@@ -145,7 +146,7 @@ class Job {
         g.view(-1)[17] = std::numeric_limits<double>::quiet_NaN();
       loss = loss + (parameters["p" + std::to_string(p)] * g).sum().to(at::kDouble);
     }
-    loss.backward();
+    optimizer.scale_loss(loss).backward();
   }
 
   const Program& program_;
@@ -313,6 +314,64 @@ TEST_F(ShardedOnDevices, AnArchiveHasTheStepsThatWereDone) {
     if (step != 2 && step != 3) return;
     torch::serialize::OutputArchive saved;
     optimizer.save(saved);
+    std::stringstream stream;
+    saved.save_to(stream);
+    torch::serialize::InputArchive read;
+    read.load_from(stream);
+    optimizer.load(read);
+  };
+  expect_the_cpus_run(program);
+}
+
+// The scale falls with the step after an overflow, though the host hears of it two steps later.
+TEST_F(ShardedOnDevices, ScaleTheLossAsTheStepBeforeDecided) {
+  for (const double max_norm : {0.0, 3.0}) {
+    Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .steps = 9};
+    program.sharded.bucket_bytes = 8 << 10;
+    program.sharded.max_grad_norm = max_norm;
+    program.sharded.dynamic_loss_scale = {.initial = 4096, .growth = 4, .growth_interval = 2};
+    program.is_spoilt = [](int rank, int step) {
+      return (step == 2 && rank == 1) || (step == 3 && rank == 0) || step == 7;
+    };
+    std::vector<std::vector<double>> used;  // [rank][step]
+    std::vector<LossScaleState> left;
+    program.after_step = [&](ShardedFusedbun& optimizer, Program::Parameters&, int rank, int step) {
+      if (step + 1 == program.steps) optimizer.settle();
+      for (const ShardedFusedbun::StepOutcome& outcome : optimizer.take_outcomes())
+        used[static_cast<size_t>(rank)].push_back(outcome.loss_scale);
+      if (step + 1 == program.steps) left[static_cast<size_t>(rank)] = optimizer.loss_scale();
+    };
+    const std::vector<double> expected = {4096, 4096, 16384, 8192, 4096, 4096, 16384, 16384, 8192};
+    for (const bool on_devices : {false, true}) {
+      used.assign(2, {});
+      left.assign(2, {});
+      if (on_devices) {
+        this->on_devices(program);
+      } else {
+        Job(program, nullptr).run();
+      }
+      for (size_t rank = 0; rank < 2; ++rank) {
+        EXPECT_EQ(used[rank], expected) << (on_devices ? "on devices" : "on CPUs");
+        EXPECT_EQ(left[rank], (LossScaleState{.scale = 8192, .good_steps = 1}));
+      }
+    }
+    used.assign(2, {});
+    expect_the_cpus_run(program, max_norm > 0 ? 1e-5 : 0);  // norms are added up in another order
+  }
+}
+
+TEST_F(ShardedOnDevices, SaveAndLoadTheLossScale) {
+  Program program{.ranks = 2, .options = preset("compact", 1e-2), .sharded = {}, .steps = 7};
+  program.sharded.bucket_bytes = 8 << 10;
+  program.sharded.dynamic_loss_scale = {.initial = 1024, .growth_interval = 2};
+  program.is_spoilt = [](int rank, int step) { return rank == 1 && (step == 2 || step == 4); };
+  program.after_step = [](ShardedFusedbun& optimizer, Program::Parameters&, int, int step) {
+    if (step != 2 && step != 3) return;
+    torch::serialize::OutputArchive saved;
+    optimizer.save(saved);
+    EXPECT_EQ(
+        optimizer.loss_scale(),
+        (LossScaleState{.scale = 1024, .good_steps = step - 2, .skipped_in_a_row = 3 - step}));
     std::stringstream stream;
     saved.save_to(stream);
     torch::serialize::InputArchive read;

@@ -110,7 +110,7 @@ struct TableMatrix {
           step_scalars(memory.options, std::max<int64_t>(t - behind, 1), 0.5);
       factors.push_back(device::step_factors<T>(memory.range, scalars, memory.options));
     }
-    inputs.divisor = memory.divisor;
+    control.divisor = memory.divisor;
     control.clip = memory.scale;
     std::fill(scratch.begin(), scratch.end(), std::byte{0xf7});
     const device::StepTable<T> all = table();

@@ -130,6 +130,30 @@ TEST(Manifest, ANormThatIsKnownComesBack) {
   EXPECT_EQ(parse_manifest(format_manifest(manifest)).gradient_norm, 0);
 }
 
+TEST(Manifest, ALossScaleComesBackWhereItIsDynamic) {
+  Manifest manifest;
+  EXPECT_EQ(format_manifest(manifest).find("loss_scale"), std::string::npos);
+  EXPECT_EQ(parse_manifest(format_manifest(manifest)).loss_scale, std::nullopt);
+  for (const float scale : {1.0F, 65536.0F, 1.0F / 3, 3.0e38F}) {
+    manifest.loss_scale = {.scale = scale, .good_steps = 7, .skipped_in_a_row = 2};
+    EXPECT_EQ(parse_manifest(format_manifest(manifest)).loss_scale, manifest.loss_scale);
+  }
+}
+
+TEST(Manifest, ALossScaleThatCannotBeOneIsRefused) {
+  Manifest manifest;
+  manifest.loss_scale = {.scale = 4, .good_steps = 7};
+  const std::string text = format_manifest(manifest), scale = R"("scale":4.0)";
+  for (const char* bad : {R"("scale":0.0)", R"("scale":-4.0)", R"("scale":1e39)"}) {
+    std::string changed = text;
+    const size_t at = changed.find(scale);
+    ASSERT_NE(at, std::string::npos) << text;
+    changed.replace(at, scale.size(), bad);
+    EXPECT_THAT([&] { parse_manifest(signed_again(changed)); },
+                ThrowsMessage<DataError>(HasSubstr("'scale' must be above 0")));
+  }
+}
+
 TEST(Manifest, EveryOptionComesBackFromAnotherValue) {
   // Set field by field to what is not its default.
   Options options = preset("recommended", 0.1);

@@ -33,6 +33,8 @@ std::vector<OtherValue> fields_of_the_job() {
       {"max_grad_norm", [](ShardedOptions& o) { o.max_grad_norm = 0.1; }},
       {"clip_by_previous_norm", [](ShardedOptions& o) { o.clip_by_previous_norm = true; }},
       {"gradient_divisor", [](ShardedOptions& o) { o.gradient_divisor = 2; }},
+      {"dynamic_loss_scale",
+       [](ShardedOptions& o) { o.dynamic_loss_scale = {.growth_interval = 7}; }},
       {"gradient_wire", [](ShardedOptions& o) { o.gradient_wire = GradientWire::bf16; }},
       {"transport",
        [](ShardedOptions& o) { o.transport = plan::GradientTransport::point_to_point; }},

@@ -75,37 +75,5 @@ TEST(RunValues, APrecisionMayNotDifferAndOldCheckpointsAreOfFloat32) {
             "--loss-scale-growth-every (2000, here 5)");
 }
 
-TEST(RunValues, TheLossScaleComesBackToTheBit) {
-  RunValues saved = values({});
-  EXPECT_FALSE(loss_scale_in(saved));
-  LossScaleState state{.scale = 0x1p-3 * 3, .good_steps = 1234, .skipped_in_a_row = 5};
-  add_loss_scale(saved, state);
-  EXPECT_EQ(saved.at("loss scale"), "0.375");
-  EXPECT_EQ(loss_scale_in(saved), state);
-  state.told = {{.scale = 65536, .skipped = true}, {.scale = 0.1 + 0.2, .skipped = false}};
-  add_loss_scale(saved, state);
-  EXPECT_EQ(loss_scale_in(saved), state);
-}
-
-TEST(RunValues, ALossScaleThatIsNoneIsRefusedByName) {
-  struct Bad {
-    const char *name, *text;
-  };
-  for (const Bad& bad :
-       {Bad{"loss scale", "inf"}, Bad{"loss scale", "-1"}, Bad{"loss scale", "65536x"},
-        Bad{"good steps at this loss scale", ""}, Bad{"good steps at this loss scale", "-3"},
-        Bad{"steps skipped in a row", "many"}, Bad{"outcomes ahead of the loss scale", "65536"},
-        Bad{"outcomes ahead of the loss scale", "65536+  4-"},
-        Bad{"outcomes ahead of the loss scale", "+"}}) {
-    RunValues saved = values({});
-    add_loss_scale(saved, {.scale = 2});
-    saved[bad.name] = bad.text;
-    EXPECT_THAT([&] { loss_scale_in(saved); },
-                testing::ThrowsMessage<DataError>(
-                    testing::AllOf(testing::HasSubstr(bad.name), testing::HasSubstr(bad.text))))
-        << bad.name << " " << bad.text;
-  }
-}
-
 }  // namespace
 }  // namespace fusedbun::train
