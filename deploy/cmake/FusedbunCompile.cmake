@@ -39,7 +39,10 @@ string(REPLACE ";" "," source_prefix_maps "${source_prefix_maps}")
 target_compile_options(fusedbun_compile INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler ${source_prefix_maps}>")
 target_include_directories(fusedbun_compile INTERFACE ${FUSEDBUN_INCLUDE_ROOT})
 if(FUSEDBUN_SANITIZE STREQUAL "address")
-  add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer)
+  # Null pointers and ends of objects are the address sanitizer's to find. Calls in place of code at each access: the vector code compiles
+  # in half the time.
+  add_compile_options(-fsanitize=address,undefined -fno-sanitize=null,object-size,vptr -fno-sanitize-recover=all -fno-omit-frame-pointer
+                      "SHELL:--param asan-instrumentation-with-call-threshold=0")
   add_link_options(-fsanitize=address,undefined)
 elseif(FUSEDBUN_SANITIZE STREQUAL "thread")
   add_compile_options(-fsanitize=thread -fno-omit-frame-pointer)
