@@ -2,7 +2,7 @@
 # Installs what this checkout needs and this machine lacks: Debian packages and .venv, its own Python environment.
 #
 #   deploy/install.sh cpu     to build and to train on CPUs; LibTorch takes 1.3 GB in .venv
-#   deploy/install.sh test    that, and what the tests need: all of torch, nvcc and more, 5.7 GB in .venv
+#   deploy/install.sh test    that, and what the tests need: all of torch, nvcc and more, 5.9 GB in .venv
 #
 # What is there already is left alone: with nothing missing it needs neither root nor network. The lists are
 # packages-*.txt (apt) and requirements-*.txt (pip, every version pinned) beside this file.
@@ -12,7 +12,7 @@ export LC_ALL=C
 
 case "${1:-}" in
   cpu) sets=(cpu) wheels_gb=1.3 space_gb=4 ;;
-  test) sets=(cpu test) wheels_gb=5.7 space_gb=14 ;;
+  test) sets=(cpu test) wheels_gb=5.9 space_gb=14 ;;
   -h | --help) usage; exit 0 ;;
   *) usage >&2; exit 64 ;;
 esac

@@ -19,8 +19,6 @@ constexpr double kSummationError = 1e-12;
 
 void ShardUpdate::extend() {
   if (device_ != nullptr) {  // its tables and messages are made anew
-    DeviceApi& api = device_api_of(model_.device);
-    api.record(api.current_stream())->wait();
     sum_of_squares_ = sums_of_squares();
     device_squares_.reset();
     device_basis_.clear();

@@ -22,6 +22,10 @@ void StepMessage::resize(const plan::ColumnLayout& layout) {
   const auto squares =
       std::ranges::count_if(layout.square_offset, [](int64_t o) { return o >= 0; });
   column_sums_ = layout.sum_entries - squares;
+  if (sums_.defined() && has_device_api(device_)) {
+    DeviceApi& api = device_api_of(device_);
+    api.keep({sums_, maxima_}, /*made_elsewhere=*/false, api.current_stream());
+  }
   const auto options = at::TensorOptions(device_);
   sums_ = at::zeros({layout.sum_entries}, options.dtype(at::kDouble));
   maxima_ = at::zeros({layout.max_entries}, options.dtype(at::kLong));

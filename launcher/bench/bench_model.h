@@ -6,13 +6,13 @@
 #include <string>
 #include <vector>
 
-#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/model/gpt2.h"
 
 namespace fusedbun::bench {
 
 struct BenchModel {
   std::string name;  ///< "3m", "25m", "124m"
-  train::Gpt2Config config;
+  model::Gpt2Config config;
   int64_t sequences = 1;  ///< per rank and step, of `context` tokens
   int64_t context = 128;
 };

@@ -147,7 +147,7 @@ class BatchLoop {
   }
 
  private:
-  train::Gpt2 model_;
+  model::Gpt2 model_;
   at::Tensor tokens_, targets_;
 };
 

@@ -7,7 +7,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/job/job.h"
-#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/model/causal_lm.h"
 #include "fusedbun/launcher/train/stepper.h"
 
 namespace fusedbun::train {
@@ -24,9 +24,9 @@ torch::optim::AdamWOptions adamw_options(const Options& options) {
 /// ranks that were asked to leave, so that all leave at the same step.
 class AdamwStepper : public Stepper {
  public:
-  AdamwStepper(Job& job, Gpt2& model, const StepperOptions& options)
+  AdamwStepper(Job& job, model::CausalLm& model, const StepperOptions& options)
       : data_(*job.channels().data),
-        parameters_(model->parameters()),
+        parameters_(model.parameters()),
         optimizer_(parameters_, adamw_options(options.optimizer)),
         max_grad_norm_(options.max_grad_norm),
         divisor_(static_cast<double>(data_.size()) * options.accumulation) {
@@ -117,7 +117,8 @@ class AdamwStepper : public Stepper {
 
 }  // namespace
 
-std::unique_ptr<Stepper> make_adamw_stepper(Job& job, Gpt2& model, const StepperOptions& options) {
+std::unique_ptr<Stepper> make_adamw_stepper(Job& job, model::CausalLm& model,
+                                            const StepperOptions& options) {
   return std::make_unique<AdamwStepper>(job, model, options);
 }
 

@@ -1,7 +1,6 @@
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
-#include "fusedbun/launcher/train/gpt2.h"
-#include "fusedbun/launcher/train/hf_gpt2.h"
+#include "fusedbun/launcher/model/gpt2_file.h"
 #include "fusedbun/launcher/train/stepper.h"
 
 namespace fusedbun::train {
@@ -9,11 +8,12 @@ namespace {
 
 class FusedbunStepper : public Stepper {
  public:
-  FusedbunStepper(Job& job, Gpt2& model, const StepperOptions& options, ResumeRequest* resume)
+  FusedbunStepper(Job& job, model::CausalLm& model, const StepperOptions& options,
+                  ResumeRequest* resume)
       : job_(job),
         model_(model),
         optimizer_(
-            job.channels(), model->named_parameters(), FusedbunOptions(options.optimizer),
+            job.channels(), model.named_parameters(), FusedbunOptions(options.optimizer),
             {.bucket_bytes = options.bucket_bytes,
              .max_grad_norm = options.max_grad_norm,
              .clip_by_previous_norm = options.clip_by_previous_norm,
@@ -91,16 +91,17 @@ class FusedbunStepper : public Stepper {
   }
   CheckpointContents contents(const CheckpointTexts& values) {
     return {.optimizer = &optimizer_,
-            .model = model_.get(),
+            .model = &model_,
             .values = values,
-            .is_stored_transposed = is_stored_transposed,
-            .model_metadata = hf_metadata(model_)};
+            .is_stored_transposed =
+                [this](std::string_view name) { return model::is_stored_transposed(model_, name); },
+            .model_metadata = model::metadata_of(model_)};
   }
   const Options& values() const {
     return static_cast<const FusedbunOptions&>(optimizer_.param_groups()[0].options()).values();
   }
   Job& job_;
-  Gpt2& model_;
+  model::CausalLm& model_;
   ShardedFusedbun optimizer_;
   bool scales_loss_;
   bool bf16_on_wire_;
@@ -109,7 +110,8 @@ class FusedbunStepper : public Stepper {
 
 }  // namespace
 
-std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, Gpt2& model, const StepperOptions& options,
+std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, model::CausalLm& model,
+                                               const StepperOptions& options,
                                                ResumeRequest* resume) {
   return std::make_unique<FusedbunStepper>(job, model, options, resume);
 }

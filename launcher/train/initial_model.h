@@ -3,26 +3,29 @@
 //
 // Thread safety: functions without state.
 #include <filesystem>
+#include <memory>
 #include <string>
 
-#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/model/causal_lm.h"
+#include "fusedbun/launcher/model/hf_config.h"
 #include "fusedbun/launcher/train/train_options.h"
 
 namespace fusedbun::train {
 
 struct InitialModel {
-  std::filesystem::path file;  ///< empty: random from the seed
-  Gpt2Config config;
+  std::filesystem::path file;  ///< of weights, or the index of several; empty: random from the seed
+  model::ModelConfig config;
   std::string
       assumption;  ///< a sentence for the user about what the file does not say; mostly empty
 };
 
-/// Reads the header of --init and the config.json beside it, but no weight. --init names a safetensors file or a folder with
-/// a model.safetensors in it (a run folder, a checkout from Hugging Face). Throws ConfigError if the flags ask for other
-/// sizes than the file has; DataError if it cannot be read, is no GPT-2 of bytes, or config.json asks for another model.
+/// Reads the headers of --init and the config.json beside it, but no weight. --init names a safetensors file, the index of several, or a
+/// folder with one of them (a run folder, a checkout from Hugging Face); without a config.json it must be a GPT-2. Throws ConfigError if the
+/// flags ask for other sizes than the model has; DataError if it cannot be read, is no model of bytes, or config.json is of another model.
 InitialModel choose_initial_model(const TrainOptions& options);
 
-/// Throws DataError as load_hf does; ConfigError naming the first parameter that holds NaN or inf.
-Gpt2 make_model(const InitialModel& initial, const TrainOptions& options);
+/// Throws DataError as model::load_weights does.
+std::shared_ptr<model::CausalLm> make_model(const InitialModel& initial,
+                                            const TrainOptions& options);
 
 }  // namespace fusedbun::train

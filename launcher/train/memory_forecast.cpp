@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <numeric>
+#include <vector>
 
 #include "fusedbun/core/error.h"
 
@@ -24,22 +26,24 @@ ElementBytes element_bytes(Precision precision) {
           .product = has_autocast(precision) ? kHalfBytes : parameter_bytes(precision)};
 }
 
-int64_t largest_parameter(const Gpt2Config& model) {
-  return model.n_embd * std::max({model.vocab, model.n_ctx, 4 * model.n_embd});
+int64_t largest_parameter(const model::ModelShape& shape) {
+  return std::max(shape.width * std::max(shape.vocab, shape.positions),
+                  std::ranges::max(model::block_matrices(shape)));
 }
 
 /// Elements of the parameters whose segments are too short to travel from where they are.
 int64_t packed_elements(const MemoryQuestion& question) {
-  const int64_t d = question.model.n_embd;
+  const model::ModelShape& shape = question.model;
+  const int64_t d = shape.width;
   const auto if_packed = [&](int64_t elements) {
     const int64_t segment_bytes =
         elements / question.world_size * parameter_bytes(question.precision);
     return segment_bytes < kInPlaceBytes ? elements : 0;
   };
-  const int64_t of_block = if_packed(3 * d * d) + if_packed(d * d) + 2 * if_packed(4 * d * d) +
-                           13 * d;  // biases and layer norms
-  return question.model.n_layer * of_block + if_packed(question.model.vocab * d) +
-         if_packed(question.model.n_ctx * d) + 2 * d;
+  int64_t of_block = model::block_vector_elements(shape);
+  for (const int64_t matrix : model::block_matrices(shape)) of_block += if_packed(matrix);
+  return shape.layers * of_block + (shape.is_tied ? 1 : 2) * if_packed(shape.vocab * d) +
+         if_packed(shape.positions * d) + 2 * d;
 }
 
 /// Of a GPU that is one of several: a few buckets, in which gradients are float32, and this rank's portion of the sum; stepped in backward
@@ -99,30 +103,38 @@ int64_t gradient_bytes(const MemoryQuestion& question) {
 }
 
 int64_t activation_bytes(const MemoryQuestion& question) {
-  const Gpt2Config& model = question.model;
+  const model::ModelShape& shape = question.model;
   const bool casts = has_autocast(question.precision);
   const auto [residual, product] = element_bytes(question.precision);
   const int64_t tokens = question.sequences * question.context;
-  const int64_t stream = tokens * model.n_embd;  // elements of one [tokens, d]
-  const int64_t square = model.n_embd * model.n_embd;
-  const int64_t embedding = model.vocab * model.n_embd;
-  // What a block's backward pass needs. Its input and what attention makes of it; normed twice, q, k, v, attended, and twice 4 d around
-  // GELU; per token the statistics of two layer norms and a log-sum-exp per head; under autocast its matrices in the shorter type.
+  const int64_t stream = tokens * shape.width;  // elements of one [tokens, d]
+  const std::vector<int64_t> matrices = model::block_matrices(shape);
+  const int64_t in_matrices = std::accumulate(matrices.begin(), matrices.end(), int64_t{0});
+  const int64_t embedding = shape.vocab * shape.width;
+  // What a block's backward pass needs. Its input and what attention makes of it; normed twice, q, k, v, attended, and what the MLP's
+  // matrices and activation take (around GELU 4 d twice; gate, up, and two products of them); per token the statistics of two norms and a
+  // log-sum-exp per head; under autocast its matrices in the shorter type.
   const int64_t input = stream * residual;
-  const int64_t block = 2 * input + 14 * stream * product +
-                        tokens * (4 + model.n_head) * kFloatBytes +
-                        (casts ? 12 * square * kHalfBytes : 0);
+  const int64_t operands = 2 * shape.width + 2 * shape.query_width + 2 * shape.kv_width +
+                           (shape.is_gated ? 4 : 2) * shape.mlp_width;
+  const int64_t block = 2 * input + tokens * operands * product +
+                        tokens * (4 + shape.heads) * kFloatBytes +
+                        (casts ? in_matrices * kHalfBytes : 0);
   // While the first matrix of a block's backward pass, the MLP's last, is at work: the gradient that came, a short one under autocast
-  // too, those of GELU's output and of the matrix. The tied embedding's gradient waits for its second part.
-  const int64_t at_work = input + stream * (4 * product + (casts ? product : 0)) +
-                          4 * square * product + embedding * parameter_bytes(question.precision);
-  // While the loss is: the last layer norm's input and output; the logarithms and two gradients of them, in float32; the tied
-  // embedding in the shorter type.
-  const int64_t head = input + stream * product + 3 * tokens * model.vocab * kFloatBytes +
-                       (casts ? embedding * kHalfBytes : 0);
-  if (!question.checkpoints_activations) return model.n_layer * block + std::max(head, at_work);
+  // too, those of the activation's output and of the matrix. The output layer's gradient waits for the tied embedding's.
+  const int64_t of_head = embedding * parameter_bytes(question.precision);
+  const int64_t at_work = input + (tokens * shape.mlp_width + (casts ? stream : 0)) * product +
+                          matrices.back() * product + of_head;
+  // While the loss is: the last norm's input and output, the gradients of its output and of the output layer, that layer in the shorter
+  // type; of as many tokens as are taken at once the logits and their logarithms. Then both gradients once more, scaled.
+  const int64_t logits =
+      std::min(tokens * shape.vocab * kFloatBytes, model::kLogitBytes) / kFloatBytes;
+  const int64_t in_loss = 2 * input + stream * product + of_head + logits * 2 * kFloatBytes +
+                          (casts ? (embedding + stream) * kHalfBytes : 0);
+  const int64_t head = std::max(in_loss, 3 * input + 2 * of_head);
+  if (!question.checkpoints_activations) return shape.layers * block + std::max(head, at_work);
   // The block's input is one of the inputs, but its output is computed too.
-  return model.n_layer * input + std::max(head, block + at_work);
+  return shape.layers * input + std::max(head, block + at_work);
 }
 
 }  // namespace

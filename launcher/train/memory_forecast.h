@@ -1,5 +1,5 @@
 #pragma once
-// MemoryForecast: the memory that training a GPT-2 takes on one rank at its peak, worked out before the first step from shapes alone.
+// MemoryForecast: the memory that training a model takes on one rank at its peak, worked out before the first step from shapes alone.
 //
 // Words: N = tokens of one backward pass on one rank, d = width, V = vocabulary, P = parameters, W = ranks. Activations are what autograd
 // keeps of a forward pass for the backward pass (Korthikanti et al., 2022, count them for GPT in the same way) and what both passes hold
@@ -12,9 +12,9 @@
 //                     collectives   P in float32, the own portion of the sum, and rows if they are of another type
 //   gradients         p.grad. One backward pass a step: in a host window and with collectives one at a time, with messages all, until
 //                     their bucket is stepped; those come as activations go. Several passes: all, beside the activations.
-//   activations       of a block, per token: 2 d of the residual stream and 14 d of operands of matrix products and of GELU; all
-//                     blocks, or with activation checkpointing one, and d per token of each other's input. Under autocast also the
-//                     parameters in the shorter type.
+//   activations       of a block, per token: 2 d of the residual stream and what matrix products and the MLP's activation take (GPT-2:
+//                     14 d); all blocks, or with activation checkpointing one, and d per token of each other's input. Under autocast also
+//                     the parameters in the shorter type. While the loss is there: some tokens' logits (launcher/model/cross_entropy.h).
 //
 //   libraries         what the libraries of matrix products load and allocate in their first step: 40 MiB, as found on CPUs
 //
@@ -26,14 +26,14 @@
 #include <string>
 
 #include "fusedbun/dist/plan/transport_choice.h"
-#include "fusedbun/launcher/train/gpt2_config.h"
+#include "fusedbun/launcher/model/model_shape.h"
 #include "fusedbun/launcher/train/precision.h"
 
 namespace fusedbun::train {
 
 /// What the forecast depends on.
 struct MemoryQuestion {
-  Gpt2Config model;
+  model::ModelShape model;
   int64_t parameters = 0;  ///< P
   Precision precision = Precision::float32;
   bool checkpoints_activations = false;

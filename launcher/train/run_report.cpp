@@ -55,13 +55,16 @@ std::string precision_sentence(const TrainOptions& options) {
 
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
                                          int64_t parameters, const TextData& text) {
-  const Gpt2Config& config = initial.config;
+  const model::ModelShape shape = model::shape_of(initial.config);
+  const std::string architecture =
+      std::holds_alternative<model::Gpt2Config>(initial.config) ? "GPT-2" : "Llama";
   std::string sources;
   for (const auto& source : options.data) sources += " " + source.string();
   std::vector<std::string> sentences = {
-      "model: GPT-2, " + grouped(parameters) + " parameters (" + std::to_string(config.n_layer) +
-          " layers, " + std::to_string(config.n_head) + " heads, width " +
-          std::to_string(config.n_embd) + ", context " + std::to_string(config.n_ctx) + "), " +
+      "model: " + architecture + ", " + grouped(parameters) + " parameters (" +
+          std::to_string(shape.layers) + " layers, " + std::to_string(shape.heads) +
+          " heads, width " + std::to_string(shape.width) + ", context " +
+          std::to_string(model::context_of(initial.config)) + "), " +
           (options.init.empty() ? "from seed " + std::to_string(options.seed)
                                 : "from " + options.init.string()),
       "text:" + sources + ": " + grouped(text.files()) + " files, " +

@@ -26,9 +26,11 @@ namespace fusedbun {
 class Job;
 class StepTrace;
 
-namespace train {
+namespace model {
+class CausalLm;
+}
 
-class Gpt2;
+namespace train {
 
 struct StepOutcome {
   double lr = 0;         ///< as used
@@ -100,10 +102,12 @@ struct ResumeRequest {
 };
 
 /// With `resume`, goes on from a checkpoint if there is one. Serves the control plane of `job`. Collective; throws ConfigError.
-std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, Gpt2& model, const StepperOptions& options,
+std::unique_ptr<Stepper> make_fusedbun_stepper(Job& job, model::CausalLm& model,
+                                               const StepperOptions& options,
                                                ResumeRequest* resume);
 /// CPU only, no checkpoints. Collective; throws ConfigError.
-std::unique_ptr<Stepper> make_adamw_stepper(Job& job, Gpt2& model, const StepperOptions& options);
+std::unique_ptr<Stepper> make_adamw_stepper(Job& job, model::CausalLm& model,
+                                            const StepperOptions& options);
 
 }  // namespace train
 }  // namespace fusedbun

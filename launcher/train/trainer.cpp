@@ -22,8 +22,8 @@
 #include "fusedbun/dist/run_folder/standard_error.h"
 #include "fusedbun/launcher/cli/own_words.h"
 #include "fusedbun/launcher/env/host.h"
+#include "fusedbun/launcher/model/gpt2_file.h"
 #include "fusedbun/launcher/train/across_ranks.h"
-#include "fusedbun/launcher/train/hf_gpt2.h"
 #include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/last_words.h"
 #include "fusedbun/launcher/train/leave_signals.h"
@@ -106,8 +106,8 @@ LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t co
   return loop;
 }
 
-ForwardOptions forward_options(const TrainOptions& options) {
-  ForwardOptions forward{.checkpoints_activations = options.checkpoints_activations};
+model::ForwardOptions forward_options(const TrainOptions& options) {
+  model::ForwardOptions forward{.checkpoints_activations = options.checkpoints_activations};
   if (has_autocast(options.precision))
     forward.autocast = options.precision == Precision::bf16_autocast ? at::kBFloat16 : at::kHalf;
   return forward;
@@ -185,7 +185,7 @@ void say_saved(Progress& progress, const SavedCheckpoint& saved) {
 class Run {
  public:
   Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
-      Gpt2& model, const TextData& text, const MemoryUse& memory, Progress& progress,
+      model::CausalLm& model, const TextData& text, const MemoryUse& memory, Progress& progress,
       LastWords& last_words, LeaveSignals& signals)
       : options_(options),
         initial_(initial),
@@ -222,15 +222,15 @@ class Run {
 
  private:
   End execute() {
-    const int64_t context = options_.model.context.value_or(model_->config().n_ctx);
+    const int64_t context = options_.model.context.value_or(model_.context());
     comm::Communicator& host = *job_.channels().host;
     signals_.keep();  // on all ranks before rank 0 opens the record, which is to say how it ended
     require_same_run(host, options_, text_, context);
     const Options optimizer = options_of(options_.optimizer);
     LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
-    model_->set_forward(forward_options(options_));
-    if (options_.precision == Precision::bf16) model_->to(at::kBFloat16);
-    if (options_.use_gpu) model_->to(job_.placement().device);
+    model_.set_forward(forward_options(options_));
+    if (options_.precision == Precision::bf16) model_.to(at::kBFloat16);
+    if (options_.use_gpu) model_.to(job_.placement().device);
     comm::rethrow_on_all_ranks(host, [&] {
       if (job_.rank() == 0) open_files();
     });
@@ -307,7 +307,7 @@ class Run {
     progress_.write_to(run_dir_ / run_folder::kLogName);
     model_file_ = std::make_unique<ModelFile>(
         model_path,
-        model_->parameter_count() * static_cast<int64_t>(sizeof(float)) + kHeaderBytesMax,
+        model_.parameter_count() * static_cast<int64_t>(sizeof(float)) + kHeaderBytesMax,
         run_dir_ / run_folder::kSaveToName);
     metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName,
                                              std::ssize(record_->earlier()) + 1, say);
@@ -319,7 +319,9 @@ class Run {
     const auto is_stopped = [this] { return job_.leave_asked() == changes::LeaveRequest::stop; };
     const bool was_stopped = is_stopped();  // then stopping once more can mean nothing else
     return model_file_->save(
-        [this](const fs::path& path) { save_hf(path, model_); },
+        [this](const fs::path& path) {
+          model::save_weights(path, model_, model::metadata_of(model_));
+        },
         {.notice = [this](const std::string& sentence) { progress_.say(sentence); },
          .gives_up = [&] { return !was_stopped && is_stopped(); }});
   }
@@ -355,8 +357,8 @@ class Run {
 
   MemoryQuestion memory_question(const Stepper& stepper, const LoopOptions& loop,
                                  int64_t state_bytes) const {
-    return {.model = model_->config(),
-            .parameters = model_->parameter_count(),
+    return {.model = model::shape_of(initial_.config),
+            .parameters = model_.parameter_count(),
             .precision = options_.precision,
             .checkpoints_activations = options_.checkpoints_activations,
             .sequences = loop.share.micro_sequences,
@@ -448,7 +450,7 @@ class Run {
                  const MemoryForecast& forecast) {
     say_where_it_begins(stepper.job_step());
     for (const std::string& sentence :
-         start_sentences(options_, initial_, model_->parameter_count(), text_)) {
+         start_sentences(options_, initial_, model_.parameter_count(), text_)) {
       progress_.say(sentence);
     }
     progress_.say("ranks: " + std::to_string(job_.world_size()) + ", " +
@@ -473,7 +475,7 @@ class Run {
   const InitialModel& initial_;
   const fs::path& run_dir_;
   Job& job_;
-  Gpt2& model_;
+  model::CausalLm& model_;
   const TextData& text_;
   const MemoryUse& memory_;
   Progress& progress_;
@@ -536,18 +538,18 @@ void train(const TrainOptions& options) {
     job.finish();
     return;
   }
-  std::optional<Gpt2> model;
+  std::shared_ptr<model::CausalLm> model;
   std::optional<TextData> text;
   std::optional<MemoryUse> memory;
   try {
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
     comm::rethrow_on_all_ranks(*job.channels().host, [&] {
-      text.emplace(options.data, options.model.context.value_or(initial.config.n_ctx),
+      text.emplace(options.data, options.model.context.value_or(model::context_of(initial.config)),
                    TextOptions{.notice = [&progress](const std::string& sentence) {
                      progress.say(sentence);
                    }});
       memory.emplace(job.placement().device);
-      model.emplace(make_model(initial, options));
+      model = make_model(initial, options);
     });
   } catch (const std::exception& error) {
     job.fail(error);

@@ -9,8 +9,8 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/job/job.h"
+#include "fusedbun/launcher/model/causal_lm.h"
 #include "fusedbun/launcher/train/across_ranks.h"
-#include "fusedbun/launcher/train/gpt2.h"
 
 namespace fusedbun::train {
 namespace {
@@ -97,7 +97,7 @@ void TrainingLoop::one_step(int64_t job_step) {
 }
 
 double TrainingLoop::compute_gradients(int64_t job_step) {
-  const torch::Device device = parts_.model->parameters()[0].device();
+  const torch::Device device = parts_.model.parameters()[0].device();
   torch::Tensor loss_sum;
   for (int micro_step = 0; micro_step < options_.share.accumulation; ++micro_step) {
     const auto fill = [&](int64_t i, std::span<int64_t> tokens) {
@@ -105,7 +105,7 @@ double TrainingLoop::compute_gradients(int64_t job_step) {
                                   tokens);
     };
     const Batch batch = make_batch(options_.share.micro_sequences, options_.context, device, fill);
-    const torch::Tensor loss = parts_.model->loss(batch.tokens, batch.targets);
+    const torch::Tensor loss = parts_.model.loss(batch.tokens, batch.targets);
     const torch::Tensor scaled = parts_.stepper.scale_loss(loss);
     if (micro_step + 1 < options_.share.accumulation) {
       parts_.stepper.accumulate([&] { scaled.backward(); });

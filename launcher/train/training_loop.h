@@ -30,7 +30,7 @@ struct LoopOptions {
 
 /// What the loop works with; all outlive it.
 struct LoopParts {
-  Gpt2& model;
+  model::CausalLm& model;
   const TextData& text;
   Stepper& stepper;
   Job& job;

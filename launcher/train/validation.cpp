@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <functional>
 
+#include "fusedbun/launcher/model/causal_lm.h"
 #include "fusedbun/launcher/train/across_ranks.h"
-#include "fusedbun/launcher/train/gpt2.h"
 
 namespace fusedbun::train {
 
@@ -21,10 +21,10 @@ Batch make_batch(int64_t sequences, int64_t context, torch::Device device,
   return {tokens.narrow(1, 0, context), tokens.narrow(1, 1, context)};
 }
 
-double validation_loss(Gpt2& model, const TextData& text, const ValidationOptions& options,
-                       comm::Communicator& host) {
+double validation_loss(model::CausalLm& model, const TextData& text,
+                       const ValidationOptions& options, comm::Communicator& host) {
   const torch::NoGradGuard no_grad;
-  const torch::Device device = model->parameters()[0].device();
+  const torch::Device device = model.parameters()[0].device();
   const int64_t available = text.validation_samples(options.context);
   const int64_t sequences = std::min(options.sequences_max, available);
   const int64_t begin = sequences * host.rank() / host.size();
@@ -36,7 +36,7 @@ double validation_loss(Gpt2& model, const TextData& text, const ValidationOption
         make_batch(count, options.context, device, [&](int64_t i, std::span<int64_t> tokens) {
           text.validation_sample((first + i) * available / sequences, tokens);
         });
-    sum += model->loss(batch.tokens, batch.targets).item<double>() * static_cast<double>(count);
+    sum += model.loss(batch.tokens, batch.targets).item<double>() * static_cast<double>(count);
   }
   return sum_over_ranks(host, {sum})[0] / static_cast<double>(sequences);
 }

@@ -11,9 +11,11 @@
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/launcher/train/text_data.h"
 
-namespace fusedbun::train {
+namespace fusedbun::model {
+class CausalLm;
+}
 
-class Gpt2;
+namespace fusedbun::train {
 
 /// Sequences as a model takes them.
 struct Batch {
@@ -31,7 +33,7 @@ struct ValidationOptions {
 };
 
 /// Mean cross entropy in nats per token. Collective; each rank computes its share.
-double validation_loss(Gpt2& model, const TextData& text, const ValidationOptions& options,
-                       comm::Communicator& host);
+double validation_loss(model::CausalLm& model, const TextData& text,
+                       const ValidationOptions& options, comm::Communicator& host);
 
 }  // namespace fusedbun::train

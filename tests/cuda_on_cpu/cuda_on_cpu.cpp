@@ -138,47 +138,43 @@ void release(Multiprocessor& m, unsigned first, unsigned end) {
   for (unsigned i = first; i < end; ++i) m.fibers[i]->waits_at = Meeting::none;
 }
 
-bool release_meetings(Multiprocessor& m) {
-  const auto threads = static_cast<unsigned>(m.threads);
-  if (all_wait(m, 0, threads, Meeting::block)) {
-    release(m, 0, threads);
-    return true;
-  }
-  bool released = false;
-  for (unsigned first = 0; first < threads; first += kWarp) {
-    const unsigned end = std::min(first + kWarp, threads);
-    if (!all_wait(m, first, end, Meeting::warp)) continue;
-    release(m, first, end);
-    released = true;
-  }
-  return released;
-}
-
-void run_block(Multiprocessor& m, const std::string& what) {
-  for (auto& [key, memory] : m.shared) std::fill(memory.begin(), memory.end(), std::byte{0xf7});
-  for (int i = 0; i < m.threads; ++i) begin_fiber(m, static_cast<unsigned>(i));
-  std::vector<unsigned> order(static_cast<size_t>(m.threads));
-  std::iota(order.begin(), order.end(), 0U);
-  std::shuffle(order.begin(), order.end(), m.order);
+// A warp's threads take turns until each waits for the block or is done.
+void run_warp(Multiprocessor& m, const std::vector<unsigned>& threads) {
+  const unsigned first = *std::ranges::min_element(threads);
+  const auto end = static_cast<unsigned>(first + threads.size());
   for (;;) {
-    bool all_done = true;
-    for (const unsigned i : order) {
+    for (const unsigned i : threads) {
       Fiber& fiber = *m.fibers[i];
-      if (fiber.is_done) continue;
-      all_done = false;
-      if (fiber.waits_at == Meeting::none) enter(m, fiber);
+      if (!fiber.is_done && fiber.waits_at == Meeting::none) enter(m, fiber);
       if (m.error) std::rethrow_exception(std::exchange(m.error, nullptr));
     }
-    if (all_done) return;
-    const bool any_runs = std::any_of(order.begin(), order.end(), [&](unsigned i) {
-      return !m.fibers[i]->is_done && m.fibers[i]->waits_at == Meeting::none;
-    });
-    if (!any_runs && !release_meetings(m)) {
-      const bool left =
-          std::all_of(order.begin(), order.end(), [&](unsigned i) { return m.fibers[i]->is_done; });
-      if (left) return;
-      throw std::logic_error(what + ": threads of a block wait for others that never come");
+    if (!all_wait(m, first, end, Meeting::warp)) return;
+    release(m, first, end);
+  }
+}
+
+// One warp after the other runs as far ahead of the others as barriers allow.
+void run_block(Multiprocessor& m, const std::string& what) {
+  for (auto& [key, memory] : m.shared) std::fill(memory.begin(), memory.end(), std::byte{0xf7});
+  std::vector<std::vector<unsigned>> warps;
+  for (unsigned i = 0; i < static_cast<unsigned>(m.threads); ++i) {
+    begin_fiber(m, i);
+    if (i % kWarp == 0) warps.emplace_back();
+    warps.back().push_back(i);
+  }
+  for (std::vector<unsigned>& warp : warps) std::shuffle(warp.begin(), warp.end(), m.order);
+  for (;;) {
+    std::shuffle(warps.begin(), warps.end(), m.order);
+    for (const std::vector<unsigned>& warp : warps) run_warp(m, warp);
+    const auto threads = static_cast<unsigned>(m.threads);
+    if (all_wait(m, 0, threads, Meeting::block)) {
+      release(m, 0, threads);
+      continue;
     }
+    const bool all_done =
+        std::ranges::all_of(m.fibers, [](const auto& fiber) { return fiber->is_done; });
+    if (all_done) return;
+    throw std::logic_error(what + ": threads of a block wait for others that never come");
   }
 }
 

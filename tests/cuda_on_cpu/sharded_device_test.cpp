@@ -53,11 +53,15 @@ struct Program {
   std::function<bool(int step, size_t parameter)> is_used = [](int, size_t) { return true; };
   int passes =
       1;  ///< backward passes of a step, without no_sync: all but the last make buckets dirty
+  /// Whether a parameter takes part in one of them.
+  std::function<bool(int pass, size_t parameter)> is_in_pass = [](int, size_t) { return true; };
   using Parameters = torch::OrderedDict<std::string, at::Tensor>;
   /// What the program does beside: after the first pass of a step, and between two steps.
   std::function<void(ShardedFusedbun&)> after_first_pass = [](ShardedFusedbun&) {};
   std::function<void(ShardedFusedbun&, Parameters&, int rank, int step)> after_step =
       [](ShardedFusedbun&, Parameters&, int, int) {};
+  /// While the device may still be at it.
+  std::function<void(ShardedFusedbun&, int rank)> right_after_step = [](ShardedFusedbun&, int) {};
   uint64_t seed = 1;
 };
 
@@ -113,6 +117,7 @@ class Job {
         if (pass == 0) program_.after_first_pass(optimizer);
       }
       optimizer.step();
+      program_.right_after_step(optimizer, rank);
       catch_up();
       for (const auto& item : parameters)
         left_.parameters[static_cast<size_t>(step * program_.ranks + rank)].push_back(
@@ -137,7 +142,7 @@ class Job {
     catch_up();
     at::Tensor loss = at::zeros({}, at::kDouble);
     for (size_t p = 0; p < program_.kinds.size(); ++p) {
-      if (!program_.is_used(step, p)) continue;
+      if (!program_.is_used(step, p) || !program_.is_in_pass(pass, p)) continue;
       at::Tensor g = drawn(program_.kinds[p],
                            1000 + program_.seed +
                                static_cast<uint64_t>(((step * 7 + rank) * 5 + pass) * 31) + p)
@@ -253,6 +258,18 @@ TEST_F(ShardedOnDevices, ANanThatWasThrownAwaySkipsNothing) {
   expect_the_cpus_run(program);
 }
 
+// The second pass reaches the last bucket alone: what stands in the others counts as it did.
+TEST_F(ShardedOnDevices, ANanInABucketThatIsNotSentAgainSkipsTheStep) {
+  for (const int ranks : {1, 2}) {
+    Program program{
+        .ranks = ranks, .options = preset("recommended", 1e-2), .sharded = {}, .passes = 2};
+    program.sharded.bucket_bytes = 8 << 10;
+    program.is_in_pass = [](int pass, size_t p) { return pass == 0 || p == 8; };
+    program.is_spoilt = [](int rank, int step) { return rank == 0 && step == 1; };
+    expect_the_cpus_run(program);
+  }
+}
+
 TEST_F(ShardedOnDevices, ARefusedStepLeavesNothingBehind) {
   Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .steps = 5};
   program.sharded.bucket_bytes = 8 << 10;
@@ -289,6 +306,25 @@ TEST_F(ShardedOnDevices, ALateGroupChangesNothingOfTheOthers) {
   }
 }
 
+// The host decides from then on, and has heard of what the device decided before. No columns: LibTorch's operations on stand-in tensors
+// do not wait for the lazy device, which zeroes their sums.
+TEST_F(ShardedOnDevices, ALateGroupForTheReferenceKeepsWhatTheDeviceDecided) {
+  Program program{.ranks = 1, .options = preset("elementwise", 1e-2), .sharded = {}, .steps = 6};
+  program.options.bias_correction = true;  // t is seen
+  program.is_spoilt = [](int, int step) { return step == 1 || step == 2; };
+  program.after_step = [&](ShardedFusedbun& optimizer, Program::Parameters&, int, int step) {
+    if (step != 2) return;
+    at::Tensor late = at::ones({12, 20}).requires_grad_();
+    late.mutable_grad() = at::ones({12, 20});
+    Options options = preset("fusion", 1e-2);
+    options.prepare_hessian = true;
+    torch::optim::OptimizerParamGroup group({late});
+    group.set_options(std::make_unique<FusedbunOptions>(options));
+    optimizer.add_param_group(group);
+  };
+  expect_the_cpus_run(program, 1e-4);  // the reference rounds in another order
+}
+
 // The first values come back, so their squares are what they were when the optimizer was made.
 TEST_F(ShardedOnDevices, ParametersThatTheProgramWritesAreFollowed) {
   Program program{.ranks = 2, .options = preset("compact", 1e-1), .sharded = {}, .steps = 6};
@@ -305,17 +341,23 @@ TEST_F(ShardedOnDevices, ParametersThatTheProgramWritesAreFollowed) {
   expect_the_cpus_run(program);
 }
 
-// Saved while the device has steps under way, and read back at once.
+// Saved while the device has steps under way, and read back at once, and once more while it has others.
 TEST_F(ShardedOnDevices, AnArchiveHasTheStepsThatWereDone) {
-  Program program{.ranks = 2, .options = preset("compact", 1e-2), .sharded = {}, .steps = 6};
+  Program program{.ranks = 2, .options = preset("compact", 1e-2), .sharded = {}, .steps = 7};
+  program.options.bias_correction = true;  // t is seen
   program.sharded.bucket_bytes = 8 << 10;
-  program.is_spoilt = [](int rank, int step) { return rank == 0 && (step == 2 || step == 3); };
-  program.after_step = [](ShardedFusedbun& optimizer, Program::Parameters&, int, int step) {
-    if (step != 2 && step != 3) return;
-    torch::serialize::OutputArchive saved;
-    optimizer.save(saved);
-    std::stringstream stream;
-    saved.save_to(stream);
+  program.is_spoilt = [](int rank, int step) { return rank == 0 && (step == 2 || step == 4); };
+  std::vector<std::string> kept(2);  // [rank]
+  program.after_step = [&](ShardedFusedbun& optimizer, Program::Parameters&, int rank, int step) {
+    if (step != 2 && step != 4) return;
+    if (step == 2) {
+      torch::serialize::OutputArchive saved;
+      optimizer.save(saved);
+      std::stringstream stream;
+      saved.save_to(stream);
+      kept[static_cast<size_t>(rank)] = stream.str();
+    }
+    std::stringstream stream(kept[static_cast<size_t>(rank)]);
     torch::serialize::InputArchive read;
     read.load_from(stream);
     optimizer.load(read);
@@ -357,6 +399,82 @@ TEST_F(ShardedOnDevices, ScaleTheLossAsTheStepBeforeDecided) {
     }
     used.assign(2, {});
     expect_the_cpus_run(program, max_norm > 0 ? 1e-5 : 0);  // norms are added up in another order
+  }
+}
+
+// What a checkpoint keeps, taken while the device has steps under way, and given back while it has others.
+TEST_F(ShardedOnDevices, AStateToSaveHasTheStepsThatWereDone) {
+  Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .steps = 6};
+  program.options.bias_correction = true;  // t is seen
+  program.sharded.bucket_bytes = 8 << 10;
+  program.sharded.dynamic_loss_scale = {.initial = 1024, .growth_interval = 100};
+  program.is_spoilt = [](int rank, int step) { return rank == 0 && (step == 2 || step == 3); };
+  std::vector<ShardedFusedbun::ReplicatedState> kept(2);  // [rank]
+  std::vector<std::vector<int64_t>> saved(2);
+  program.after_step = [&](ShardedFusedbun& optimizer, Program::Parameters&, int rank, int step) {
+    static const auto nothing = [](const ShardedFusedbun::OwnedRows&) {};
+    if (step == 4) optimizer.restore(kept[static_cast<size_t>(rank)], nothing);
+    if (step != 2 && step != 5) return;
+    const ShardedFusedbun::ReplicatedState state = optimizer.state_to_save();
+    kept[static_cast<size_t>(rank)] = state;
+    std::vector<int64_t>& known = saved[static_cast<size_t>(rank)];
+    known.push_back(state.skipped_steps);
+    known.insert(known.end(), state.step_counts.begin(), state.step_counts.end());
+    known.push_back(static_cast<int64_t>(state.loss_scale->scale));
+    optimizer.restore(state, nothing);
+  };
+  expect_the_cpus_run(program);
+  const std::vector<std::vector<int64_t>> both = saved;
+  saved.assign(2, {});
+  Program on_cpus = program;
+  Job(on_cpus, nullptr).run();
+  for (size_t rank = 0; rank < 2; ++rank) {
+    std::vector<int64_t> twice = saved[rank];
+    twice.insert(twice.end(), saved[rank].begin(), saved[rank].end());
+    EXPECT_EQ(both[rank], twice) << "CPUs', then devices'";
+  }
+}
+
+TEST_F(ShardedOnDevices, WhoReadsRowsFindsThemStepped) {
+  Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}};
+  program.sharded.bucket_bytes = 8 << 10;
+  std::vector<std::vector<double>> sums(2);  // [rank]
+  program.right_after_step = [&](ShardedFusedbun& optimizer, int rank) {
+    for (const ShardedFusedbun::OwnedRows& rows : optimizer.owned_rows())
+      sums[static_cast<size_t>(rank)].push_back(
+          rows.values.detach().to(at::kDouble).sum().item<double>());
+  };
+  Job(program, nullptr).run();
+  const std::vector<std::vector<double>> expected = std::exchange(sums, {{}, {}});
+  on_devices(program);
+  EXPECT_EQ(sums, expected);
+}
+
+// The rows that a restore reads arrive on all ranks, and a backward pass that had begun, with a NaN, counts no more.
+TEST_F(ShardedOnDevices, ARestoreBringsRowsAndDropsABackwardThatHadBegun) {
+  for (const int ranks : {1, 2, 3}) {
+    Program program{
+        .ranks = ranks, .options = preset("recommended", 1e-2), .sharded = {}, .steps = 5};
+    program.sharded.bucket_bytes = 8 << 10;
+    program.sharded.notice = [](std::string_view sentence) {
+      EXPECT_EQ(sentence.find("travel twice"), std::string_view::npos) << sentence;
+    };
+    std::vector<ShardedFusedbun::ReplicatedState> kept(static_cast<size_t>(ranks));
+    program.after_step = [&](ShardedFusedbun& optimizer, Program::Parameters& parameters, int rank,
+                             int step) {
+      ShardedFusedbun::ReplicatedState& state = kept[static_cast<size_t>(rank)];
+      if (step == 1) state = optimizer.state_to_save();
+      if (step != 1 && step != 3) return;  // at 3 the device is still at it
+      at::Tensor loss = at::zeros({}, at::kDouble);
+      for (const auto& item : parameters)
+        loss =
+            loss + (item.value() * std::numeric_limits<double>::quiet_NaN()).sum().to(at::kDouble);
+      loss.backward();
+      optimizer.restore(
+          state, [](const ShardedFusedbun::OwnedRows& rows) { rows.values.detach().mul_(0.5); });
+      optimizer.zero_grad();
+    };
+    expect_the_cpus_run(program);
   }
 }
 
@@ -587,6 +705,10 @@ TEST_F(ShardedOnDevices, TheReferenceStepsTheRest) {
   expect_the_cpus_run(program, 1e-5);
   program.passes = 2;  // the first of which, with its NaN, is thrown away
   program.after_first_pass = [](ShardedFusedbun& optimizer) { optimizer.zero_grad(); };
+  expect_the_cpus_run(program, 1e-5);
+  program.after_first_pass = [](ShardedFusedbun&) {};  // and one whose NaN counts
+  program.sharded.bucket_bytes = 1 << 10;
+  program.is_in_pass = [](int pass, size_t p) { return pass == 0 || p == 0; };
   expect_the_cpus_run(program, 1e-5);
 }
 

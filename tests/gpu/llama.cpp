@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "fusedbun/launcher/train/activation_checkpoint.h"
+#include "fusedbun/launcher/model/activation_checkpoint.h"
 
 namespace fusedbun::gpu_check {
 namespace {
@@ -88,7 +88,7 @@ Tensor Llama::loss(const Tensor& tokens, const Tensor& targets) const {
   const Tensor sine = angles.sin().to(embedding.scalar_type());
   Tensor x = at::embedding(embedding, tokens);
   for (int64_t layer = 0; layer < shape_.layers; ++layer) {
-    x = train::checkpointed([this, prefix = "model.layers." + std::to_string(layer), cosine, sine](
+    x = model::checkpointed([this, prefix = "model.layers." + std::to_string(layer), cosine, sine](
                                 const Tensor& input) { return block(input, prefix, cosine, sine); },
                             x);
   }

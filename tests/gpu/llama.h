@@ -1,6 +1,6 @@
 #pragma once
 // Llama's architecture (Touvron et al., 2023): RMSNorm, rotary positions, grouped-query attention, SwiGLU, an output layer of its own. Every
-// block is computed once more in backward (launcher/train/activation_checkpoint.h), so a model as large as the card's memory can be trained.
+// block is computed once more in backward (launcher/model/activation_checkpoint.h), so a model as large as the card's memory can be trained.
 // Weights are random and made on the device, where they are needed: nothing of their size passes through the host.
 //
 // Thread safety: one thread at a time.

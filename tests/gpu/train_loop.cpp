@@ -22,7 +22,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/job/device_error.h"
 #include "fusedbun/dist/job/job.h"
-#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/model/gpt2.h"
 #include "fusedbun/tests/gpu/gpu_check.h"
 #include "fusedbun/tests/gpu/llama.h"
 #include "fusedbun/tests/gpu/train_step.h"
@@ -51,8 +51,8 @@ struct Model {
   int64_t context = 0;  ///< the longest sequence
 };
 
-Model gpt2(const train::Gpt2Config& config, at::Device device) {
-  train::Gpt2 model(config, /*seed=*/1);
+Model gpt2(const model::Gpt2Config& config, at::Device device) {
+  model::Gpt2 model(config, /*seed=*/1);
   Model result{
       .parameters = model->named_parameters(),
       .loss = [model](const Tensor& tokens,

@@ -19,7 +19,7 @@ int64_t count_of(const std::vector<std::vector<int64_t>>& shapes) {
 
 TEST(BenchModel, ShapesAreThoseOfTheModel) {
   const BenchModel model = model_of("3m");
-  train::Gpt2 gpt2(model.config, 1);
+  model::Gpt2 gpt2(model.config, 1);
   std::vector<std::vector<int64_t>> shapes;
   for (const auto& parameter : gpt2->parameters()) shapes.push_back(parameter.sizes().vec());
   EXPECT_EQ(shapes, shapes_of(model));

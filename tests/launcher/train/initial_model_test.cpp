@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/launcher/train/hf_gpt2.h"
+#include "fusedbun/launcher/model/gpt2.h"
+#include "fusedbun/launcher/model/gpt2_file.h"
+#include "fusedbun/launcher/model/llama.h"
 #include "fusedbun/tests/support/scratch_folder.h"
 
 namespace fusedbun::train {
@@ -16,13 +18,26 @@ using testing::HasSubstr;
 using testing::IsEmpty;
 using testing::ThrowsMessage;
 
-constexpr Gpt2Config kSizes{.n_layer = 2, .n_head = 4, .n_embd = 64, .n_ctx = 8, .vocab = 256};
+constexpr model::Gpt2Config kSizes{
+    .n_layer = 2, .n_head = 4, .n_embd = 64, .n_ctx = 8, .vocab = 256};
+
+// A config.json of `fields`, and of kSizes where they do not say.
+std::string config_with(const std::string& fields) {
+  std::string text = "{\"model_type\": \"gpt2\"";
+  for (const auto& [name, value] :
+       {std::pair("n_layer", 2), {"n_embd", 64}, {"n_positions", 8}, {"vocab_size", 256}}) {
+    const std::string key = "\"" + std::string(name) + "\"";
+    if (fields.find(key) == std::string::npos) text += ", " + key + ": " + std::to_string(value);
+  }
+  return text + ", " + fields + "}";
+}
 
 // A folder with a model whose metadata are those of `transformers`, which do not say how many heads there are.
 class InitialModelTest : public testing::Test {
  protected:
   InitialModelTest() {
-    save_hf(folder_ / "ours", Gpt2(kSizes, 3));
+    const model::Gpt2 ours_made(kSizes, 3);
+    model::save_weights(folder_ / "ours", *ours_made, model::metadata_of(*ours_made));
     const checkpoint::SafetensorsFile ours(folder_ / "ours");
     fs::create_directory(folder_ / "theirs");
     checkpoint::write_safetensors(theirs_, ours.tensors(), {{"format", "pt"}});
@@ -47,14 +62,14 @@ class InitialModelTest : public testing::Test {
 
 TEST_F(InitialModelTest, OurOwnFileSaysEverything) {
   const InitialModel initial = choose(folder_ / "ours");
-  EXPECT_EQ(initial.config, kSizes);
+  EXPECT_EQ(initial.config, model::ModelConfig(kSizes));
   EXPECT_THAT(initial.assumption, IsEmpty());
 }
 
 TEST_F(InitialModelTest, ConfigJsonBesideTheFileSaysHowManyHeads) {
-  write_config(R"({"n_head": 4})");
+  write_config(config_with("\"n_head\": 4"));
   const InitialModel initial = choose(theirs_);
-  EXPECT_EQ(initial.config, kSizes);
+  EXPECT_EQ(initial.config, model::ModelConfig(kSizes));
   EXPECT_THAT(initial.assumption, IsEmpty());
 }
 
@@ -63,42 +78,74 @@ TEST_F(InitialModelTest, ItIsFoundBesideALinkAsInTheCacheOfHuggingFace) {
   fs::create_directories(folder_ / "blobs");
   fs::rename(theirs_, folder_ / "blobs/abc");
   fs::create_symlink("../../blobs/abc", folder_ / "snapshots/1/model.safetensors");
-  write_text(folder_ / "snapshots/1/config.json", R"({"n_head": 4})");
-  EXPECT_EQ(choose(folder_ / "snapshots/1/model.safetensors").config, kSizes);
-  EXPECT_EQ(choose(folder_ / "snapshots/1").config, kSizes) << "the folder itself";
+  write_text(folder_ / "snapshots/1/config.json", config_with("\"n_head\": 4"));
+  EXPECT_EQ(choose(folder_ / "snapshots/1/model.safetensors").config, model::ModelConfig(kSizes));
+  EXPECT_EQ(choose(folder_ / "snapshots/1").config, model::ModelConfig(kSizes))
+      << "the folder itself";
 }
 
 TEST_F(InitialModelTest, WhatIsAssumedIsSaidWithTheFlagThatSaysIt) {
   const InitialModel initial = choose(theirs_);
-  EXPECT_EQ(initial.config.n_head, 1);
+  EXPECT_EQ(std::get<model::Gpt2Config>(initial.config).n_head, 1);
   EXPECT_THAT(initial.assumption, HasSubstr("heads: 1 assumed"));
   EXPECT_THAT(initial.assumption, HasSubstr("--heads"));
   EXPECT_THAT(choose(theirs_, 4).assumption, IsEmpty());
 }
 
 TEST_F(InitialModelTest, ContradictionsAreRefused) {
-  write_config(R"({"n_head": 4})");
+  write_config(config_with("\"n_head\": 4"));
   expect_refused<ConfigError>(theirs_, "--heads = 2: n_head in ", 2);
-  write_config(R"({"n_head": 4, "n_layer": 12})");
+  write_config(config_with("\"n_head\": 4, \"n_layer\": 12"));
   expect_refused<DataError>(theirs_, "says n_layer = 12");
-  write_config(R"({"n_embd": 128})");
+  write_config(config_with("\"n_embd\": 128, \"n_head\": 4"));
   expect_refused<DataError>(theirs_, "says n_embd = 128");
-  write_config(R"({"activation_function": "relu"})");
+  write_config(config_with("\"activation_function\": \"relu\""));
   expect_refused<DataError>(theirs_, "activation_function = \"relu\"");
-  write_config(R"({"n_head": 8})");
+  write_config(config_with("\"n_head\": 8"));
   fs::copy_file(folder_ / "ours", theirs_, fs::copy_options::overwrite_existing);
   expect_refused<ConfigError>(theirs_, "config.json = 8: ");
 }
 
 TEST_F(InitialModelTest, AFolderIsItsModel) {
-  write_config(R"({"n_head": 4})");
+  write_config(config_with("\"n_head\": 4"));
   EXPECT_EQ(choose(folder_ / "theirs").file, fs::canonical(theirs_));
   fs::remove(theirs_);
   expect_refused<DataError>(folder_ / "theirs", "is a folder without a model.safetensors");
   write_text(folder_ / "theirs/model.safetensors.index.json", R"({"weight_map": {}})");
-  expect_refused<DataError>(folder_ / "theirs", "in several shards");
-  expect_refused<DataError>(folder_ / "theirs/model.safetensors.index.json",
-                            "JSON, perhaps the index of a model in several shards");
+  expect_refused<DataError>(folder_ / "theirs", "it has no weight_map");
+}
+
+TEST_F(InitialModelTest, ALlamaIsWhatItsConfigJsonSays) {
+  const model::LlamaConfig sizes{.layers = 2,
+                                 .width = 32,
+                                 .mlp_width = 48,
+                                 .heads = 4,
+                                 .kv_heads = 2,
+                                 .head_width = 8,
+                                 .context = 16};
+  const model::Llama made(sizes, 3);
+  fs::create_directory(folder_ / "llama");
+  model::save_weights(folder_ / "llama/model.safetensors", *made, {});
+  write_text(folder_ / "llama/config.json", model::hf_config_text(sizes, "float32"));
+  const InitialModel initial = choose(folder_ / "llama");
+  EXPECT_EQ(initial.config, model::ModelConfig(sizes));
+  TrainOptions options;
+  options.init = folder_ / "llama";
+  const auto loaded = make_model(initial, options);
+  EXPECT_TRUE(at::equal(loaded->parameters()[3], made->parameters()[3]));
+  expect_refused<ConfigError>(folder_ / "llama", "--heads = 2", 2);
+  fs::remove(folder_ / "llama/config.json");
+  expect_refused<DataError>(folder_ / "llama", "is not a GPT-2 that fits: 'wte.weight' is missing");
+}
+
+TEST_F(InitialModelTest, AVocabularyThatIsNotOfBytesIsRefused) {
+  model::LlamaConfig sizes{.layers = 1};
+  sizes.vocab = 300;
+  const model::Llama made(sizes, 3);
+  fs::create_directory(folder_ / "llama");
+  model::save_weights(folder_ / "llama/model.safetensors", *made, {});
+  write_text(folder_ / "llama/config.json", model::hf_config_text(sizes, "float32"));
+  expect_refused<DataError>(folder_ / "llama", "has 300 token ids");
 }
 
 }  // namespace

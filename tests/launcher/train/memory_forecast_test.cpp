@@ -10,11 +10,11 @@ using plan::GradientTransport;
 
 // A model so small that every number can be worked out on paper: two embeddings of 16 x 8 and 4 x 8, a block of 12 matrices' worth of
 // 8 x 8 and 13 vectors' worth of 8, a last layer norm of 2 x 8.
-constexpr Gpt2Config kModel{.n_layer = 1, .n_head = 2, .n_embd = 8, .n_ctx = 4, .vocab = 16};
+constexpr model::Gpt2Config kModel{.n_layer = 1, .n_head = 2, .n_embd = 8, .n_ctx = 4, .vocab = 16};
 constexpr int64_t kParameters = 16 * 8 + 4 * 8 + 12 * 64 + 13 * 8 + 2 * 8;
 
 MemoryQuestion question() {
-  return {.model = kModel,
+  return {.model = model::shape_of(kModel),
           .parameters = kParameters,
           .sequences = 3,
           .context = 4,
@@ -69,8 +69,8 @@ TEST(MemoryForecastTest, MessagesBringOneShareFromEachOtherRank) {
   EXPECT_EQ(forecast_memory(asked).gradient_buckets, 524 * 4 + 2 * 1048 * 4);
   // d = 256: of a block the four matrices (256 KiB and more) go from where they are, the 13 d of vectors do not; of the
   // embeddings wte has 128 KiB a rank and wpe 2; and 2 d of the last layer norm.
-  asked.model.n_embd = 256;
-  asked.model.vocab = 256;
+  asked.model = model::shape_of(
+      model::Gpt2Config{.n_layer = 1, .n_head = 2, .n_embd = 256, .n_ctx = 4, .vocab = 256});
   asked.parameters = 256 * 256 + 4 * 256 + 12 * 65536 + 13 * 256 + 2 * 256;
   EXPECT_EQ(forecast_memory(asked).gradient_buckets,
             asked.parameters / 2 * 4 + 2 * (13 * 256 + 4 * 256 + 2 * 256) * 4);
@@ -125,11 +125,12 @@ TEST(MemoryForecastTest, LibrariesTakeSomeOfTheHostAndNothingOfAGpu) {
   EXPECT_EQ(forecast_memory(asked).libraries, 0);
 }
 
-// How activations depend on what is asked; that the numbers are right is measured in activation_checkpoint_test.cpp.
+// How activations depend on what is asked; that the numbers are right is measured in activation_memory_test.cpp.
 TEST(MemoryForecastTest, ActivationsGrowWithBlocksAndCheckpointedOnesByTheirInputsAlone) {
   const auto activations = [](int64_t layers, int64_t sequences, bool checkpointed_blocks) {
     MemoryQuestion asked = question();
-    asked.model = {.n_layer = layers, .n_head = 4, .n_embd = 64, .n_ctx = 32, .vocab = 256};
+    asked.model = model::shape_of(
+        model::Gpt2Config{.n_layer = layers, .n_head = 4, .n_embd = 64, .n_ctx = 32, .vocab = 256});
     asked.sequences = sequences;
     asked.context = 32;
     asked.checkpoints_activations = checkpointed_blocks;
@@ -138,7 +139,8 @@ TEST(MemoryForecastTest, ActivationsGrowWithBlocksAndCheckpointedOnesByTheirInpu
   // 16 numbers of width 64, and per token 8 more, in float32.
   EXPECT_EQ(activations(5, 2, false) - activations(4, 2, false), 64 * (16 * 64 + 8) * 4);
   EXPECT_EQ(activations(5, 2, true) - activations(4, 2, true), 64 * 64 * 4);
-  EXPECT_EQ(activations(3, 6, false), 3 * activations(3, 2, false));
+  // The gradient of the output layer, 256 x 64, is there once however many tokens there are.
+  EXPECT_EQ(activations(3, 6, false) - 256 * 64 * 4, 3 * (activations(3, 2, false) - 256 * 64 * 4));
 }
 
 TEST(MemoryForecastTest, IsToldInOneLine) {

@@ -125,7 +125,7 @@ class Precision(TrainTestCase):
     def test_bf16_parameters_are_saved_as_a_model_like_any_other(self):
         self.losses_in("bf16", 3, ranks=2)
         with safe_open(self.folder / "bf16-2" / "model.safetensors", "numpy") as file:
-            self.assertEqual(file.get_slice("wte.weight").get_dtype(), "F32")
+            self.assertEqual(file.get_slice("wte.weight").get_dtype(), "BF16")
 
     def test_an_overflow_halves_the_scale_and_good_steps_double_it(self):
         flags = ("--precision", "fp16-autocast", "--loss-scale", 2.0**30, "--loss-scale-growth-every", "4")

@@ -1,4 +1,4 @@
-#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/model/gpt2.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -11,7 +11,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/fusedbun.h"
 
-namespace fusedbun::train {
+namespace fusedbun::model {
 namespace {
 
 constexpr Gpt2Config kSmall{.n_layer = 2, .n_head = 2, .n_embd = 32, .n_ctx = 24, .vocab = 256};
@@ -92,4 +92,4 @@ TEST(Gpt2Test, SizesThatCannotBeAreNamed) {
 }
 
 }  // namespace
-}  // namespace fusedbun::train
+}  // namespace fusedbun::model

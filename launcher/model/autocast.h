@@ -11,7 +11,7 @@
 
 #include <optional>
 
-namespace fusedbun::train {
+namespace fusedbun::model {
 
 /// What of autocast a thread has set for one kind of device.
 struct AutocastState {
@@ -35,4 +35,4 @@ class Autocast {
   AutocastState before_;
 };
 
-}  // namespace fusedbun::train
+}  // namespace fusedbun::model

@@ -1,8 +1,8 @@
-#include "fusedbun/launcher/train/autocast.h"
+#include "fusedbun/launcher/model/autocast.h"
 
 #include <ATen/autocast_mode.h>
 
-namespace fusedbun::train {
+namespace fusedbun::model {
 namespace {
 
 void set(c10::DeviceType device, const AutocastState& state) {
@@ -28,4 +28,4 @@ Autocast::~Autocast() {
   set(device_, before_);
 }
 
-}  // namespace fusedbun::train
+}  // namespace fusedbun::model

@@ -1,4 +1,4 @@
-#include "fusedbun/launcher/train/activation_checkpoint.h"
+#include "fusedbun/launcher/model/activation_checkpoint.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -7,9 +7,9 @@
 
 #include <utility>
 
-#include "fusedbun/launcher/train/autocast.h"
+#include "fusedbun/launcher/model/autocast.h"
 
-namespace fusedbun::train {
+namespace fusedbun::model {
 namespace {
 
 using torch::autograd::AutogradContext;
@@ -63,4 +63,4 @@ at::Tensor checkpointed(CheckpointedBlock block, const at::Tensor& input) {
   return Checkpointed::apply(input, always, c10::intrusive_ptr<torch::CustomClassHolder>(held));
 }
 
-}  // namespace fusedbun::train
+}  // namespace fusedbun::model

@@ -4,7 +4,7 @@
 // Thread safety: a value.
 #include <cstdint>
 
-namespace fusedbun::train {
+namespace fusedbun::model {
 
 struct Gpt2Config {
   int64_t n_layer = 4;
@@ -19,4 +19,4 @@ struct Gpt2Config {
 /// Throws ConfigError naming the first value that cannot be: below 1, or a width that the heads do not divide.
 void validate(const Gpt2Config& config);
 
-}  // namespace fusedbun::train
+}  // namespace fusedbun::model

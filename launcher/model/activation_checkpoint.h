@@ -12,7 +12,7 @@
 
 #include <functional>
 
-namespace fusedbun::train {
+namespace fusedbun::model {
 
 /// One tensor in, one out.
 using CheckpointedBlock = std::function<at::Tensor(const at::Tensor& input)>;
@@ -22,4 +22,4 @@ using CheckpointedBlock = std::function<at::Tensor(const at::Tensor& input)>;
 /// refers to must live until backward() has returned. Without gradient mode it is block(input) and nothing more.
 at::Tensor checkpointed(CheckpointedBlock block, const at::Tensor& input);
 
-}  // namespace fusedbun::train
+}  // namespace fusedbun::model

@@ -1,12 +1,12 @@
-#include "fusedbun/launcher/train/autocast.h"
+#include "fusedbun/launcher/model/autocast.h"
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <torch/utils.h>
 
-#include "fusedbun/launcher/train/gpt2.h"
+#include "fusedbun/launcher/model/gpt2.h"
 
-namespace fusedbun::train {
+namespace fusedbun::model {
 namespace {
 
 TEST(AutocastTest, ProductsTakeTheShorterTypeInsideAndTheirOwnOutside) {
@@ -58,4 +58,4 @@ TEST(AutocastTest, AModelComputesItsLossInFloat32) {
 }
 
 }  // namespace
-}  // namespace fusedbun::train
+}  // namespace fusedbun::model

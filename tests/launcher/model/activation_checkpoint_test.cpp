@@ -1,4 +1,4 @@
-#include "fusedbun/launcher/train/activation_checkpoint.h"
+#include "fusedbun/launcher/model/activation_checkpoint.h"
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
@@ -11,12 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "fusedbun/launcher/train/autocast.h"
-#include "fusedbun/launcher/train/gpt2.h"
-#include "fusedbun/launcher/train/memory_forecast.h"
-#include "tensor_bytes.h"
+#include "fusedbun/launcher/model/autocast.h"
+#include "fusedbun/launcher/model/gpt2.h"
 
-namespace fusedbun::train {
+namespace fusedbun::model {
 namespace {
 
 constexpr Gpt2Config kModel{.n_layer = 3, .n_head = 2, .n_embd = 32, .n_ctx = 24, .vocab = 256};
@@ -158,69 +156,5 @@ TEST(ActivationCheckpointTest, WhatABlockThrowsInBackwardComesOutOfBackward) {
   EXPECT_TRUE(at::GradMode::is_enabled());
 }
 
-// ---- memory -------------------------------------------------------------------------------------
-
-struct Shape {
-  Gpt2Config model;
-  int64_t sequences;
-};
-const Shape kShapes[] = {
-    {{.n_layer = 2, .n_head = 2, .n_embd = 64, .n_ctx = 64, .vocab = 256}, 4},
-    {{.n_layer = 8, .n_head = 4, .n_embd = 64, .n_ctx = 128, .vocab = 256}, 4},
-    {{.n_layer = 4, .n_head = 4, .n_embd = 256, .n_ctx = 128, .vocab = 256}, 8},
-    {{.n_layer = 12, .n_head = 4, .n_embd = 128, .n_ctx = 256, .vocab = 256}, 4},
-};
-
-/// What is allocated at most in a forward and a backward pass, the gradients that stay left out.
-int64_t peak_activations(const Shape& shape, Precision precision, bool checkpointed_blocks) {
-  Gpt2 model(shape.model, 3);
-  ForwardOptions forward{.checkpoints_activations = checkpointed_blocks};
-  if (precision == Precision::bf16) model->to(at::kBFloat16);
-  if (has_autocast(precision))
-    forward.autocast = precision == Precision::bf16_autocast ? at::kBFloat16 : at::kHalf;
-  model->set_forward(forward);
-  // As the optimizer does, so that gradients do not cover what is measured.
-  for (torch::Tensor& parameter : model->parameters()) {
-    class Release : public torch::autograd::PostAccumulateGradHook {
-      void operator()(const at::Tensor& tensor) override { tensor.mutable_grad().reset(); }
-    };
-    torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Release>());
-  }
-  const torch::Tensor tokens = some_tokens(shape.sequences, shape.model.n_ctx);
-  const torch::Tensor targets = tokens.roll(1, 1);
-  const TensorBytes bytes;
-  model->loss(tokens, targets).backward();
-  return bytes.peak();
-}
-
-// Float32 is exact but for some kilobytes; in shorter types oneDNN allocates work space, which depends on the machine.
-TEST(ActivationMemoryTest, IsAsForecast) {
-  for (const Shape& shape : kShapes) {
-    for (const Precision precision :
-         {Precision::float32, Precision::bf16, Precision::bf16_autocast}) {
-      for (const bool checkpointed_blocks : {false, true}) {
-        const int64_t forecast = forecast_memory({.model = shape.model,
-                                                  .precision = precision,
-                                                  .checkpoints_activations = checkpointed_blocks,
-                                                  .sequences = shape.sequences,
-                                                  .context = shape.model.n_ctx})
-                                     .activations;
-        const int64_t measured = peak_activations(shape, precision, checkpointed_blocks);
-        const double ratio = static_cast<double>(forecast) / static_cast<double>(measured);
-        EXPECT_NEAR(ratio, 1, precision == Precision::float32 ? 0.005 : 0.15)
-            << shape.model.n_layer << " layers, width " << shape.model.n_embd << ", "
-            << name_of(precision) << (checkpointed_blocks ? ", checkpointed" : "");
-      }
-    }
-  }
-}
-
-TEST(ActivationMemoryTest, CheckpointingTakesAFractionOfIt) {
-  const Shape& deep = kShapes[3];
-  const int64_t kept = peak_activations(deep, Precision::float32, false);
-  const int64_t recomputed = peak_activations(deep, Precision::float32, true);
-  EXPECT_LT(recomputed, kept / 4) << "of " << kept;
-}
-
 }  // namespace
-}  // namespace fusedbun::train
+}  // namespace fusedbun::model

@@ -1,13 +1,14 @@
-#include "fusedbun/launcher/train/hf_gpt2.h"
+#include "fusedbun/launcher/model/gpt2_file.h"
 
 #include <ATen/ATen.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/model/gpt2.h"
 #include "fusedbun/tests/support/scratch_folder.h"
 
-namespace fusedbun::train {
+namespace fusedbun::model {
 namespace {
 
 using checkpoint::SafetensorsFile;
@@ -17,9 +18,9 @@ using testing::ThrowsMessage;
 
 constexpr Gpt2Config kSmall{.n_layer = 2, .n_head = 2, .n_embd = 8, .n_ctx = 6, .vocab = 256};
 
-class HfGpt2Test : public testing::Test {
+class Gpt2FileTest : public testing::Test {
  protected:
-  HfGpt2Test() { save_hf(saved_, model_); }
+  Gpt2FileTest() { save_weights(saved_, *model_, metadata_of(*model_)); }
 
   /// The saved file, changed.
   std::filesystem::path rewritten(const std::function<void(std::vector<StoredTensor>&)>& change,
@@ -30,19 +31,19 @@ class HfGpt2Test : public testing::Test {
     checkpoint::write_safetensors(folder_ / "rewritten", tensors, metadata);
     return folder_ / "rewritten";
   }
-  void expect_same_weights(const SafetensorsFile& file) {
+  void expect_same_weights(const WeightFiles& file) {
     Gpt2 loaded(sizes_of(file, {}).config, /*seed=*/99);
-    load_hf(file, loaded);
+    load_weights(file, *loaded);
     const auto expected = model_->named_parameters();
     for (const auto& item : loaded->named_parameters()) {
       EXPECT_TRUE(at::equal(item.value(), expected[item.key()])) << item.key();
     }
   }
   void expect_refused(const std::filesystem::path& path, const std::string& why) {
-    const SafetensorsFile file(path);
+    const WeightFiles file(path);
     const auto load = [&] {
       Gpt2 target(sizes_of(file, {}).config, 1);
-      load_hf(file, target);
+      load_weights(file, *target);
     };
     EXPECT_THAT(load, ThrowsMessage<DataError>(HasSubstr(why)));
   }
@@ -55,14 +56,14 @@ class HfGpt2Test : public testing::Test {
   Gpt2 model_{kSmall, 3};
 };
 
-TEST_F(HfGpt2Test, WhatIsSavedIsLoaded) {
-  const SafetensorsFile file(saved_);
+TEST_F(Gpt2FileTest, WhatIsSavedIsLoaded) {
+  const WeightFiles file(saved_);
   EXPECT_EQ(sizes_of(file, {}).config, kSmall);
   EXPECT_EQ(file.metadata().at("format"), "pt");
   expect_same_weights(file);
 }
 
-TEST_F(HfGpt2Test, LinearWeightsAreTransposedInTheFile) {
+TEST_F(Gpt2FileTest, LinearWeightsAreTransposedInTheFile) {
   const SafetensorsFile file(saved_);
   EXPECT_EQ(file.find("h.0.attn.c_attn.weight")->shape, (std::vector<int64_t>{8, 24}))
       << "[in, out]";
@@ -71,7 +72,7 @@ TEST_F(HfGpt2Test, LinearWeightsAreTransposedInTheFile) {
   EXPECT_EQ(file.find("lm_head.weight"), nullptr) << "tied";
 }
 
-TEST_F(HfGpt2Test, PrefixMaskAndTiedHeadAreUnderstood) {
+TEST_F(Gpt2FileTest, PrefixMaskAndTiedHeadAreUnderstood) {
   const std::vector<float> mask(36);
   const auto path = rewritten([&](std::vector<StoredTensor>& tensors) {
     StoredTensor head = named(tensors, "wte.weight");
@@ -83,21 +84,21 @@ TEST_F(HfGpt2Test, PrefixMaskAndTiedHeadAreUnderstood) {
                        {1, 1, 6, 6},
                        std::as_bytes(std::span(mask))});
   });
-  expect_same_weights(SafetensorsFile(path));
+  expect_same_weights(WeightFiles(path));
 }
 
-TEST_F(HfGpt2Test, HalfPrecisionIsRead) {
+TEST_F(Gpt2FileTest, HalfPrecisionIsRead) {
   const torch::Tensor half = model_->named_parameters()["ln_f.weight"].detach().to(at::kBFloat16);
   const auto path = rewritten([&](std::vector<StoredTensor>& tensors) {
     StoredTensor& tensor = named(tensors, "ln_f.weight");
     tensor.dtype = checkpoint::Dtype::BF16;
     tensor.bytes = {static_cast<const std::byte*>(half.data_ptr()), half.nbytes()};
   });
-  expect_same_weights(SafetensorsFile(path));  // ones are exact in bfloat16
+  expect_same_weights(WeightFiles(path));  // ones are exact in bfloat16
 }
 
-TEST_F(HfGpt2Test, HeadsComeFromMetadataFlagOrWidth) {
-  const SafetensorsFile with(saved_);
+TEST_F(Gpt2FileTest, HeadsComeFromMetadataFlagOrWidth) {
+  const WeightFiles with(saved_);
   EXPECT_EQ(sizes_of(with, HeadsSaid{2, "--heads"}).config.n_head, 2);
   EXPECT_THAT(
       [&] {
@@ -105,7 +106,7 @@ TEST_F(HfGpt2Test, HeadsComeFromMetadataFlagOrWidth) {
       },
       ThrowsMessage<ConfigError>(HasSubstr("--heads = 4: ")));
   EXPECT_FALSE(sizes_of(with, {}).heads_are_assumed);
-  const SafetensorsFile without(rewritten([](auto&) {}, {}));
+  const WeightFiles without(rewritten([](auto&) {}, {}));
   EXPECT_EQ(sizes_of(without, HeadsSaid{4, "--heads"}).config.n_head, 4);
   EXPECT_FALSE(sizes_of(without, HeadsSaid{4, "--heads"}).heads_are_assumed);
   EXPECT_EQ(sizes_of(without, {}).config.n_head, 1) << "64 wide, as OpenAI's";
@@ -116,12 +117,12 @@ TEST_F(HfGpt2Test, HeadsComeFromMetadataFlagOrWidth) {
       },
       ThrowsMessage<DataError>(HasSubstr("a width of 8 does not divide by 3 heads")));
   for (const char* bad : {"0", "-2", "3", "2x", "", "99999999999999999999"}) {
-    const SafetensorsFile file(rewritten([](auto&) {}, {{"n_head", bad}}));
+    const WeightFiles file(rewritten([](auto&) {}, {{"n_head", bad}}));
     EXPECT_THROW(sizes_of(file, {}).config, DataError) << bad;
   }
 }
 
-TEST_F(HfGpt2Test, FilesThatDoNotFitAreRefusedByName) {
+TEST_F(Gpt2FileTest, FilesThatDoNotFitAreRefusedByName) {
   const auto without = [&](const char* name) {
     return rewritten(
         [&](auto& tensors) { std::erase_if(tensors, [&](auto& t) { return t.name == name; }); });
@@ -139,7 +140,7 @@ TEST_F(HfGpt2Test, FilesThatDoNotFitAreRefusedByName) {
   expect_refused(rewritten([&](auto& tensors) {
                    named(tensors, "h.0.attn.c_attn.weight").shape = {24, 8};
                  }),
-                 "'h.0.attn.c_attn.weight' has another shape");
+                 "'h.0.attn.c_attn.weight' has the shape [8, 24], and the model's is [24, 8]");
   expect_refused(
       rewritten([&](auto& tensors) { named(tensors, "ln_f.bias").dtype = checkpoint::Dtype::I32; }),
       "'ln_f.bias' is I32");
@@ -151,4 +152,4 @@ TEST_F(HfGpt2Test, FilesThatDoNotFitAreRefusedByName) {
 }
 
 }  // namespace
-}  // namespace fusedbun::train
+}  // namespace fusedbun::model

@@ -1,0 +1,352 @@
+#include "fusedbun/launcher/model/hf_config.h"
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <nlohmann/json.hpp>
+
+#include "fusedbun/core/error.h"
+#include "fusedbun/dist/run_folder/text_file.h"
+
+namespace fusedbun::model {
+namespace {
+
+using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;
+
+/// Fields of one JSON object. One that is missing or null has the default that is given.
+class Fields {
+ public:
+  Fields(Json values, std::string path, std::string prefix = "")
+      : values_(std::move(values)), path_(std::move(path)), prefix_(std::move(prefix)) {
+    if (!values_.is_object())
+      refuse("is no JSON object" + (prefix_.empty() ? "" : " in " + prefix_));
+  }
+
+  bool has(const char* name) const {
+    const auto found = values_.find(name);
+    return found != values_.end() && !found->is_null();
+  }
+  bool is_null(const char* name) const {
+    return values_.contains(name) && values_.at(name).is_null();
+  }
+  int64_t size(const char* name, int64_t missing, int64_t least = 1) const {
+    if (!has(name)) return missing;
+    const Json& value = values_.at(name);
+    if (!value.is_number_integer() || value.get<int64_t>() < least) refuse_value(name);
+    return value.get<int64_t>();
+  }
+  double number(const char* name, double missing) const {
+    if (!has(name)) return missing;
+    const Json& value = values_.at(name);
+    if (!value.is_number() || !std::isfinite(value.get<double>())) refuse_value(name);
+    return value.get<double>();
+  }
+  bool flag(const char* name, bool missing) const {
+    if (!has(name)) return missing;
+    if (!values_.at(name).is_boolean()) refuse_value(name);
+    return values_.at(name).get<bool>();
+  }
+  std::string text(const char* name, const std::string& missing) const {
+    if (!has(name)) return missing;
+    if (!values_.at(name).is_string()) refuse_value(name);
+    return values_.at(name).get<std::string>();
+  }
+  std::vector<std::string> texts(const char* name) const {
+    std::vector<std::string> list;
+    if (!has(name)) return list;
+    const Json& value = values_.at(name);
+    if (!value.is_array()) refuse_value(name);
+    for (const Json& item : value) {
+      if (!item.is_string()) refuse_value(name);
+      list.push_back(item.get<std::string>());
+    }
+    return list;
+  }
+  /// The object under the first of `names` that is there, else an empty one.
+  Fields object(std::initializer_list<const char*> names) const {
+    for (const char* name : names) {
+      if (has(name)) return {values_.at(name), path_, std::string(name) + "."};
+    }
+    return {Json::object(), path_};
+  }
+  /// Only the first of `known`, transformers' default, and those that compute the same can be computed with.
+  void require(const char* name, std::initializer_list<Json> known) const {
+    if (!has(name) || std::ranges::find(known, values_.at(name)) != known.end()) return;
+    refuse("says " + prefix_ + name + " = " + values_.at(name).dump() +
+           ", and here the model is computed with " + known.begin()->dump());
+  }
+  [[noreturn]] void refuse(const std::string& what) const { throw DataError(path_ + " " + what); }
+
+ private:
+  [[noreturn]] void refuse_value(const char* name) const {
+    refuse("says " + prefix_ + name + " = " + values_.at(name).dump());
+  }
+
+  Json values_;
+  std::string path_, prefix_;
+};
+
+Gpt2Config gpt2_of(const Fields& fields) {
+  Gpt2Config config;
+  config.n_layer = fields.size("n_layer", 12);
+  config.n_head = fields.size("n_head", 12);
+  config.n_embd = fields.size("n_embd", 768);
+  config.n_ctx = fields.size("n_positions", fields.size("n_ctx", 1024));
+  config.vocab = fields.size("vocab_size", 50257);
+  fields.require("activation_function", {"gelu_new", "gelu_pytorch_tanh"});
+  fields.require("layer_norm_epsilon", {1e-5});
+  fields.require("scale_attn_weights", {true});
+  fields.require("scale_attn_by_inverse_layer_idx", {false});
+  fields.require("add_cross_attention", {false});
+  fields.require("tie_word_embeddings", {true});
+  fields.require("n_inner", {4 * config.n_embd});
+  return config;
+}
+
+// Without `mscale`: 0.1 · ln(factor) + 1, as the paper has it.
+double sharpened(double factor, double mscale = 1) {
+  return factor <= 1 ? 1 : 0.1 * mscale * std::log(factor) + 1;
+}
+
+RopeScaling rope_scaling_of(const Fields& fields, const Fields& rope, int64_t context) {
+  const std::string rule = rope.text("rope_type", rope.text("type", "default"));
+  rope.require("partial_rotary_factor", {1.0, 1});
+  RopeScaling scaling;
+  // The dynamic rule (NTK) begins where a sequence is longer than the context, and none is.
+  if (rule == "default" || rule == "dynamic") return scaling;
+  if (!rope.has("factor")) fields.refuse("says rope_type = \"" + rule + "\" without a factor");
+  scaling.factor = rope.number("factor", 1);
+  if (rule == "linear") {
+    scaling.rule = RopeScaling::Rule::linear;
+    return scaling;
+  }
+  scaling.original_context = fields.size("original_max_position_embeddings",
+                                         rope.size("original_max_position_embeddings", context));
+  if (rule == "llama3") {
+    scaling.rule = RopeScaling::Rule::llama3;
+    scaling.low_frequency = rope.number("low_freq_factor", scaling.low_frequency);
+    scaling.high_frequency = rope.number("high_freq_factor", scaling.high_frequency);
+  } else if (rule == "yarn") {
+    scaling.rule = RopeScaling::Rule::yarn;
+    scaling.beta_fast = rope.number("beta_fast", scaling.beta_fast);
+    scaling.beta_slow = rope.number("beta_slow", scaling.beta_slow);
+    scaling.truncates = rope.flag("truncate", true);
+    const double mscale = rope.number("mscale", 0), all = rope.number("mscale_all_dim", 0);
+    const double factor = mscale != 0 && all != 0
+                              ? sharpened(scaling.factor, mscale) / sharpened(scaling.factor, all)
+                              : sharpened(scaling.factor);
+    scaling.attention_factor = rope.number("attention_factor", factor);
+  } else {
+    fields.refuse("says rope_type = \"" + rule +
+                  "\"; default, linear, dynamic, llama3 and yarn are known here");
+  }
+  return scaling;
+}
+
+/// What a family's fields are when its config.json does not say.
+struct Family {
+  const char* type;
+  int64_t heads_of_keys = 0;  ///< 0: as many as queries
+  int64_t head_width = 0;     ///< 0: width / heads
+  int64_t window = 0;
+  bool windows_are_switched = false;  ///< by use_sliding_window, from layer max_window_layers on
+  bool qkv_bias = false;              ///< always
+  bool has_bias_flag = false;         ///< attention_bias, of queries, keys, values and output
+  bool has_mlp_bias_flag = false;
+  bool qk_norm = false;
+};
+constexpr Family kFamilies[] = {
+    {.type = "llama", .has_bias_flag = true, .has_mlp_bias_flag = true},
+    {.type = "mistral", .heads_of_keys = 8, .window = 4096},
+    {.type = "qwen2", .window = 4096, .windows_are_switched = true, .qkv_bias = true},
+    {.type = "qwen3",
+     .head_width = 128,
+     .window = 4096,
+     .windows_are_switched = true,
+     .has_bias_flag = true,
+     .qk_norm = true}};
+
+void set_windows(const Fields& fields, const Family& family, LlamaConfig& config) {
+  if (family.window == 0) return;
+  // Written as null, which is no window, it is not the default.
+  const bool is_switched_off =
+      family.windows_are_switched && !fields.flag("use_sliding_window", false);
+  const bool is_null = fields.is_null("sliding_window");
+  if (is_switched_off || is_null) return;
+  config.window = fields.size("sliding_window", family.window);
+  const std::vector<std::string> types = fields.texts("layer_types");
+  const int64_t first = family.windows_are_switched ? fields.size("max_window_layers", 28, 0) : 0;
+  for (int64_t layer = 0; layer < config.layers; ++layer)
+    config.is_windowed.push_back(layer >= first);
+  if (types.empty() || !family.windows_are_switched) return;
+  if (std::ssize(types) != config.layers)
+    fields.refuse("says layer_types for another number of layers");
+  for (size_t layer = 0; layer < types.size(); ++layer) {
+    if (types[layer] != "sliding_attention" && types[layer] != "full_attention")
+      fields.refuse("says layer_types = \"" + types[layer] + "\"");
+    config.is_windowed[layer] = types[layer] == "sliding_attention";
+  }
+}
+
+LlamaConfig llama_of(const Fields& fields, const Family& family) {
+  LlamaConfig config;
+  config.layers = fields.size("num_hidden_layers", 32);
+  config.width = fields.size("hidden_size", 4096);
+  config.mlp_width = fields.size("intermediate_size", 11008);
+  config.heads = fields.size("num_attention_heads", 32);
+  config.kv_heads = fields.size("num_key_value_heads",
+                                family.heads_of_keys > 0 ? family.heads_of_keys : config.heads);
+  const int64_t even_share = config.width / config.heads;
+  config.head_width =
+      fields.size("head_dim", family.head_width > 0 ? family.head_width : even_share);
+  config.context = fields.size("max_position_embeddings", 2048);
+  config.vocab = fields.size("vocab_size", 32000);
+  config.norm_epsilon = fields.number("rms_norm_eps", 1e-6);
+  config.initial_deviation = fields.number("initializer_range", 0.02);
+  const Fields rope = fields.object({"rope_parameters", "rope_scaling"});
+  config.rope_theta = rope.number("rope_theta", fields.number("rope_theta", 10000));
+  config.rope = rope_scaling_of(fields, rope, config.context);
+  const bool has_biases = family.has_bias_flag && fields.flag("attention_bias", false);
+  config.qkv_bias = family.qkv_bias || has_biases;
+  config.output_bias = has_biases;
+  config.mlp_bias = family.has_mlp_bias_flag && fields.flag("mlp_bias", false);
+  config.qk_norm = family.qk_norm;
+  config.tied = fields.flag("tie_word_embeddings", false);
+  set_windows(fields, family, config);
+  fields.require("hidden_act", {"silu", "swish"});
+  fields.require("attention_dropout", {0.0, 0});
+  return config;
+}
+
+OrderedJson json_of(const Gpt2Config& config) {
+  return {{"architectures", {"GPT2LMHeadModel"}},
+          {"model_type", "gpt2"},
+          {"activation_function", "gelu_new"},
+          {"n_layer", config.n_layer},
+          {"n_head", config.n_head},
+          {"n_embd", config.n_embd},
+          {"n_positions", config.n_ctx},
+          {"n_ctx", config.n_ctx},
+          {"vocab_size", config.vocab},
+          {"layer_norm_epsilon", 1e-5},
+          {"attn_pdrop", 0.0},
+          {"embd_pdrop", 0.0},
+          {"resid_pdrop", 0.0},
+          {"tie_word_embeddings", true},
+          {"bos_token_id", nullptr},
+          {"eos_token_id", nullptr}};
+}
+
+OrderedJson json_of(const RopeScaling& rope, double theta) {
+  OrderedJson json{{"rope_theta", theta}};
+  switch (rope.rule) {
+    case RopeScaling::Rule::none:
+      json["rope_type"] = "default";
+      return json;
+    case RopeScaling::Rule::linear:
+      json["rope_type"] = "linear";
+      json["factor"] = rope.factor;
+      return json;
+    case RopeScaling::Rule::llama3:
+      json["rope_type"] = "llama3";
+      json["low_freq_factor"] = rope.low_frequency;
+      json["high_freq_factor"] = rope.high_frequency;
+      break;
+    case RopeScaling::Rule::yarn:
+      json["rope_type"] = "yarn";
+      json["beta_fast"] = rope.beta_fast;
+      json["beta_slow"] = rope.beta_slow;
+      json["truncate"] = rope.truncates;
+      json["attention_factor"] = rope.attention_factor;
+      break;
+  }
+  json["factor"] = rope.factor;
+  json["original_max_position_embeddings"] = rope.original_context;
+  return json;
+}
+
+// The family whose flags say what the model has.
+const char* family_of(const LlamaConfig& config) {
+  if (config.qk_norm) return "qwen3";
+  if (config.qkv_bias && !config.output_bias) return "qwen2";
+  return config.window > 0 ? "mistral" : "llama";
+}
+
+OrderedJson json_of(const LlamaConfig& config) {
+  const std::string family = family_of(config);
+  const std::string name = family == "llama"     ? "Llama"
+                           : family == "mistral" ? "Mistral"
+                           : family == "qwen2"   ? "Qwen2"
+                                                 : "Qwen3";
+  OrderedJson json{{"architectures", {name + "ForCausalLM"}},
+                   {"model_type", family},
+                   {"hidden_act", "silu"},
+                   {"num_hidden_layers", config.layers},
+                   {"hidden_size", config.width},
+                   {"intermediate_size", config.mlp_width},
+                   {"num_attention_heads", config.heads},
+                   {"num_key_value_heads", config.kv_heads},
+                   {"head_dim", config.head_width},
+                   {"max_position_embeddings", config.context},
+                   {"vocab_size", config.vocab},
+                   {"rms_norm_eps", config.norm_epsilon},
+                   {"initializer_range", config.initial_deviation},
+                   {"rope_parameters", json_of(config.rope, config.rope_theta)},
+                   {"tie_word_embeddings", config.tied},
+                   {"bos_token_id", nullptr},
+                   {"eos_token_id", nullptr}};
+  if (family == "llama" || family == "qwen3") json["attention_bias"] = config.output_bias;
+  if (family == "llama") json["mlp_bias"] = config.mlp_bias;
+  if (family == "mistral") json["sliding_window"] = config.window;
+  if (family == "qwen2" || family == "qwen3") {
+    json["use_sliding_window"] = config.window > 0;
+    json["sliding_window"] = config.window > 0 ? OrderedJson(config.window) : OrderedJson();
+    json["layer_types"] = OrderedJson::array();
+    for (int64_t layer = 0; layer < config.layers; ++layer) {
+      const bool is_windowed = !config.is_windowed.empty() && config.is_windowed[layer];
+      json["layer_types"].push_back(is_windowed ? "sliding_attention" : "full_attention");
+    }
+  }
+  return json;
+}
+
+}  // namespace
+
+ModelConfig read_hf_config(const std::filesystem::path& path) {
+  const Fields fields(
+      Json::parse(run_folder::read_text_file(path), nullptr, /*allow_exceptions=*/false),
+      path.string());
+  const std::string type = fields.text("model_type", "");
+  if (type == "gpt2") return gpt2_of(fields);
+  for (const Family& family : kFamilies) {
+    if (type == family.type) return llama_of(fields, family);
+  }
+  fields.refuse("says model_type = \"" + type +
+                "\"; gpt2, llama, mistral, qwen2 and qwen3 can be trained here");
+}
+
+std::string hf_config_text(const ModelConfig& config, std::string_view dtype) {
+  OrderedJson json = std::visit([](const auto& sizes) { return json_of(sizes); }, config);
+  json["dtype"] = dtype;
+  return json.dump(2) + "\n";
+}
+
+std::string with_dtype(const std::string& config_text, std::string_view dtype) {
+  OrderedJson json = OrderedJson::parse(config_text);
+  // Its name up to transformers 4, and since 5.
+  if (json.contains("torch_dtype")) json["torch_dtype"] = dtype;
+  if (json.contains("dtype") || !json.contains("torch_dtype")) json["dtype"] = dtype;
+  return json.dump(2) + "\n";
+}
+
+int64_t context_of(const ModelConfig& config) {
+  if (const auto* gpt2 = std::get_if<Gpt2Config>(&config)) return gpt2->n_ctx;
+  return std::get<LlamaConfig>(config).context;
+}
+
+int64_t vocab_of(const ModelConfig& config) {
+  return std::visit([](const auto& sizes) { return sizes.vocab; }, config);
+}
+
+}  // namespace fusedbun::model

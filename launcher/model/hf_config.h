@@ -1,0 +1,30 @@
+#pragma once
+// config.json, as `transformers` keeps it beside a model's weights: which model computes with them.
+//
+// Thread safety: functions without state.
+#include <filesystem>
+#include <string>
+#include <string_view>
+#include <variant>
+
+#include "fusedbun/launcher/model/gpt2_config.h"
+#include "fusedbun/launcher/model/llama_config.h"
+
+namespace fusedbun::model {
+
+using ModelConfig = std::variant<Gpt2Config, LlamaConfig>;
+
+/// The model of a config.json: model_type gpt2, llama, mistral, qwen2 or qwen3. What is missing has transformers' default. Throws DataError,
+/// naming the file and the field, for another architecture, for a value that the models here do not compute with, and for text that is no
+/// JSON object.
+ModelConfig read_hf_config(const std::filesystem::path& path);
+
+/// A config.json of `config`, whose weights are stored in `dtype` ("float32").
+std::string hf_config_text(const ModelConfig& config, std::string_view dtype);
+/// The text of a config.json that was read, for weights that are stored in `dtype` now.
+std::string with_dtype(const std::string& config_text, std::string_view dtype);
+
+int64_t context_of(const ModelConfig& config);
+int64_t vocab_of(const ModelConfig& config);
+
+}  // namespace fusedbun::model
