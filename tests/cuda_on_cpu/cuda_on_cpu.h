@@ -3,7 +3,8 @@
 //
 // The blocks of a launch run one after the other, in an order drawn from a seed, because no order is promised. The threads of a block are
 // fibers that take turns, also in a drawn order, and change at __syncthreads and shuffles alone, as late as those allow: what one thread
-// writes before a missing barrier, another has not seen. Shared memory is full of rubbish when a block begins.
+// writes before a missing barrier, another has not seen. One warp after the other runs on until it waits for the block: what a warp that is
+// far ahead overwrites, another has not read. Shared memory is full of rubbish when a block begins.
 //
 // Thread safety: any number of threads may launch at the same time.
 #include <cmath>
