@@ -55,6 +55,11 @@ Checkpoint save(ControlClient& client, const SaveFlags& flags) {
     if (asked && !flags.wait) return *asked;
     if (asked) asked = client.checkpoint(asked->name());
     if (asked && asked->state() == Checkpoint::ACTIVE) return *asked;
+    if (asked && asked->state() == Checkpoint::DELETED) {
+      // It was durable; newer ones have taken its place since this command looked last, and the newest has all that it had.
+      asked = client.checkpoint(client.job().last_checkpoint());
+      continue;
+    }
     if (asked && asked->state() == Checkpoint::FAILED) {
       if (asked->error_reason() != "SAVE_UNDER_WAY") throw_failure(*asked);
       asked.reset();  // the program's own save came first

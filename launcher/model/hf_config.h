@@ -12,6 +12,8 @@
 
 namespace fusedbun::model {
 
+inline constexpr const char* kConfigName = "config.json";
+
 using ModelConfig = std::variant<Gpt2Config, LlamaConfig>;
 
 /// The model of a config.json: model_type gpt2, llama, mistral, qwen2 or qwen3. What is missing has transformers' default. Throws DataError,

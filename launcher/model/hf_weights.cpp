@@ -160,9 +160,10 @@ void load_weights(const WeightFiles& files, CausalLm& model) {
       refuse(files.path(), "'" + stored.name + "' has the shape " + shape_text(values.sizes()) +
                                ", and the model's is " + shape_text(parameter.value().sizes()));
     }
-    if (!at::isfinite(values).all().item<bool>())
-      refuse(files.path(),
-             "'" + stored.name + "' holds NaN or inf, from which nothing can be learned");
+    FUSEDBUN_REQUIRE(at::isfinite(values).all().item<bool>(), ConfigError,
+                     files.path().string() + ": '" + stored.name +
+                         "' holds NaN or inf, from which nothing can be learned: take a checkpoint "
+                         "from before that");
     parameter.value().copy_(values);
   }
   if (const auto head = left.find(kHead); head != left.end() && !has_head) {

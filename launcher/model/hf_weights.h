@@ -45,7 +45,8 @@ class WeightFiles {
 bool is_stored_transposed(const CausalLm& model, std::string_view name);
 
 /// Copies the values (F32, F16, BF16) into `model`, whose parameters keep their type. Throws DataError naming the tensor that is missing,
-/// unknown, of another shape or type, or an output layer that is not tied where the model's is; and the first that holds NaN or inf.
+/// unknown, of another shape or type, or an output layer that is not tied where the model's is; ConfigError naming the first that holds NaN
+/// or inf.
 void load_weights(const WeightFiles& files, CausalLm& model);
 
 /// Writes the model's parameters in their type, atomically. Throws IoError.

@@ -16,8 +16,6 @@ namespace fs = std::filesystem;
 using model::Gpt2Config;
 using model::ModelConfig;
 
-constexpr int64_t kByteValues = 256;
-
 // The file that `given` names: itself, or a folder's.
 fs::path model_at(const fs::path& given) {
   std::error_code error;
@@ -30,11 +28,10 @@ fs::path model_at(const fs::path& given) {
 
 // Beside the link, where Hugging Face's cache has it, or beside the file it leads to.
 std::optional<fs::path> config_beside(const fs::path& given) {
-  constexpr const char* kName = "config.json";
   std::error_code error;
   for (const fs::path& file : {given, fs::canonical(given, error)}) {
     std::error_code unreadable;  // then reading says what is wrong
-    const fs::path path = file.parent_path() / kName;
+    const fs::path path = file.parent_path() / model::kConfigName;
     if (fs::exists(path, unreadable) || unreadable) return path;
   }
   return std::nullopt;
@@ -80,9 +77,6 @@ void require_fits(const TrainOptions& options, const ModelConfig& config) {
   FUSEDBUN_REQUIRE(asked.context.value_or(1) <= context, ConfigError,
                    "--context = " + std::to_string(asked.context.value_or(1)) + ": " +
                        options.init.string() + " knows " + std::to_string(context) + " positions");
-  FUSEDBUN_REQUIRE(shape.vocab == kByteValues, DataError,
-                   options.init.string() + " has " + std::to_string(shape.vocab) +
-                       " token ids; text is read as bytes here, which needs 256");
 }
 
 }  // namespace
@@ -92,6 +86,7 @@ InitialModel choose_initial_model(const TrainOptions& options) {
   if (options.init.empty()) {
     const Gpt2Config base;
     return {.file = {},
+            .config_file = {},
             .config = Gpt2Config{.n_layer = asked.layers.value_or(base.n_layer),
                                  .n_head = asked.heads.value_or(base.n_head),
                                  .n_embd = asked.width.value_or(base.n_embd),
@@ -99,9 +94,13 @@ InitialModel choose_initial_model(const TrainOptions& options) {
                                  .vocab = base.vocab},
             .assumption = {}};
   }
-  InitialModel initial{.file = model_at(options.init), .config = {}, .assumption = {}};
+  InitialModel initial{
+      .file = model_at(options.init), .config_file = {}, .config = {}, .assumption = {}};
   const std::optional<fs::path> config_path = config_beside(initial.file);
-  if (config_path) initial.config = model::read_hf_config(*config_path);
+  if (config_path) {
+    initial.config_file = *config_path;
+    initial.config = model::read_hf_config(*config_path);
+  }
   const auto* const said = std::get_if<Gpt2Config>(&initial.config);
   const model::WeightFiles files(initial.file);
   if (said != nullptr) {

@@ -14,6 +14,7 @@ namespace fusedbun::train {
 
 struct InitialModel {
   std::filesystem::path file;  ///< of weights, or the index of several; empty: random from the seed
+  std::filesystem::path config_file;  ///< beside it; empty: there is none
   model::ModelConfig config;
   std::string
       assumption;  ///< a sentence for the user about what the file does not say; mostly empty
@@ -21,7 +22,7 @@ struct InitialModel {
 
 /// Reads the headers of --init and the config.json beside it, but no weight. --init names a safetensors file, the index of several, or a
 /// folder with one of them (a run folder, a checkout from Hugging Face); without a config.json it must be a GPT-2. Throws ConfigError if the
-/// flags ask for other sizes than the model has; DataError if it cannot be read, is no model of bytes, or config.json is of another model.
+/// flags ask for other sizes than the model has; DataError if it cannot be read, or config.json is of another model.
 InitialModel choose_initial_model(const TrainOptions& options);
 
 /// Throws DataError as model::load_weights does.

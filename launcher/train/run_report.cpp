@@ -68,8 +68,9 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
           (options.init.empty() ? "from seed " + std::to_string(options.seed)
                                 : "from " + options.init.string()),
       "text:" + sources + ": " + grouped(text.files()) + " files, " +
-          grouped(static_cast<int64_t>(text.training_bytes())) + " bytes to train on, " +
-          grouped(static_cast<int64_t>(text.validation_bytes())) + " to validate"};
+          grouped(static_cast<int64_t>(text.training_tokens())) +
+          (text.is_tokens() ? " tokens" : " bytes") + " to train on, " +
+          grouped(static_cast<int64_t>(text.validation_tokens())) + " to validate"};
   if (const std::string precision = precision_sentence(options); !precision.empty())
     sentences.push_back(precision);
   if (!initial.assumption.empty()) sentences.push_back(initial.assumption);

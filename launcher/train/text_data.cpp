@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <system_error>
 #include <utility>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/train/token_file.h"
 
 namespace fusedbun::train {
 namespace {
@@ -97,18 +99,27 @@ void require_present(const std::vector<fs::path>& sources) {
 }
 
 TextData::TextData(const std::vector<fs::path>& sources, int64_t context, TextOptions options)
-    : large_from_(options.large_from), store_(std::move(options.notice)) {
+    : large_from_(options.large_from), vocab_(options.vocab), store_(std::move(options.notice)) {
   require_present(sources);
-  for (const fs::path& source : sources) read(source);
+  const auto count = std::ranges::count_if(sources, is_token_file);
+  FUSEDBUN_REQUIRE(count == 0 || count == std::ssize(sources), DataError,
+                   joined(sources) + ": give --data files of tokens (.bin) or text, not both");
+  for (const fs::path& source : sources) count > 0 ? append_tokens(source) : read(source);
+  FUSEDBUN_REQUIRE(
+      is_tokens() || vocab_ == kByteValues, DataError,
+      "text is read as bytes, which needs a model of 256 token ids, and this one has " +
+          std::to_string(vocab_) +
+          ": give --data files of its tokens (.bin, as llm.c and nanoGPT write them)");
   const size_t sequence = static_cast<size_t>(context) + 1;
+  const std::string what = is_tokens() ? "tokens" : "bytes of text";
   FUSEDBUN_REQUIRE(bytes() > 0, DataError, "no text in " + joined(sources));
-  FUSEDBUN_REQUIRE(bytes() >= 2 * sequence, DataError,
-                   joined(sources) + ": " + std::to_string(bytes()) +
-                       " bytes of text are too few; training and validation need " +
+  FUSEDBUN_REQUIRE(tokens() >= 2 * sequence, DataError,
+                   joined(sources) + ": " + std::to_string(tokens()) + " " + what +
+                       " are too few; training and validation need " +
                        std::to_string(2 * sequence) + " at a context of " +
                        std::to_string(context));
-  training_bytes_ =
-      bytes() - std::max(sequence, std::min<size_t>(bytes() / 10, kValidationBytesMax));
+  training_tokens_ =
+      tokens() - std::max(sequence, std::min<size_t>(tokens() / 10, kValidationTokensMax));
 }
 
 void TextData::read(const fs::path& source) {
@@ -174,6 +185,25 @@ void TextData::append(const fs::path& file, bool must_be_text) {
   ++files_;
 }
 
+void TextData::append_tokens(const fs::path& file) {
+  std::error_code error;
+  FUSEDBUN_REQUIRE(fs::is_regular_file(file, error), DataError,
+                   file.string() + " is no file: tokens are read where they are, from a file");
+  OpenFile in(file);
+  const std::string start = in.read();
+  const auto size = static_cast<int64_t>(fs::file_size(file, error));
+  FUSEDBUN_REQUIRE(!error, DataError, "cannot read " + file.string() + ": " + error.message());
+  const TokenLayout layout = token_layout(file, start, size, vocab_);
+  FUSEDBUN_REQUIRE(layout.tokens > 0, DataError, file.string() + " is empty");
+  FUSEDBUN_REQUIRE(token_bytes_ == 0 || token_bytes_ == layout.token_bytes, DataError,
+                   file.string() + " has tokens of " + std::to_string(layout.token_bytes) +
+                       " bytes, and the files before it of " + std::to_string(token_bytes_));
+  token_bytes_ = layout.token_bytes;
+  store_.append_sampled(file, in.release(), static_cast<size_t>(layout.header_bytes),
+                        static_cast<size_t>(layout.tokens * layout.token_bytes));
+  ++files_;
+}
+
 std::string TextData::part(size_t begin, size_t count) const {
   std::string bytes(count, '\0');
   store_.read(begin, bytes);
@@ -181,23 +211,31 @@ std::string TextData::part(size_t begin, size_t count) const {
 }
 
 void TextData::read_tokens(size_t begin, std::span<int64_t> tokens) const {
-  std::ranges::transform(part(begin, tokens.size()), tokens.begin(),
-                         [](char byte) { return static_cast<unsigned char>(byte); });
+  const std::string bytes = part(begin * width(), tokens.size() * width());
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    uint32_t token = 0;  // little endian, as the file
+    std::memcpy(&token, bytes.data() + i * width(), width());
+    tokens[i] = token;
+    FUSEDBUN_REQUIRE(token < vocab_, DataError,
+                     store_.place_of((begin + i) * width()) + ": token " + std::to_string(token) +
+                         ", and the model has " + std::to_string(vocab_) +
+                         " token ids: the file is of another tokenizer, or no file of tokens");
+  }
 }
 
 void TextData::training_sample(const SampleId& id, std::span<int64_t> tokens) const {
   const uint64_t key = mixed(mixed(mixed(id.seed) ^ static_cast<uint64_t>(id.job_step)) ^
                              static_cast<uint64_t>(id.index));
-  read_tokens(key % (training_bytes_ - tokens.size() + 1), tokens);
+  read_tokens(key % (training_tokens_ - tokens.size() + 1), tokens);
 }
 
 int64_t TextData::validation_samples(int64_t context) const {
-  return (static_cast<int64_t>(validation_bytes()) - 1) / context;
+  return (static_cast<int64_t>(validation_tokens()) - 1) / context;
 }
 
 void TextData::validation_sample(int64_t index, std::span<int64_t> tokens) const {
   const size_t context = tokens.size() - 1;
-  read_tokens(training_bytes_ + static_cast<size_t>(index) * context, tokens);
+  read_tokens(training_tokens_ + static_cast<size_t>(index) * context, tokens);
 }
 
 }  // namespace fusedbun::train

@@ -36,15 +36,17 @@ struct Flags {
 
 void add_data_flags(CLI::App& command, TrainOptions& options) {
   command
-      .add_option("--data", options.data,
-                  "Text files and folders, read as bytes; the last tenth validates")
+      .add_option(
+          "--data", options.data,
+          "Text files and folders, read as bytes, or files of tokens (.bin, as llm.c and nanoGPT "
+          "write them); the last tenth validates")
       ->default_str(std::string(train::kDefaultTextFolder))
       ->group("Data and files");
   command
       .add_option(
           "--init", options.init,
-          "Start from this GPT-2: a safetensors file in Hugging Face's naming, or a folder with a "
-          "model.safetensors")
+          "Start from this model: a Hugging Face folder of a GPT-2, Llama, Mistral, Qwen2 or Qwen3 "
+          "(config.json, safetensors), or a GPT-2's safetensors file")
       ->group("Data and files");
   command.add_option("--save", options.save, "Write the model here")
       ->default_str("RUN_DIR/model.safetensors")

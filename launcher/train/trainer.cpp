@@ -30,6 +30,7 @@
 #include "fusedbun/launcher/train/memory_forecast.h"
 #include "fusedbun/launcher/train/memory_use.h"
 #include "fusedbun/launcher/train/model_file.h"
+#include "fusedbun/launcher/train/model_folder.h"
 #include "fusedbun/launcher/train/run_checkpoints.h"
 #include "fusedbun/launcher/train/run_report.h"
 #include "fusedbun/launcher/train/run_values.h"
@@ -318,12 +319,22 @@ class Run {
     job_.enter(plan::Phase::save);
     const auto is_stopped = [this] { return job_.leave_asked() == changes::LeaveRequest::stop; };
     const bool was_stopped = is_stopped();  // then stopping once more can mean nothing else
-    return model_file_->save(
+    const std::optional<fs::path> saved = model_file_->save(
         [this](const fs::path& path) {
           model::save_weights(path, model_, model::metadata_of(model_));
         },
         {.notice = [this](const std::string& sentence) { progress_.say(sentence); },
          .gives_up = [&] { return !was_stopped && is_stopped(); }});
+    if (saved && saved->parent_path() == run_dir_) complete_run_folder();
+    return saved;
+  }
+
+  /// The run folder is a model's, as transformers has them.
+  void complete_run_folder() {
+    const at::ScalarType type = model_.parameters()[0].scalar_type();
+    const char* const dtype = type == at::kBFloat16 ? "bfloat16" : "float32";
+    for (const std::string& problem : complete_model_folder(run_dir_, initial_, dtype))
+      progress_.say(problem);
   }
 
   void save_trace(comm::Communicator& host) {
@@ -545,9 +556,10 @@ void train(const TrainOptions& options) {
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
     comm::rethrow_on_all_ranks(*job.channels().host, [&] {
       text.emplace(options.data, options.model.context.value_or(model::context_of(initial.config)),
-                   TextOptions{.notice = [&progress](const std::string& sentence) {
-                     progress.say(sentence);
-                   }});
+                   TextOptions{.vocab = model::vocab_of(initial.config),
+                               .notice = [&progress](const std::string& sentence) {
+                                 progress.say(sentence);
+                               }});
       memory.emplace(job.placement().device);
       model = make_model(initial, options);
     });

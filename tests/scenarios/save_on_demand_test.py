@@ -53,7 +53,13 @@ class SaveOnDemand(TrainingTestCase):
         self.assertEqual([line["step"] for line in steps(self.run_dir) if line["attempt"] == 2][0], newest)
 
     def test_many_who_ask_at_once_all_get_one(self):
-        with self.job("--checkpoint-every", 2) as job:  # the job's own saves come between
+        self.ask_at_once("--checkpoint-every", 2)  # the job's own saves come between
+
+    def test_who_looks_late_gets_a_newer_one(self):
+        self.ask_at_once("--checkpoint-every", 1, "--keep-checkpoints", 1)  # theirs are gone again at once
+
+    def ask_at_once(self, *flags):
+        with self.job(*flags) as job:
             self.wait_for_steps(5)
             with contextlib.ExitStack() as stack:
                 asking = [start("checkpoint", "save", "--run-dir", self.run_dir, "--output", "json") for _ in range(4)]

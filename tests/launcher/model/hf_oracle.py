@@ -2,6 +2,7 @@
 
 hf_oracle.py make FOLDER           tiny models of each family: FOLDER/NAME has what save_pretrained writes, and beside it
                                    expected.safetensors: tokens, targets, logits, loss, and the gradient of every parameter
+hf_oracle.py loss FOLDER TOKENS    opens FOLDER, and prints its loss on the last tokens of a file of 16-bit tokens
 hf_oracle.py equal FOLDER OTHER    opens each model of both with AutoModelForCausalLM; fails unless it misses nothing, knows everything it
                                    finds, and has the same weights and logits, to the bit
 """
@@ -9,6 +10,7 @@ import logging
 import sys
 from pathlib import Path
 
+import numpy
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
@@ -70,6 +72,12 @@ def opened(folder):
     return model
 
 
+def loss(folder, path):
+    tokens = torch.from_numpy(numpy.fromfile(path, numpy.uint16)[-1600:].astype(numpy.int64)).view(-1, 32)
+    with torch.no_grad():
+        print(opened(folder)(tokens, labels=tokens).loss.item())
+
+
 def equal(folder, other):
     for name in MODELS:
         first, second = opened(folder / name), opened(other / name)
@@ -88,4 +96,4 @@ if __name__ == "__main__":
     transformers_logging.set_verbosity_error()
     logging.disable(logging.WARNING)
     command, *paths = sys.argv[1:]
-    {"make": make, "equal": equal}[command](*map(Path, paths))
+    {"make": make, "loss": loss, "equal": equal}[command](*map(Path, paths))

@@ -138,15 +138,5 @@ TEST_F(InitialModelTest, ALlamaIsWhatItsConfigJsonSays) {
   expect_refused<DataError>(folder_ / "llama", "is not a GPT-2 that fits: 'wte.weight' is missing");
 }
 
-TEST_F(InitialModelTest, AVocabularyThatIsNotOfBytesIsRefused) {
-  model::LlamaConfig sizes{.layers = 1};
-  sizes.vocab = 300;
-  const model::Llama made(sizes, 3);
-  fs::create_directory(folder_ / "llama");
-  model::save_weights(folder_ / "llama/model.safetensors", *made, {});
-  write_text(folder_ / "llama/config.json", model::hf_config_text(sizes, "float32"));
-  expect_refused<DataError>(folder_ / "llama", "has 300 token ids");
-}
-
 }  // namespace
 }  // namespace fusedbun::train

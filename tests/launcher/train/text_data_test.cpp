@@ -213,5 +213,111 @@ TEST_F(TextDataTest, RefusalsNameThePath) {
               ThrowsMessage<DataError>(HasSubstr("10 bytes of text are too few")));
 }
 
+// ---- files of tokens ----------------------------------------------------------------------------
+
+template <class Token>
+std::string counting(int64_t count, int64_t vocab) {
+  std::string bytes;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto token = static_cast<Token>(i % vocab);
+    bytes.append(reinterpret_cast<const char*>(&token), sizeof token);
+  }
+  return bytes;
+}
+
+/// llm.c's.
+std::string header(int32_t magic, int32_t version, int32_t tokens) {
+  std::vector<int32_t> words(256);
+  words[0] = magic;
+  words[1] = version;
+  words[2] = tokens;
+  return {reinterpret_cast<const char*>(words.data()), words.size() * sizeof words[0]};
+}
+
+TEST_F(TextDataTest, TokensAreReadInBothLayouts) {
+  write_text(folder_ / "nano.bin", counting<uint16_t>(2000, 300));
+  write_text(folder_ / "nano_wide.bin", counting<uint32_t>(2000, 70000));
+  write_text(folder_ / "llmc.bin", header(20240520, 1, 2000) + counting<uint16_t>(2000, 300));
+  write_text(folder_ / "llama.bin", header(20240801, 7, 2000) + counting<uint32_t>(2000, 70000));
+  for (const auto& [name, vocab] : {std::pair("nano.bin", 300),
+                                    {"nano_wide.bin", 70000},
+                                    {"llmc.bin", 300},
+                                    {"llama.bin", 70000}}) {
+    const TextData data({folder_ / name}, 10, {.vocab = vocab});
+    EXPECT_TRUE(data.is_tokens());
+    EXPECT_EQ(data.tokens(), 2000u) << name;
+    EXPECT_EQ(data.training_tokens(), 1800u) << name;
+    std::vector<int64_t> tokens(11);
+    data.validation_sample(0, tokens);
+    for (int64_t i = 0; i < 11; ++i) EXPECT_EQ(tokens[i], (1800 + i) % vocab) << name;
+    const auto drawn = sample(data, {1, 2, 3}, 10);
+    for (int64_t i = 0; i < 10; ++i) EXPECT_EQ(drawn[i + 1], (drawn[i] + 1) % vocab) << name;
+  }
+}
+
+TEST_F(TextDataTest, SeveralFilesOfTokensFollowOneAnother) {
+  write_text(folder_ / "a.bin", counting<uint16_t>(7, 300));
+  write_text(folder_ / "b.bin", header(20240520, 1, 30) + counting<uint16_t>(30, 300));
+  const TextData data({folder_ / "a.bin", folder_ / "b.bin"}, 4, {.vocab = 300});
+  EXPECT_EQ(data.tokens(), 37u);
+  EXPECT_EQ(data.files(), 2);
+  std::vector<int64_t> tokens(5);
+  data.validation_sample(0, tokens);
+  EXPECT_THAT(tokens, testing::ElementsAre(25, 26, 27, 28, 29));
+}
+
+TEST_F(TextDataTest, TokensThatCannotBeAreRefusedWithTheirPlace) {
+  const auto expect_refused = [&](const std::vector<std::string>& names, int64_t vocab,
+                                  const std::string& why) {
+    std::vector<std::filesystem::path> paths;
+    for (const std::string& name : names) paths.push_back(folder_ / name);
+    const auto read = [&] {
+      const TextData data(paths, 4, {.vocab = vocab});
+      std::vector<int64_t> tokens(5);
+      for (int64_t i = 0; i < data.validation_samples(4); ++i) data.validation_sample(i, tokens);
+    };
+    EXPECT_THAT(read, ThrowsMessage<DataError>(HasSubstr(why)));
+  };
+  write_text(folder_ / "good.bin", counting<uint16_t>(100, 300));
+  write_text(folder_ / "wide.bin", header(20240801, 7, 50) + counting<uint32_t>(50, 300));
+  write_text(folder_ / "odd.bin", counting<uint16_t>(100, 300) + "x");
+  write_text(folder_ / "cut.bin", header(20240520, 1, 2000) + counting<uint16_t>(1000, 300));
+  write_text(folder_ / "empty.bin", "");
+  write_text(folder_ / "text", numbered(1000));
+  expect_refused({"good.bin"}, 95, "good.bin, byte 190: token 95, and the model has 95 token ids");
+  expect_refused({"odd.bin"}, 300, "has 201 bytes of tokens");
+  expect_refused({"cut.bin"}, 300, "says that it has 2000 tokens, and has 1000");
+  expect_refused({"empty.bin"}, 300, "is empty");
+  expect_refused({"good.bin", "wide.bin"}, 300,
+                 "has tokens of 4 bytes, and the files before it of 2");
+  expect_refused({"good.bin", "text"}, 300, "files of tokens (.bin) or text, not both");
+  expect_refused({"text"}, 300, "a model of 256 token ids, and this one has 300");
+  expect_refused({"gone.bin"}, 300, "no text at");
+}
+
+TEST_F(TextDataTest, AFileOfTokensIsKnownByItsSizeAndPlacesOfIt) {
+  std::string bytes = counting<uint16_t>(3'000'000, 300);
+  write_text(folder_ / "a.bin", bytes);
+  const TextData data({folder_ / "a.bin"}, 10, {.vocab = 300});
+  EXPECT_EQ(TextData({folder_ / "a.bin"}, 10, {.vocab = 300}).digest(), data.digest());
+  bytes[0] ^= 1;
+  write_text(folder_ / "b.bin", bytes);
+  EXPECT_NE(TextData({folder_ / "b.bin"}, 10, {.vocab = 300}).digest(), data.digest());
+  write_text(folder_ / "c.bin", counting<uint16_t>(3'000'001, 300));
+  EXPECT_NE(TextData({folder_ / "c.bin"}, 10, {.vocab = 300}).digest(), data.digest());
+}
+
+// Ten gigabytes that take no room on the disk.
+TEST_F(TextDataTest, TenGigabytesOfTokensAreThereAtOnce) {
+  write_text(folder_ / "large.bin", "");
+  constexpr int64_t kBytes = int64_t{10} << 30;
+  std::error_code error;
+  std::filesystem::resize_file(folder_ / "large.bin", kBytes, error);
+  if (error) GTEST_SKIP() << "no sparse file here: " << error.message();
+  const TextData data({folder_ / "large.bin"}, 1024, {.vocab = 300});
+  EXPECT_EQ(data.tokens(), static_cast<size_t>(kBytes / 2));
+  EXPECT_EQ(sample(data, {1, 2, 3}, 1024), std::vector<int64_t>(1025));
+}
+
 }  // namespace
 }  // namespace fusedbun::train

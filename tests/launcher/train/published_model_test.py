@@ -1,0 +1,72 @@
+"""A model as transformers saves it is trained on tokens, and transformers opens what the run leaves."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import numpy
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+from job_process import run  # noqa: E402
+from training import TrainingTestCase, metrics  # noqa: E402
+
+ORACLE = Path(__file__).resolve().parents[1] / "model" / "hf_oracle.py"
+VOCABULARY = 96  # of the oracle's models
+
+
+def oracle(*words):
+    return subprocess.run([sys.executable, ORACLE, *map(str, words)], capture_output=True, text=True)
+
+
+class PublishedModel(TrainingTestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = tempfile.TemporaryDirectory(prefix="fusedbun-test-")
+        cls.addClassCleanup(folder.cleanup)
+        cls.models = Path(folder.name)
+        made = oracle("make", cls.models)
+        assert made.returncode == 0, made.stderr
+
+    def tokens(self, count=20_000):
+        """A sequence that can be learned: each token tells the next."""
+        path = self.folder / "tokens.bin"
+        (numpy.arange(count) * 7 % VOCABULARY).astype(numpy.uint16).tofile(path)
+        return path
+
+    def fine_tune(self, name, *more):
+        run_dir = self.folder / name
+        result = run("launch", "-n", 2, "--", "train", "--init", self.models / name, "--data", self.tokens(), "--context", 32,
+                     "--batch", 8, "--steps", 40, "--warmup", 5, "--lr", "1e-2", "--threads", 1, "--run-dir", run_dir, *more)
+        self.assertEqual(result.code, 0, result)
+        return run_dir
+
+    def test_it_learns_and_transformers_opens_the_run_folder(self):
+        for name in ("gpt2", "qwen3"):  # in several files, and in one
+            with self.subTest(model=name):
+                (self.models / name / "tokenizer.json").write_text("{}")
+                run_dir = self.fine_tune(name)
+                losses = [line["validation_loss"] for line in metrics(run_dir) if "validation_loss" in line]
+                self.assertLess(losses[-1], 0.5 * losses[0])
+                self.assertEqual((run_dir / "tokenizer.json").read_text(), "{}")
+                self.assertEqual(json.loads((run_dir / "config.json").read_text())["dtype"], "float32")
+                found = oracle("loss", run_dir, self.folder / "tokens.bin")
+                self.assertEqual(found.returncode, 0, found.stderr)
+                self.assertLess(abs(float(found.stdout) - losses[-1]), 0.05 * losses[0], found.stdout)
+
+    def test_a_vocabulary_that_does_not_fit_is_refused(self):
+        (numpy.arange(5000) % 100).astype(numpy.uint16).tofile(self.folder / "other.bin")
+        result = run("train", "--init", self.models / "qwen3", "--data", self.folder / "other.bin", "--context", 32, "--steps", 3,
+                     "--run-dir", self.folder / "refused")
+        self.assertEqual(result.code, 65, result)
+        self.assertIn("and the model has 96 token ids", result.err)
+        result = run("train", "--init", self.models / "qwen3", "--context", 32, "--steps", 3, "--run-dir", self.folder / "bytes")
+        self.assertEqual(result.code, 65, result)
+        self.assertIn("a model of 256 token ids, and this one has 96", result.err)
+
+
+if __name__ == "__main__":
+    unittest.main()
