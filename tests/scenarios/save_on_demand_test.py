@@ -56,7 +56,7 @@ class SaveOnDemand(TrainingTestCase):
         self.ask_at_once("--checkpoint-every", 2)  # the job's own saves come between
 
     def test_who_looks_late_gets_a_newer_one(self):
-        self.ask_at_once("--checkpoint-every", 1, "--keep-checkpoints", 1)  # theirs are gone again at once
+        self.ask_at_once("--checkpoint-every", 1, "--keep", 1)  # theirs are gone again at once
 
     def ask_at_once(self, *flags):
         with self.job(*flags) as job:

@@ -80,10 +80,10 @@ TEST_F(TextDataTest, AFileThatIsNamedIsTakenAsItIs) {
 
 TEST_F(TextDataTest, TheLastTenthIsHeldBackWithinLimits) {
   write_text(folder_ / "text", numbered(10'000));
-  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation_bytes(), 1000u);
-  EXPECT_EQ(TextData({folder_ / "text"}, 2000).validation_bytes(), 2001u) << "at least a context";
+  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation_tokens(), 1000u);
+  EXPECT_EQ(TextData({folder_ / "text"}, 2000).validation_tokens(), 2001u) << "at least a context";
   write_text(folder_ / "text", numbered(1'000'000));
-  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation_bytes(), size_t{kValidationBytesMax});
+  EXPECT_EQ(TextData({folder_ / "text"}, 100).validation_tokens(), size_t{kValidationTokensMax});
 }
 
 TEST_F(TextDataTest, SamplesDependOnSeedStepAndIndexAlone) {
@@ -95,7 +95,7 @@ TEST_F(TextDataTest, SamplesDependOnSeedStepAndIndexAlone) {
   EXPECT_NE(sample(text, {1, 8, 3}, 16), once);
   EXPECT_NE(sample(text, {1, 7, 4}, 16), once);
   const std::string bytes(once.begin(), once.end());
-  EXPECT_NE(text.part(0, text.training_bytes()).find(bytes), std::string::npos)
+  EXPECT_NE(text.part(0, text.training_tokens()).find(bytes), std::string::npos)
       << "a piece of the training text";
 }
 
@@ -104,13 +104,13 @@ TEST_F(TextDataTest, SamplesReachTheWholeTrainingText) {
   const TextData text({folder_ / "text"}, 7);
   std::set<std::vector<int64_t>> seen;
   for (int64_t step = 0; step < 2000; ++step) seen.insert(sample(text, {5, step, 0}, 7));
-  EXPECT_EQ(seen.size(), text.training_bytes() - 7) << "every start whose targets lie in the text";
+  EXPECT_EQ(seen.size(), text.training_tokens() - 7) << "every start whose targets lie in the text";
 }
 
 TEST_F(TextDataTest, ValidationSamplesCoverTheValidationTextOnce) {
   write_text(folder_ / "text", numbered(3'000));
   const TextData text({folder_ / "text"}, 20);
-  ASSERT_EQ(text.validation_bytes(), 300u);
+  ASSERT_EQ(text.validation_tokens(), 300u);
   ASSERT_EQ(text.validation_samples(20), 14);
   std::string targets;
   for (int64_t i = 0; i < 14; ++i) {
@@ -118,7 +118,7 @@ TEST_F(TextDataTest, ValidationSamplesCoverTheValidationTextOnce) {
     text.validation_sample(i, tokens);
     targets.append(tokens.begin() + 1, tokens.end());
   }
-  EXPECT_EQ(targets, text.part(text.training_bytes() + 1, 280));
+  EXPECT_EQ(targets, text.part(text.training_tokens() + 1, 280));
 }
 
 TEST_F(TextDataTest, DigestTellsTextsApart) {
