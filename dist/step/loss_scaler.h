@@ -35,7 +35,7 @@ class LossScaler {
   void decide(bool skipped);
   void hear(const LossScaleState& state) { state_ = state; }
   void restore(const LossScaleState& state);
-  /// The next step wants losses of its own.
+  /// The step is over: gradients of the next one need a loss that was scaled after this.
   void end_step() { has_scaled_ = false; }
 
  private:

@@ -1,6 +1,6 @@
 #pragma once
 // A GPT-2 whose file stands alone: its sizes are the shapes of its tensors, but for the number of heads, which no shape shows. We write that
-// as metadata; for files without it somebody must say it.
+// as metadata; for files without it the caller must give it.
 //
 // Thread safety: pure functions.
 #include <optional>
@@ -18,7 +18,7 @@ struct HeadsSaid {
 
 struct FoundSizes {
   Gpt2Config config;
-  bool heads_are_assumed;  ///< nobody says: a head is then 64 wide, as in all of OpenAI's
+  bool heads_are_assumed;  ///< neither file nor caller gave them: 64 wide, as in all of OpenAI's
 };
 
 /// The sizes of the model in `files`. Throws DataError if this is no GPT-2, ConfigError if `said` contradicts the file's metadata.

@@ -35,7 +35,7 @@ std::vector<std::string> complete_model_folder(const fs::path& folder, const Ini
     try {
       write_whole(path, text());
     } catch (const Error& error) {
-      problems.push_back(std::string(error.what()) + "; the weights are saved all the same");
+      problems.push_back(std::string(error.what()) + "; the weights themselves are saved");
     }
   };
   try_to(folder / model::kConfigName, [&] {

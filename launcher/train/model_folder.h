@@ -13,7 +13,7 @@
 namespace fusedbun::train {
 
 /// Writes config.json for weights of `dtype` ("float32") to `folder`, and copies tokenizer files from beside --init. Returns a sentence for
-/// each file that could not be written; the weights stand all the same.
+/// each file that could not be written; the weights are not touched.
 std::vector<std::string> complete_model_folder(const std::filesystem::path& folder,
                                                const InitialModel& initial, std::string_view dtype);
 

@@ -325,7 +325,8 @@ class Run {
         },
         {.notice = [this](const std::string& sentence) { progress_.say(sentence); },
          .gives_up = [&] { return !was_stopped && is_stopped(); }});
-    if (saved && saved->parent_path() == run_dir_) complete_run_folder();
+    std::error_code gone;  // "runs/a" and "runs/a/" are one folder
+    if (saved && fs::equivalent(saved->parent_path(), run_dir_, gone)) complete_run_folder();
     return saved;
   }
 

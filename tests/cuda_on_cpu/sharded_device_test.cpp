@@ -341,7 +341,7 @@ TEST_F(ShardedOnDevices, ParametersThatTheProgramWritesAreFollowed) {
   expect_the_cpus_run(program);
 }
 
-// Saved while the device has steps under way, and read back at once, and once more while it has others.
+// The archive is saved while the device has unfinished steps, loaded at once, and loaded again after later steps.
 TEST_F(ShardedOnDevices, AnArchiveHasTheStepsThatWereDone) {
   Program program{.ranks = 2, .options = preset("compact", 1e-2), .sharded = {}, .steps = 7};
   program.options.bias_correction = true;  // t is seen
@@ -402,7 +402,7 @@ TEST_F(ShardedOnDevices, ScaleTheLossAsTheStepBeforeDecided) {
   }
 }
 
-// What a checkpoint keeps, taken while the device has steps under way, and given back while it has others.
+// The state is taken while the device has unfinished steps, and restored after later ones.
 TEST_F(ShardedOnDevices, AStateToSaveHasTheStepsThatWereDone) {
   Program program{.ranks = 2, .options = preset("recommended", 1e-2), .sharded = {}, .steps = 6};
   program.options.bias_correction = true;  // t is seen

@@ -92,7 +92,7 @@ TEST(CrossEntropy, UnderAutocastGradientsAreInTheParametersType) {
   EXPECT_EQ(have.d_hidden.scalar_type(), at::kFloat);
 }
 
-// As with a loss scale: what float16 could not hold of the mean's gradients is there all the same.
+// With a loss scale, gradients of the mean that float16 could not hold are not lost.
 TEST(CrossEntropy, AScaledLossKeepsSmallGradients) {
   Case given = drawn(at::kHalf);
   const Result want = evaluated(given, 4096, plain);

@@ -40,7 +40,7 @@ class PublishedModel(TrainingTestCase):
     def fine_tune(self, name, *more):
         run_dir = self.folder / name
         result = run("launch", "-n", 2, "--", "train", "--init", self.models / name, "--data", self.tokens(), "--context", 32,
-                     "--batch", 8, "--steps", 40, "--warmup", 5, "--lr", "1e-2", "--threads", 1, "--run-dir", run_dir, *more)
+                     "--batch", 8, "--steps", 40, "--warmup", 5, "--lr", "1e-2", "--threads", 1, "--run-dir", f"{run_dir}/", *more)
         self.assertEqual(result.code, 0, result)
         return run_dir
 
