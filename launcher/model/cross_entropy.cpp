@@ -14,8 +14,15 @@ using at::Tensor;
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-/// Factor of the gradients while they are float16: sums over some tokens stay below its largest number.
-constexpr double kHalfFactor = 1.0 / 64;
+/// The gradients are multiplied by this until backward() divides it out: sums over some tokens stay below float16's largest number.
+double factor_of(at::ScalarType products) {
+  return products == at::kHalf ? 1.0 / 64 : 1;
+}
+
+at::ScalarType type_of_products(const Tensor& hidden, const Tensor& weight) {
+  const AutocastState autocast = AutocastState::of_this_thread(hidden.device().type());
+  return autocast.enabled ? autocast.type : weight.scalar_type();
+}
 
 struct Wanted {
   bool hidden = false;
@@ -46,7 +53,7 @@ Results evaluate(const Tensor& hidden, const Tensor& weight, const Tensor& targe
       logit_bytes / (vocab * static_cast<int64_t>(sizeof(float))), 1, std::max<int64_t>(1, tokens));
   const Tensor w = weight.to(type);
   const auto float32 = hidden.options().dtype(at::kFloat);
-  const double factor = type == at::kHalf ? kHalfFactor : 1;
+  const double factor = factor_of(type);
   Results results{.sum = at::zeros({}, float32), .d_hidden = {}, .d_weight = {}};
   if (wanted.hidden) results.d_hidden = at::empty_like(hidden);
   if (wanted.weight) results.d_weight = at::zeros_like(weight, at::MemoryFormat::Contiguous);
@@ -78,15 +85,13 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
  public:
   static Tensor forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight,
                         const Tensor& targets, int64_t logit_bytes) {
-    const AutocastState autocast = AutocastState::of_this_thread(hidden.device().type());
-    const at::ScalarType type = autocast.enabled ? autocast.type : weight.scalar_type();
+    const at::ScalarType type = type_of_products(hidden, weight);
     // What is cast here is cast once.
     const Autocast off(hidden.device().type(), AutocastState{.enabled = false});
     const Wanted wanted{.hidden = hidden.requires_grad(), .weight = weight.requires_grad()};
     Results results = evaluate(hidden, weight, targets, type, logit_bytes, wanted);
     const Tensor count = targets.ge(0).sum().to(at::kFloat);
-    const double factor = type == at::kHalf ? kHalfFactor : 1;
-    context->save_for_backward({results.d_hidden, results.d_weight, (count * factor)});
+    context->save_for_backward({results.d_hidden, results.d_weight, count * factor_of(type)});
     return results.sum / count;
   }
 
@@ -106,8 +111,7 @@ Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Te
                             int64_t logit_bytes) {
   if (at::GradMode::is_enabled() && (hidden.requires_grad() || weight.requires_grad()))
     return LinearCrossEntropy::apply(hidden, weight, targets, logit_bytes);
-  const AutocastState autocast = AutocastState::of_this_thread(hidden.device().type());
-  const at::ScalarType type = autocast.enabled ? autocast.type : weight.scalar_type();
+  const at::ScalarType type = type_of_products(hidden, weight);
   const Autocast off(hidden.device().type(), AutocastState{.enabled = false});
   return evaluate(hidden, weight, targets, type, logit_bytes, {}).sum /
          targets.ge(0).sum().to(at::kFloat);
