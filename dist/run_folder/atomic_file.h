@@ -31,7 +31,12 @@ class AtomicFile {
   AtomicFile(const AtomicFile&) = delete;  // owns a descriptor and a name
 
   void write(std::span<const std::byte> bytes);
+  /// Over bytes that were written before, as a header that says how many follow.
   void write(std::string_view text) { write(std::as_bytes(std::span(text))); }
+  /// Over bytes that were written before, as a header that says how many follow.
+  void write_at(int64_t offset, std::span<const std::byte> bytes);
+  /// Where the bytes are until commit().
+  const std::filesystem::path& temporary() const { return temporary_; }
   /// Replaces the target.
   void commit();
   /// commit() if there is no target yet; otherwise leaves it and returns false. Of several writers

@@ -23,7 +23,7 @@ std::string fixed(double value, int digits) {
 }
 
 // "12 binary files (first corpus/a.png), 1 compressed by gzip (first corpus/b.gz)"
-std::string left_out(const TextData& text) {
+std::string left_out(const data::TextData& text) {
   std::string sentence;
   for (const auto& [kind, left] : text.left_out()) {
     sentence += (sentence.empty() ? "" : ", ") + grouped(left.count) + " " + std::string(kind) +
@@ -54,7 +54,7 @@ std::string precision_sentence(const TrainOptions& options) {
 }  // namespace
 
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
-                                         int64_t parameters, const TextData& text) {
+                                         int64_t parameters, const data::TextData& text) {
   const model::ModelShape shape = model::shape_of(initial.config);
   const std::string architecture =
       std::holds_alternative<model::Gpt2Config>(initial.config) ? "GPT-2" : "Llama";

@@ -7,8 +7,8 @@
 #include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/cli/own_words.h"
+#include "fusedbun/launcher/data/text_data.h"
 #include "fusedbun/launcher/env/versions.h"
-#include "fusedbun/launcher/train/text_data.h"
 #include "fusedbun/launcher/train/torchelastic_error.h"
 #include "fusedbun/launcher/train/trainer.h"
 
@@ -40,7 +40,7 @@ void add_data_flags(CLI::App& command, TrainOptions& options) {
           "--data", options.data,
           "Text files and folders, read as bytes, or files of tokens (.bin, as llm.c and nanoGPT "
           "write them); the last tenth validates")
-      ->default_str(std::string(train::kDefaultTextFolder))
+      ->default_str(std::string(data::kDefaultTextFolder))
       ->group("Data and files");
   command
       .add_option(
@@ -329,7 +329,7 @@ run_folder::NamedTexts values_of(const CLI::App& command) {
 void run(Flags flags) {
   raise_descriptor_limit();  // connections of others must not cost the run its files
   TrainOptions& options = flags.options;
-  if (options.data.empty()) options.data = {train::kDefaultTextFolder};
+  if (options.data.empty()) options.data = {data::kDefaultTextFolder};
   options.backend = plan::parse_backend(flags.backend);
   if (!flags.mask.empty()) options.optimizer.mask = parse<Mask>(flags.mask);
   if (!flags.low_precision.empty())

@@ -71,8 +71,8 @@ int64_t bits_of(double value) {
   return std::bit_cast<int64_t>(value);
 }
 
-void require_same_run(comm::Communicator& host, const TrainOptions& options, const TextData& text,
-                      int64_t context) {
+void require_same_run(comm::Communicator& host, const TrainOptions& options,
+                      const data::TextData& text, int64_t context) {
   require_same_start(host, {{"--steps", options.steps},
                             {"--batch", options.batch},
                             {"--accumulate", options.accumulation},
@@ -186,8 +186,8 @@ void say_saved(Progress& progress, const SavedCheckpoint& saved) {
 class Run {
  public:
   Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
-      model::CausalLm& model, const TextData& text, const MemoryUse& memory, Progress& progress,
-      LastWords& last_words, LeaveSignals& signals)
+      model::CausalLm& model, const data::TextData& text, const MemoryUse& memory,
+      Progress& progress, LastWords& last_words, LeaveSignals& signals)
       : options_(options),
         initial_(initial),
         run_dir_(run_dir),
@@ -488,7 +488,7 @@ class Run {
   const fs::path& run_dir_;
   Job& job_;
   model::CausalLm& model_;
-  const TextData& text_;
+  const data::TextData& text_;
   const MemoryUse& memory_;
   Progress& progress_;
   LastWords& last_words_;
@@ -509,7 +509,7 @@ void train(const TrainOptions& options) {
   LeaveSignals signals(identity.rank == 0);
   if (options.use_gpu) require_gpu(identity);
   const InitialModel initial = choose_initial_model(options);
-  require_present(options.data);
+  data::require_present(options.data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
   if (identity.rank == 0 && !options.save.empty()) run_folder::require_writable(options.save);
   if (identity.rank == 0 && !options.trace.empty()) run_folder::require_writable(options.trace);
@@ -551,16 +551,16 @@ void train(const TrainOptions& options) {
     return;
   }
   std::shared_ptr<model::CausalLm> model;
-  std::optional<TextData> text;
+  std::optional<data::TextData> text;
   std::optional<MemoryUse> memory;
   try {
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
     comm::rethrow_on_all_ranks(*job.channels().host, [&] {
       text.emplace(options.data, options.model.context.value_or(model::context_of(initial.config)),
-                   TextOptions{.vocab = model::vocab_of(initial.config),
-                               .notice = [&progress](const std::string& sentence) {
-                                 progress.say(sentence);
-                               }});
+                   data::TextOptions{.vocab = model::vocab_of(initial.config),
+                                     .notice = [&progress](const std::string& sentence) {
+                                       progress.say(sentence);
+                                     }});
       memory.emplace(job.placement().device);
       model = make_model(initial, options);
     });

@@ -31,7 +31,7 @@ struct LoopOptions {
 /// What the loop works with; all outlive it.
 struct LoopParts {
   model::CausalLm& model;
-  const TextData& text;
+  const data::TextData& text;
   Stepper& stepper;
   Job& job;
   Progress& progress;

@@ -21,7 +21,7 @@ Batch make_batch(int64_t sequences, int64_t context, torch::Device device,
   return {tokens.narrow(1, 0, context), tokens.narrow(1, 1, context)};
 }
 
-double validation_loss(model::CausalLm& model, const TextData& text,
+double validation_loss(model::CausalLm& model, const data::TextData& text,
                        const ValidationOptions& options, comm::Communicator& host) {
   const torch::NoGradGuard no_grad;
   const torch::Device device = model.parameters()[0].device();

@@ -9,7 +9,7 @@
 #include <span>
 
 #include "fusedbun/dist/comm/communicator.h"
-#include "fusedbun/launcher/train/text_data.h"
+#include "fusedbun/launcher/data/text_data.h"
 
 namespace fusedbun::model {
 class CausalLm;
@@ -33,7 +33,7 @@ struct ValidationOptions {
 };
 
 /// Mean cross entropy in nats per token. Collective; each rank computes its share.
-double validation_loss(model::CausalLm& model, const TextData& text,
+double validation_loss(model::CausalLm& model, const data::TextData& text,
                        const ValidationOptions& options, comm::Communicator& host);
 
 }  // namespace fusedbun::train

@@ -1,4 +1,4 @@
-#include "fusedbun/launcher/train/text_data.h"
+#include "fusedbun/launcher/data/text_data.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -10,7 +10,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/tests/support/scratch_folder.h"
 
-namespace fusedbun::train {
+namespace fusedbun::data {
 namespace {
 
 using support::ScratchFolder;
@@ -320,4 +320,4 @@ TEST_F(TextDataTest, TenGigabytesOfTokensAreThereAtOnce) {
 }
 
 }  // namespace
-}  // namespace fusedbun::train
+}  // namespace fusedbun::data

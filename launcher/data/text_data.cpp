@@ -1,4 +1,4 @@
-#include "fusedbun/launcher/train/text_data.h"
+#include "fusedbun/launcher/data/text_data.h"
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -10,9 +10,9 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/launcher/train/token_file.h"
+#include "fusedbun/launcher/data/token_file.h"
 
-namespace fusedbun::train {
+namespace fusedbun::data {
 namespace {
 
 namespace fs = std::filesystem;
@@ -238,4 +238,4 @@ void TextData::validation_sample(int64_t index, std::span<int64_t> tokens) const
   read_tokens(training_tokens_ + static_cast<size_t>(index) * context, tokens);
 }
 
-}  // namespace fusedbun::train
+}  // namespace fusedbun::data

@@ -1,4 +1,4 @@
-#include "fusedbun/launcher/train/text_store.h"
+#include "fusedbun/launcher/data/text_store.h"
 
 #include <unistd.h>
 
@@ -11,7 +11,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-namespace fusedbun::train {
+namespace fusedbun::data {
 namespace {
 
 constexpr size_t kBufferBytes = 4 << 20;
@@ -138,4 +138,4 @@ void TextStore::read_file(const File& file, size_t at, std::span<char> bytes) co
   }
 }
 
-}  // namespace fusedbun::train
+}  // namespace fusedbun::data

@@ -17,9 +17,9 @@
 #include <string_view>
 #include <vector>
 
-#include "fusedbun/launcher/train/text_store.h"
+#include "fusedbun/launcher/data/text_store.h"
 
-namespace fusedbun::train {
+namespace fusedbun::data {
 
 /// Where Debian keeps the texts of common licences: English that every installation has.
 inline constexpr std::string_view kDefaultTextFolder = "/usr/share/common-licenses";
@@ -91,4 +91,4 @@ class TextData {
   std::map<std::string_view, LeftOut> left_out_;  // keys are literals
 };
 
-}  // namespace fusedbun::train
+}  // namespace fusedbun::data

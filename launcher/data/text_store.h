@@ -19,7 +19,7 @@
 
 #include "fusedbun/dist/run_folder/descriptor.h"
 
-namespace fusedbun::train {
+namespace fusedbun::data {
 
 class TextStore {
  public:
@@ -72,4 +72,4 @@ class TextStore {
   mutable std::atomic<bool> told_ = false;
 };
 
-}  // namespace fusedbun::train
+}  // namespace fusedbun::data
