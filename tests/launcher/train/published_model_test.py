@@ -32,9 +32,13 @@ class PublishedModel(TrainingTestCase):
         assert made.returncode == 0, made.stderr
 
     def tokens(self, count=20_000):
-        """A sequence that can be learned: each token tells the next."""
+        """A sequence that can be learned: each token tells the next, but for one in twenty, which begins anew anywhere."""
         path = self.folder / "tokens.bin"
-        (numpy.arange(count) * 7 % VOCABULARY).astype(numpy.uint16).tofile(path)
+        random = numpy.random.default_rng(1)
+        tokens = numpy.zeros(count, numpy.uint16)
+        for i in range(1, count):
+            tokens[i] = random.integers(VOCABULARY) if random.random() < 0.05 else (tokens[i - 1] + 7) % VOCABULARY
+        tokens.tofile(path)
         return path
 
     def fine_tune(self, name, *more):
