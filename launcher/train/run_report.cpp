@@ -32,7 +32,7 @@ std::string left_out(const data::TextFiles& text) {
   return sentence;
 }
 
-// "packing: 120 sequences of whole documents, 93 % full; 3 documents were longer than the context and are cut"
+// "packing: 120 sequences of whole documents, 93 % full; 3 documents are longer than the context (cut)"
 std::string packing_sentence(const data::Corpus& corpus) {
   const data::DocumentPacking& packing = *corpus.training_packing();
   const double places =
@@ -40,10 +40,11 @@ std::string packing_sentence(const data::Corpus& corpus) {
   std::string sentence = "packing: whole documents, sequences are " +
                          fixed(100 * static_cast<double>(packing.places_filled()) / places, 0) +
                          " % full";
-  if (packing.long_documents() > 0) {
-    sentence += "; " + grouped(packing.long_documents()) +
-                " documents are longer than the context (" +
-                std::string(data::name_of(corpus.long_documents())) + ")";
+  const int64_t count = packing.long_documents();
+  if (count > 0) {
+    sentence += "; " + grouped(count) + (count == 1 ? " document is" : " documents are") +
+                " longer than the context (" + std::string(data::name_of(corpus.long_documents())) +
+                ")";
   }
   return sentence;
 }
