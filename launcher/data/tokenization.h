@@ -26,7 +26,7 @@ struct TokenizeOptions {
   std::filesystem::path out;
   std::string loss = "completion";  ///< or "all"
   std::string format = "auto";      ///< by name; or "text", "jsonl"
-  std::string separator;            ///< parts documents in text; empty: a file is one
+  std::string separator = {};       ///< parts documents in text; empty: a file is one
   bool no_eos = false;
   bool overwrite = false;
 };

@@ -602,6 +602,8 @@ def excerpts(place):
     write_message(json.dumps(tokenizer.describe()).encode())
     while request := read_message():
         asked = json.loads(request)
+        if max(asked["tokens"]) >= tokenizer.size:
+            raise Refusal(DATA, f"token {max(asked['tokens'])}, and the tokenizer has {tokenizer.size} ids: the tokens are another's")
         pieces, before = [], ""
         edges = sorted({0, len(asked["tokens"]), *(edge for span in asked["spans"] for edge in span)})
         for begin, end in zip(edges, edges[1:]):
