@@ -130,14 +130,18 @@ void add_tokenize(CLI::App& group) {
   command->callback([options] { run_tokenize(*options); });
 }
 
-/// The report beside a file of tokens; null if there is none.
-ordered_json report_of(const fs::path& token_file) {
+/// Adds what the report beside a file of tokens says, if there is one.
+void add_report(data::TokensSeen& seen, const fs::path& token_file) {
   const fs::path path = data::report_beside(token_file);
   std::ifstream in(path);
-  if (!in) return nullptr;
-  ordered_json report = ordered_json::parse(in, nullptr, false);
-  FUSEDBUN_REQUIRE(report.is_object(), DataError, path.string() + " is no JSON object");
-  return report;
+  if (!in) return;
+  try {
+    const ordered_json report = ordered_json::parse(in);
+    seen.tokenizer = report.at("tokenizer");
+    seen.left_out = report.at("left_out");
+  } catch (const nlohmann::json::exception&) {
+    throw DataError(path.string() + " is no report of fusedbun data tokenize: move it away");
+  }
 }
 
 /// A tokenizer that decodes, in Python.
@@ -200,15 +204,14 @@ data::TokensSeen seen_in(const fs::path& path, Decoder* decoder, int64_t context
   const data::TokenFile file(path, decoder == nullptr ? kShortVocab : decoder->vocab());
   const auto index = index_of(file, decoder);
   data::TokensSeen seen{
-      .layout = file.layout().header_bytes > 0 ? "llm.c's" : "nanoGPT's",
+      .layout = file.layout().header_bytes > 0 ? "llm.c's"
+                : decoder == nullptr           ? "nanoGPT's (--tokenizer tells 16 from 32 bits)"
+                                               : "nanoGPT's",
       .token_bytes = file.layout().token_bytes,
       .tokens = file.tokens(),
       .loss_tokens = index ? loss_tokens_of(index->spans(), file.tokens()) : file.tokens()};
   if (index) seen.lengths = data::lengths_of(index->begins(), context, path);
-  if (const ordered_json report = report_of(path); !report.is_null()) {
-    seen.tokenizer = report.value("tokenizer", "");
-    seen.left_out = report.at("left_out");
-  }
+  add_report(seen, path);
   if (decoder != nullptr)
     seen.first_document = first_document(file, index ? &*index : nullptr, *decoder);
   return seen;

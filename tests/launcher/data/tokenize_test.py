@@ -150,11 +150,11 @@ class Texts(TokenizeCase):
             with self.subTest(packed=name):
                 path = self.file(f"{name}.txt", content)
                 self.assertEqual(self.tokenize(path, flags=["--overwrite"]).tokens, expected)
-                path = self.file(f"{name}.jsonl.gz", zstandard.compress(json.dumps({"text": text}).encode()))
-                self.assertEqual(self.tokenize(path, flags=["--overwrite"]).tokens, expected)
+        path = self.file("misnamed.jsonl.gz", zstandard.compress(json.dumps({"text": text}).encode()))
+        self.assertEqual(self.tokenize(path, flags=["--overwrite"]).tokens, expected)
 
     def test_a_separator_parts_documents_wherever_pieces_end(self):
-        documents = [f"number {i}\n" * (1 + i % 7) for i in range(30_000)]
+        documents = [f"number {i}\n" * (1 + i % 7) for i in range(15_000)]
         path = self.file("stories.txt", "<|endoftext|>\n".join(documents))
         corpus = self.tokenize(path, flags=["--separator", "<|endoftext|>\\n"])
         expected = self.own.encode_batch(documents)
@@ -352,16 +352,17 @@ class Refusals(TokenizeCase):
         self.assert_fails(run(*self.words(path, flags=["--loss", "some"])), 64, "--loss")
         self.out = self.folder / "out" / "a.tokens"
         self.refuse(78, "names that end in .bin", path)
+        self.out = self.folder / "gone" / "a.bin"
+        self.assert_fails(run(*self.words(path)), 74, "gone")
 
     def test_a_signal_leaves_nothing_and_ends_both_processes(self):
         pipe = self.folder / "pipe"
         os.mkfifo(pipe)
         for number in (signal.SIGTERM, signal.SIGINT):
-            with self.subTest(signal=number), start(*self.words(pipe, flags=["--separator", "\\n"])) as process:
+            with self.subTest(signal=number), start(*self.words(pipe, tokenizer="bytes")) as process:
                 writer = os.open(pipe, os.O_WRONLY)
                 self.addCleanup(os.close, writer)
-                for _ in range(200):
-                    os.write(writer, b"some words\n" * 1000)
+                os.write(writer, b"some words\n" * 1000)
                 wait_until(lambda: list(self.out.parent.iterdir()), 20, "a file in the making")
                 process.signal(number)
                 self.assertEqual(process.result(20).code, 128 + number)
@@ -423,6 +424,8 @@ class Show(TokenizeCase):
         self.assert_fails(run("data", "show", "nowhere.txt"), 65, "cannot read nowhere.txt")
         self.tokenize(self.file("a.txt", "Hello"))
         self.assert_fails(run("data", "show", self.out, "--tokenizer", "bytes"), 65, "token")
+        Path(f"{self.out}.json").write_text("[]")
+        self.assert_fails(run("data", "show", self.out), 65, "a.bin.json is no report")
         Path(f"{self.out}.documents").unlink()
         self.assert_fails(run("data", "show", self.out), 65, "a.bin.documents is missing")
 
