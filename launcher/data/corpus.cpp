@@ -124,7 +124,7 @@ void Corpus::split_documents(const std::vector<fs::path>& sources) {
 }
 
 void Corpus::split_stream(const std::vector<fs::path>& sources) {
-  const int64_t sequence = options_.context + 1;
+  const int64_t sequence = options_.split == Split::all_validation ? 2 : options_.context + 1;
   const int64_t parts = options_.split == Split::tail ? 2 : 1;
   FUSEDBUN_REQUIRE(tokens() >= parts * sequence, DataError,
                    joined(sources) + ": " + std::to_string(tokens()) +
@@ -155,7 +155,7 @@ void Corpus::split_stream(const std::vector<fs::path>& sources) {
     order_ = SampleOrder(std::max<int64_t>(1, room - 1), options_.seed);
   }
   if (options_.split != Split::all_training)
-    validation_samples_ = (validation_tokens() - 1) / options_.context;
+    validation_samples_ = (validation_tokens() - 2 + options_.context) / options_.context;
 }
 
 uint64_t Corpus::digest() const {
@@ -214,9 +214,20 @@ void Corpus::fill(int64_t begin, std::span<const int64_t> tokens, const Sequence
 }
 
 void Corpus::fill_from_stream(int64_t begin, const Sequence& sequence) const {
-  std::vector<int64_t> tokens(static_cast<size_t>(options_.context) + 1);
+  // The last sequence that validates may be shorter.
+  const int64_t count = std::min(options_.context, tokens() - 1 - begin);
+  std::vector<int64_t> tokens(static_cast<size_t>(count) + 1);
   read(begin, tokens);
   fill(begin, tokens, sequence);
+  pad(sequence, static_cast<size_t>(count));
+}
+
+void Corpus::pad(const Sequence& sequence, size_t filled) const {
+  for (size_t i = filled; i < sequence.tokens.size(); ++i) {
+    sequence.tokens[i] = 0;
+    sequence.targets[i] = kNoTarget;
+    sequence.positions[i] = static_cast<int64_t>(options_.has_borders ? i - filled : i);
+  }
 }
 
 void Corpus::fill_from_documents(const DocumentPacking& packing, int64_t index,
@@ -232,12 +243,7 @@ void Corpus::fill_from_documents(const DocumentPacking& packing, int64_t index,
     fill(piece.begin, tokens, part);
     at += count;
   }
-  // Padding: a document of its own, so that no other position sees it.
-  for (size_t i = at; i < sequence.tokens.size(); ++i) {
-    sequence.tokens[i] = 0;
-    sequence.targets[i] = kNoTarget;
-    sequence.positions[i] = static_cast<int64_t>(i - at);
-  }
+  pad(sequence, at);
   if (!options_.has_borders)
     for (size_t i = 0; i < sequence.positions.size(); ++i)
       sequence.positions[i] = static_cast<int64_t>(i);

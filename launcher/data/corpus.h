@@ -107,7 +107,7 @@ class Corpus {
   /// for a token that is as large as the vocabulary.
   void training_sample(int64_t index, const Sequence& sequence) const;
   int64_t validation_samples() const { return validation_samples_; }
-  /// Their targets do not overlap, and they never change.
+  /// Their targets do not overlap, are all that there are but the first token, and never change.
   void validation_sample(int64_t index, const Sequence& sequence) const;
 
   /// Every sample predicts a token at each of its places. Otherwise their number differs between ranks, and a mean of means is none.
@@ -129,6 +129,8 @@ class Corpus {
   void fill_from_stream(int64_t begin, const Sequence& sequence) const;
   void fill_from_documents(const DocumentPacking& packing, int64_t index,
                            const Sequence& sequence) const;
+  /// Places from `filled` on: a document of their own, which predicts nothing.
+  void pad(const Sequence& sequence, size_t filled) const;
   /// Targets and positions of the tokens [begin, begin + tokens.size() - 1), whose last is a target alone.
   void fill(int64_t begin, std::span<const int64_t> tokens, const Sequence& sequence) const;
 

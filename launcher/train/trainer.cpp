@@ -101,8 +101,7 @@ LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t co
   LoopOptions loop;
   loop.schedule = {.peak = lr, .warmup_steps = options.warmup_steps, .total_steps = options.steps};
   loop.share = share_of_batch(options.batch, options.accumulation, job.rank(), job.world_size());
-  loop.validation = {.context = context,
-                     .sequences_max = options.validation_batches * options.batch,
+  loop.validation = {.sequences_max = options.validation_batches * options.batch,
                      .sequences_per_pass = loop.share.micro_sequences};
   loop.context = context;
   loop.eval_every = options.eval_every;

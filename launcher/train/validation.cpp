@@ -36,27 +36,31 @@ Batch make_batch(int64_t sequences, int64_t context, torch::Device device,
   return batch;
 }
 
+LossSum validation_pass(model::CausalLm& model, const data::Corpus& corpus, int64_t count,
+                        const std::function<int64_t(int64_t i)>& sample) {
+  const torch::NoGradGuard no_grad;
+  const Batch batch = make_batch(count, corpus.context(), model.parameters()[0].device(),
+                                 [&](int64_t i, const data::Sequence& sequence) {
+                                   corpus.validation_sample(sample(i), sequence);
+                                 });
+  if (batch.predicted == 0) return {};
+  const auto predicted = static_cast<double>(batch.predicted);
+  const torch::Tensor mean = model.loss(batch.tokens, batch.targets, batch.positions);
+  return {mean.item<double>() * predicted, predicted};
+}
+
 double validation_loss(model::CausalLm& model, const data::Corpus& corpus,
                        const ValidationOptions& options, comm::Communicator& host) {
-  const torch::NoGradGuard no_grad;
-  const torch::Device device = model.parameters()[0].device();
   const int64_t available = corpus.validation_samples();
   const int64_t sequences = std::min(options.sequences_max, available);
   const int64_t begin = sequences * host.rank() / host.size();
   const int64_t end = sequences * (host.rank() + 1) / host.size();
-  double sum = 0, predicted = 0;
+  LossSum sum;
   for (int64_t first = begin; first < end; first += options.sequences_per_pass) {
-    const int64_t count = std::min(options.sequences_per_pass, end - first);
-    const Batch batch =
-        make_batch(count, options.context, device, [&](int64_t i, const data::Sequence& sequence) {
-          corpus.validation_sample((first + i) * available / sequences, sequence);
-        });
-    if (batch.predicted == 0) continue;
-    const auto weight = static_cast<double>(batch.predicted);
-    sum += model.loss(batch.tokens, batch.targets, batch.positions).item<double>() * weight;
-    predicted += weight;
+    sum += validation_pass(model, corpus, std::min(options.sequences_per_pass, end - first),
+                           [&](int64_t i) { return (first + i) * available / sequences; });
   }
-  const std::vector<double> sums = sum_over_ranks(host, {sum, predicted});
+  const std::vector<double> sums = sum_over_ranks(host, {sum.nats, sum.predicted});
   return sums[0] / sums[1];
 }
 

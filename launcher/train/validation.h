@@ -28,10 +28,22 @@ Batch make_batch(int64_t sequences, int64_t context, torch::Device device,
                  const std::function<void(int64_t, const data::Sequence&)>& fill);
 
 struct ValidationOptions {
-  int64_t context = 0;
   int64_t sequences_max = 0;  ///< taken evenly from all that validate
   int64_t sequences_per_pass = 1;
 };
+
+/// Of cross entropies in nats.
+struct LossSum {
+  double nats = 0;
+  double predicted = 0;  ///< tokens
+  LossSum& operator+=(const LossSum& other) {
+    nats += other.nats, predicted += other.predicted;
+    return *this;
+  }
+};
+/// Of `count` validation sequences, at once; `sample(i)` says which the i-th is.
+LossSum validation_pass(model::CausalLm& model, const data::Corpus& corpus, int64_t count,
+                        const std::function<int64_t(int64_t i)>& sample);
 
 /// Mean cross entropy in nats per token. Collective; each rank computes its share.
 double validation_loss(model::CausalLm& model, const data::Corpus& corpus,
