@@ -3,23 +3,25 @@
 #include <fnmatch.h>
 
 #include <algorithm>
+#include <functional>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/core/options.h"
 
 namespace fusedbun::train {
 namespace {
 
-constexpr int kNearestNamed = 3;
+constexpr size_t kNearestNamed = 3;
 
+/// Those that begin as the pattern does, for as long as possible.
 std::string nearest_names(const std::string& pattern, std::span<const std::string> names) {
-  std::vector<std::string> left(names.begin(), names.end());
+  const auto common = [&](const std::string& name) {
+    return std::ranges::mismatch(pattern, name).in1 - pattern.begin();
+  };
+  std::vector<std::string> nearest(names.begin(), names.end());
+  std::ranges::stable_sort(nearest, std::greater(), common);
+  nearest.resize(std::min(kNearestNamed, nearest.size()));
   std::string text;
-  for (int i = 0; i < kNearestNamed && !left.empty(); ++i) {
-    const std::string nearest = nearest_name(pattern, left);
-    text += (text.empty() ? "" : ", ") + nearest;
-    std::erase(left, nearest);
-  }
+  for (const std::string& name : nearest) text += (text.empty() ? "" : ", ") + name;
   return text;
 }
 

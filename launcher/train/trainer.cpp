@@ -302,6 +302,7 @@ class Run {
     std::optional<fs::path> model_path;
     std::optional<BestValidation> model_is_of;
     if (job_.rank() == 0) {
+      if (result.has_stopped_early) progress_.say(why_early(result));
       if (best_model_) model_is_of = restore_best(result);
       model_path = save_model();
       if (!model_path) result.leave = changes::LeaveRequest::stop;
@@ -319,9 +320,7 @@ class Run {
       const bool early = result.leave == changes::LeaveRequest::drain || !model_path;
       record_->end(state_of(result.leave),
                    static_cast<int>(early ? ExitCode::left_early : ExitCode::done),
-                   result.has_stopped_early
-                       ? early_stop_sentence(result.validations, options_.early_stopping)
-                       : "");
+                   why_early(result));
     }
     const bool is_saved = job_.finish(result.leave, job_.rank() != 0 || model_path.has_value());
     const bool is_resumable = durable() == std::optional(result.steps);
@@ -352,6 +351,11 @@ class Run {
         run_dir_ / run_folder::kSaveToName);
     metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName,
                                              std::ssize(record_->earlier()) + 1, say);
+  }
+
+  std::string why_early(const LoopResult& result) const {
+    if (!result.has_stopped_early) return "";
+    return early_stop_sentence(result.validations, options_.early_stopping);
   }
 
   /// Rank 0. Of which validation the model is that will be saved.

@@ -8,7 +8,6 @@ import unittest
 from pathlib import Path
 
 import numpy
-from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 from job_process import run, start, wait_until  # noqa: E402
@@ -17,6 +16,26 @@ from training import TrainingTestCase, metrics, steps  # noqa: E402
 
 def record(run_dir):
     return json.loads((run_dir / "run.json").read_text())["attempts"][-1]
+
+
+def tensors(path):
+    """The arrays of a safetensors file; bfloat16 as its 16 bits."""
+    content = path.read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    types = {"F32": numpy.float32, "BF16": numpy.uint16}
+    found = {}
+    for name, entry in json.loads(content[8:begin]).items():
+        if name == "__metadata__":
+            continue
+        first, end = entry["data_offsets"]
+        found[name] = numpy.frombuffer(content[begin + first:begin + end], types[entry["dtype"]]).reshape(entry["shape"])
+    return found
+
+
+def as_bfloat16(values):
+    """The 16 bits of each float32, rounded to the nearest, ties to even."""
+    bits = values.view(numpy.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(numpy.uint16)
 
 
 def validations(run_dir):
@@ -40,7 +59,7 @@ class Course(TrainingTestCase):
         return self.folder / name
 
     def weights(self, name):
-        return load_file(self.folder / name / "model.safetensors")
+        return tensors(self.folder / name / "model.safetensors")
 
     def assert_same_weights(self, one, other):
         first, second = self.weights(one), self.weights(other)
@@ -72,7 +91,7 @@ class Length(Course):
         self.assertFalse((self.folder / "two").exists())
 
     def test_another_length_is_another_schedule(self):
-        self.trained("short", 12, "--checkpoint-every", 5)
+        self.trained("short", 12, "--checkpoint-every", 10)
         result = self.train_here("long", None, "--epochs", "0.2", "--resume", self.folder / "short")
         self.assertEqual(result.code, 0, result)
         self.assertIn("the schedule is another from here on: --steps (12, here 26)", result.err)
@@ -185,7 +204,7 @@ class Decay(Course):
             result = run("set", "lr=1e-4", "Lambda=0.25", "--wait", "--run-dir", self.run_dir)
             self.assertEqual(result.code, 0, result)
             for group in ("default", "no_decay"):
-                self.assertIn(f"{group} learning_rate: schedule -> 0.0001", result.out)
+                self.assertIn(f"{group} learning_rate: schedule -> 1e-04", result.out)
             self.assertIn("default weight_decay: 0.01 -> 0.25", result.out)
             self.assertNotIn("no_decay weight_decay", result.out)
             result = run("set", "Lambda=0.5", "--group", "no_decay", "--wait", "--run-dir", self.run_dir)
@@ -226,21 +245,22 @@ class Freezing(Course):
                 self.assertEqual(result.code, 0, result)
                 before, after = self.weights("init"), self.weights(name)
                 self.assertEqual(before.keys(), after.keys())
-                for key in () if name == "bf16" else before:
-                    same = before[key].tobytes() == after[key].tobytes()
+                for key in before:
+                    begun_with = as_bfloat16(before[key]) if name == "bf16" else before[key]
+                    same = begun_with.tobytes() == after[key].tobytes()
                     self.assertEqual(same, key in self.FROZEN, key)
                 count = sum(before[key].size for key in self.FROZEN)
                 self.assertIn(f"frozen: {count} of {sum(each.size for each in before.values())} parameters", result.err)
                 self.assertLess(self.state_bytes(result), 0.7 * self.state_bytes(free))
 
     def state_bytes(self, result):
-        line = next(line for line in result.out.splitlines() if line.startswith("optimizer state"))
+        line = next(line for line in result.out.splitlines() if "optimizer state " in line)
         self.assertIn("as planned", line)
-        return int(line.split()[2].replace(",", ""))
+        return int(line.split("optimizer state")[1].split()[0].replace(",", ""))
 
     def test_a_resumed_run_is_the_same_and_its_checkpoint_is_whole(self):
         self.assertEqual(self.frozen("whole", 12, "--schedule", "constant").code, 0)
-        result = self.frozen("first", 11, "--schedule", "constant", "--checkpoint-every", 5)
+        result = self.frozen("first", 11, "--schedule", "constant", "--checkpoint-every", 10)
         self.assertEqual(result.code, 0, result)
         result = self.frozen("second", 12, "--schedule", "constant", "--resume", self.folder / "first")
         self.assertEqual(result.code, 0, result)
@@ -249,7 +269,7 @@ class Freezing(Course):
         exported = self.folder / "exported.safetensors"
         result = run("checkpoint", "export", "--run-dir", self.folder / "first", "--to", exported)
         self.assertEqual(result.code, 0, result)
-        before, after = self.weights("init"), load_file(exported)
+        before, after = self.weights("init"), tensors(exported)
         for key in self.FROZEN:
             self.assertEqual(before[key].shape, after[key].shape, key)
             self.assertEqual(before[key].tobytes(), after[key].tobytes(), key)
