@@ -45,7 +45,7 @@ struct Attempt {
   std::string started = {};
   std::string ended = {};  ///< empty: it has not
   std::string model = {};  ///< where it is or will be saved; empty: left without it, as told
-  /// The steps done when its weights were those that are saved; nothing: the last.
+  /// Steps done at the validation that its weights are of, where the best are kept; nothing: they are the last.
   std::optional<int64_t> model_step = {};
   std::string optimizer = {};  ///< as the run describes it
   std::vector<std::string> command = {};
@@ -86,7 +86,7 @@ class RunRecorder {
   /// How it ended; may be called again, the last call counts.
   void end(RunState state, int exit_code, std::string reason);
   void set_steps(int64_t steps) { attempt_.steps = steps; }
-  /// `step` is that of its weights, where it is not that of the last ones.
+  /// `step` as Attempt::model_step.
   void set_model(const std::filesystem::path& model, std::optional<int64_t> step = std::nullopt) {
     attempt_.model = model.string();
     attempt_.model_step = step;

@@ -23,9 +23,11 @@ constexpr std::string_view kBreaking[] = {"--seed",
                                           "--precision",
                                           "--loss-scale-growth-every",
                                           "the text of --data"};
-constexpr std::string_view kSchedule[] = {"--steps",      "--warmup",          "--lr",
-                                          "--schedule",   "--min-lr",          "--decay",
-                                          "--early-stop", "--early-stop-delta"};
+constexpr std::string_view kSchedule[] = {"--steps",      "--warmup",
+                                          "--lr",         "--schedule",
+                                          "--min-lr",     "--decay",
+                                          "--early-stop", "--early-stop-delta",
+                                          "--eval-every", "--validation-batches"};
 constexpr const char* kFirstSample = "next sample";
 constexpr const char* kFirstLoss = "first validation loss";
 constexpr const char* kBestStep = "best validation, steps done";
@@ -100,6 +102,8 @@ RunValues values_of(const TrainOptions& options, int64_t context, const Schedule
                    {"--schedule", std::string(name_of(schedule.kind))},
                    {"--min-lr", text_of(schedule.floor_fraction)},
                    {"--early-stop", std::to_string(options.early_stopping.patience)},
+                   {"--eval-every", std::to_string(options.eval_every)},
+                   {"--validation-batches", std::to_string(options.validation_batches)},
                    {"--early-stop-delta", text_of(options.early_stopping.min_delta)},
                    {"the text of --data", std::to_string(text_digest)}};
   if (scales_loss(options.precision)) {

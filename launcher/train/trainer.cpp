@@ -264,7 +264,7 @@ class Run {
     const std::unique_ptr<Stepper> stepper = make_stepper(optimizer);
     if (resume_.loaded) {
       loop.first_validation_loss = first_validation_loss_in(resume_.loaded->values);
-      loop.validations = validations_in(resume_.loaded->values);
+      if (!is_another_run_) loop.validations = validations_in(resume_.loaded->values);
     }
     const LeaveSignals::Serving asked_by_signals(*stepper);
     const std::vector<int64_t> planned =
@@ -472,6 +472,7 @@ class Run {
   void require_same_run_as_before(const RunValues& saved, const RunValues& values,
                                   const fs::path& folder) {
     const std::string broken = differences_that_break(saved, values);
+    is_another_run_ = !broken.empty();
     FUSEDBUN_REQUIRE(
         broken.empty() || resumes_another_run(), ConfigError,
         folder.string() + " was saved by a run with other values: " + broken +
@@ -560,6 +561,7 @@ class Run {
   std::unique_ptr<MetricsFile> metrics_;
   std::optional<BestModel> best_model_;  ///< rank 0, with --keep-best
   Schedule schedule_;
+  bool is_another_run_ = false;  ///< than the one whose checkpoint this one goes on from
   StepTrace trace_;
 };
 
