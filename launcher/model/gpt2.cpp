@@ -27,13 +27,14 @@ class AttentionImpl : public torch::nn::Module {
         c_attn_(register_module("c_attn", linear(config.n_embd, 3 * config.n_embd, true))),
         c_proj_(register_module("c_proj", linear(config.n_embd, config.n_embd, true))) {}
 
-  torch::Tensor forward(const torch::Tensor& x) {  // [batch, time, width]
+  /// x [batch, time, width]; `mask` as document_mask gives it, undefined: each token sees all before it.
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask) {
     const int64_t batch = x.size(0), time = x.size(1), width = x.size(2);
     const auto parts = project(c_attn_, x).view({batch, time, 3, heads_, width / heads_}).unbind(2);
-    const auto mixed =
-        at::scaled_dot_product_attention(parts[0].transpose(1, 2), parts[1].transpose(1, 2),
-                                         parts[2].transpose(1, 2), /*attn_mask=*/{},
-                                         /*dropout_p=*/0.0, /*is_causal=*/true);
+    const auto mixed = at::scaled_dot_product_attention(
+        parts[0].transpose(1, 2), parts[1].transpose(1, 2), parts[2].transpose(1, 2),
+        mask.defined() ? std::optional(mask) : std::nullopt,
+        /*dropout_p=*/0.0, /*is_causal=*/!mask.defined());
     return project(c_proj_, mixed.transpose(1, 2).reshape({batch, time, width}));
   }
 
@@ -66,8 +67,8 @@ class BlockImpl : public torch::nn::Module {
         ln_2_(register_module("ln_2", layer_norm(config.n_embd))),
         mlp_(register_module("mlp", Mlp(config))) {}
 
-  torch::Tensor forward(const torch::Tensor& x) {
-    const torch::Tensor attended = x + attn_(ln_1_(x));
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask) {
+    const torch::Tensor attended = x + attn_(ln_1_(x), mask);
     return attended + mlp_(ln_2_(attended));
   }
 
@@ -109,12 +110,15 @@ void Gpt2Impl::initialise(uint64_t seed) {
   }
 }
 
-torch::Tensor Gpt2Impl::hidden(const torch::Tensor& tokens) {
-  const torch::Tensor positions = at::arange(tokens.size(1), tokens.options());
-  torch::Tensor x = wte_(tokens) + wpe_(positions);
+torch::Tensor Gpt2Impl::hidden(const torch::Tensor& tokens, const torch::Tensor& positions) {
+  const bool has_borders = positions.defined();
+  const torch::Tensor mask = has_borders ? document_mask(positions) : torch::Tensor();
+  torch::Tensor x =
+      wte_(tokens) + wpe_(has_borders ? positions : at::arange(tokens.size(1), tokens.options()));
   for (const auto& module : *h_) {
     auto* const block = module->as<Block>();
-    x = run_block([block](const torch::Tensor& input) { return block->forward(input); }, x);
+    x = run_block([block, mask](const torch::Tensor& input) { return block->forward(input, mask); },
+                  x);
   }
   return ln_f_(x);
 }

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "fusedbun/launcher/data/text_data.h"
+#include "fusedbun/launcher/data/corpus.h"
 #include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/train_options.h"
 #include "fusedbun/launcher/train/training_loop.h"
@@ -17,7 +17,7 @@ namespace fusedbun::train {
 
 /// The model and the text, one sentence each, and what is unusual about them.
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
-                                         int64_t parameters, const data::TextData& text);
+                                         int64_t parameters, const data::Corpus& corpus);
 
 /// "1,234 bytes per rank", or "1,234 bytes (rank 1) to 2,345 bytes (rank 0)".
 std::string bytes_per_rank(const std::vector<int64_t>& bytes);
@@ -30,13 +30,13 @@ std::string early_stop_sentence(const ValidationHistory& history, const EarlySto
 
 struct RunEnd {
   LoopResult result;
-  std::vector<int64_t> planned_bytes;          ///< [rank] of optimizer state
-  std::vector<int64_t> measured_bytes;         ///< [rank]
-  int64_t forecast_memory = 0;                 ///< bytes, of the rank that takes most
-  std::vector<int64_t> memory;                 ///< [rank] bytes taken at the peak
-  std::string metrics;                         ///< where they are, and what is missing
-  std::optional<std::filesystem::path> model;  ///< nothing: not saved, as told
-  std::optional<BestValidation> model_is_of;   ///< with --keep-best
+  std::vector<int64_t> planned_bytes;               ///< [rank] of optimizer state
+  std::vector<int64_t> measured_bytes;              ///< [rank]
+  int64_t forecast_memory = 0;                      ///< bytes, of the rank that takes most
+  std::vector<int64_t> memory;                      ///< [rank] bytes taken at the peak
+  std::string metrics = {};                         ///< where they are, and what is missing
+  std::optional<std::filesystem::path> model = {};  ///< nothing: not saved, as told
+  std::optional<BestValidation> model_is_of = {};   ///< with --keep-best
 };
 void print_end(const RunEnd& end, std::ostream& out);
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 
@@ -22,6 +23,10 @@ constexpr std::string_view kBreaking[] = {"--seed",
                                           "--freeze",
                                           "--precision",
                                           "--loss-scale-growth-every",
+                                          "--packing",
+                                          "--long-documents",
+                                          "--attend-across-documents",
+                                          "the order of samples",
                                           "the text of --data"};
 constexpr std::string_view kSchedule[] = {"--steps",      "--warmup",
                                           "--lr",         "--schedule",
@@ -34,15 +39,14 @@ constexpr const char* kBestStep = "best validation, steps done";
 constexpr const char* kBestLoss = "best validation loss";
 constexpr const char* kReference = "early stopping, reference";
 constexpr const char* kWithoutBetter = "early stopping, validations without a better one";
-// Of checkpoints from before there were these flags.
-struct FirstValue {
+/// What checkpoints mean that do not name a value yet.
+struct UnsaidValue {
   std::string_view name, value;
 };
-constexpr FirstValue kFirstValues[] = {{"--precision", "float32"},
-                                       {"--decay-all", "true"},
-                                       {"--freeze", "nothing"},
-                                       {"--schedule", "cosine"},
-                                       {"--min-lr", "0.1"}};
+constexpr UnsaidValue kUnsaid[] = {
+    {"--precision", "float32"}, {"--decay-all", "true"},
+    {"--freeze", "nothing"},    {"--schedule", "cosine"},
+    {"--min-lr", "0.1"},        {"the order of samples", "drawn at random"}};
 
 std::string text_of(double value) {
   char text[32];
@@ -61,8 +65,8 @@ std::optional<Number> number_in(std::string_view text) {
 std::string_view value_of(const RunValues& values, std::string_view name) {
   const auto found = values.find(name);
   if (found != values.end()) return found->second;
-  const auto* const first = std::ranges::find(kFirstValues, name, &FirstValue::name);
-  return first != std::end(kFirstValues) ? first->value : std::string_view();
+  const auto* const unsaid = std::ranges::find(kUnsaid, name, &UnsaidValue::name);
+  return unsaid != std::end(kUnsaid) ? unsaid->value : std::string_view();
 }
 
 std::string differences(const RunValues& saved, const RunValues& here,
@@ -87,25 +91,30 @@ std::string listed(const std::vector<std::string>& patterns) {
 
 RunValues values_of(const TrainOptions& options, int64_t context, const Schedule& schedule,
                     uint64_t text_digest) {
-  RunValues values{{"--seed", std::to_string(options.seed)},
-                   {"--batch", std::to_string(options.batch)},
-                   {"--context", std::to_string(context)},
-                   {"--optimizer", describe(options.optimizer)},
-                   {"--clip", text_of(options.max_grad_norm)},
-                   {"--bf16-wire", options.bf16_on_wire ? "true" : "false"},
-                   {"--precision", std::string(name_of(options.precision))},
-                   {"--decay-all", decays_all(options.optimizer) ? "true" : "false"},
-                   {"--freeze", listed(options.freeze)},
-                   {"--steps", std::to_string(schedule.total_steps)},
-                   {"--warmup", std::to_string(schedule.warmup_steps)},
-                   {"--lr", text_of(schedule.peak)},
-                   {"--schedule", std::string(name_of(schedule.kind))},
-                   {"--min-lr", text_of(schedule.floor_fraction)},
-                   {"--early-stop", std::to_string(options.early_stopping.patience)},
-                   {"--eval-every", std::to_string(options.eval_every)},
-                   {"--validation-batches", std::to_string(options.validation_batches)},
-                   {"--early-stop-delta", text_of(options.early_stopping.min_delta)},
-                   {"the text of --data", std::to_string(text_digest)}};
+  RunValues values{
+      {"--seed", std::to_string(options.seed)},
+      {"--batch", std::to_string(options.batch)},
+      {"--context", std::to_string(context)},
+      {"--optimizer", describe(options.optimizer)},
+      {"--clip", text_of(options.max_grad_norm)},
+      {"--bf16-wire", options.bf16_on_wire ? "true" : "false"},
+      {"--precision", std::string(name_of(options.precision))},
+      {"--decay-all", decays_all(options.optimizer) ? "true" : "false"},
+      {"--freeze", listed(options.freeze)},
+      {"--steps", std::to_string(schedule.total_steps)},
+      {"--warmup", std::to_string(schedule.warmup_steps)},
+      {"--lr", text_of(schedule.peak)},
+      {"--schedule", std::string(name_of(schedule.kind))},
+      {"--min-lr", text_of(schedule.floor_fraction)},
+      {"--early-stop", std::to_string(options.early_stopping.patience)},
+      {"--eval-every", std::to_string(options.eval_every)},
+      {"--validation-batches", std::to_string(options.validation_batches)},
+      {"--early-stop-delta", text_of(options.early_stopping.min_delta)},
+      {"--packing", std::string(data::name_of(options.packing))},
+      {"--long-documents", std::string(data::name_of(options.long_documents))},
+      {"--attend-across-documents", options.attends_across_documents ? "true" : "false"},
+      {"the order of samples", "shuffled by epoch"},
+      {"the text of --data", std::to_string(text_digest)}};
   if (scales_loss(options.precision)) {
     values["--loss-scale-growth-every"] = std::to_string(options.loss_scale.growth_interval);
   }

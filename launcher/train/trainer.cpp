@@ -74,15 +74,13 @@ int64_t bits_of(double value) {
 }
 
 /// What the length of a run is counted in.
-SampleCounts sample_counts(const TrainOptions& options, const data::TextData& text,
+SampleCounts sample_counts(const TrainOptions& options, const data::Corpus& corpus,
                            int64_t context) {
-  return {.batch = options.batch,
-          .context = context,
-          .samples = static_cast<int64_t>(text.training_tokens()) / context};
+  return {.batch = options.batch, .context = context, .samples = corpus.training_samples()};
 }
 
 void require_same_run(comm::Communicator& host, const TrainOptions& options,
-                      const Schedule& schedule, const data::TextData& text, int64_t context) {
+                      const Schedule& schedule, const data::Corpus& corpus, int64_t context) {
   require_same_start(host, {{"--steps", schedule.total_steps},
                             {"--warmup", schedule.warmup_steps},
                             {"--schedule", static_cast<int64_t>(schedule.kind)},
@@ -104,9 +102,13 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options,
                             {"--step-in-backward", options.step_in_backward ? 1 : 0},
                             {"--clip-by-previous-norm", options.clip_by_previous_norm ? 1 : 0},
                             {"--precision", static_cast<int64_t>(options.precision)},
+                            {"--packing", static_cast<int64_t>(options.packing)},
+                            {"--long-documents", static_cast<int64_t>(options.long_documents)},
+                            {"--document-token", options.document_token.value_or(-1)},
+                            {"--attend-across-documents", options.attends_across_documents ? 1 : 0},
                             {"--loss-scale", bits_of(options.loss_scale.initial)},
                             {"--loss-scale-growth-every", options.loss_scale.growth_interval},
-                            {"the text of --data", static_cast<int64_t>(text.digest())}});
+                            {"the text of --data", static_cast<int64_t>(corpus.digest())}});
 }
 
 LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t context,
@@ -115,10 +117,8 @@ LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t co
   loop.schedule = schedule;
   loop.early_stopping = options.early_stopping;
   loop.share = share_of_batch(options.batch, options.accumulation, job.rank(), job.world_size());
-  loop.validation = {.context = context,
-                     .sequences_max = options.validation_batches * options.batch,
+  loop.validation = {.sequences_max = options.validation_batches * options.batch,
                      .sequences_per_pass = loop.share.micro_sequences};
-  loop.seed = options.seed;
   loop.context = context;
   loop.eval_every = options.eval_every;
   loop.loss_scale_minimum = options.loss_scale.minimum;
@@ -200,18 +200,58 @@ void say_saved(Progress& progress, const SavedCheckpoint& saved) {
   progress.say(text);
 }
 
+/// What a run reads.
+struct Corpora {
+  Corpora(const TrainOptions& options, const data::CorpusOptions& read)
+      : training(options.data, read) {
+    if (options.eval_data.empty()) return;
+    data::CorpusOptions evaluation = read;
+    evaluation.split = data::Split::all_validation;
+    own_validation.emplace(options.eval_data, evaluation);
+  }
+  const data::Corpus& validation() const { return own_validation ? *own_validation : training; }
+
+  data::Corpus training;
+  std::optional<data::Corpus> own_validation;
+};
+
+/// Published models know more positions than most can afford to train with.
+constexpr int64_t kUnaskedContextMax = 1024;
+
+int64_t context_of(const TrainOptions& options, const model::ModelConfig& config) {
+  return options.model.context.value_or(std::min(model::context_of(config), kUnaskedContextMax));
+}
+
+data::CorpusOptions corpus_options(const TrainOptions& options, const InitialModel& initial,
+                                   const fs::path& run_dir, Progress& progress) {
+  data::CorpusOptions read{
+      .context = context_of(options, initial.config),
+      .vocab = model::vocab_of(initial.config),
+      .seed = options.seed,
+      .split = options.eval_data.empty() ? data::Split::tail : data::Split::all_training,
+      .packing = options.packing,
+      .long_documents = options.long_documents,
+      .has_borders = !options.attends_across_documents,
+      .separator = options.document_token,
+      .spare_folder = run_dir,
+      .notice = [&progress](const std::string& sentence) { progress.say(sentence); }};
+  if (!read.separator && !initial.config_file.empty())
+    read.separator = model::end_of_text_in(initial.config_file);
+  return read;
+}
+
 /// From a connected job to a saved model.
 class Run {
  public:
   Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
-      model::CausalLm& model, const data::TextData& text, const MemoryUse& memory,
-      Progress& progress, LastWords& last_words, LeaveSignals& signals)
+      model::CausalLm& model, const Corpora& corpora, const MemoryUse& memory, Progress& progress,
+      LastWords& last_words, LeaveSignals& signals)
       : options_(options),
         initial_(initial),
         run_dir_(run_dir),
         job_(job),
         model_(model),
-        text_(text),
+        corpora_(corpora),
         memory_(memory),
         progress_(progress),
         last_words_(last_words),
@@ -241,13 +281,13 @@ class Run {
 
  private:
   End execute() {
-    const int64_t context = options_.model.context.value_or(model_.context());
+    const int64_t context = context_of(options_, initial_.config);
     comm::Communicator& host = *job_.channels().host;
     signals_.keep();  // on all ranks before rank 0 opens the record, which is to say how it ended
     const Options optimizer = options_of(options_.optimizer);
-    const SampleCounts counts = sample_counts(options_, text_, context);
+    const SampleCounts counts = sample_counts(options_, corpora_.training, context);
     schedule_ = schedule_of(options_.schedule, optimizer.lr, steps_of(options_.length, counts));
-    require_same_run(host, options_, schedule_, text_, context);
+    require_same_run(host, options_, schedule_, corpora_.training, context);
     job_.set_total_steps(schedule_.total_steps);
     LoopOptions loop = loop_options(options_, job_, context, schedule_);
     freeze_parameters(options_.freeze, model_, host);
@@ -257,7 +297,7 @@ class Run {
     comm::rethrow_on_all_ranks(host, [&] {
       if (job_.rank() == 0) open_files();
     });
-    const RunValues values = values_of(options_, context, schedule_, text_.digest());
+    const RunValues values = values_of(options_, context, schedule_, corpora_.training.digest());
     resume_.from.judge = [&](const RunValues& saved, const fs::path& folder) {
       require_same_run_as_before(saved, values, folder);
     };
@@ -272,11 +312,7 @@ class Run {
     const MemoryForecast forecast =
         forecast_memory(memory_question(*stepper, loop, std::ranges::max(planned)));
     if (job_.rank() == 0) say_start(*stepper, counts, planned, forecast);
-    if (job_.rank() == 0 && options_.keep_best) {
-      best_model_.emplace(run_dir_ / run_folder::kBestModelName, model_, loop.validations.best,
-                          [this](const std::string& sentence) { progress_.say(sentence); });
-    }
-
+    if (job_.rank() == 0 && options_.keep_best) open_best_model(loop.validations.best);
     if (options_.checkpoints_activations) {
       launcher::return_freed_memory();  // who asks for it wants memory more than time
     } else {
@@ -289,31 +325,27 @@ class Run {
     note_durable();
     if (job_.rank() == 0) last_words_.keep_for_launcher();
     last_words_.steps_done(stepper->job_step());
-    LoopResult result = TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get(),
-                                      checkpoints_ ? &*checkpoints_ : nullptr,
-                                      [this](int64_t count) { last_words_.steps_done(count); },
-                                      [this](const BestValidation& validation) {
-                                        if (best_model_) best_model_->consider(validation);
-                                      }},
-                                     loop)
-                            .run();
+    LoopResult result =
+        TrainingLoop({model_, corpora_.training, corpora_.validation(), *stepper, job_, progress_,
+                      metrics_.get(), checkpoints_ ? &*checkpoints_ : nullptr,
+                      [this](int64_t count) { last_words_.steps_done(count); },
+                      [this](const BestValidation& validation) {
+                        if (best_model_) best_model_->consider(validation);
+                      }},
+                     loop)
+            .run();
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
     const std::vector<int64_t> memory = comm::all_gather_object(host, memory_.peak());
     std::optional<fs::path> model_path;
-    std::optional<BestValidation> model_is_of;
     if (job_.rank() == 0) {
-      if (result.has_stopped_early) progress_.say(why_early(result));
-      if (best_model_) model_is_of = restore_best(result);
-      model_path = save_model();
+      RunEnd end{.result = result,
+                 .planned_bytes = planned,
+                 .measured_bytes = measured,
+                 .forecast_memory = forecast.peak(),
+                 .memory = memory};
+      leave_model(end);
+      model_path = end.model;
       if (!model_path) result.leave = changes::LeaveRequest::stop;
-      record_->set_steps(result.steps);
-      record_->set_model(model_path.value_or(""),
-                         model_is_of ? std::optional(model_is_of->job_step) : std::nullopt);
-      print_end({result, planned, measured, forecast.peak(), memory, metrics_->description(),
-                 model_path, model_is_of},
-                std::cout);
-      if (best_model_ && model_path && result.leave != changes::LeaveRequest::drain)
-        best_model_->remove();
     }
     if (!options_.trace.empty()) save_trace(host);
     if (record_) {
@@ -351,6 +383,25 @@ class Run {
         run_dir_ / run_folder::kSaveToName);
     metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName,
                                              std::ssize(record_->earlier()) + 1, say);
+  }
+
+  /// Rank 0. What the run is for, and what it says of it.
+  void leave_model(RunEnd& end) {
+    if (end.result.has_stopped_early) progress_.say(why_early(end.result));
+    if (best_model_) end.model_is_of = restore_best(end.result);
+    end.model = save_model();
+    end.metrics = metrics_->description();
+    record_->set_steps(end.result.steps);
+    record_->set_model(end.model.value_or(""),
+                       end.model_is_of ? std::optional(end.model_is_of->job_step) : std::nullopt);
+    print_end(end, std::cout);
+    const bool goes_on = end.result.leave == changes::LeaveRequest::drain;
+    if (best_model_ && end.model && !goes_on) best_model_->remove();
+  }
+
+  void open_best_model(const std::optional<BestValidation>& known) {
+    best_model_.emplace(run_dir_ / run_folder::kBestModelName, model_, known,
+                        [this](const std::string& sentence) { progress_.say(sentence); });
   }
 
   std::string why_early(const LoopResult& result) const {
@@ -518,7 +569,7 @@ class Run {
                  const std::vector<int64_t>& planned_bytes, const MemoryForecast& forecast) {
     say_where_it_begins(stepper.job_step());
     for (const std::string& sentence :
-         start_sentences(options_, initial_, model_.parameter_count(), text_)) {
+         start_sentences(options_, initial_, model_.parameter_count(), corpora_.training)) {
       progress_.say(sentence);
     }
     progress_.say("run: " + describe_length(schedule_.total_steps, counts));
@@ -549,7 +600,7 @@ class Run {
   const fs::path& run_dir_;
   Job& job_;
   model::CausalLm& model_;
-  const data::TextData& text_;
+  const Corpora& corpora_;
   const MemoryUse& memory_;
   Progress& progress_;
   LastWords& last_words_;
@@ -574,6 +625,7 @@ void train(const TrainOptions& options) {
   if (options.use_gpu) require_gpu(identity);
   const InitialModel initial = choose_initial_model(options);
   data::require_present(options.data);
+  data::require_present(options.eval_data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
   if (identity.rank == 0 && !options.save.empty()) run_folder::require_writable(options.save);
   if (identity.rank == 0 && !options.trace.empty()) run_folder::require_writable(options.trace);
@@ -614,16 +666,19 @@ void train(const TrainOptions& options) {
     return;
   }
   std::shared_ptr<model::CausalLm> model;
-  std::optional<data::TextData> text;
+  std::optional<Corpora> corpora;
   std::optional<MemoryUse> memory;
   try {
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
-    comm::rethrow_on_all_ranks(*job.channels().host, [&] {
-      text.emplace(options.data, options.model.context.value_or(model::context_of(initial.config)),
-                   data::TextOptions{.vocab = model::vocab_of(initial.config),
-                                     .notice = [&progress](const std::string& sentence) {
-                                       progress.say(sentence);
-                                     }});
+    const data::CorpusOptions read = corpus_options(options, initial, run_dir, progress);
+    comm::Communicator& host = *job.channels().host;
+    comm::rethrow_on_all_ranks(host, [&] {  // one rank of each host
+      if (job.identity().local_rank != 0) return;
+      data::prepare_indexes(options.data, read);
+      data::prepare_indexes(options.eval_data, read);
+    });
+    comm::rethrow_on_all_ranks(host, [&] {
+      corpora.emplace(options, read);
       memory.emplace(job.placement().device);
       model = make_model(initial, options);
     });
@@ -631,7 +686,7 @@ void train(const TrainOptions& options) {
     job.fail(error);
   }
   const Run::End end =
-      Run(options, initial, run_dir, job, *model, *text, *memory, progress, last_words, signals)
+      Run(options, initial, run_dir, job, *model, *corpora, *memory, progress, last_words, signals)
           .to_its_end();
   if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
   if (end.leave == changes::LeaveRequest::drain) {
