@@ -70,6 +70,18 @@ std::variant<int32_t, Refusal> find_group(const ValuePatch& patch, const FieldSp
   return static_cast<int32_t>(found - groups.begin());
 }
 
+/// As entries have them. Weight decay for all groups is for those that are not exempt from it, unless all are.
+std::vector<int32_t> groups_meant(int32_t group, Field field, std::span<const LedgerGroup> groups) {
+  const auto exempt = std::ranges::count(groups, true, &LedgerGroup::is_exempt_from_decay);
+  if (group >= 0 || field != Field::weight_decay || exempt == 0 || exempt == std::ssize(groups))
+    return {group};
+  std::vector<int32_t> meant;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    if (!groups[g].is_exempt_from_decay) meant.push_back(static_cast<int32_t>(g));
+  }
+  return meant;
+}
+
 /// A group that was made without momentum stores none, and cannot get any.
 std::optional<Refusal> check_momentum(int32_t group, std::span<const LedgerGroup> groups) {
   for (size_t i = 0; i < groups.size(); ++i) {
@@ -154,7 +166,8 @@ std::variant<std::vector<ChangeEntry>, Refusal> resolve(const ChangeRequest& req
                          " of group '" + patch.group + "' twice",
                      {{"field", std::string(spec.name)}, {"group", patch.group}}};
     }
-    entries.push_back({.field = patch.field, .group = index, .value = patch.value});
+    for (const int32_t meant : groups_meant(index, patch.field, groups))
+      entries.push_back({.field = patch.field, .group = meant, .value = patch.value});
   }
   return entries;
 }

@@ -69,6 +69,8 @@ struct LedgerGroup {
   std::string name;
   int64_t parameter_count = 0;
   Options options;  ///< as constructed
+  /// A change of weight decay for all groups leaves it out.
+  bool is_exempt_from_decay = false;
 };
 
 /// What a client sent, cut to what fits into an answer to it.

@@ -33,6 +33,10 @@ plan::Phase Job::enter(plan::Phase phase) {
   return before;
 }
 
+void Job::set_total_steps(int64_t total_steps) {
+  parts_->options.total_steps = total_steps;
+}
+
 void Job::serve(ShardedFusedbun& optimizer) {
   parts_->serve(optimizer);
 }

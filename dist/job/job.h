@@ -91,6 +91,9 @@ class Job {
   /// its phase for `health.hang_us` is ended.
   plan::Phase enter(plan::Phase phase);
 
+  /// As JobOptions::total_steps, for a program that finds out after the job is connected. Before serve().
+  void set_total_steps(int64_t total_steps);
+
   /// Connects the control plane to the optimizer; collective. Without a run folder, or without gRPC
   /// built in, it says so once, and only the changes of the file reach the optimizer.
   void serve(ShardedFusedbun& optimizer);

@@ -18,7 +18,8 @@ std::vector<changes::LedgerGroup> groups_of(const ShardedFusedbun& optimizer) {
   const auto& groups = optimizer.param_groups();
   for (size_t g = 0; g < groups.size(); ++g) {
     changes::LedgerGroup& group = named.emplace_back();
-    group.name = groups.size() == 1 ? "default" : "group" + std::to_string(g);
+    group.name = optimizer.group_name(g);
+    group.is_exempt_from_decay = optimizer.is_exempt_from_decay(g);
     for (const plan::ParameterSpec& parameter : optimizer.shard_plan().parameters) {
       if (parameter.group == static_cast<int>(g)) group.parameter_count += parameter.elements();
     }

@@ -10,6 +10,7 @@ inline constexpr const char* kMetricsName = "metrics.jsonl";
 inline constexpr const char* kLogName = "train.log";
 inline constexpr const char* kPlanName = "plan.txt";
 inline constexpr const char* kModelName = "model.safetensors";
+inline constexpr const char* kBestModelName = "best.safetensors";
 inline constexpr const char* kCheckpointsName = "checkpoints";
 inline constexpr const char* kSaveToName = "save_to";
 inline constexpr const char* kErrorName = "error.json";

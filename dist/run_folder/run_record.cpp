@@ -56,6 +56,7 @@ Json to_json(const Attempt& attempt) {
           {"started", attempt.started},
           {"ended", attempt.ended.empty() ? Json() : Json(attempt.ended)},
           {"model", attempt.model},
+          {"model_step", attempt.model_step ? Json(*attempt.model_step) : Json()},
           {"optimizer", attempt.optimizer},
           {"command", attempt.command},
           {"flags", json_of(attempt.flags)},
@@ -79,6 +80,8 @@ Attempt from_json(const Json& json) {
   attempt.started = json.at("started");
   if (!json.at("ended").is_null()) attempt.ended = json.at("ended");
   attempt.model = json.at("model");
+  if (const auto step = json.find("model_step"); step != json.end() && !step->is_null())
+    attempt.model_step = step->get<int64_t>();
   attempt.optimizer = json.at("optimizer");
   attempt.command = json.at("command").get<std::vector<std::string>>();
   attempt.flags = texts_of(json.at("flags"));
@@ -93,7 +96,8 @@ std::string text_of(const Json& json) {
 /// Everything of the earlier run but its model: that goes when there is another.
 void remove_earlier_run(const fs::path& run_dir) {
   std::error_code ignored;
-  for (const char* name : {kRecordName, kMetricsName, kLogName, kPlanName, kChangesName})
+  for (const char* name :
+       {kRecordName, kMetricsName, kLogName, kPlanName, kChangesName, kBestModelName})
     fs::remove(run_dir / name, ignored);
   fs::remove_all(run_dir / kCheckpointsName, ignored);
   remove_error_files(run_dir);

@@ -3,7 +3,7 @@
 //   {"format":"fusedbun.run","version":1,"attempts":[
 //     {"state":"DRAINED","exit_code":75,"reason":"...","steps":120,"total_steps":300,"seed":1,"world_size":2,
 //      "run_id":"...","host":"node3","pid":4711,"boot_id":"...","pid_namespace":"pid:[...]","started":"2026-11-22T08:00:00Z","ended":"2026-11-22T08:09:00Z",
-//      "model":"runs/a/model.safetensors","optimizer":"fusedbun recommended, ...","command":["fusedbun",...],"flags":{"--batch":"16",...},
+//      "model":"runs/a/model.safetensors","model_step":null,"optimizer":"fusedbun recommended, ...","command":["fusedbun",...],"flags":{"--batch":"16",...},
 //      "versions":{"fusedbun":"0.1.0",...}}, ...]}
 // The last attempt is the newest. While it runs its state is RUNNING and exit_code and ended are null; that they stay so
 // without its process means that it was killed.
@@ -43,8 +43,10 @@ struct Attempt {
   std::string run_id = {};  ///< of the launcher, or empty
   ProcessPlace place = {};  ///< of rank 0
   std::string started = {};
-  std::string ended = {};      ///< empty: it has not
-  std::string model = {};      ///< where it is or will be saved; empty: left without it, as told
+  std::string ended = {};  ///< empty: it has not
+  std::string model = {};  ///< where it is or will be saved; empty: left without it, as told
+  /// Steps done at the validation that its weights are of, where the best are kept; nothing: they are the last.
+  std::optional<int64_t> model_step = {};
   std::string optimizer = {};  ///< as the run describes it
   std::vector<std::string> command = {};
   NamedTexts flags = {};  ///< with their defaults
@@ -84,7 +86,11 @@ class RunRecorder {
   /// How it ended; may be called again, the last call counts.
   void end(RunState state, int exit_code, std::string reason);
   void set_steps(int64_t steps) { attempt_.steps = steps; }
-  void set_model(const std::filesystem::path& model) { attempt_.model = model.string(); }
+  /// `step` as Attempt::model_step.
+  void set_model(const std::filesystem::path& model, std::optional<int64_t> step = std::nullopt) {
+    attempt_.model = model.string();
+    attempt_.model_step = step;
+  }
 
  private:
   void write() noexcept;

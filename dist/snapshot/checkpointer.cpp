@@ -92,7 +92,8 @@ std::vector<StoredTensorHere> tensors_to_write(const CheckpointContents& content
         optimizer.parameters()[static_cast<size_t>(rows.parameter)];
     add(snapshot::tensors_of_rows(rows, parameter, is_transposed(contents, parameter)));
   }
-  add(snapshot::tensors_beside(contents, optimizer.tensors(), rank, world_size));
+  add(snapshot::tensors_beside(contents, optimizer.tensors(), contents.is_stored_transposed, rank,
+                               world_size));
   add(snapshot::tensors_without_elements(optimizer, rank));
   add(snapshot::counts_of(optimizer, state, rank));
   return all;
@@ -107,8 +108,8 @@ void copy_boxes(const StoredTensorHere& tensor, std::byte* out) {
   at::Tensor memory = tensor.memory;
   if (!tensor.transposed) memory = memory.contiguous().view({-1});
   for (const plan::Box& box : tensor.written) {
-    const at::Tensor part =
-        tensor.transposed ? memory.t() : memory.narrow(0, box.begin, box.entries);
+    const at::Tensor part = tensor.transposed ? memory.t().narrow(0, box.offsets[0], box.shape[0])
+                                              : memory.narrow(0, box.begin, box.entries);
     at::from_blob(out, part.sizes(), memory.options().device(at::kCPU)).copy_(part);
     out += bytes_of(box, memory);
   }
@@ -216,7 +217,16 @@ class Loading {
         FUSEDBUN_REQUIRE(different.empty(), DataError, reader.folder().string() + ": " + different);
       }
     }
-    for (StoredTensorHere& stored : snapshot::tensors_beside(contents, optimizer.tensors(), 0, 1)) {
+    // A parameter that is frozen here may have been trained there.
+    const auto is_transposed_there = [&](std::string_view name) {
+      const bool was_trained =
+          std::ranges::find(saved.parameters, name, &checkpoint::StoredParameter::name) !=
+          saved.parameters.end();
+      if (was_trained) return transposed_.contains(name);
+      return contents.is_stored_transposed && contents.is_stored_transposed(name);
+    };
+    for (StoredTensorHere& stored :
+         snapshot::tensors_beside(contents, optimizer.tensors(), is_transposed_there, 0, 1)) {
       const std::string different = difference(reader, stored);
       if (different.empty()) {
         beside_.push_back(std::move(stored));
@@ -433,6 +443,7 @@ std::optional<Loaded> Checkpointer::load(const CheckpointContents& contents,
   std::optional<Loading> loading;
   OptimizerAccess::ReplicatedState state;
   comm::rethrow_on_all_ranks(host_, [&] {
+    if (options.judge) options.judge(reader->manifest().values, reader->folder());
     loading.emplace(*reader, contents, *optimizer);
     FUSEDBUN_REQUIRE(loading->differences().empty() || options.partial, DataError,
                      reader->folder().string() +

@@ -83,6 +83,9 @@ struct LoadOptions {
   bool partial = false;
   /// Where the newest is damaged, take the newest that is not.
   bool fallback = false;
+  /// Called on all ranks with the values of the checkpoint and its folder before anything of it is taken; what it throws refuses it.
+  std::function<void(const CheckpointTexts& values, const std::filesystem::path& folder)> judge =
+      {};
 };
 
 struct Loaded {

@@ -52,6 +52,14 @@ StoredTensorHere on_every_rank(const char* folder, const std::string& name,
   return stored;
 }
 
+/// Of a matrix, of which this rank writes what it has, or nothing.
+void store_transposed(StoredTensorHere& stored) {
+  stored.transposed = true;
+  std::ranges::reverse(stored.shape);
+  stored.boxes = transposed(stored.boxes);
+  stored.written = transposed(stored.written);
+}
+
 /// A large tensor that every rank has is written by all, each an equal part of its first dimension.
 void divide_writing(StoredTensorHere& stored, int rank, int world_size) {
   const int64_t bytes = stored.memory.numel() * stored.memory.element_size();
@@ -121,10 +129,7 @@ std::vector<StoredTensorHere> tensors_of_rows(const OptimizerAccess::OwnedRows& 
   };
   add(checkpoint::kModelFolder, parameter.name, plan::StateAxis::element, rows.values);
   if (is_stored_transposed && parameter.shape.size() == 2) {
-    StoredTensorHere& values = tensors.back();
-    values.transposed = true;
-    std::ranges::reverse(values.shape);
-    values.written = values.boxes = transposed(values.boxes);
+    store_transposed(tensors.back());
   }
   visit_tensors(*rows.state, [&](const char* field, const at::Tensor& tensor) {
     if (!tensor.defined()) return;
@@ -133,23 +138,27 @@ std::vector<StoredTensorHere> tensors_of_rows(const OptimizerAccess::OwnedRows& 
   return tensors;
 }
 
-std::vector<StoredTensorHere> tensors_beside(const CheckpointContents& contents,
-                                             std::span<const at::Tensor> optimized, int rank,
-                                             int world_size) {
+std::vector<StoredTensorHere> tensors_beside(
+    const CheckpointContents& contents, std::span<const at::Tensor> optimized,
+    const std::function<bool(std::string_view name)>& is_stored_transposed, int rank,
+    int world_size) {
   std::vector<StoredTensorHere> tensors;
   std::unordered_set<const void*> seen;
   for (const at::Tensor& tensor : optimized) seen.insert(tensor.unsafeGetTensorImpl());
-  const auto add = [&](const char* folder, const std::string& name, const at::Tensor& tensor) {
+  const auto add = [&](const char* folder, const std::string& name, const at::Tensor& tensor,
+                       bool is_parameter) {
     if (!tensor.defined() || !seen.insert(tensor.unsafeGetTensorImpl()).second) return;
     tensors.push_back(on_every_rank(folder, name, tensor, rank));
+    if (is_parameter && tensor.dim() == 2 && is_stored_transposed && is_stored_transposed(name))
+      store_transposed(tensors.back());
     divide_writing(tensors.back(), rank, world_size);
   };
   if (contents.model != nullptr) {
     for (const auto& item : contents.model->named_parameters()) {
-      add(checkpoint::kModelFolder, item.key(), item.value());
+      add(checkpoint::kModelFolder, item.key(), item.value(), /*is_parameter=*/true);
     }
     for (const auto& item : contents.model->named_buffers()) {
-      add(checkpoint::kModelFolder, item.key(), item.value());
+      add(checkpoint::kModelFolder, item.key(), item.value(), /*is_parameter=*/false);
     }
   }
   for (const auto& [name, tensor] : contents.tensors) {

@@ -9,6 +9,7 @@
 // Thread safety: values and pure functions; the tensors are live.
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -48,10 +49,12 @@ std::vector<StoredTensorHere> tensors_of_rows(const OptimizerAccess::OwnedRows& 
                                               bool is_stored_transposed);
 
 /// What the optimizer does not own: the model's other parameters and buffers, and the program's tensors. Each is on every rank;
-/// the larger ones are written by all ranks together, a part each.
-std::vector<StoredTensorHere> tensors_beside(const CheckpointContents& contents,
-                                             std::span<const at::Tensor> optimized, int rank,
-                                             int world_size);
+/// the larger ones are written by all ranks together, a part each. Parameters of two dimensions of which `is_stored_transposed`, if
+/// given, says so are stored as their transpose, as those that are trained are.
+std::vector<StoredTensorHere> tensors_beside(
+    const CheckpointContents& contents, std::span<const at::Tensor> optimized,
+    const std::function<bool(std::string_view name)>& is_stored_transposed, int rank,
+    int world_size);
 
 /// Parameters without elements, which no rank owns: rank 0 writes them.
 std::vector<StoredTensorHere> tensors_without_elements(const OptimizerAccess& optimizer, int rank);

@@ -40,6 +40,30 @@ Groups one_group(const torch::OrderedDict<std::string, torch::Tensor>& parameter
   return groups;
 }
 
+using GroupOf = std::function<size_t(const std::string& name, const torch::Tensor& tensor)>;
+
+/// Each tensor once, in the group of its first name; frozen ones too.
+Groups groups_of(const torch::OrderedDict<std::string, torch::Tensor>& parameters,
+                 const std::vector<NamedGroup>& named_groups, const GroupOf& group_of) {
+  FUSEDBUN_REQUIRE(!named_groups.empty(), ConfigError, "the optimizer was given no group");
+  std::vector<std::vector<torch::Tensor>> tensors(named_groups.size());
+  const Registration all = register_parameters(named(parameters), 0, {});
+  for (const auto* list : {&all.trainable, &all.frozen}) {
+    for (const RegisteredParameter& parameter : *list) {
+      const size_t group = group_of(parameter.name, parameter.tensor);
+      FUSEDBUN_REQUIRE(group < tensors.size(), ConfigError,
+                       "parameter '" + parameter.name + "' is in group " + std::to_string(group) +
+                           ", and there are " + std::to_string(tensors.size()));
+      tensors[group].push_back(parameter.tensor);
+    }
+  }
+  Groups groups;
+  for (size_t g = 0; g < tensors.size(); ++g)
+    groups.emplace_back(std::move(tensors[g]),
+                        std::make_unique<FusedbunOptions>(named_groups[g].options));
+  return groups;
+}
+
 /// LibTorch merges a group's options with the defaults for its own optimizers only; for any other it drops them (2.15).
 void keep_own_options(torch::optim::OptimizerParamGroup& added,
                       const torch::optim::OptimizerParamGroup& given) {
@@ -85,7 +109,36 @@ ShardedFusedbun::ShardedFusedbun(Channels channels, const Groups& groups, Fusedb
   require_some();
 }
 
+ShardedFusedbun::ShardedFusedbun(Channels channels,
+                                 const torch::OrderedDict<std::string, torch::Tensor>& parameters,
+                                 const std::vector<NamedGroup>& groups, const GroupOf& group_of,
+                                 ShardedOptions options)
+    : Optimizer(groups_of(parameters, groups, group_of),
+                std::make_unique<FusedbunOptions>(groups.front().options)),
+      named_(groups) {
+  for (size_t g = 0; g < groups.size(); ++g)
+    param_groups_[g].set_options(
+        std::make_unique<FusedbunOptions>(groups[g].options));  // LibTorch drops them
+  engine_ = std::make_unique<StepEngine>(checked(channels), std::move(options), param_groups_);
+  Registration all = register_parameters(named(parameters), 0, {});
+  for (auto* list : {&all.trainable, &all.frozen}) {
+    for (RegisteredParameter& parameter : *list)
+      parameter.group = static_cast<int>(group_of(parameter.name, parameter.tensor));
+  }
+  engine_->add_parameters(std::move(all.trainable), std::move(all.frozen));
+  require_some();
+}
+
 ShardedFusedbun::~ShardedFusedbun() = default;
+
+std::string ShardedFusedbun::group_name(size_t group) const {
+  if (group < named_.size()) return named_[group].name;
+  return param_groups_.size() == 1 ? "default" : "group" + std::to_string(group);
+}
+
+bool ShardedFusedbun::is_exempt_from_decay(size_t group) const {
+  return group < named_.size() && named_[group].is_exempt_from_decay;
+}
 
 void ShardedFusedbun::require_some() const {
   FUSEDBUN_REQUIRE(!engine_->model().registered.empty(), ConfigError,

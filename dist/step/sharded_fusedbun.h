@@ -104,6 +104,14 @@ struct StepOptions {
   double loss_scale = 1;
 };
 
+/// A param group with a name, under which changes address it.
+struct NamedGroup {
+  std::string name;  ///< not "all" or "*"
+  FusedbunOptions options;
+  /// A change of weight decay for all groups leaves it out: biases and norms. It can be addressed by name.
+  bool is_exempt_from_decay = false;
+};
+
 class StepEngine;
 
 class ShardedFusedbun : public torch::optim::Optimizer {
@@ -118,7 +126,18 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   /// Param groups, as LibTorch has them; parameters are named group.index.
   ShardedFusedbun(Channels channels, const std::vector<torch::optim::OptimizerParamGroup>& groups,
                   FusedbunOptions defaults, ShardedOptions options = {});
+  /// Named parameters in several groups; `group_of` says in which each is. Parameters keep their order, in which their gradients are
+  /// expected from the last to the first, so groups may alternate.
+  ShardedFusedbun(
+      Channels channels, const torch::OrderedDict<std::string, torch::Tensor>& parameters,
+      const std::vector<NamedGroup>& groups,
+      const std::function<size_t(const std::string& name, const torch::Tensor& tensor)>& group_of,
+      ShardedOptions options = {});
   ~ShardedFusedbun() override;
+
+  /// Of param_groups()[group]: its name; without one "default", or "group1" where there are several.
+  std::string group_name(size_t group) const;
+  bool is_exempt_from_decay(size_t group) const;
 
   /// Calls `closure` first, with gradients enabled, and returns its loss (undefined without one). Steps with the gradients
   /// that stand in p.grad now. Collective.
@@ -250,6 +269,7 @@ class ShardedFusedbun : public torch::optim::Optimizer {
  private:
   void require_some() const;
 
+  std::vector<NamedGroup> named_;  ///< the first groups; later ones have no name
   std::unique_ptr<StepEngine> engine_;
 };
 

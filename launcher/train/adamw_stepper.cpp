@@ -20,14 +20,37 @@ torch::optim::AdamWOptions adamw_options(const Options& options) {
       .weight_decay(options.Lambda);
 }
 
+std::vector<torch::Tensor> trained_parameters(const model::CausalLm& model) {
+  std::vector<torch::Tensor> parameters = model.parameters();
+  std::erase_if(parameters, [](const torch::Tensor& each) { return !each.requires_grad(); });
+  return parameters;
+}
+
+std::vector<torch::optim::OptimizerParamGroup> adamw_groups(
+    const std::vector<torch::Tensor>& parameters, const StepperOptions& options) {
+  std::vector<torch::Tensor> decayed, others;
+  for (const torch::Tensor& parameter : parameters)
+    (options.decays_all || parameter.dim() >= 2 ? decayed : others).push_back(parameter);
+  std::vector<torch::optim::OptimizerParamGroup> groups;
+  const auto add = [&](std::vector<torch::Tensor> members, double weight_decay) {
+    if (members.empty()) return;
+    groups.emplace_back(std::move(members),
+                        std::make_unique<torch::optim::AdamWOptions>(
+                            adamw_options(options.optimizer).weight_decay(weight_decay)));
+  };
+  add(std::move(decayed), options.optimizer.Lambda);
+  add(std::move(others), 0);
+  return groups;
+}
+
 /// All gradients travel in one all-reduce; state is kept whole on every rank. The message's last element counts the
 /// ranks that were asked to leave, so that all leave at the same step.
 class AdamwStepper : public Stepper {
  public:
   AdamwStepper(Job& job, model::CausalLm& model, const StepperOptions& options)
       : data_(*job.channels().data),
-        parameters_(model.parameters()),
-        optimizer_(parameters_, adamw_options(options.optimizer)),
+        parameters_(trained_parameters(model)),
+        optimizer_(adamw_groups(parameters_, options), adamw_options(options.optimizer)),
         max_grad_norm_(options.max_grad_norm),
         divisor_(static_cast<double>(data_.size()) * options.accumulation) {
     FUSEDBUN_REQUIRE(data_.device() == comm::DeviceKind::cpu, ConfigError,
@@ -39,7 +62,9 @@ class AdamwStepper : public Stepper {
     message_ = at::empty({elements_ + 1}, at::kFloat);
   }
 
-  void begin(double lr) override { optimizer_.param_groups()[0].options().set_lr(lr); }
+  void begin(double lr) override {
+    for (auto& group : optimizer_.param_groups()) group.options().set_lr(lr);
+  }
   void accumulate(const std::function<void()>& backward) override { backward(); }
 
   StepOutcome step() override {

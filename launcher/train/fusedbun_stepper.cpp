@@ -6,14 +6,46 @@
 namespace fusedbun::train {
 namespace {
 
+using Parameters = torch::OrderedDict<std::string, torch::Tensor>;
+
+bool is_matrix(const torch::Tensor& parameter) {
+  return parameter.dim() >= 2;
+}
+
+/// "default", and beside it "no_decay" where weight decay is not of all that is trained.
+std::vector<NamedGroup> named_groups_of(const Parameters& parameters,
+                                        const StepperOptions& options) {
+  std::vector<NamedGroup> groups{
+      {.name = "default", .options = FusedbunOptions(options.optimizer)}};
+  bool has_matrices = false, has_vectors = false;
+  for (const auto& item : parameters) {
+    if (!item.value().requires_grad()) continue;
+    (is_matrix(item.value()) ? has_matrices : has_vectors) = true;
+  }
+  if (options.decays_all || !has_vectors) return groups;
+  Options no_decay = options.optimizer;
+  no_decay.Lambda = 0;
+  if (!has_matrices) {
+    groups[0].options = FusedbunOptions(no_decay);
+    return groups;
+  }
+  groups.push_back(
+      {.name = "no_decay", .options = FusedbunOptions(no_decay), .is_exempt_from_decay = true});
+  return groups;
+}
+
 class FusedbunStepper : public Stepper {
  public:
   FusedbunStepper(Job& job, model::CausalLm& model, const StepperOptions& options,
                   ResumeRequest* resume)
       : job_(job),
         model_(model),
+        groups_(named_groups_of(model.named_parameters(), options)),
         optimizer_(
-            job.channels(), model.named_parameters(), FusedbunOptions(options.optimizer),
+            job.channels(), model.named_parameters(), groups_,
+            [this](const std::string&, const torch::Tensor& parameter) -> size_t {
+              return groups_.size() > 1 && !is_matrix(parameter) ? 1 : 0;
+            },
             {.bucket_bytes = options.bucket_bytes,
              .max_grad_norm = options.max_grad_norm,
              .clip_by_previous_norm = options.clip_by_previous_norm,
@@ -32,7 +64,9 @@ class FusedbunStepper : public Stepper {
     job.serve(optimizer_);
   }
 
-  void begin(double lr) override { optimizer_.param_groups()[0].options().set_lr(lr); }
+  void begin(double lr) override {
+    for (auto& group : optimizer_.param_groups()) group.options().set_lr(lr);
+  }
 
   void accumulate(const std::function<void()>& backward) override {
     const auto local = optimizer_.no_sync();
@@ -102,6 +136,7 @@ class FusedbunStepper : public Stepper {
   }
   Job& job_;
   model::CausalLm& model_;
+  std::vector<NamedGroup> groups_;
   ShardedFusedbun optimizer_;
   bool scales_loss_;
   bool bf16_on_wire_;

@@ -26,6 +26,11 @@ ElementBytes element_bytes(Precision precision) {
           .product = has_autocast(precision) ? kHalfBytes : parameter_bytes(precision)};
 }
 
+/// Parameters that have a gradient.
+int64_t trained(const MemoryQuestion& question) {
+  return question.parameters - question.frozen_parameters;
+}
+
 int64_t largest_parameter(const model::ModelShape& shape) {
   return std::max(shape.width * std::max(shape.vocab, shape.positions),
                   std::ranges::max(model::block_matrices(shape)));
@@ -50,14 +55,14 @@ int64_t packed_elements(const MemoryQuestion& question) {
 /// its part of these buckets.
 int64_t ring_bytes(const MemoryQuestion& question, int64_t portion) {
   const int64_t of_bucket =
-      std::min(question.parameters, question.bucket_bytes / parameter_bytes(question.precision));
+      std::min(trained(question), question.bucket_bytes / parameter_bytes(question.precision));
   const int64_t in_ring = plan::kBucketsOnAGpu * of_bucket * kFloatBytes;
   return in_ring +
          (question.steps_in_backward ? in_ring / question.world_size : portion * kFloatBytes);
 }
 
 int64_t bucket_bytes(const MemoryQuestion& question) {
-  const int64_t count = question.parameters, ranks = question.world_size;
+  const int64_t count = trained(question), ranks = question.world_size;
   if (!question.is_sharded) return count * kFloatBytes;
   const int64_t bytes = parameter_bytes(question.precision);
   const int64_t portion = (count + ranks - 1) / ranks;  // of the sum, on one rank
@@ -70,7 +75,7 @@ int64_t bucket_bytes(const MemoryQuestion& question) {
              (sums_apart ? portion * kFloatBytes : 0);
     case plan::GradientTransport::point_to_point: {
       const bool rounds = question.bf16_on_wire && ranks > 1;
-      const int64_t packed = packed_elements(question);
+      const int64_t packed = std::min(count, packed_elements(question));
       const int64_t wire_bytes = rounds ? kHalfBytes : bytes;
       return (ranks - 1) * portion * wire_bytes + (rounds ? count : packed) * wire_bytes +
              packed * bytes +
@@ -86,7 +91,7 @@ int64_t bucket_bytes(const MemoryQuestion& question) {
 }
 
 int64_t gradient_bytes(const MemoryQuestion& question) {
-  const int64_t all = question.parameters * parameter_bytes(question.precision);
+  const int64_t all = trained(question) * parameter_bytes(question.precision);
   if (question.on_gpu && question.is_sharded && question.world_size == 1) {
     // They are read where they are, and go with their bucket's step.
     const int64_t at_once =

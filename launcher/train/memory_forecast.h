@@ -34,7 +34,8 @@ namespace fusedbun::train {
 /// What the forecast depends on.
 struct MemoryQuestion {
   model::ModelShape model;
-  int64_t parameters = 0;  ///< P
+  int64_t parameters = 0;         ///< P
+  int64_t frozen_parameters = 0;  ///< of them, without gradient
   Precision precision = Precision::float32;
   bool checkpoints_activations = false;
   int64_t sequences = 1;  ///< of one backward pass on one rank

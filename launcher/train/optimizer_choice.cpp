@@ -61,6 +61,10 @@ Options options_of(const OptimizerChoice& choice) {
   return options;
 }
 
+bool decays_all(const OptimizerChoice& choice) {
+  return choice.decays_all || options_of(choice).Lambda == 0;
+}
+
 std::string describe(const OptimizerChoice& choice) {
   const std::string options = fusedbun::describe(options_of(choice));
   if (choice.kind == OptimizerKind::adamw) return "LibTorch's AdamW, not sharded: " + options;

@@ -23,6 +23,7 @@ struct OptimizerChoice {
   std::optional<Mask> mask;
   std::optional<LowPrecision> low_precision;
   bool momentum_bf16 = false;
+  bool decays_all = false;  ///< weight decay of biases and norms too
   bool propagate_nonfinite =
       false;  ///< let a NaN or inf gradient through instead of skipping the step
 };
@@ -30,6 +31,10 @@ struct OptimizerChoice {
 /// The options in full. For AdamW lr, eps, Lambda, beta_decay and momentum_beta are meant. Throws ConfigError for a
 /// value out of range, and for one of Fusedbun's own options with AdamW.
 Options options_of(const OptimizerChoice& choice);
+
+/// Whether weight decay, if there is any, is of biases and norms (parameters of fewer than two dimensions) too. By default it is not, as in
+/// transformers' Trainer.
+bool decays_all(const OptimizerChoice& choice);
 
 /// One line for people.
 std::string describe(const OptimizerChoice& choice);

@@ -37,6 +37,7 @@ void RunCheckpoints::before_leaving(int64_t steps_done) {
 bool RunCheckpoints::save(int64_t steps_done) {
   RunValues values = values_;
   add_position(values, steps_done, batch_, first_validation_loss_);
+  add_validations(values, validations_);
   if (stepper_.save(values) == SaveStart::under_way) return false;
   schedule_.saved(steps_done, seconds());
   return true;

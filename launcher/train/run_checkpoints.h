@@ -18,6 +18,7 @@ class RunCheckpoints {
                  int64_t batch, int64_t first_step);
 
   void set_first_validation_loss(double loss) { first_validation_loss_ = loss; }
+  void set_validations(const ValidationHistory& history) { validations_ = history; }
   /// Its state is saved too; it outlives this object.
   /// By this rank's clock; rank 0's counts.
   bool is_time() const { return schedule_.is_time(seconds()); }
@@ -42,6 +43,7 @@ class RunCheckpoints {
   int64_t batch_;
   int64_t steps_done_;
   double first_validation_loss_ = 0;
+  ValidationHistory validations_;
   Clock::time_point started_ = Clock::now();
 };
 

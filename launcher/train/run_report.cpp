@@ -68,7 +68,19 @@ std::string precision_sentence(const TrainOptions& options) {
   return sentence;
 }
 
+std::string best_text(const BestValidation& of, const LoopResult& result) {
+  return "of step " + std::to_string(of.job_step) +
+         (of == result.validations.best ? ", the best validation: " : ": ") + "loss " +
+         fixed(of.loss, 4);
+}
+
 }  // namespace
+
+std::string early_stop_sentence(const ValidationHistory& history, const EarlyStopping& rule) {
+  return "stopped early: no validation loss below " +
+         fixed(history.reference.value_or(0) - rule.min_delta, 4) + " in " +
+         std::to_string(history.without_better) + " validations in a row";
+}
 
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
                                          int64_t parameters, const data::Corpus& corpus) {
@@ -95,10 +107,6 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
   if (!initial.assumption.empty()) sentences.push_back(initial.assumption);
   if (corpus.text() != nullptr && !corpus.text()->left_out().empty())
     sentences.push_back("text left out: " + left_out(*corpus.text()));
-  if (options.warmup_steps >= options.steps)
-    sentences.push_back("the learning rate only rises: --warmup " +
-                        std::to_string(options.warmup_steps) + " takes all of --steps " +
-                        std::to_string(options.steps));
   if (options.optimizer.kind == OptimizerKind::adamw && options.control)
     sentences.emplace_back(
         "control plane: none, --optimizer adamw is for comparison and takes no changes");
@@ -138,6 +146,7 @@ void print_end(const RunEnd& end, std::ostream& out) {
       << "memory             " << memory_per_rank(end.memory, end.forecast_memory) << "\n"
       << "metrics            " << end.metrics << "\n"
       << "model              " << (end.model ? end.model->string() : "not saved, as told")
+      << (end.model && end.model_is_of ? ", " + best_text(*end.model_is_of, result) : "")
       << std::endl;
 }
 

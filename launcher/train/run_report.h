@@ -25,14 +25,18 @@ std::string bytes_per_rank(const std::vector<int64_t>& bytes);
 /// "1.21 GiB at the peak (rank 1); the forecast was 1.18 GiB (-2 %)", of the rank that took most.
 std::string memory_per_rank(const std::vector<int64_t>& bytes, int64_t forecast);
 
+/// Why a run has ended before its last step.
+std::string early_stop_sentence(const ValidationHistory& history, const EarlyStopping& rule);
+
 struct RunEnd {
   LoopResult result;
-  std::vector<int64_t> planned_bytes;          ///< [rank] of optimizer state
-  std::vector<int64_t> measured_bytes;         ///< [rank]
-  int64_t forecast_memory = 0;                 ///< bytes, of the rank that takes most
-  std::vector<int64_t> memory;                 ///< [rank] bytes taken at the peak
-  std::string metrics;                         ///< where they are, and what is missing
-  std::optional<std::filesystem::path> model;  ///< nothing: not saved, as told
+  std::vector<int64_t> planned_bytes;               ///< [rank] of optimizer state
+  std::vector<int64_t> measured_bytes;              ///< [rank]
+  int64_t forecast_memory = 0;                      ///< bytes, of the rank that takes most
+  std::vector<int64_t> memory;                      ///< [rank] bytes taken at the peak
+  std::string metrics = {};                         ///< where they are, and what is missing
+  std::optional<std::filesystem::path> model = {};  ///< nothing: not saved, as told
+  std::optional<BestValidation> model_is_of = {};   ///< with --keep-best
 };
 void print_end(const RunEnd& end, std::ostream& out);
 

@@ -19,6 +19,8 @@ constexpr std::string_view kBreaking[] = {"--seed",
                                           "--optimizer",
                                           "--clip",
                                           "--bf16-wire",
+                                          "--decay-all",
+                                          "--freeze",
                                           "--precision",
                                           "--loss-scale-growth-every",
                                           "--packing",
@@ -26,12 +28,25 @@ constexpr std::string_view kBreaking[] = {"--seed",
                                           "--attend-across-documents",
                                           "the order of samples",
                                           "the text of --data"};
-constexpr std::string_view kSchedule[] = {"--steps", "--warmup", "--lr"};
+constexpr std::string_view kSchedule[] = {"--steps",      "--warmup",
+                                          "--lr",         "--schedule",
+                                          "--min-lr",     "--decay",
+                                          "--early-stop", "--early-stop-delta",
+                                          "--eval-every", "--validation-batches"};
 constexpr const char* kFirstSample = "next sample";
 constexpr const char* kFirstLoss = "first validation loss";
+constexpr const char* kBestStep = "best validation, steps done";
+constexpr const char* kBestLoss = "best validation loss";
+constexpr const char* kReference = "early stopping, reference";
+constexpr const char* kWithoutBetter = "early stopping, validations without a better one";
 /// What checkpoints mean that do not name a value yet.
-constexpr std::pair<std::string_view, std::string_view> kUnsaid[] = {
-    {"--precision", "float32"}, {"the order of samples", "drawn at random"}};
+struct UnsaidValue {
+  std::string_view name, value;
+};
+constexpr UnsaidValue kUnsaid[] = {
+    {"--precision", "float32"}, {"--decay-all", "true"},
+    {"--freeze", "nothing"},    {"--schedule", "cosine"},
+    {"--min-lr", "0.1"},        {"the order of samples", "drawn at random"}};
 
 std::string text_of(double value) {
   char text[32];
@@ -50,9 +65,8 @@ std::optional<Number> number_in(std::string_view text) {
 std::string_view value_of(const RunValues& values, std::string_view name) {
   const auto found = values.find(name);
   if (found != values.end()) return found->second;
-  const auto unsaid =
-      std::ranges::find(kUnsaid, name, &std::pair<std::string_view, std::string_view>::first);
-  return unsaid != std::end(kUnsaid) ? unsaid->second : std::string_view();
+  const auto* const unsaid = std::ranges::find(kUnsaid, name, &UnsaidValue::name);
+  return unsaid != std::end(kUnsaid) ? unsaid->value : std::string_view();
 }
 
 std::string differences(const RunValues& saved, const RunValues& here,
@@ -67,9 +81,15 @@ std::string differences(const RunValues& saved, const RunValues& here,
   return text;
 }
 
+std::string listed(const std::vector<std::string>& patterns) {
+  std::string text;
+  for (const std::string& pattern : patterns) text += (text.empty() ? "" : " ") + pattern;
+  return text.empty() ? "nothing" : text;
+}
+
 }  // namespace
 
-RunValues values_of(const TrainOptions& options, int64_t context, double peak_lr,
+RunValues values_of(const TrainOptions& options, int64_t context, const Schedule& schedule,
                     uint64_t text_digest) {
   RunValues values{
       {"--seed", std::to_string(options.seed)},
@@ -79,9 +99,17 @@ RunValues values_of(const TrainOptions& options, int64_t context, double peak_lr
       {"--clip", text_of(options.max_grad_norm)},
       {"--bf16-wire", options.bf16_on_wire ? "true" : "false"},
       {"--precision", std::string(name_of(options.precision))},
-      {"--steps", std::to_string(options.steps)},
-      {"--warmup", std::to_string(options.warmup_steps)},
-      {"--lr", text_of(peak_lr)},
+      {"--decay-all", decays_all(options.optimizer) ? "true" : "false"},
+      {"--freeze", listed(options.freeze)},
+      {"--steps", std::to_string(schedule.total_steps)},
+      {"--warmup", std::to_string(schedule.warmup_steps)},
+      {"--lr", text_of(schedule.peak)},
+      {"--schedule", std::string(name_of(schedule.kind))},
+      {"--min-lr", text_of(schedule.floor_fraction)},
+      {"--early-stop", std::to_string(options.early_stopping.patience)},
+      {"--eval-every", std::to_string(options.eval_every)},
+      {"--validation-batches", std::to_string(options.validation_batches)},
+      {"--early-stop-delta", text_of(options.early_stopping.min_delta)},
       {"--packing", std::string(data::name_of(options.packing))},
       {"--long-documents", std::string(data::name_of(options.long_documents))},
       {"--attend-across-documents", options.attends_across_documents ? "true" : "false"},
@@ -90,6 +118,8 @@ RunValues values_of(const TrainOptions& options, int64_t context, double peak_lr
   if (scales_loss(options.precision)) {
     values["--loss-scale-growth-every"] = std::to_string(options.loss_scale.growth_interval);
   }
+  if (schedule.kind == ScheduleKind::wsd)
+    values["--decay"] = std::to_string(schedule.decay_steps) + " steps";
   return values;
 }
 
@@ -102,6 +132,25 @@ void add_position(RunValues& values, int64_t job_step, int64_t batch,
 std::optional<double> first_validation_loss_in(const RunValues& saved) {
   const auto found = saved.find(kFirstLoss);
   return found == saved.end() ? std::nullopt : number_in<double>(found->second);
+}
+
+void add_validations(RunValues& values, const ValidationHistory& history) {
+  if (history.best) {
+    values[kBestStep] = std::to_string(history.best->job_step);
+    values[kBestLoss] = text_of(history.best->loss);
+  }
+  if (history.reference) values[kReference] = text_of(*history.reference);
+  values[kWithoutBetter] = std::to_string(history.without_better);
+}
+
+ValidationHistory validations_in(const RunValues& saved) {
+  ValidationHistory history;
+  const auto best_step = number_in<int64_t>(value_of(saved, kBestStep));
+  const auto best_loss = number_in<double>(value_of(saved, kBestLoss));
+  if (best_step && best_loss) history.best = {*best_step, *best_loss};
+  history.reference = number_in<double>(value_of(saved, kReference));
+  history.without_better = number_in<int64_t>(value_of(saved, kWithoutBetter)).value_or(0);
+  return history;
 }
 
 std::string differences_that_break(const RunValues& saved, const RunValues& here) {

@@ -15,13 +15,16 @@ namespace fusedbun::train {
 using RunValues = std::map<std::string, std::string, std::less<>>;
 
 /// What decides the samples, the schedule and the arithmetic of a run. `text_digest` of the training text.
-RunValues values_of(const TrainOptions& options, int64_t context, double peak_lr,
+RunValues values_of(const TrainOptions& options, int64_t context, const Schedule& schedule,
                     uint64_t text_digest);
 
 /// Where the next step begins in the data: the global index of its first sample. And the validation loss before step 0, which the
 /// end of the run compares with.
 void add_position(RunValues& values, int64_t job_step, int64_t batch, double first_validation_loss);
 std::optional<double> first_validation_loss_in(const RunValues& saved);
+/// What early stopping and the best model go on with; an empty history of a checkpoint that has none.
+void add_validations(RunValues& values, const ValidationHistory& history);
+ValidationHistory validations_in(const RunValues& saved);
 
 /// What may not differ when a run goes on, "--batch (16, here 32)"; empty if nothing does.
 std::string differences_that_break(const RunValues& saved, const RunValues& here);

@@ -52,6 +52,7 @@ class Stepper {
   Stepper() = default;
   Stepper(const Stepper&) = delete;  // has hooks in the model
 
+  /// `lr` is that of all groups.
   virtual void begin(double lr) = 0;
   virtual void accumulate(const std::function<void()>& backward) = 0;
   /// With StepperOptions::loss_scale: times the scale, by which step() divides.
@@ -82,7 +83,8 @@ class Stepper {
 };
 
 struct StepperOptions {
-  Options optimizer;         ///< options_of(choice)
+  Options optimizer;       ///< options_of(choice)
+  bool decays_all = true;  ///< false: parameters of fewer than two dimensions have no weight decay
   double max_grad_norm = 0;  ///< 0: no clipping
   int accumulation = 1;
   bool host_window = true;

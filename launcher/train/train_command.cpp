@@ -32,6 +32,8 @@ struct Flags {
   bool no_host_window = false;
   bool no_checkpoints = false;
   std::string checkpoint_every = "10m";
+  std::string schedule = "cosine";
+  std::string warmup, tokens;
   std::string packing = "auto", long_documents = "refuse";
 };
 
@@ -132,6 +134,12 @@ void add_model_flags(CLI::App& command, TrainOptions& options) {
   add("--heads", options.model.heads, "Attention heads", "4, or --init's");
   add("--width", options.model.width, "Width of the residual stream", "128, or --init's");
   add("--context", options.model.context, "Tokens per sequence", "128, or --init's, at most 1024");
+  command
+      .add_option("--freeze", options.freeze,
+                  "Do not train the parameters whose names match one of these patterns: "
+                  "'model.embed_tokens.*' 'h.[0-3].*'")
+      ->type_name("PATTERN")
+      ->group("Model");
 }
 
 void add_optimizer_flags(CLI::App& command, Flags& flags) {
@@ -158,6 +166,12 @@ void add_optimizer_flags(CLI::App& command, Flags& flags) {
   add("--lr", choice.lr, "Peak learning rate");
   add("--eps", choice.eps, "Mask threshold and floor of the denominator");
   add("--weight-decay", choice.weight_decay, "Decoupled weight decay");
+  command
+      .add_flag(
+          "--decay-all", choice.decays_all,
+          "Weight decay of biases and norms too; else parameters of fewer than two dimensions "
+          "have none")
+      ->group("Optimizer");
   add("--beta-decay", choice.beta_decay, "Decay of the second moment (adamw: beta2)");
   add("--momentum-beta", choice.momentum_beta, "Decay of the momentum (adamw: beta1)");
   // A function, because CLI11 takes an optional<bool> for a counter and sets it to 0.
@@ -228,13 +242,58 @@ void add_precision_flags(CLI::App& command, Flags& flags) {
       ->group(kGroup);
 }
 
+void add_schedule_flags(CLI::App& command, Flags& flags) {
+  constexpr const char* kGroup = "Schedule";
+  train::ScheduleChoice& schedule = flags.options.schedule;
+  train::RunLength& length = flags.options.length;
+  command.add_option("--steps", length.steps, "Job steps; or one of the next two")
+      ->default_str("300")
+      ->group(kGroup);
+  command
+      .add_option("--epochs", length.epochs,
+                  "How often the training data is seen; 0.5 is half of it")
+      ->group(kGroup);
+  command.add_option("--tokens", flags.tokens, "Tokens to train on, as 20.5M (k, M, G)")
+      ->group(kGroup);
+  command
+      .add_option("--schedule", flags.schedule,
+                  "Of the learning rate after warm-up: cosine, linear, constant, or wsd (constant, "
+                  "then down at the end)")
+      ->group(kGroup);
+  command
+      .add_option("--warmup", flags.warmup,
+                  "Steps until the peak learning rate, or a part of the run (5%)")
+      ->default_str("50, at most a quarter")
+      ->group(kGroup);
+  command
+      .add_option("--min-lr", schedule.floor_fraction,
+                  "Learning rate at the end, as a fraction of the peak")
+      ->default_str("0.1; linear: 0")
+      ->group(kGroup);
+  command
+      .add_option("--decay", schedule.decay_fraction,
+                  "wsd: the part of the run in which it goes down")
+      ->default_str("0.2")
+      ->group(kGroup);
+  train::EarlyStopping& early = flags.options.early_stopping;
+  command
+      .add_option("--early-stop", early.patience,
+                  "End after so many validations in a row without a better loss; 0: never")
+      ->group(kGroup);
+  command
+      .add_option("--early-stop-delta", early.min_delta,
+                  "By how much a loss must be lower to be better")
+      ->group(kGroup);
+  command
+      .add_flag("--keep-best", flags.options.keep_best,
+                "The model that is left is that of the best validation, not the last")
+      ->group(kGroup);
+}
+
 void add_run_flags(CLI::App& command, TrainOptions& options) {
-  command.add_option("--steps", options.steps, "Job steps")->group("Run");
   command.add_option("--batch", options.batch, "Sequences per job step, all ranks together")
       ->group("Run");
   command.add_option("--accumulate", options.accumulation, "Backward passes per job step")
-      ->group("Run");
-  command.add_option("--warmup", options.warmup_steps, "Steps until the peak learning rate")
       ->group("Run");
   command.add_option("--seed", options.seed, "Of the weights and of the order of the data")
       ->group("Run");
@@ -365,6 +424,9 @@ void run(Flags flags) {
   options.long_documents = data::parse_long_documents(flags.long_documents);
   options.control = !flags.no_control;
   options.checkpoints = !flags.no_checkpoints;
+  options.schedule.kind = train::parse_schedule(flags.schedule);
+  if (!flags.warmup.empty()) options.schedule.warmup = train::parse_warmup(flags.warmup);
+  if (!flags.tokens.empty()) options.length.tokens = train::parse_tokens(flags.tokens);
   options.checkpoint_every = train::parse_checkpoint_every(flags.checkpoint_every);
   options.host_window = !flags.no_host_window;
   options.timeout = std::chrono::milliseconds(static_cast<int64_t>(flags.timeout_seconds * 1000));
@@ -389,6 +451,7 @@ CLI::App* add_train_command(CLI::App& app) {
   add_model_flags(*command, flags->options);
   add_optimizer_flags(*command, *flags);
   add_precision_flags(*command, *flags);
+  add_schedule_flags(*command, *flags);
   add_run_flags(*command, flags->options);
   add_rank_flags(*command, *flags);
   command->callback([flags, command] {

@@ -55,10 +55,11 @@ void validate_precision(const TrainOptions& options) {
 }  // namespace
 
 void validate(const TrainOptions& options) {
-  require_at_least("--steps", options.steps, 1);
+  validate(options.length);
+  validate(options.schedule);
+  validate(options.early_stopping, options.eval_every);
   require_at_least("--batch", options.batch, 1);
   require_at_least("--accumulate", options.accumulation, 1);
-  require_at_least("--warmup", options.warmup_steps, 0);
   require_at_least("--eval-every", options.eval_every, 0);
   require_at_least("--validation-batches", options.validation_batches, 1);
   require_at_least("--threads", options.threads, 0);

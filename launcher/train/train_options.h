@@ -16,8 +16,11 @@
 #include "fusedbun/dist/run_folder/run_record.h"
 #include "fusedbun/launcher/data/corpus.h"
 #include "fusedbun/launcher/train/checkpoint_schedule.h"
+#include "fusedbun/launcher/train/early_stopping.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 #include "fusedbun/launcher/train/precision.h"
+#include "fusedbun/launcher/train/run_length.h"
+#include "fusedbun/launcher/train/schedule.h"
 
 namespace fusedbun::train {
 
@@ -39,11 +42,14 @@ struct TrainOptions {
   std::filesystem::path run_dir;  ///< empty: runs/<date-time>-<pid>
   ModelChoice model;
   OptimizerChoice optimizer;
-  int64_t steps = 300;
+  RunLength length;
   int64_t batch = 16;    ///< sequences per job step, all ranks together
   int accumulation = 1;  ///< backward passes per job step
-  int64_t warmup_steps = 50;
-  double max_grad_norm = 1;  ///< 0: no clipping
+  ScheduleChoice schedule;
+  EarlyStopping early_stopping;
+  bool keep_best = false;           ///< the model that is left is that of the best validation
+  std::vector<std::string> freeze;  ///< patterns of parameters that are not trained
+  double max_grad_norm = 1;         ///< 0: no clipping
   uint64_t seed = 1;
   int64_t eval_every =
       50;  ///< job steps between validations; 0: only before the first and after the last

@@ -24,6 +24,8 @@
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/model/gpt2_file.h"
 #include "fusedbun/launcher/train/across_ranks.h"
+#include "fusedbun/launcher/train/best_model.h"
+#include "fusedbun/launcher/train/frozen_parameters.h"
 #include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/last_words.h"
 #include "fusedbun/launcher/train/leave_signals.h"
@@ -71,9 +73,21 @@ int64_t bits_of(double value) {
   return std::bit_cast<int64_t>(value);
 }
 
+/// What the length of a run is counted in.
+SampleCounts sample_counts(const TrainOptions& options, const data::Corpus& corpus,
+                           int64_t context) {
+  return {.batch = options.batch, .context = context, .samples = corpus.training_samples()};
+}
+
 void require_same_run(comm::Communicator& host, const TrainOptions& options,
-                      const data::Corpus& corpus, int64_t context) {
-  require_same_start(host, {{"--steps", options.steps},
+                      const Schedule& schedule, const data::Corpus& corpus, int64_t context) {
+  require_same_start(host, {{"--steps", schedule.total_steps},
+                            {"--warmup", schedule.warmup_steps},
+                            {"--schedule", static_cast<int64_t>(schedule.kind)},
+                            {"--min-lr", bits_of(schedule.floor_fraction)},
+                            {"--decay", schedule.decay_steps},
+                            {"--early-stop", options.early_stopping.patience},
+                            {"--early-stop-delta", bits_of(options.early_stopping.min_delta)},
                             {"--batch", options.batch},
                             {"--accumulate", options.accumulation},
                             {"--context", context},
@@ -97,9 +111,11 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options,
                             {"the text of --data", static_cast<int64_t>(corpus.digest())}});
 }
 
-LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t context, double lr) {
+LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t context,
+                         const Schedule& schedule) {
   LoopOptions loop;
-  loop.schedule = {.peak = lr, .warmup_steps = options.warmup_steps, .total_steps = options.steps};
+  loop.schedule = schedule;
+  loop.early_stopping = options.early_stopping;
   loop.share = share_of_batch(options.batch, options.accumulation, job.rank(), job.world_size());
   loop.validation = {.sequences_max = options.validation_batches * options.batch,
                      .sequences_per_pass = loop.share.micro_sequences};
@@ -268,28 +284,35 @@ class Run {
     const int64_t context = context_of(options_, initial_.config);
     comm::Communicator& host = *job_.channels().host;
     signals_.keep();  // on all ranks before rank 0 opens the record, which is to say how it ended
-    require_same_run(host, options_, corpora_.training, context);
     const Options optimizer = options_of(options_.optimizer);
-    LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
+    const SampleCounts counts = sample_counts(options_, corpora_.training, context);
+    schedule_ = schedule_of(options_.schedule, optimizer.lr, steps_of(options_.length, counts));
+    require_same_run(host, options_, schedule_, corpora_.training, context);
+    job_.set_total_steps(schedule_.total_steps);
+    LoopOptions loop = loop_options(options_, job_, context, schedule_);
+    freeze_parameters(options_.freeze, model_, host);
     model_.set_forward(forward_options(options_));
     if (options_.precision == Precision::bf16) model_.to(at::kBFloat16);
     if (options_.use_gpu) model_.to(job_.placement().device);
     comm::rethrow_on_all_ranks(host, [&] {
       if (job_.rank() == 0) open_files();
     });
-    const RunValues values = values_of(options_, context, optimizer.lr, corpora_.training.digest());
+    const RunValues values = values_of(options_, context, schedule_, corpora_.training.digest());
+    resume_.from.judge = [&](const RunValues& saved, const fs::path& folder) {
+      require_same_run_as_before(saved, values, folder);
+    };
     const std::unique_ptr<Stepper> stepper = make_stepper(optimizer);
-    if (resume_.loaded) require_same_run_as_before(values);
     if (resume_.loaded) {
       loop.first_validation_loss = first_validation_loss_in(resume_.loaded->values);
+      if (!is_another_run_) loop.validations = validations_in(resume_.loaded->values);
     }
     const LeaveSignals::Serving asked_by_signals(*stepper);
     const std::vector<int64_t> planned =
         comm::all_gather_object(host, stepper->planned_state_bytes());
     const MemoryForecast forecast =
         forecast_memory(memory_question(*stepper, loop, std::ranges::max(planned)));
-    if (job_.rank() == 0) say_start(*stepper, planned, forecast);
-
+    if (job_.rank() == 0) say_start(*stepper, counts, planned, forecast);
+    if (job_.rank() == 0 && options_.keep_best) open_best_model(loop.validations.best);
     if (options_.checkpoints_activations) {
       launcher::return_freed_memory();  // who asks for it wants memory more than time
     } else {
@@ -305,26 +328,31 @@ class Run {
     LoopResult result =
         TrainingLoop({model_, corpora_.training, corpora_.validation(), *stepper, job_, progress_,
                       metrics_.get(), checkpoints_ ? &*checkpoints_ : nullptr,
-                      [this](int64_t count) { last_words_.steps_done(count); }},
+                      [this](int64_t count) { last_words_.steps_done(count); },
+                      [this](const BestValidation& validation) {
+                        if (best_model_) best_model_->consider(validation);
+                      }},
                      loop)
             .run();
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
     const std::vector<int64_t> memory = comm::all_gather_object(host, memory_.peak());
     std::optional<fs::path> model_path;
     if (job_.rank() == 0) {
-      model_path = save_model();
+      RunEnd end{.result = result,
+                 .planned_bytes = planned,
+                 .measured_bytes = measured,
+                 .forecast_memory = forecast.peak(),
+                 .memory = memory};
+      leave_model(end);
+      model_path = end.model;
       if (!model_path) result.leave = changes::LeaveRequest::stop;
-      record_->set_steps(result.steps);
-      record_->set_model(model_path.value_or(""));
-      print_end(
-          {result, planned, measured, forecast.peak(), memory, metrics_->description(), model_path},
-          std::cout);
     }
     if (!options_.trace.empty()) save_trace(host);
     if (record_) {
       const bool early = result.leave == changes::LeaveRequest::drain || !model_path;
       record_->end(state_of(result.leave),
-                   static_cast<int>(early ? ExitCode::left_early : ExitCode::done), "");
+                   static_cast<int>(early ? ExitCode::left_early : ExitCode::done),
+                   why_early(result));
     }
     const bool is_saved = job_.finish(result.leave, job_.rank() != 0 || model_path.has_value());
     const bool is_resumable = durable() == std::optional(result.steps);
@@ -337,7 +365,7 @@ class Run {
     const fs::path model_path =
         options_.save.empty() ? run_dir_ / run_folder::kModelName : options_.save;
     run_folder::Attempt attempt;
-    attempt.total_steps = options_.steps;
+    attempt.total_steps = schedule_.total_steps;
     attempt.seed = options_.seed;
     attempt.world_size = job_.world_size();
     attempt.run_id = job_.identity().run_id;
@@ -355,6 +383,38 @@ class Run {
         run_dir_ / run_folder::kSaveToName);
     metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName,
                                              std::ssize(record_->earlier()) + 1, say);
+  }
+
+  /// Rank 0. What the run is for, and what it says of it.
+  void leave_model(RunEnd& end) {
+    if (end.result.has_stopped_early) progress_.say(why_early(end.result));
+    if (best_model_) end.model_is_of = restore_best(end.result);
+    end.model = save_model();
+    end.metrics = metrics_->description();
+    record_->set_steps(end.result.steps);
+    record_->set_model(end.model.value_or(""),
+                       end.model_is_of ? std::optional(end.model_is_of->job_step) : std::nullopt);
+    print_end(end, std::cout);
+    const bool goes_on = end.result.leave == changes::LeaveRequest::drain;
+    if (best_model_ && end.model && !goes_on) best_model_->remove();
+  }
+
+  void open_best_model(const std::optional<BestValidation>& known) {
+    best_model_.emplace(run_dir_ / run_folder::kBestModelName, model_, known,
+                        [this](const std::string& sentence) { progress_.say(sentence); });
+  }
+
+  std::string why_early(const LoopResult& result) const {
+    if (!result.has_stopped_early) return "";
+    return early_stop_sentence(result.validations, options_.early_stopping);
+  }
+
+  /// Rank 0. Of which validation the model is that will be saved.
+  std::optional<BestValidation> restore_best(const LoopResult& result) {
+    std::optional<BestValidation> last;
+    if (result.last_validation_step == result.steps)
+      last = {result.steps, result.last_validation_loss};
+    return best_model_->restore(last);
   }
 
   /// Rank 0. Returns where it is; nothing if somebody has said to leave without it.
@@ -393,6 +453,7 @@ class Run {
   std::unique_ptr<Stepper> make_stepper(const Options& optimizer) {
     const StepperOptions stepper{
         .optimizer = optimizer,
+        .decays_all = decays_all(options_.optimizer),
         .max_grad_norm = options_.max_grad_norm,
         .accumulation = options_.accumulation,
         .host_window = options_.host_window,
@@ -414,6 +475,7 @@ class Run {
                                  int64_t state_bytes) const {
     return {.model = model::shape_of(initial_.config),
             .parameters = model_.parameter_count(),
+            .frozen_parameters = count_frozen(model_),
             .precision = options_.precision,
             .checkpoints_activations = options_.checkpoints_activations,
             .sequences = loop.share.micro_sequences,
@@ -458,14 +520,16 @@ class Run {
   }
 
   /// Samples, schedule and arithmetic go on as they were, or it is another run.
-  void require_same_run_as_before(const RunValues& values) {
-    const std::string broken = differences_that_break(resume_.loaded->values, values);
+  void require_same_run_as_before(const RunValues& saved, const RunValues& values,
+                                  const fs::path& folder) {
+    const std::string broken = differences_that_break(saved, values);
+    is_another_run_ = !broken.empty();
     FUSEDBUN_REQUIRE(
         broken.empty() || resumes_another_run(), ConfigError,
-        resume_.loaded->folder.string() + " was saved by a run with other values: " + broken +
+        folder.string() + " was saved by a run with other values: " + broken +
             "; give the same to go on, or --overwrite to start anew; hyperparameters of a running "
             "job are changed by fusedbun set");
-    const std::string schedule = differences_of_schedule(resume_.loaded->values, values);
+    const std::string schedule = differences_of_schedule(saved, values);
     if (job_.rank() != 0) return;
     if (!schedule.empty()) progress_.say("the schedule is another from here on: " + schedule);
     if (!broken.empty()) progress_.say("the run goes on with other values: " + broken);
@@ -501,13 +565,18 @@ class Run {
     for (const std::string& left : resume_.loaded->left_out) progress_.say("not loaded: " + left);
   }
 
-  void say_start(const Stepper& stepper, const std::vector<int64_t>& planned_bytes,
-                 const MemoryForecast& forecast) {
+  void say_start(const Stepper& stepper, const SampleCounts& counts,
+                 const std::vector<int64_t>& planned_bytes, const MemoryForecast& forecast) {
     say_where_it_begins(stepper.job_step());
     for (const std::string& sentence :
          start_sentences(options_, initial_, model_.parameter_count(), corpora_.training)) {
       progress_.say(sentence);
     }
+    progress_.say("run: " + describe_length(schedule_.total_steps, counts));
+    progress_.say("learning rate: " + describe(schedule_));
+    if (const int64_t frozen = count_frozen(model_); frozen > 0)
+      progress_.say("frozen: " + std::to_string(frozen) + " of " +
+                    std::to_string(model_.parameter_count()) + " parameters");
     progress_.say("ranks: " + std::to_string(job_.world_size()) + ", " +
                   std::to_string(at::get_num_threads()) + " threads each; " +
                   job_.backend().reason);
@@ -541,6 +610,9 @@ class Run {
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
   std::unique_ptr<ModelFile> model_file_;
   std::unique_ptr<MetricsFile> metrics_;
+  std::optional<BestModel> best_model_;  ///< rank 0, with --keep-best
+  Schedule schedule_;
+  bool is_another_run_ = false;  ///< than the one whose checkpoint this one goes on from
   StepTrace trace_;
 };
 
@@ -581,7 +653,6 @@ void train(const TrainOptions& options) {
            .share_gpu = options.share_gpu,
            .timeout = options.timeout,
            .health = options.health,
-           .total_steps = options.steps,
            .keep_checkpoints = options.keep_checkpoints,
            .checkpoint_saved =
                [&](const SavedCheckpoint& saved) {

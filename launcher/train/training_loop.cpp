@@ -36,11 +36,13 @@ comm::Communicator& TrainingLoop::host() {
 LoopResult TrainingLoop::run() {
   const int64_t steps = options_.schedule.total_steps;
   first_step_ = result_.steps = parts_.stepper.job_step();
+  result_.validations = options_.validations;
   if (first_step_ == 0 || !options_.first_validation_loss) validate(first_step_);
   result_.first_validation_loss =
       options_.first_validation_loss.value_or(result_.last_validation_loss);
   if (parts_.checkpoints != nullptr) {
     parts_.checkpoints->set_first_validation_loss(result_.first_validation_loss);
+    parts_.checkpoints->set_validations(result_.validations);
   }
   if (first_step_ < steps) {
     batches_ = batches_of(first_step_);
@@ -50,6 +52,10 @@ LoopResult TrainingLoop::run() {
        job_step < steps && result_.leave == changes::LeaveRequest::none; ++job_step) {
     const bool due = options_.eval_every > 0 && job_step > 0 && job_step % options_.eval_every == 0;
     if (due) validate(job_step);
+    if (due && is_time_to_stop(result_.validations, options_.early_stopping)) {
+      result_.has_stopped_early = true;
+      break;
+    }
     one_step(job_step);
     result_.steps = job_step + 1;
     if (parts_.checkpoints != nullptr && parts_.stepper.checkpoint_requested()) {
@@ -71,13 +77,19 @@ LoopResult TrainingLoop::run() {
 }
 
 void TrainingLoop::validate(int64_t job_step) {
+  if (result_.last_validation_step == job_step) return;
   const plan::Phase before = parts_.job.enter(plan::Phase::validate);
   const double loss = validation_loss(parts_.model, parts_.validation, options_.validation, host());
-  parts_.job.enter(before);
   result_.last_validation_loss = loss;
+  result_.last_validation_step = job_step;
+  result_.validations =
+      after_validation(result_.validations, options_.early_stopping, job_step, loss);
+  if (parts_.checkpoints != nullptr) parts_.checkpoints->set_validations(result_.validations);
   if (parts_.metrics != nullptr) parts_.metrics->write_validation(job_step, loss);
   parts_.progress.say("validation loss " + number("%.4f", loss) + " after " +
                       std::to_string(job_step) + " steps");
+  if (parts_.validated) parts_.validated({job_step, loss});
+  parts_.job.enter(before);
 }
 
 void TrainingLoop::one_step(int64_t job_step) {

@@ -1,5 +1,5 @@
 #pragma once
-// TrainingLoop: job step after job step until the last, a request to leave, or a loss that is no number.
+// TrainingLoop: job step after job step until the last, early stopping, a request to leave, or a loss that is no number.
 //
 // Thread safety: none; one per process.
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <optional>
 #include <vector>
 
+#include "fusedbun/launcher/train/early_stopping.h"
 #include "fusedbun/launcher/train/global_batch.h"
 #include "fusedbun/launcher/train/metrics_file.h"
 #include "fusedbun/launcher/train/progress.h"
@@ -26,6 +27,8 @@ struct LoopOptions {
   double loss_scale_minimum = 1;
   /// Of the attempt that began the run; this one goes on from a checkpoint, whose step the stepper knows.
   std::optional<double> first_validation_loss = {};
+  EarlyStopping early_stopping = {};
+  ValidationHistory validations = {};  ///< before this attempt
 };
 
 /// What the loop works with; all outlive it.
@@ -39,11 +42,16 @@ struct LoopParts {
   MetricsFile* metrics;                                    ///< nullptr but on rank 0
   RunCheckpoints* checkpoints;                             ///< nullptr: none are saved
   std::function<void(int64_t steps_done)> step_done = {};  ///< told on every rank
+  std::function<void(const BestValidation&)> validated =
+      {};  ///< after each; the model stands still
 };
 
 struct LoopResult {
   double first_validation_loss = 0;
   double last_validation_loss = 0;  ///< the newest there is when the job was drained
+  std::optional<int64_t> last_validation_step = {};  ///< steps done before it; none in this attempt
+  ValidationHistory validations = {};
+  bool has_stopped_early = false;
   int64_t steps = 0;
   double tokens_per_second = 0;  ///< all ranks, this attempt, validation not counted
   changes::LeaveRequest leave = changes::LeaveRequest::none;

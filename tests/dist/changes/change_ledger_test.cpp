@@ -332,6 +332,23 @@ TEST(ChangeLedger, ChangesForTheNextStepStayInOrder) {
   EXPECT_EQ(ledger.settings_at(ledger.next_step(0)).groups[0].eps, 1e-5);
 }
 
+TEST(ChangeLedger, WeightDecayOfAllGroupsLeavesOutThoseThatAreExempt) {
+  ChangeLedger ledger({{"default", 100, options_with(0.9)},
+                       {"no_decay", 10, options_with(0.9), /*is_exempt_from_decay=*/true}},
+                      1.0, 0);
+  AcceptedChange change =
+      accept(ledger, request_of({{"*", Field::weight_decay, 0.5}, {"*", Field::eps, 0.25}}));
+  EXPECT_EQ(change.resulting.groups[0].Lambda, 0.5);
+  EXPECT_EQ(change.resulting.groups[1].Lambda, change.previous.groups[1].Lambda);
+  for (const Options& group : change.resulting.groups) EXPECT_EQ(group.eps, 0.25);
+  change = accept(ledger, request_of({{"no_decay", Field::weight_decay, 0.125}}));
+  EXPECT_EQ(change.resulting.groups[1].Lambda, 0.125) << "by name it is what was asked for";
+  // Where all are exempt, all are meant.
+  ChangeLedger exempt({{"only", 100, options_with(0.9), /*is_exempt_from_decay=*/true}}, 1.0, 0);
+  change = accept(exempt, request_of({{"*", Field::weight_decay, 0.5}}));
+  EXPECT_EQ(change.resulting.groups[0].Lambda, 0.5);
+}
+
 TEST(ChangeBatch, IsTakenWholeOrNotAtAll) {
   ChangeLedger ledger = two_groups();
   const ChangeRequest one = request_of({{"*", Field::eps, 1e-6}}, ledger.etag());

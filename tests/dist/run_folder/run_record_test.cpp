@@ -70,6 +70,20 @@ TEST_F(RunRecordTest, AnEndIsReadBack) {
   EXPECT_THAT(attempts[0].command, testing::ElementsAre("fusedbun", "train"));
 }
 
+TEST_F(RunRecordTest, ASavedModelMayBeOfAnEarlierStep) {
+  start().end(RunState::drained, 75, "");
+  EXPECT_FALSE(read_run_record(folder_ / "")[0].model_step);
+  RunRecorder recorder = start();
+  recorder.set_model("a/model", 80);
+  recorder.end(RunState::succeeded, 0, "");
+  EXPECT_EQ(read_run_record(folder_ / "")[1].model_step, 80);
+  // Records from before there was the field.
+  std::string text = read_text(folder_ / "run.json");
+  text.erase(text.find("\"model_step\""), std::string("\"model_step\": null,").size());
+  write_text(folder_ / "run.json", text);
+  EXPECT_FALSE(read_run_record(folder_ / "")[0].model_step);
+}
+
 TEST_F(RunRecordTest, AttemptsThatMayBeRunAgainAreKept) {
   start().end(RunState::drained, 75, "");
   start();  // killed

@@ -7,6 +7,8 @@
 #include <filesystem>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/checkpoint/checkpoint_folder.h"
+#include "fusedbun/dist/checkpoint/checkpoint_reader.h"
 #include "fusedbun/dist/snapshot/checkpointer.h"
 #include "local_ranks.h"
 #include "scratch_folder.h"
@@ -99,6 +101,89 @@ TEST(CheckpointContents, TheModelsOtherTensorsAndTheProgramsOwnComeBack) {
     EXPECT_TRUE(at::equal(net.frozen->weight, fresh.frozen->weight));
     EXPECT_FALSE(at::equal(net.first->weight, fresh.first->weight));  // one step further
     EXPECT_NE(net.first->weight.abs().max().item<float>(), 0);
+  });
+}
+
+// So that the model's files are one layout, whatever is trained.
+TEST(CheckpointContents, FrozenMatricesAreStoredAsTheModelsFilesHaveThem) {
+  struct Large : Net {
+    Large() {
+      wide = register_parameter("wide", at::arange(1200 * 900, at::kFloat).view({1200, 900}));
+      wide.set_requires_grad(false);
+      square = register_parameter("square", at::arange(36, at::kFloat).view({6, 6}));
+      square.set_requires_grad(false);
+    }
+    torch::Tensor wide, square;
+  };
+  const support::ScratchFolder scratch;
+  const CheckpointerOptions options{.folder = scratch / "checkpoints"};
+  const auto contents = [](ShardedFusedbun& optimizer, Large& model) {
+    return CheckpointContents{
+        .optimizer = &optimizer,
+        .model = &model,
+        .is_stored_transposed = [](std::string_view name) { return name != "first.weight"; }};
+  };
+  const auto on_ranks = [&](int count, const auto& action) {
+    testing::run_ranks(count, [&](comm::Communicator& ranks) {
+      Large model;
+      ShardedFusedbun optimizer({&ranks, &ranks}, model.named_parameters(),
+                                FusedbunOptions::recommended(1e-2));
+      Checkpointer checkpointer(ranks, options);
+      action(model, optimizer, checkpointer);
+    });
+  };
+  on_ranks(2, [&](Large& model, ShardedFusedbun& optimizer, Checkpointer& checkpointer) {
+    model.step(optimizer, 0.5);
+    checkpointer.save(contents(optimizer, model));
+    checkpointer.wait();
+    ASSERT_EQ(checkpointer.status().last_failure, "");
+  });
+  const checkpoint::CheckpointReader reader(
+      checkpoint::CheckpointFolder(scratch / "checkpoints").path_of(1));
+  const Large fresh;
+  for (const auto& [name, tensor] : {std::pair("wide", fresh.wide), {"square", fresh.square}}) {
+    const checkpoint::WholeTensor* stored = reader.find(checkpoint::kModelFolder, name);
+    ASSERT_NE(stored, nullptr) << name;
+    ASSERT_EQ(stored->shape, tensor.t().sizes().vec()) << name;
+    const at::Tensor read = at::empty(stored->shape);
+    reader.read(*stored, {std::vector<int64_t>(2, 0), stored->shape},
+                {static_cast<std::byte*>(read.data_ptr()), read.nbytes()});
+    EXPECT_TRUE(at::equal(read, tensor.t())) << name;
+  }
+  on_ranks(3, [&](Large& model, ShardedFusedbun& optimizer, Checkpointer& checkpointer) {
+    {
+      const at::NoGradGuard no_grad;
+      model.wide.zero_();
+      model.square.zero_();
+    }
+    ASSERT_TRUE(checkpointer.load(contents(optimizer, model)));
+    EXPECT_TRUE(at::equal(model.wide, fresh.wide));
+    EXPECT_TRUE(at::equal(model.square, fresh.square));
+    EXPECT_TRUE(at::equal(model.frozen->weight, fresh.frozen->weight));
+  });
+}
+
+TEST(CheckpointContents, AProgramMayRefuseACheckpointBeforeAnythingOfItIsTaken) {
+  const support::ScratchFolder scratch;
+  testing::run_ranks(2, [&](comm::Communicator& ranks) {
+    Net net;
+    ShardedFusedbun optimizer({&ranks, &ranks}, net.named_parameters(),
+                              FusedbunOptions::recommended(1e-2));
+    Checkpointer checkpointer(ranks, {.folder = scratch / "checkpoints"});
+    net.step(optimizer, 0.5);
+    checkpointer.save({.optimizer = &optimizer, .model = &net, .values = {{"epoch", "3"}}});
+    checkpointer.wait();
+    net.step(optimizer, 0.5);
+    const at::Tensor before = net.first->weight.detach().clone();
+    std::string told;
+    const LoadOptions judged{
+        .judge = [&](const CheckpointTexts& values, const std::filesystem::path& folder) {
+          told = folder.filename().string() + ", epoch " + values.at("epoch");
+          throw ConfigError("not this one");
+        }};
+    EXPECT_THROW(checkpointer.load({.optimizer = &optimizer, .model = &net}, judged), ConfigError);
+    EXPECT_EQ(told, "step-1, epoch 3");
+    EXPECT_TRUE(at::equal(net.first->weight, before));
   });
 }
 

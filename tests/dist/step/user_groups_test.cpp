@@ -135,6 +135,60 @@ TEST_P(UserGroups, AddedThroughTheBaseClassAreRefusedInTheNextStep) {
   });
 }
 
+/// Four parameters that alternate between two groups.
+struct Alternating : torch::nn::Module {
+  explicit Alternating(at::ScalarType type) {
+    const at::NoGradGuard no_grad;
+    for (const char* name : {"w1", "b1", "w2", "b2"}) {
+      register_parameter(name, name[0] == 'w' ? at::full({8, 8}, 8, type) : at::full({8}, 8, type));
+    }
+  }
+};
+
+TEST_P(UserGroups, MayHaveNamesAndAlternate) {
+  on_ranks([](Rank& rank) {
+    Alternating model(rank.type());
+    const std::vector<NamedGroup> groups = {
+        {.name = "matrices", .options = plain_sgd(1)},
+        {.name = "vectors", .options = plain_sgd(0.5), .is_exempt_from_decay = true}};
+    ShardedFusedbun optimizer(
+        rank.channels(), model.named_parameters(), groups,
+        [](const std::string& name, const at::Tensor&) -> size_t { return name[0] == 'b'; },
+        rank.options());
+    EXPECT_EQ(optimizer.group_name(0), "matrices");
+    EXPECT_EQ(optimizer.group_name(1), "vectors");
+    EXPECT_FALSE(optimizer.is_exempt_from_decay(0));
+    EXPECT_TRUE(optimizer.is_exempt_from_decay(1));
+    std::vector<std::string> order;
+    for (const auto& spec : optimizer.shard_plan().parameters) order.push_back(spec.name);
+    EXPECT_EQ(order, (std::vector<std::string>{"w1", "b1", "w2", "b2"}))
+        << "buckets leave in the order in which gradients come";
+    at::Tensor loss = at::zeros({}, rank.type());
+    for (const at::Tensor& parameter : model.parameters())
+      loss = loss + (parameter * rank.gradient()).sum();
+    loss.backward();
+    optimizer.step();
+    for (const auto& item : model.named_parameters()) {
+      const double rate = item.key()[0] == 'b' ? 0.5 : 1;
+      expect_values(item.value(), 8 - rate * rank.mean_gradient(), item.key());
+    }
+    EXPECT_EQ(optimizer.param_groups()[1].params().size(), 2u);
+    optimizer.finish();
+  });
+}
+
+TEST_P(UserGroups, WithoutNamesAreCounted) {
+  on_ranks([](Rank& rank) {
+    Model model(rank.type(), 0);
+    ShardedFusedbun optimizer(rank.channels(), one_group({model.small}), plain_sgd(),
+                              rank.options());
+    EXPECT_EQ(optimizer.group_name(0), "default");
+    optimizer.add_param_group(torch::optim::OptimizerParamGroup({model.large}));
+    EXPECT_EQ(optimizer.group_name(1), "group1");
+    EXPECT_FALSE(optimizer.is_exempt_from_decay(1));
+  });
+}
+
 INSTANTIATE_TEST_SUITE_P(Everywhere, UserGroups, ::testing::ValuesIn(testing::all_settings()),
                          testing::name_of_setting);
 

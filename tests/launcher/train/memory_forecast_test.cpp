@@ -43,6 +43,16 @@ TEST(MemoryForecastTest, InAWindowARankHasItsGradientsAndReadsItsShareOfTheOther
   EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1048 * 2 + 3 * 262 * 2 + 262 * 4);
 }
 
+TEST(MemoryForecastTest, FrozenParametersHaveNoGradients) {
+  MemoryQuestion asked = question();
+  asked.frozen_parameters = 48;
+  asked.world_size = 4;
+  EXPECT_EQ(forecast_memory(asked).parameters, 1048 * 4);
+  EXPECT_EQ(forecast_memory(asked).gradient_buckets, 1000 * 4 + 3 * 250 * 4);
+  asked.accumulation = 2;  // all gradients stay
+  EXPECT_EQ(forecast_memory(asked).gradients, 1000 * 4);
+}
+
 TEST(MemoryForecastTest, OnAGpuBucketsTakeTurns) {
   MemoryQuestion asked = question();
   asked.transport = GradientTransport::collective;

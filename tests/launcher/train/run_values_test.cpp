@@ -8,8 +8,12 @@
 namespace fusedbun::train {
 namespace {
 
+Schedule schedule_in(const TrainOptions& options) {
+  return schedule_of(options.schedule, 3e-3, options.length.steps.value_or(300));
+}
+
 RunValues values(const TrainOptions& options) {
-  return values_of(options, 128, 3e-3, 42);
+  return values_of(options, 128, schedule_in(options), 42);
 }
 
 TEST(RunValues, WhatDecidesSamplesAndArithmeticMayNotDiffer) {
@@ -25,13 +29,14 @@ TEST(RunValues, WhatDecidesSamplesAndArithmeticMayNotDiffer) {
   other.optimizer.weight_decay = 0.5;
   EXPECT_NE(differences_that_break(values(first), values(other)).find("--optimizer"),
             std::string::npos);
-  EXPECT_NE(differences_that_break(values(first), values_of(first, 128, 3e-3, 43)), "");
+  EXPECT_NE(differences_that_break(values(first), values_of(first, 128, schedule_in(first), 43)),
+            "");
 }
 
 TEST(RunValues, ALongerRunIsAnotherSchedule) {
   const TrainOptions first;
   TrainOptions longer = first;
-  longer.steps = 600;
+  longer.length.steps = 600;
   EXPECT_EQ(differences_that_break(values(first), values(longer)), "");
   EXPECT_EQ(differences_of_schedule(values(first), values(longer)), "--steps (300, here 600)");
   // Threads, ranks, names of files: nothing that a checkpoint has to agree with.
@@ -73,6 +78,55 @@ TEST(RunValues, APrecisionMayNotDifferAndOldCheckpointsAreOfFloat32) {
   other.precision = scaled.precision = Precision::fp16_autocast;
   EXPECT_EQ(differences_that_break(values(scaled), values(other)),
             "--loss-scale-growth-every (2000, here 5)");
+}
+
+TEST(RunValues, WhatTheRateDoesIsTheSchedule) {
+  const TrainOptions first;
+  TrainOptions other = first;
+  other.schedule = {.kind = ScheduleKind::wsd, .floor_fraction = 0, .warmup = int64_t{10}};
+  EXPECT_EQ(differences_that_break(values(first), values(other)), "");
+  EXPECT_EQ(differences_of_schedule(values(first), values(other)),
+            "--warmup (50, here 10), --schedule (cosine, here wsd), --min-lr (0.1, here 0)");
+  TrainOptions longer = other;
+  longer.schedule.decay_fraction = 0.5;
+  EXPECT_EQ(differences_of_schedule(values(other), values(longer)),
+            "--decay (60 steps, here 150 steps)");
+  longer.early_stopping.patience = 3;
+  EXPECT_THAT(differences_of_schedule(values(other), values(longer)),
+              testing::HasSubstr("--early-stop (0, here 3)"));
+  // Checkpoints from before there were schedules.
+  RunValues old = values(first);
+  for (const char* name : {"--schedule", "--min-lr", "--early-stop", "--early-stop-delta"})
+    old.erase(name);
+  EXPECT_EQ(differences_of_schedule(old, values(first)), "");
+  EXPECT_EQ(differences_of_schedule(old, values(other)),
+            "--warmup (50, here 10), --schedule (cosine, here wsd), --min-lr (0.1, here 0)");
+}
+
+TEST(RunValues, WhatIsTrainedAndDecayedMayNotDiffer) {
+  TrainOptions first, other;
+  other.optimizer.decays_all = true;
+  other.freeze = {"wte.*", "h.0.*"};
+  EXPECT_EQ(differences_that_break(values(first), values(other)),
+            "--decay-all (false, here true), --freeze (nothing, here wte.* h.0.*)");
+  // Checkpoints from before there were groups: all parameters had weight decay.
+  RunValues old = values(first);
+  old.erase("--decay-all");
+  old.erase("--freeze");
+  EXPECT_EQ(differences_that_break(old, values(first)), "--decay-all (true, here false)");
+  // Without weight decay there is one group.
+  first.optimizer.weight_decay = other.optimizer.weight_decay = 0;
+  other.freeze.clear();
+  EXPECT_EQ(differences_that_break(values(first), values(other)), "");
+}
+
+TEST(RunValues, TheHistoryOfValidationsComesBackToTheBit) {
+  RunValues saved = values({});
+  EXPECT_EQ(validations_in(saved), ValidationHistory{});
+  const ValidationHistory history{
+      .best = BestValidation{150, 0.1 + 0.2}, .reference = 1.0 / 3, .without_better = 2};
+  add_validations(saved, history);
+  EXPECT_EQ(validations_in(saved), history);
 }
 
 }  // namespace

@@ -21,10 +21,17 @@ TEST(TrainOptionsTest, DefaultsAreValid) {
 
 TEST(TrainOptionsTest, RefusalsNameTheFlag) {
   const std::vector<BadValue> cases = {
-      {"--steps = 0", [](TrainOptions& o) { o.steps = 0; }},
+      {"--steps = 0", [](TrainOptions& o) { o.length.steps = 0; }},
       {"--batch = -1", [](TrainOptions& o) { o.batch = -1; }},
       {"--accumulate = 0", [](TrainOptions& o) { o.accumulation = 0; }},
-      {"--warmup = -1", [](TrainOptions& o) { o.warmup_steps = -1; }},
+      {"--warmup = -1", [](TrainOptions& o) { o.schedule.warmup = int64_t{-1}; }},
+      {"--epochs = 0", [](TrainOptions& o) { o.length.epochs = 0; }},
+      {"--decay", [](TrainOptions& o) { o.schedule.decay_fraction = 0.1; }},
+      {"--early-stop needs",
+       [](TrainOptions& o) {
+         o.early_stopping.patience = 3;
+         o.eval_every = 0;
+       }},
       {"--eval-every = -1", [](TrainOptions& o) { o.eval_every = -1; }},
       {"--validation-batches = 0", [](TrainOptions& o) { o.validation_batches = 0; }},
       {"--threads = -1", [](TrainOptions& o) { o.threads = -1; }},
