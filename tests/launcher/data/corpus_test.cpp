@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <fstream>
 #include <random>
 #include <set>
 
@@ -317,6 +318,15 @@ TEST_F(CorpusTest, AFileOfTokensIsKnownByItsSizeAndPlacesOfIt) {
   EXPECT_NE(digest("c.bin"), digest("a.bin"));
 }
 
+/// Memory that this process alone has, in KiB; pages of files are the system's, and all ranks share them.
+int64_t own_memory() {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with("RssAnon:")) return std::stoll(line.substr(8));
+  }
+  return 0;
+}
+
 // Ten gigabytes that take no room on the disk; a start reads places of them and no more.
 TEST_F(CorpusTest, TenGigabytesOfTokensAreThereAtOnce) {
   write_text(folder_ / "large.bin", "");
@@ -330,10 +340,13 @@ TEST_F(CorpusTest, TenGigabytesOfTokensAreThereAtOnce) {
   begins.push_back(kBytes / 2);
   DocumentIndex(begins, {}, 0).write(DocumentIndex::beside(file.path()), file);
   begins = {};
+  const int64_t before = own_memory();
   const Corpus corpus({folder_ / "large.bin"}, {.context = 1024, .vocab = 300, .separator = 0});
   EXPECT_EQ(corpus.tokens(), kBytes / 2);
   EXPECT_EQ(corpus.documents(), kBytes / 2 / 512);
   EXPECT_EQ(training(corpus, 2).tokens, Tokens(1024));
+  for (int64_t i = 0; i < 1000; ++i) training(corpus, i);
+  EXPECT_LT(own_memory() - before, 4 << 10) << "KiB";
 }
 
 // A dumb second implementation: the corpus as one table of tokens, begins and loss.
