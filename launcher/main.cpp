@@ -20,6 +20,7 @@
 #ifdef FUSEDBUN_HAS_TORCH
 #include "fusedbun/launcher/bench/bench_command.h"
 #include "fusedbun/launcher/env/env_command.h"
+#include "fusedbun/launcher/generate/generate_command.h"
 #include "fusedbun/launcher/train/train_command.h"
 #endif
 #ifdef FUSEDBUN_HAS_CONTROL
@@ -69,6 +70,7 @@ void add_commands(CLI::App& app) {
   add_launch_command(app);
 #ifdef FUSEDBUN_HAS_TORCH
   add_train_command(app);
+  add_generate_command(app);
 #endif
   CLI::App* const checkpoint = add_checkpoint_command(app);
 #ifdef FUSEDBUN_HAS_CONTROL

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/model/linear.h"
@@ -27,13 +28,14 @@ class AttentionImpl : public torch::nn::Module {
         c_attn_(register_module("c_attn", linear(config.n_embd, 3 * config.n_embd, true))),
         c_proj_(register_module("c_proj", linear(config.n_embd, config.n_embd, true))) {}
 
-  torch::Tensor forward(const torch::Tensor& x) {  // [batch, time, width]
+  torch::Tensor forward(const torch::Tensor& x, LayerCache* cache) {  // [batch, time, width]
     const int64_t batch = x.size(0), time = x.size(1), width = x.size(2);
     const auto parts = project(c_attn_, x).view({batch, time, 3, heads_, width / heads_}).unbind(2);
-    const auto mixed =
-        at::scaled_dot_product_attention(parts[0].transpose(1, 2), parts[1].transpose(1, 2),
-                                         parts[2].transpose(1, 2), /*attn_mask=*/{},
-                                         /*dropout_p=*/0.0, /*is_causal=*/true);
+    torch::Tensor keys = parts[1].transpose(1, 2), values = parts[2].transpose(1, 2);
+    if (cache != nullptr) std::tie(keys, values) = cache->extend(keys, values, /*window=*/0);
+    const auto mixed = at::scaled_dot_product_attention(parts[0].transpose(1, 2), keys, values,
+                                                        /*attn_mask=*/{}, /*dropout_p=*/0.0,
+                                                        /*is_causal=*/keys.size(2) == time);
     return project(c_proj_, mixed.transpose(1, 2).reshape({batch, time, width}));
   }
 
@@ -66,8 +68,8 @@ class BlockImpl : public torch::nn::Module {
         ln_2_(register_module("ln_2", layer_norm(config.n_embd))),
         mlp_(register_module("mlp", Mlp(config))) {}
 
-  torch::Tensor forward(const torch::Tensor& x) {
-    const torch::Tensor attended = x + attn_(ln_1_(x));
+  torch::Tensor forward(const torch::Tensor& x, LayerCache* cache) {
+    const torch::Tensor attended = x + attn_(ln_1_(x), cache);
     return attended + mlp_(ln_2_(attended));
   }
 
@@ -109,12 +111,16 @@ void Gpt2Impl::initialise(uint64_t seed) {
   }
 }
 
-torch::Tensor Gpt2Impl::hidden(const torch::Tensor& tokens) {
-  const torch::Tensor positions = at::arange(tokens.size(1), tokens.options());
+torch::Tensor Gpt2Impl::hidden(const torch::Tensor& tokens, KeyValueCache* cache) {
+  const int64_t past = cache == nullptr ? 0 : cache->length;
+  const torch::Tensor positions = at::arange(past, past + tokens.size(1), tokens.options());
   torch::Tensor x = wte_(tokens) + wpe_(positions);
+  size_t layer = 0;
   for (const auto& module : *h_) {
     auto* const block = module->as<Block>();
-    x = run_block([block](const torch::Tensor& input) { return block->forward(input); }, x);
+    LayerCache* const cached = layer_of(cache, layer++);
+    x = run_block(
+        [block, cached](const torch::Tensor& input) { return block->forward(input, cached); }, x);
   }
   return ln_f_(x);
 }
