@@ -15,6 +15,7 @@
 #include "fusedbun/launcher/cli/standard_streams.h"
 #include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/cli/usage.h"
+#include "fusedbun/launcher/data/data_command.h"
 #include "fusedbun/launcher/env/version_command.h"
 #include "fusedbun/launcher/launch/launch_command.h"
 #ifdef FUSEDBUN_HAS_TORCH
@@ -72,6 +73,7 @@ void add_commands(CLI::App& app) {
   add_train_command(app);
   add_generate_command(app);
 #endif
+  add_data_command(app);
   CLI::App* const checkpoint = add_checkpoint_command(app);
 #ifdef FUSEDBUN_HAS_CONTROL
   add_checkpoint_save_command(*checkpoint);
