@@ -69,7 +69,7 @@ void run(const Flags& flags, OutputFormat format) {
       {"tokens_per_second", static_cast<double>(tokens.size()) / took.count()},
       {"stopped", generate::name_of(stopped)}};
   // Bytes need not be UTF-8.
-  write(report.dump(2, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
+  write(report.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n");
 }
 
 }  // namespace
