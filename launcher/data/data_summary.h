@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "fusedbun/launcher/data/document_index.h"
-#include "fusedbun/launcher/data/tokenization.h"
+#include "fusedbun/launcher/data/left_out.h"
 
 namespace fusedbun::data {
 
@@ -58,9 +58,6 @@ struct FileSeen {
 /// `context` 0: not asked about.
 std::string text_of(const FileSeen& seen, int64_t context);
 std::string json_of(const std::vector<FileSeen>& list, int64_t context);
-
-/// "3 empty documents (first: a.jsonl:7)"
-std::string text_of(const LeftOut& left_out);
 
 /// How many tokens the spans have; without spans all `tokens` carry loss.
 int64_t loss_tokens_of(std::span<const TokenSpan> spans, int64_t tokens);

@@ -15,8 +15,7 @@ namespace fusedbun::data {
 namespace {
 
 constexpr size_t kBufferBytes = 4 << 20;
-constexpr size_t kPartBytes = 4 << 20;                  ///< of memory
-constexpr size_t kSamples = 1024, kSampleBytes = 4096;  ///< of a large file's digest
+constexpr size_t kPartBytes = 4 << 20;  ///< of memory
 
 }  // namespace
 
@@ -65,24 +64,6 @@ void TextStore::append_file(const std::filesystem::path& path, run_folder::Descr
   }
 }
 
-void TextStore::append_sampled(const std::filesystem::path& path, run_folder::Descriptor file,
-                               size_t skipped, size_t bytes) {
-  if (bytes == 0) return;
-  const File& kept = files_.emplace_back(File{path, std::move(file), skipped});
-  pieces_.push_back({size_, &kept, nullptr});
-  digest_->add("bytes " + std::to_string(bytes));
-  const size_t step = std::max(kSampleBytes, bytes / kSamples);
-  std::string buffer(kSampleBytes, '\0');
-  for (size_t at = 0; at < bytes; at += step) {
-    const std::span<char> sample =
-        std::span(buffer).first(std::min({kSampleBytes, step, bytes - at}));
-    read_file(kept, at, sample);
-    digest_->add({sample.data(), sample.size()});
-  }
-  size_ += bytes;
-  last_ = 0;
-}
-
 void TextStore::added(std::string_view bytes) {
   digest_->add(bytes);
   size_ += bytes.size();
@@ -111,17 +92,10 @@ void TextStore::read(size_t begin, std::span<char> bytes) const {
   }
 }
 
-std::string TextStore::place_of(size_t byte) const {
-  const auto piece = std::ranges::upper_bound(pieces_, byte, {}, &Piece::begin) - 1;
-  if (piece->file == nullptr) return "";
-  return piece->file->path.string() + ", byte " +
-         std::to_string(piece->file->skipped + byte - piece->begin);
-}
-
 void TextStore::read_file(const File& file, size_t at, std::span<char> bytes) const {
   while (!bytes.empty()) {
-    const ssize_t got = ::pread(file.descriptor.value(), bytes.data(), bytes.size(),
-                                static_cast<off_t>(file.skipped + at));
+    const ssize_t got =
+        ::pread(file.descriptor.value(), bytes.data(), bytes.size(), static_cast<off_t>(at));
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) {
       const std::string why = got < 0 ? std::generic_category().message(errno)

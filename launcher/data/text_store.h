@@ -31,10 +31,6 @@ class TextStore {
   void append(std::string_view bytes);
   /// Adds what is in `file` and keeps it open. Reads all of it once, for the digest. Throws DataError naming `path`.
   void append_file(const std::filesystem::path& path, run_folder::Descriptor file);
-  /// Adds `bytes` bytes of `file` from `skipped` on, and keeps it open. Of a large file the digest takes its size and places evenly spread
-  /// over it, so that ten gigabytes are there at once. Throws DataError naming `path`.
-  void append_sampled(const std::filesystem::path& path, run_folder::Descriptor file,
-                      size_t skipped, size_t bytes);
 
   size_t size() const { return size_; }
   char last() const { return last_; }  ///< of a text that is not empty
@@ -42,14 +38,11 @@ class TextStore {
   uint64_t digest() const;
   /// Fills `bytes` with those from `begin` on; all of them are within the text.
   void read(size_t begin, std::span<char> bytes) const;
-  /// The file that has this byte, and where in it: "a.bin, byte 1030"; "" of what is in memory.
-  std::string place_of(size_t byte) const;
 
  private:
   struct File {
     std::filesystem::path path;
     run_folder::Descriptor descriptor;
-    size_t skipped = 0;  ///< bytes of it before the text
   };
   /// From its beginning to that of the next.
   struct Piece {

@@ -72,7 +72,7 @@ class Words {
 
 std::vector<std::string> words_for_python(const TokenizeOptions& options, int standard_input) {
   std::vector<std::string> words = {"tokenize",     options.tokenizer,
-                                    options.loss,   options.has_eos ? "eos" : "no-eos",
+                                    options.loss,   options.no_eos ? "no-eos" : "eos",
                                     options.format, options.separator};
   for (const std::string& input : options.inputs) {
     const bool is_ours = input == "-" || input == "/dev/stdin";  // Python's own is our messages
@@ -91,13 +91,6 @@ ordered_json report_of(const TokenizeOptions& options, const TokenizeCounts& cou
   report["loss_tokens"] = counts.loss_tokens;
   report["left_out"] = read.at("left_out");
   return report;
-}
-
-std::vector<LeftOut> left_out_of(const ordered_json& read) {
-  std::vector<LeftOut> list;
-  for (const ordered_json& each : read.at("left_out"))
-    list.push_back({each.at("what"), each.at("count"), each.at("first")});
-  return list;
 }
 
 }  // namespace
@@ -158,11 +151,9 @@ TokenizeReport tokenize(const TokenizeOptions& options,
     }
   }
   ends_after.python_has_ended();
-  TokenizeReport report{.counts = counts, .left_out = left_out_of(read)};
+  TokenizeReport report{.counts = counts, .left_out = read.at("left_out")};
   std::string why;
-  for (const LeftOut& kind : report.left_out)
-    why += (why.empty() ? ": " : ", ") + std::to_string(kind.count) + " " + kind.what +
-           " (first: " + kind.first + ")";
+  for (const LeftOut& kind : report.left_out) why += "; " + text_of(kind);
   FUSEDBUN_REQUIRE(counts.documents > 0, DataError, "no document is left to be written" + why);
   run_folder::AtomicFile report_file(report_beside(options.out));
   report_file.write(report_of(options, counts, tokenizer, read).dump(2) + "\n");

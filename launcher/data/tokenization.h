@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "fusedbun/launcher/data/left_out.h"
 #include "fusedbun/launcher/data/token_file.h"
 
 namespace fusedbun::data {
@@ -25,15 +26,9 @@ struct TokenizeOptions {
   std::filesystem::path out;
   std::string loss = "completion";  ///< or "all"
   std::string format = "auto";      ///< by name; or "text", "jsonl"
-  std::string separator;            ///< parts documents in text; empty: a file is one
-  bool has_eos = true;
+  std::string separator = {};       ///< parts documents in text; empty: a file is one
+  bool no_eos = false;
   bool overwrite = false;
-};
-
-struct LeftOut {
-  std::string what;
-  int64_t count = 0;
-  std::string first;  ///< where the first is
 };
 
 struct TokenizeCounts {

@@ -24,6 +24,7 @@ PIECE_BYTES = 256 << 10  # read at once
 PROBE_BYTES = 8 << 10  # of which a NUL tells binary from text, as git does
 DOCUMENT_BYTES_MAX = 16 << 20  # encoding takes about two hundred times as much memory for a moment
 BATCH_BYTES = 1 << 20  # of documents that are encoded at once, on all cores
+DOCUMENT_OVERHEAD = 256  # what one counts for beside its text, in a batch
 BINARY = "binary files"
 ZSTD_STARTS = b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"  # a frame, and one to be skipped, with which pzstd begins
 OTHER_FORMATS = {b"PK\x03\x04": "packed by zip", b"PAR1": "in Parquet's format", b"\xff\xfe": "in UTF-16", b"\xfe\xff": "in UTF-16",
@@ -442,8 +443,14 @@ class Reader:
                 self.kinds[kind] = self.kinds.get(kind, 0) + 1
                 yield row
 
+    def _counted(self, pieces):
+        for piece in pieces:
+            self.bytes += len(piece)
+            yield piece
+
     def _rows_of(self, path, in_folder):
         pieces, kind = text_pieces(path)
+        pieces = self._counted(pieces)
         if kind and in_folder:
             self.left_out.add(kind, path)
             return
@@ -452,13 +459,11 @@ class Reader:
                                 "zstd")
         if is_json_lines(path, self.form):
             for line, number in parts_of(path, pieces, b"\n", ""):
-                self.bytes += len(line) + 1
                 if line.strip():
                     place = f"{path}:{number}"
                     yield (place, *row_of_json(place, decoded(path, number, line)))
             return
         for part, number in parts_of(path, pieces, self.separator, ": --separator says what parts the documents in it"):
-            self.bytes += len(part) + len(self.separator)
             try:
                 place = f"{path}:{number}" if self.separator else path
                 yield place, TEXT, decoded(path, number, part, self.text_errors), None
@@ -557,7 +562,7 @@ def tokenize(place, loss, eos, form, separator, *inputs):
     for where, kind, value, tools in reader.rows(inputs):
         document = maker.document(where, kind, value, tools)
         batch.append((where, document))
-        size += sum(map(len, document.texts))
+        size += DOCUMENT_OVERHEAD + sum(map(len, document.texts))
         if size >= BATCH_BYTES:
             write_batch(tokenizer, reader, batch)
             batch, size = [], 0
@@ -602,6 +607,8 @@ def excerpts(place):
     write_message(json.dumps(tokenizer.describe()).encode())
     while request := read_message():
         asked = json.loads(request)
+        if max(asked["tokens"]) >= tokenizer.size:
+            raise Refusal(DATA, f"token {max(asked['tokens'])}, and the tokenizer has {tokenizer.size} ids: the tokens are another's")
         pieces, before = [], ""
         edges = sorted({0, len(asked["tokens"]), *(edge for span in asked["spans"] for edge in span)})
         for begin, end in zip(edges, edges[1:]):
@@ -636,8 +643,8 @@ class DecodedText:
 
 
 def generate(place):
-    """The first message is "text" or "chat", a newline and a prompt; the answer: its tokens. Each further one is the next token; the answer:
-    the text that is complete with it. Ends with an empty message; the answer: what is left."""
+    """The first message is "text" or "chat", a newline and a prompt; the answer: its tokens. Each further one is the next token; the
+    answer: the text that is complete with it. Ends with an empty message; the answer: what is left."""
     tokenizer = Tokenizer(place)
     form, _, prompt = read_message().partition(b"\n")
     try:

@@ -4,7 +4,7 @@
 #include <system_error>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/launcher/data/text_data.h"
+#include "fusedbun/launcher/data/corpus.h"
 
 namespace fusedbun::generate {
 namespace {

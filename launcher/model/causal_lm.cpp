@@ -28,22 +28,27 @@ LayerCache* layer_of(KeyValueCache* cache, size_t index) {
   return &cache->layers[index];
 }
 
-torch::Tensor CausalLm::checked_hidden(const torch::Tensor& tokens) {
+torch::Tensor CausalLm::checked_hidden(const torch::Tensor& tokens,
+                                       const torch::Tensor& positions) {
   FUSEDBUN_ASSERT(tokens.dim() == 2 && tokens.size(1) <= context(),
                   "tokens must be [batch, time <= context]");
-  return hidden(tokens, nullptr);
+  FUSEDBUN_ASSERT(!positions.defined() || positions.sizes() == tokens.sizes(),
+                  "every token has a position");
+  return hidden(tokens, positions, /*cache=*/nullptr);
 }
 
 torch::Tensor CausalLm::forward(const torch::Tensor& tokens) {
   std::optional<Autocast> autocast;
   if (forward_.autocast) autocast.emplace(tokens.device().type(), *forward_.autocast);
-  return at::linear(checked_hidden(tokens), head());
+  return at::linear(checked_hidden(tokens, {}), head());
 }
 
-torch::Tensor CausalLm::loss(const torch::Tensor& tokens, const torch::Tensor& targets) {
+torch::Tensor CausalLm::loss(const torch::Tensor& tokens, const torch::Tensor& targets,
+                             const torch::Tensor& positions, std::optional<double> divisor) {
   std::optional<Autocast> autocast;
   if (forward_.autocast) autocast.emplace(tokens.device().type(), *forward_.autocast);
-  return linear_cross_entropy(checked_hidden(tokens).flatten(0, 1), head(), targets.flatten());
+  return linear_cross_entropy(checked_hidden(tokens, positions).flatten(0, 1), head(),
+                              targets.flatten(), kLogitBytes, divisor);
 }
 
 torch::Tensor CausalLm::next_logits(const torch::Tensor& tokens, KeyValueCache& cache) {
@@ -54,7 +59,7 @@ torch::Tensor CausalLm::next_logits(const torch::Tensor& tokens, KeyValueCache& 
   const torch::NoGradGuard no_grad;
   std::optional<Autocast> autocast;
   if (forward_.autocast) autocast.emplace(tokens.device().type(), *forward_.autocast);
-  const torch::Tensor last = hidden(tokens, &cache).select(1, time - 1);
+  const torch::Tensor last = hidden(tokens, /*positions=*/{}, &cache).select(1, time - 1);
   cache.length += time;
   return at::linear(last, head()).to(at::kFloat);
 }
@@ -68,6 +73,13 @@ int64_t CausalLm::parameter_count() const {
 torch::Tensor CausalLm::run_block(const std::function<torch::Tensor(const torch::Tensor&)>& block,
                                   const torch::Tensor& x) const {
   return forward_.checkpoints_activations ? checkpointed(block, x) : block(x);
+}
+
+torch::Tensor document_mask(const torch::Tensor& positions) {
+  const torch::Tensor index = at::arange(positions.size(1), positions.options());
+  const torch::Tensor begins = index - positions;  // [batch, time]: equal within a document
+  const torch::Tensor same = begins.unsqueeze(2).eq(begins.unsqueeze(1));
+  return same.logical_and_(index.unsqueeze(1).ge(index)).unsqueeze(1);
 }
 
 }  // namespace fusedbun::model

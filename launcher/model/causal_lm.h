@@ -49,9 +49,12 @@ class CausalLm : public torch::nn::Module {
   /// `tokens` [batch, time <= context()], int64, each below vocab(); returns logits [batch, time, vocab], in the type of autocast or else
   /// of the parameters.
   torch::Tensor forward(const torch::Tensor& tokens);
-  /// Mean cross entropy in nats of `targets` [batch, time] given `tokens`, over the targets that are not negative (NaN without one): a
-  /// float32 scalar, whatever the model's type.
-  torch::Tensor loss(const torch::Tensor& tokens, const torch::Tensor& targets);
+  /// Cross entropy in nats of the `targets` [batch, time] that are not negative, given `tokens`: their mean (NaN without one), or with
+  /// `divisor` their sum divided by it. A float32 scalar, whatever the model's type.
+  /// `positions` [batch, time], int64: of each token in its document, 0 where one begins; no token sees those of another document.
+  /// Undefined: a sequence is one document.
+  torch::Tensor loss(const torch::Tensor& tokens, const torch::Tensor& targets,
+                     const torch::Tensor& positions = {}, std::optional<double> divisor = {});
 
   /// Logits [batch, vocab], float32, of the token that follows `tokens` [batch, time]; those continue the sequence in `cache`, which takes
   /// them in. One token, unless the cache is empty; context() in all at most. Keeps nothing for backward.
@@ -62,8 +65,10 @@ class CausalLm : public torch::nn::Module {
   int64_t parameter_count() const;
 
  protected:
-  /// [batch, time, width], normalised. With a cache, of tokens that continue its sequence, as in next_logits().
-  virtual torch::Tensor hidden(const torch::Tensor& tokens, KeyValueCache* cache) = 0;
+  /// [batch, time, width], normalised. `positions` as in loss(). With a cache, of tokens that continue its sequence, as in next_logits();
+  /// then there are no positions.
+  virtual torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
+                               KeyValueCache* cache) = 0;
   /// The output layer [vocab, width].
   virtual torch::Tensor head() const = 0;
   /// block(x), computed once more in backward if the options say so.
@@ -71,9 +76,12 @@ class CausalLm : public torch::nn::Module {
                           const torch::Tensor& x) const;
 
  private:
-  torch::Tensor checked_hidden(const torch::Tensor& tokens);
+  torch::Tensor checked_hidden(const torch::Tensor& tokens, const torch::Tensor& positions);
 
   ForwardOptions forward_;
 };
+
+/// Which tokens see which, bool [batch, 1, time, time]: those up to their own in their document. `positions` as in CausalLm::loss().
+torch::Tensor document_mask(const torch::Tensor& positions);
 
 }  // namespace fusedbun::model

@@ -24,6 +24,11 @@ at::ScalarType type_of_products(const Tensor& hidden, const Tensor& weight) {
   return autocast.enabled ? autocast.type : weight.scalar_type();
 }
 
+Tensor divisor_of(const Tensor& targets, std::optional<double> divisor) {
+  if (!divisor) return targets.ge(0).sum().to(at::kFloat);
+  return at::full({}, *divisor, targets.options().dtype(at::kFloat));
+}
+
 struct Wanted {
   bool hidden = false;
   bool weight = false;
@@ -84,13 +89,13 @@ Results evaluate(const Tensor& hidden, const Tensor& weight, const Tensor& targe
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
   static Tensor forward(AutogradContext* context, const Tensor& hidden, const Tensor& weight,
-                        const Tensor& targets, int64_t logit_bytes) {
+                        const Tensor& targets, int64_t logit_bytes, std::optional<double> divisor) {
     const at::ScalarType type = type_of_products(hidden, weight);
     // What is cast here is cast once.
     const Autocast off(hidden.device().type(), AutocastState{.enabled = false});
     const Wanted wanted{.hidden = hidden.requires_grad(), .weight = weight.requires_grad()};
     Results results = evaluate(hidden, weight, targets, type, logit_bytes, wanted);
-    const Tensor count = targets.ge(0).sum().to(at::kFloat);
+    const Tensor count = divisor_of(targets, divisor);
     context->save_for_backward({results.d_hidden, results.d_weight, count * factor_of(type)});
     return results.sum / count;
   }
@@ -101,20 +106,20 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
     const auto scaled = [&](const Tensor& sum) {
       return sum.defined() ? sum * scale.to(sum.scalar_type()) : Tensor();
     };
-    return {scaled(saved[0]), scaled(saved[1]), Tensor(), Tensor()};
+    return {scaled(saved[0]), scaled(saved[1]), Tensor(), Tensor(), Tensor()};
   }
 };
 
 }  // namespace
 
 Tensor linear_cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
-                            int64_t logit_bytes) {
+                            int64_t logit_bytes, std::optional<double> divisor) {
   if (at::GradMode::is_enabled() && (hidden.requires_grad() || weight.requires_grad()))
-    return LinearCrossEntropy::apply(hidden, weight, targets, logit_bytes);
+    return LinearCrossEntropy::apply(hidden, weight, targets, logit_bytes, divisor);
   const at::ScalarType type = type_of_products(hidden, weight);
   const Autocast off(hidden.device().type(), AutocastState{.enabled = false});
   return evaluate(hidden, weight, targets, type, logit_bytes, {}).sum /
-         targets.ge(0).sum().to(at::kFloat);
+         divisor_of(targets, divisor);
 }
 
 }  // namespace fusedbun::model

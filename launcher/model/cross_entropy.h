@@ -7,15 +7,17 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <optional>
 
 #include "fusedbun/launcher/model/model_shape.h"
 
 namespace fusedbun::model {
 
-/// Mean of the cross entropy in nats of `targets` [n], int64, given logits = hidden [n, width] · weight [vocab, width] transposed, over the
-/// targets that are not negative; NaN if all are. A float32 scalar; probabilities are evaluated in float32. Under autocast the products are
-/// in its type. The gradients of both factors are computed in the forward pass, where the logits are, so backward() multiplies them alone.
+/// Sum of the cross entropies in nats of the `targets` [n], int64, that are not negative, given logits = hidden [n, width] · weight [vocab,
+/// width] transposed, divided by `divisor`, or without one by their number (NaN if there is none): a float32 scalar; probabilities are
+/// evaluated in float32. Under autocast the products are in its type. The gradients of both factors are computed in the forward pass, where the logits are, so backward() multiplies them alone.
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& weight,
-                                const at::Tensor& targets, int64_t logit_bytes = kLogitBytes);
+                                const at::Tensor& targets, int64_t logit_bytes = kLogitBytes,
+                                std::optional<double> divisor = {});
 
 }  // namespace fusedbun::model

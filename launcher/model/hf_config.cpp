@@ -326,6 +326,15 @@ ModelConfig read_hf_config(const std::filesystem::path& path) {
                 "\"; gpt2, llama, mistral, qwen2 and qwen3 can be trained here");
 }
 
+std::optional<int64_t> end_of_text_in(const std::filesystem::path& path) {
+  const Json json =
+      Json::parse(run_folder::read_text_file(path), nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object()) return std::nullopt;  // read_hf_config says so
+  Json token = json.value("eos_token_id", Json());
+  if (token.is_array() && !token.empty()) token = Json(token.front());
+  return token.is_number_integer() ? std::optional(token.get<int64_t>()) : std::nullopt;
+}
+
 std::string hf_config_text(const ModelConfig& config, std::string_view dtype) {
   OrderedJson json = std::visit([](const auto& sizes) { return json_of(sizes); }, config);
   json["dtype"] = dtype;

@@ -2,7 +2,9 @@
 // config.json, as `transformers` keeps it beside a model's weights: which model computes with them.
 //
 // Thread safety: functions without state.
+#include <cstdint>
 #include <filesystem>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <variant>
@@ -25,6 +27,9 @@ ModelConfig read_hf_config(const std::filesystem::path& path);
 std::string hf_config_text(const ModelConfig& config, std::string_view dtype);
 /// The text of a config.json that was read, for weights that are stored in `dtype` now.
 std::string with_dtype(const std::string& config_text, std::string_view dtype);
+
+/// eos_token_id of a config.json, of several the first; nothing if it says none. Throws as read_hf_config.
+std::optional<int64_t> end_of_text_in(const std::filesystem::path& path);
 
 int64_t context_of(const ModelConfig& config);
 int64_t vocab_of(const ModelConfig& config);

@@ -30,8 +30,8 @@ TORCH_MODULE(RmsNorm);
 /// What the layers of one forward pass share.
 struct Positions {
   Tensor cosine, sine;  ///< [time, head_width]
-  Tensor
-      windowed;  ///< bool [time, time], who sees whom in a windowed layer; undefined: as in all others
+  /// Who sees whom, bool [time, time] or [batch, 1, time, time]; undefined: each token all before it.
+  Tensor mask, windowed_mask;
 };
 
 // x [batch, heads, time, head_width]: element i and i + half are a pair, turned by the angle of its position.
@@ -66,12 +66,12 @@ class LlamaAttentionImpl : public torch::nn::Module {
     Tensor values = heads_of(project(v_proj_, x), config_.kv_heads).transpose(1, 2);
     if (cache != nullptr)
       std::tie(keys, values) = cache->extend(keys, values, is_windowed ? config_.window : 0);
-    const bool is_masked = is_windowed && positions.windowed.defined();
+    const Tensor& mask = is_windowed ? positions.windowed_mask : positions.mask;
     const Tensor mixed = at::scaled_dot_product_attention(
         rotated(queries.transpose(1, 2), positions), keys, values,
-        is_masked ? std::optional(positions.windowed) : std::nullopt,
+        mask.defined() ? std::optional(mask) : std::nullopt,
         /*dropout_p=*/0,
-        /*is_causal=*/!is_masked && keys.size(2) == x.size(1), /*scale=*/std::nullopt,
+        /*is_causal=*/!mask.defined() && keys.size(2) == x.size(1), /*scale=*/std::nullopt,
         /*enable_gqa=*/config_.heads != config_.kv_heads);
     return project(o_proj_, mixed.transpose(1, 2).flatten(2));
   }
@@ -179,15 +179,21 @@ std::pair<Tensor, Tensor> LlamaImpl::angles(int64_t past, int64_t time,
   return {(both.cos() * factor).to(options), (both.sin() * factor).to(options)};
 }
 
-Tensor LlamaImpl::hidden(const Tensor& tokens, KeyValueCache* cache) {
+// Rotary positions tell distances alone, so they need not begin anew with a document; who sees whom does.
+Tensor LlamaImpl::hidden(const Tensor& tokens, const Tensor& document_positions,
+                         KeyValueCache* cache) {
   const int64_t time = tokens.size(1);
   const int64_t past = cache == nullptr ? 0 : cache->length;
   Tensor x = embed_tokens_(tokens);
   Positions positions;
   std::tie(positions.cosine, positions.sine) = angles(past, time, x.options());
+  if (document_positions.defined()) positions.mask = document_mask(document_positions);
+  positions.windowed_mask = positions.mask;
   if (config_.window > 0 && config_.window < time) {
-    positions.windowed =
+    const Tensor window =
         at::ones({time, time}, x.options().dtype(at::kBool)).tril().triu(1 - config_.window);
+    positions.windowed_mask =
+        positions.mask.defined() ? positions.mask.logical_and(window) : window;
   }
   size_t index = 0;
   for (const auto& module : *layers_) {

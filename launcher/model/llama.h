@@ -28,7 +28,8 @@ class LlamaImpl : public CausalLm {
   int64_t vocab() const override { return config_.vocab; }
 
  protected:
-  torch::Tensor hidden(const torch::Tensor& tokens, KeyValueCache* cache) override;
+  torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& document_positions,
+                       KeyValueCache* cache) override;
   torch::Tensor head() const override;
 
  private:

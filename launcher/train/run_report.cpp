@@ -23,11 +23,27 @@ std::string fixed(double value, int digits) {
 }
 
 // "12 binary files (first corpus/a.png), 1 compressed by gzip (first corpus/b.gz)"
-std::string left_out(const data::TextData& text) {
+std::string left_out(const data::TextFiles& text) {
   std::string sentence;
   for (const auto& [kind, left] : text.left_out()) {
     sentence += (sentence.empty() ? "" : ", ") + grouped(left.count) + " " + std::string(kind) +
                 " (first " + left.first.string() + ")";
+  }
+  return sentence;
+}
+
+// "packing: 120 sequences of whole documents, 93 % full; 3 documents were longer than the context and are cut"
+std::string packing_sentence(const data::Corpus& corpus) {
+  const data::DocumentPacking& packing = *corpus.training_packing();
+  const double places =
+      static_cast<double>(packing.sequences()) * static_cast<double>(corpus.context());
+  std::string sentence = "packing: whole documents, sequences are " +
+                         fixed(100 * static_cast<double>(packing.places_filled()) / places, 0) +
+                         " % full";
+  if (packing.long_documents() > 0) {
+    sentence += "; " + grouped(packing.long_documents()) +
+                " documents are longer than the context (" +
+                std::string(data::name_of(corpus.long_documents())) + ")";
   }
   return sentence;
 }
@@ -54,7 +70,7 @@ std::string precision_sentence(const TrainOptions& options) {
 }  // namespace
 
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
-                                         int64_t parameters, const data::TextData& text) {
+                                         int64_t parameters, const data::Corpus& corpus) {
   const model::ModelShape shape = model::shape_of(initial.config);
   const std::string architecture =
       std::holds_alternative<model::Gpt2Config>(initial.config) ? "GPT-2" : "Llama";
@@ -67,14 +83,17 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
           std::to_string(model::context_of(initial.config)) + "), " +
           (options.init.empty() ? "from seed " + std::to_string(options.seed)
                                 : "from " + options.init.string()),
-      "text:" + sources + ": " + grouped(text.files()) + " files, " +
-          grouped(static_cast<int64_t>(text.training_tokens())) +
-          (text.is_tokens() ? " tokens" : " bytes") + " to train on, " +
-          grouped(static_cast<int64_t>(text.validation_tokens())) + " to validate"};
+      (corpus.is_tokens() ? "tokens:" : "text:") + sources + ": " + grouped(corpus.files()) +
+          " files, " + grouped(corpus.documents()) + " documents, " +
+          grouped(corpus.training_tokens()) + (corpus.is_tokens() ? " tokens" : " bytes") +
+          " to train on, " + grouped(corpus.validation_tokens()) + " to validate; an epoch is " +
+          grouped(corpus.training_samples()) + " sequences"};
+  if (corpus.packs_documents()) sentences.push_back(packing_sentence(corpus));
   if (const std::string precision = precision_sentence(options); !precision.empty())
     sentences.push_back(precision);
   if (!initial.assumption.empty()) sentences.push_back(initial.assumption);
-  if (!text.left_out().empty()) sentences.push_back("text left out: " + left_out(text));
+  if (corpus.text() != nullptr && !corpus.text()->left_out().empty())
+    sentences.push_back("text left out: " + left_out(*corpus.text()));
   if (options.warmup_steps >= options.steps)
     sentences.push_back("the learning rate only rises: --warmup " +
                         std::to_string(options.warmup_steps) + " takes all of --steps " +

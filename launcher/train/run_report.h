@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "fusedbun/launcher/data/text_data.h"
+#include "fusedbun/launcher/data/corpus.h"
 #include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/train_options.h"
 #include "fusedbun/launcher/train/training_loop.h"
@@ -17,7 +17,7 @@ namespace fusedbun::train {
 
 /// The model and the text, one sentence each, and what is unusual about them.
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
-                                         int64_t parameters, const data::TextData& text);
+                                         int64_t parameters, const data::Corpus& corpus);
 
 /// "1,234 bytes per rank", or "1,234 bytes (rank 1) to 2,345 bytes (rank 0)".
 std::string bytes_per_rank(const std::vector<int64_t>& bytes);

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <span>
 #include <string_view>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 
@@ -20,12 +21,17 @@ constexpr std::string_view kBreaking[] = {"--seed",
                                           "--bf16-wire",
                                           "--precision",
                                           "--loss-scale-growth-every",
+                                          "--packing",
+                                          "--long-documents",
+                                          "--attend-across-documents",
+                                          "the order of samples",
                                           "the text of --data"};
 constexpr std::string_view kSchedule[] = {"--steps", "--warmup", "--lr"};
 constexpr const char* kFirstSample = "next sample";
 constexpr const char* kFirstLoss = "first validation loss";
-// Checkpoints from before there was --precision.
-constexpr std::string_view kPrecision = "--precision", kFirstPrecision = "float32";
+/// What checkpoints mean that do not name a value yet.
+constexpr std::pair<std::string_view, std::string_view> kUnsaid[] = {
+    {"--precision", "float32"}, {"the order of samples", "drawn at random"}};
 
 std::string text_of(double value) {
   char text[32];
@@ -44,7 +50,9 @@ std::optional<Number> number_in(std::string_view text) {
 std::string_view value_of(const RunValues& values, std::string_view name) {
   const auto found = values.find(name);
   if (found != values.end()) return found->second;
-  return name == kPrecision ? kFirstPrecision : std::string_view();
+  const auto unsaid =
+      std::ranges::find(kUnsaid, name, &std::pair<std::string_view, std::string_view>::first);
+  return unsaid != std::end(kUnsaid) ? unsaid->second : std::string_view();
 }
 
 std::string differences(const RunValues& saved, const RunValues& here,
@@ -63,17 +71,22 @@ std::string differences(const RunValues& saved, const RunValues& here,
 
 RunValues values_of(const TrainOptions& options, int64_t context, double peak_lr,
                     uint64_t text_digest) {
-  RunValues values{{"--seed", std::to_string(options.seed)},
-                   {"--batch", std::to_string(options.batch)},
-                   {"--context", std::to_string(context)},
-                   {"--optimizer", describe(options.optimizer)},
-                   {"--clip", text_of(options.max_grad_norm)},
-                   {"--bf16-wire", options.bf16_on_wire ? "true" : "false"},
-                   {"--precision", std::string(name_of(options.precision))},
-                   {"--steps", std::to_string(options.steps)},
-                   {"--warmup", std::to_string(options.warmup_steps)},
-                   {"--lr", text_of(peak_lr)},
-                   {"the text of --data", std::to_string(text_digest)}};
+  RunValues values{
+      {"--seed", std::to_string(options.seed)},
+      {"--batch", std::to_string(options.batch)},
+      {"--context", std::to_string(context)},
+      {"--optimizer", describe(options.optimizer)},
+      {"--clip", text_of(options.max_grad_norm)},
+      {"--bf16-wire", options.bf16_on_wire ? "true" : "false"},
+      {"--precision", std::string(name_of(options.precision))},
+      {"--steps", std::to_string(options.steps)},
+      {"--warmup", std::to_string(options.warmup_steps)},
+      {"--lr", text_of(peak_lr)},
+      {"--packing", std::string(data::name_of(options.packing))},
+      {"--long-documents", std::string(data::name_of(options.long_documents))},
+      {"--attend-across-documents", options.attends_across_documents ? "true" : "false"},
+      {"the order of samples", "shuffled by epoch"},
+      {"the text of --data", std::to_string(text_digest)}};
   if (scales_loss(options.precision)) {
     values["--loss-scale-growth-every"] = std::to_string(options.loss_scale.growth_interval);
   }

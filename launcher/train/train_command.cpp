@@ -7,7 +7,7 @@
 #include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/cli/own_words.h"
-#include "fusedbun/launcher/data/text_data.h"
+#include "fusedbun/launcher/data/corpus.h"
 #include "fusedbun/launcher/env/versions.h"
 #include "fusedbun/launcher/train/torchelastic_error.h"
 #include "fusedbun/launcher/train/trainer.h"
@@ -32,15 +32,41 @@ struct Flags {
   bool no_host_window = false;
   bool no_checkpoints = false;
   std::string checkpoint_every = "10m";
+  std::string packing = "auto", long_documents = "refuse";
 };
 
-void add_data_flags(CLI::App& command, TrainOptions& options) {
+void add_data_flags(CLI::App& command, Flags& flags) {
+  TrainOptions& options = flags.options;
   command
       .add_option(
           "--data", options.data,
-          "Text files and folders, read as bytes, or files of tokens (.bin, as llm.c and nanoGPT "
-          "write them); the last tenth validates")
+          "Text files and folders, read as bytes, or files of tokens (.bin, as fusedbun data "
+          "tokenize, llm.c and nanoGPT write them); the last tenth validates")
       ->default_str(std::string(data::kDefaultTextFolder))
+      ->group("Data and files");
+  command
+      .add_option("--eval-data", options.eval_data,
+                  "Validate with these files instead, all of them; --data then trains as a whole")
+      ->group("Data and files");
+  command
+      .add_option("--packing", flags.packing,
+                  "stream: cut the tokens every --context; documents: as many whole documents as "
+                  "fit, and padding; auto: documents where prompts carry no loss, else stream")
+      ->group("Data and files");
+  command
+      .add_option("--long-documents", flags.long_documents,
+                  "Where documents stay whole, of one that is longer than --context: refuse, cut "
+                  "(its beginning is taken) or skip")
+      ->group("Data and files");
+  command
+      .add_option("--document-token", options.document_token,
+                  "The token between documents, in .bin files of others")
+      ->default_str("config.json's eos_token_id")
+      ->group("Data and files");
+  command
+      .add_flag("--attend-across-documents", options.attends_across_documents,
+                "Let a token see the documents before its own in the same sequence, and predict "
+                "the first of the next")
       ->group("Data and files");
   command
       .add_option(
@@ -105,7 +131,7 @@ void add_model_flags(CLI::App& command, TrainOptions& options) {
   add("--layers", options.model.layers, "Transformer blocks", "4, or --init's");
   add("--heads", options.model.heads, "Attention heads", "4, or --init's");
   add("--width", options.model.width, "Width of the residual stream", "128, or --init's");
-  add("--context", options.model.context, "Bytes per sequence", "128, or --init's");
+  add("--context", options.model.context, "Tokens per sequence", "128, or --init's, at most 1024");
 }
 
 void add_optimizer_flags(CLI::App& command, Flags& flags) {
@@ -335,6 +361,8 @@ void run(Flags flags) {
   if (!flags.low_precision.empty())
     options.optimizer.low_precision = parse<LowPrecision>(flags.low_precision);
   options.precision = train::parse_precision(flags.precision);
+  options.packing = data::parse_packing(flags.packing);
+  options.long_documents = data::parse_long_documents(flags.long_documents);
   options.control = !flags.no_control;
   options.checkpoints = !flags.no_checkpoints;
   options.checkpoint_every = train::parse_checkpoint_every(flags.checkpoint_every);
@@ -356,7 +384,7 @@ CLI::App* add_train_command(CLI::App& app) {
       "Examples:\n"
       "  fusedbun launch -n 2 -- train --steps 300 --save english.safetensors\n"
       "  fusedbun launch -n 2 -- train --data /usr/lib/python3.11 --init english.safetensors");
-  add_data_flags(*command, flags->options);
+  add_data_flags(*command, *flags);
   add_checkpoint_flags(*command, *flags);
   add_model_flags(*command, flags->options);
   add_optimizer_flags(*command, *flags);

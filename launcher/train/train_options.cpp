@@ -62,6 +62,7 @@ void validate(const TrainOptions& options) {
   require_at_least("--eval-every", options.eval_every, 0);
   require_at_least("--validation-batches", options.validation_batches, 1);
   require_at_least("--threads", options.threads, 0);
+  if (options.document_token) require_at_least("--document-token", *options.document_token, 0);
   if (options.model.context) require_at_least("--context", *options.model.context, 1);
   FUSEDBUN_REQUIRE(
       std::isfinite(options.max_grad_norm) && options.max_grad_norm >= 0, ConfigError,

@@ -14,6 +14,7 @@
 #include "fusedbun/dist/plan/identity.h"
 #include "fusedbun/dist/plan/rank_watch.h"
 #include "fusedbun/dist/run_folder/run_record.h"
+#include "fusedbun/launcher/data/corpus.h"
 #include "fusedbun/launcher/train/checkpoint_schedule.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 #include "fusedbun/launcher/train/precision.h"
@@ -27,6 +28,11 @@ struct ModelChoice {
 
 struct TrainOptions {
   std::vector<std::filesystem::path> data;
+  std::vector<std::filesystem::path> eval_data;  ///< empty: the last tenth of `data` validates
+  data::Packing packing = data::Packing::automatic;
+  data::LongDocuments long_documents = data::LongDocuments::refuse;
+  std::optional<int64_t> document_token;  ///< parts documents; none: config.json's eos_token_id
+  bool attends_across_documents = false;
   std::filesystem::path init;     ///< empty: weights drawn from the seed
   std::filesystem::path save;     ///< empty: model.safetensors in the run folder
   std::filesystem::path trace;    ///< empty: no trace is written

@@ -72,7 +72,7 @@ int64_t bits_of(double value) {
 }
 
 void require_same_run(comm::Communicator& host, const TrainOptions& options,
-                      const data::TextData& text, int64_t context) {
+                      const data::Corpus& corpus, int64_t context) {
   require_same_start(host, {{"--steps", options.steps},
                             {"--batch", options.batch},
                             {"--accumulate", options.accumulation},
@@ -88,19 +88,21 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options,
                             {"--step-in-backward", options.step_in_backward ? 1 : 0},
                             {"--clip-by-previous-norm", options.clip_by_previous_norm ? 1 : 0},
                             {"--precision", static_cast<int64_t>(options.precision)},
+                            {"--packing", static_cast<int64_t>(options.packing)},
+                            {"--long-documents", static_cast<int64_t>(options.long_documents)},
+                            {"--document-token", options.document_token.value_or(-1)},
+                            {"--attend-across-documents", options.attends_across_documents ? 1 : 0},
                             {"--loss-scale", bits_of(options.loss_scale.initial)},
                             {"--loss-scale-growth-every", options.loss_scale.growth_interval},
-                            {"the text of --data", static_cast<int64_t>(text.digest())}});
+                            {"the text of --data", static_cast<int64_t>(corpus.digest())}});
 }
 
 LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t context, double lr) {
   LoopOptions loop;
   loop.schedule = {.peak = lr, .warmup_steps = options.warmup_steps, .total_steps = options.steps};
   loop.share = share_of_batch(options.batch, options.accumulation, job.rank(), job.world_size());
-  loop.validation = {.context = context,
-                     .sequences_max = options.validation_batches * options.batch,
+  loop.validation = {.sequences_max = options.validation_batches * options.batch,
                      .sequences_per_pass = loop.share.micro_sequences};
-  loop.seed = options.seed;
   loop.context = context;
   loop.eval_every = options.eval_every;
   loop.loss_scale_minimum = options.loss_scale.minimum;
@@ -182,18 +184,58 @@ void say_saved(Progress& progress, const SavedCheckpoint& saved) {
   progress.say(text);
 }
 
+/// What a run reads.
+struct Corpora {
+  Corpora(const TrainOptions& options, const data::CorpusOptions& read)
+      : training(options.data, read) {
+    if (options.eval_data.empty()) return;
+    data::CorpusOptions evaluation = read;
+    evaluation.split = data::Split::all_validation;
+    own_validation.emplace(options.eval_data, evaluation);
+  }
+  const data::Corpus& validation() const { return own_validation ? *own_validation : training; }
+
+  data::Corpus training;
+  std::optional<data::Corpus> own_validation;
+};
+
+/// Published models know more positions than most can afford to train with.
+constexpr int64_t kUnaskedContextMax = 1024;
+
+int64_t context_of(const TrainOptions& options, const model::ModelConfig& config) {
+  return options.model.context.value_or(std::min(model::context_of(config), kUnaskedContextMax));
+}
+
+data::CorpusOptions corpus_options(const TrainOptions& options, const InitialModel& initial,
+                                   const fs::path& run_dir, Progress& progress) {
+  data::CorpusOptions read{
+      .context = context_of(options, initial.config),
+      .vocab = model::vocab_of(initial.config),
+      .seed = options.seed,
+      .split = options.eval_data.empty() ? data::Split::tail : data::Split::all_training,
+      .packing = options.packing,
+      .long_documents = options.long_documents,
+      .has_borders = !options.attends_across_documents,
+      .separator = options.document_token,
+      .spare_folder = run_dir,
+      .notice = [&progress](const std::string& sentence) { progress.say(sentence); }};
+  if (!read.separator && !initial.config_file.empty())
+    read.separator = model::end_of_text_in(initial.config_file);
+  return read;
+}
+
 /// From a connected job to a saved model.
 class Run {
  public:
   Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
-      model::CausalLm& model, const data::TextData& text, const MemoryUse& memory,
-      Progress& progress, LastWords& last_words, LeaveSignals& signals)
+      model::CausalLm& model, const Corpora& corpora, const MemoryUse& memory, Progress& progress,
+      LastWords& last_words, LeaveSignals& signals)
       : options_(options),
         initial_(initial),
         run_dir_(run_dir),
         job_(job),
         model_(model),
-        text_(text),
+        corpora_(corpora),
         memory_(memory),
         progress_(progress),
         last_words_(last_words),
@@ -223,10 +265,10 @@ class Run {
 
  private:
   End execute() {
-    const int64_t context = options_.model.context.value_or(model_.context());
+    const int64_t context = context_of(options_, initial_.config);
     comm::Communicator& host = *job_.channels().host;
     signals_.keep();  // on all ranks before rank 0 opens the record, which is to say how it ended
-    require_same_run(host, options_, text_, context);
+    require_same_run(host, options_, corpora_.training, context);
     const Options optimizer = options_of(options_.optimizer);
     LoopOptions loop = loop_options(options_, job_, context, optimizer.lr);
     model_.set_forward(forward_options(options_));
@@ -235,7 +277,7 @@ class Run {
     comm::rethrow_on_all_ranks(host, [&] {
       if (job_.rank() == 0) open_files();
     });
-    const RunValues values = values_of(options_, context, optimizer.lr, text_.digest());
+    const RunValues values = values_of(options_, context, optimizer.lr, corpora_.training.digest());
     const std::unique_ptr<Stepper> stepper = make_stepper(optimizer);
     if (resume_.loaded) require_same_run_as_before(values);
     if (resume_.loaded) {
@@ -260,11 +302,12 @@ class Run {
     note_durable();
     if (job_.rank() == 0) last_words_.keep_for_launcher();
     last_words_.steps_done(stepper->job_step());
-    LoopResult result = TrainingLoop({model_, text_, *stepper, job_, progress_, metrics_.get(),
-                                      checkpoints_ ? &*checkpoints_ : nullptr,
-                                      [this](int64_t count) { last_words_.steps_done(count); }},
-                                     loop)
-                            .run();
+    LoopResult result =
+        TrainingLoop({model_, corpora_.training, corpora_.validation(), *stepper, job_, progress_,
+                      metrics_.get(), checkpoints_ ? &*checkpoints_ : nullptr,
+                      [this](int64_t count) { last_words_.steps_done(count); }},
+                     loop)
+            .run();
     const std::vector<int64_t> measured = comm::all_gather_object(host, stepper->state_bytes());
     const std::vector<int64_t> memory = comm::all_gather_object(host, memory_.peak());
     std::optional<fs::path> model_path;
@@ -462,7 +505,7 @@ class Run {
                  const MemoryForecast& forecast) {
     say_where_it_begins(stepper.job_step());
     for (const std::string& sentence :
-         start_sentences(options_, initial_, model_.parameter_count(), text_)) {
+         start_sentences(options_, initial_, model_.parameter_count(), corpora_.training)) {
       progress_.say(sentence);
     }
     progress_.say("ranks: " + std::to_string(job_.world_size()) + ", " +
@@ -488,7 +531,7 @@ class Run {
   const fs::path& run_dir_;
   Job& job_;
   model::CausalLm& model_;
-  const data::TextData& text_;
+  const Corpora& corpora_;
   const MemoryUse& memory_;
   Progress& progress_;
   LastWords& last_words_;
@@ -510,6 +553,7 @@ void train(const TrainOptions& options) {
   if (options.use_gpu) require_gpu(identity);
   const InitialModel initial = choose_initial_model(options);
   data::require_present(options.data);
+  data::require_present(options.eval_data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
   if (identity.rank == 0 && !options.save.empty()) run_folder::require_writable(options.save);
   if (identity.rank == 0 && !options.trace.empty()) run_folder::require_writable(options.trace);
@@ -551,16 +595,19 @@ void train(const TrainOptions& options) {
     return;
   }
   std::shared_ptr<model::CausalLm> model;
-  std::optional<data::TextData> text;
+  std::optional<Corpora> corpora;
   std::optional<MemoryUse> memory;
   try {
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
-    comm::rethrow_on_all_ranks(*job.channels().host, [&] {
-      text.emplace(options.data, options.model.context.value_or(model::context_of(initial.config)),
-                   data::TextOptions{.vocab = model::vocab_of(initial.config),
-                                     .notice = [&progress](const std::string& sentence) {
-                                       progress.say(sentence);
-                                     }});
+    const data::CorpusOptions read = corpus_options(options, initial, run_dir, progress);
+    comm::Communicator& host = *job.channels().host;
+    comm::rethrow_on_all_ranks(host, [&] {  // one rank of each host
+      if (job.identity().local_rank != 0) return;
+      data::prepare_indexes(options.data, read);
+      data::prepare_indexes(options.eval_data, read);
+    });
+    comm::rethrow_on_all_ranks(host, [&] {
+      corpora.emplace(options, read);
       memory.emplace(job.placement().device);
       model = make_model(initial, options);
     });
@@ -568,7 +615,7 @@ void train(const TrainOptions& options) {
     job.fail(error);
   }
   const Run::End end =
-      Run(options, initial, run_dir, job, *model, *text, *memory, progress, last_words, signals)
+      Run(options, initial, run_dir, job, *model, *corpora, *memory, progress, last_words, signals)
           .to_its_end();
   if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
   if (end.leave == changes::LeaveRequest::drain) {

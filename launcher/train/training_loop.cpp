@@ -42,6 +42,10 @@ LoopResult TrainingLoop::run() {
   if (parts_.checkpoints != nullptr) {
     parts_.checkpoints->set_first_validation_loss(result_.first_validation_loss);
   }
+  if (first_step_ < steps) {
+    batches_ = batches_of(first_step_);
+    batches_.predicted_by_all = sum_over_ranks(host(), {batches_.predicted})[0];
+  }
   for (int64_t job_step = first_step_;
        job_step < steps && result_.leave == changes::LeaveRequest::none; ++job_step) {
     const bool due = options_.eval_every > 0 && job_step > 0 && job_step % options_.eval_every == 0;
@@ -68,7 +72,7 @@ LoopResult TrainingLoop::run() {
 
 void TrainingLoop::validate(int64_t job_step) {
   const plan::Phase before = parts_.job.enter(plan::Phase::validate);
-  const double loss = validation_loss(parts_.model, parts_.text, options_.validation, host());
+  const double loss = validation_loss(parts_.model, parts_.validation, options_.validation, host());
   parts_.job.enter(before);
   result_.last_validation_loss = loss;
   if (parts_.metrics != nullptr) parts_.metrics->write_validation(job_step, loss);
@@ -79,15 +83,20 @@ void TrainingLoop::validate(int64_t job_step) {
 void TrainingLoop::one_step(int64_t job_step) {
   const auto start = Progress::Clock::now();
   parts_.stepper.begin(learning_rate(options_.schedule, job_step));
-  const double local_loss = compute_gradients(job_step);
+  const double local_loss = compute_gradients();
   const auto gradients_done = Progress::Clock::now();
   const StepOutcome outcome = parts_.stepper.step();
-  // Rank 0's clock says when a checkpoint is due; in the same message, so that it costs none.
+  // In the message of the loss, so that they cost none: rank 0's clock says when a checkpoint is due, and how many tokens the next step
+  // predicts is known before its first backward pass.
+  batches_ =
+      job_step + 1 < options_.schedule.total_steps ? batches_of(job_step + 1) : StepBatches();
   const bool is_time =
       parts_.checkpoints != nullptr && host().rank() == 0 && parts_.checkpoints->is_time();
-  const std::vector<double> sums = sum_over_ranks(host(), {local_loss, is_time ? 1.0 : 0.0});
+  const std::vector<double> sums =
+      sum_over_ranks(host(), {local_loss, is_time ? 1.0 : 0.0, batches_.predicted});
   const double loss = sums[0] / options_.share.world_size;
   is_checkpoint_time_ = sums[1] > 0;
+  batches_.predicted_by_all = sums[2];
   const auto seconds_to = [&](auto end) {
     return std::chrono::duration<double>(end - start).count();
   };
@@ -96,18 +105,35 @@ void TrainingLoop::one_step(int64_t job_step) {
   if (outcome.loss_scale) follow_loss_scale(job_step, outcome);
 }
 
-double TrainingLoop::compute_gradients(int64_t job_step) {
+TrainingLoop::StepBatches TrainingLoop::batches_of(int64_t job_step) const {
   const torch::Device device = parts_.model.parameters()[0].device();
-  torch::Tensor loss_sum;
+  StepBatches batches;
   for (int micro_step = 0; micro_step < options_.share.accumulation; ++micro_step) {
-    const auto fill = [&](int64_t i, std::span<int64_t> tokens) {
-      parts_.text.training_sample({options_.seed, job_step, options_.share.index(micro_step, i)},
-                                  tokens);
+    const auto fill = [&](int64_t i, const data::Sequence& sequence) {
+      const int64_t first = job_step * options_.share.global_sequences;
+      parts_.corpus.training_sample(first + options_.share.index(micro_step, i), sequence);
     };
-    const Batch batch = make_batch(options_.share.micro_sequences, options_.context, device, fill);
-    const torch::Tensor loss = parts_.model.loss(batch.tokens, batch.targets);
+    batches.passes.push_back(
+        make_batch(options_.share.micro_sequences, options_.context, device, fill));
+    batches.predicted += static_cast<double>(batches.passes.back().predicted);
+  }
+  return batches;
+}
+
+double TrainingLoop::compute_gradients() {
+  // The optimizer divides by passes and ranks. Where passes predict different numbers of tokens their means would weigh each token by the
+  // company it is in.
+  std::optional<double> divisor;
+  if (!parts_.corpus.predicts_everywhere()) {
+    divisor = std::max(1.0, batches_.predicted_by_all) /
+              (options_.share.accumulation * options_.share.world_size);
+  }
+  torch::Tensor loss_sum;
+  for (const Batch& batch : batches_.passes) {
+    const torch::Tensor loss =
+        parts_.model.loss(batch.tokens, batch.targets, batch.positions, divisor);
     const torch::Tensor scaled = parts_.stepper.scale_loss(loss);
-    if (micro_step + 1 < options_.share.accumulation) {
+    if (&batch != &batches_.passes.back()) {
       parts_.stepper.accumulate([&] { scaled.backward(); });
     } else {
       scaled.backward();

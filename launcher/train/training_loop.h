@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <vector>
 
 #include "fusedbun/launcher/train/global_batch.h"
 #include "fusedbun/launcher/train/metrics_file.h"
@@ -20,7 +21,6 @@ struct LoopOptions {
   Schedule schedule;
   BatchShare share;
   ValidationOptions validation;
-  uint64_t seed = 0;
   int64_t context = 0;
   int64_t eval_every = 0;  ///< 0: only before the first and after the last step
   double loss_scale_minimum = 1;
@@ -31,7 +31,8 @@ struct LoopOptions {
 /// What the loop works with; all outlive it.
 struct LoopParts {
   model::CausalLm& model;
-  const data::TextData& text;
+  const data::Corpus& corpus;
+  const data::Corpus& validation;  ///< whose validation samples are; mostly the same
   Stepper& stepper;
   Job& job;
   Progress& progress;
@@ -60,7 +61,14 @@ class TrainingLoop {
  private:
   void validate(int64_t job_step);
   comm::Communicator& host();
-  double compute_gradients(int64_t job_step);
+  /// What this rank computes in one job step.
+  struct StepBatches {
+    std::vector<Batch> passes;  ///< [accumulation]
+    double predicted = 0;       ///< targets of this rank
+    double predicted_by_all = 0;
+  };
+  StepBatches batches_of(int64_t job_step) const;
+  double compute_gradients();
   void one_step(int64_t job_step);
   /// How long a step took: as a whole, and its forward and backward passes.
   struct StepTime {
@@ -76,6 +84,7 @@ class TrainingLoop {
   LoopResult result_;
   double training_seconds_ = 0;
   int64_t first_step_ = 0;           ///< of this attempt
+  StepBatches batches_;              ///< of the next step
   bool is_checkpoint_time_ = false;  ///< by rank 0's clock, on all ranks
   int nonfinite_in_a_row_ = 0;
   bool is_at_minimum_told_ = false;  ///< of the loss scale, since it was above it

@@ -6,10 +6,9 @@
 
 #include <cstdint>
 #include <functional>
-#include <span>
 
 #include "fusedbun/dist/comm/communicator.h"
-#include "fusedbun/launcher/data/text_data.h"
+#include "fusedbun/launcher/data/corpus.h"
 
 namespace fusedbun::model {
 class CausalLm;
@@ -17,23 +16,37 @@ class CausalLm;
 
 namespace fusedbun::train {
 
-/// Sequences as a model takes them.
+/// Sequences as a model takes them; all [sequences, context], int64.
 struct Batch {
-  torch::Tensor tokens;   ///< [sequences, context], int64
-  torch::Tensor targets;  ///< the same, one byte later
+  torch::Tensor tokens;
+  torch::Tensor targets;    ///< what follows each; negative: nothing is predicted there
+  torch::Tensor positions;  ///< in its document; undefined where each sequence is one document
+  int64_t predicted = 0;    ///< targets that are not negative
 };
-/// `fill(i, tokens)` writes the context + 1 tokens of sequence i.
+/// `fill(i, sequence)` writes sequence i.
 Batch make_batch(int64_t sequences, int64_t context, torch::Device device,
-                 const std::function<void(int64_t, std::span<int64_t>)>& fill);
+                 const std::function<void(int64_t, const data::Sequence&)>& fill);
 
 struct ValidationOptions {
-  int64_t context = 0;
-  int64_t sequences_max = 0;  ///< taken evenly from the whole validation text
+  int64_t sequences_max = 0;  ///< taken evenly from all that validate
   int64_t sequences_per_pass = 1;
 };
 
+/// Of cross entropies in nats.
+struct LossSum {
+  double nats = 0;
+  double predicted = 0;  ///< tokens
+  LossSum& operator+=(const LossSum& other) {
+    nats += other.nats, predicted += other.predicted;
+    return *this;
+  }
+};
+/// Of `count` validation sequences, at once; `sample(i)` says which the i-th is.
+LossSum validation_pass(model::CausalLm& model, const data::Corpus& corpus, int64_t count,
+                        const std::function<int64_t(int64_t i)>& sample);
+
 /// Mean cross entropy in nats per token. Collective; each rank computes its share.
-double validation_loss(model::CausalLm& model, const data::TextData& text,
+double validation_loss(model::CausalLm& model, const data::Corpus& corpus,
                        const ValidationOptions& options, comm::Communicator& host);
 
 }  // namespace fusedbun::train

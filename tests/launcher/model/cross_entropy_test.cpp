@@ -120,6 +120,31 @@ TEST(CrossEntropy, AFrozenOutputLayerHasNoGradient) {
   EXPECT_FALSE(given.weight.grad().defined());
 }
 
+TEST(CrossEntropy, ADivisorTakesThePlaceOfTheNumberOfTargets) {
+  const Case given = drawn(at::kFloat);
+  const double count = static_cast<double>(given.targets.ge(0).sum().item<int64_t>());
+  const Result want = evaluated(given, count / 50, plain);
+  const Result have = evaluated(given, 1, [](const Tensor& h, const Tensor& w, const Tensor& t) {
+    return linear_cross_entropy(h, w, t, 7 * kVocab * 4, 50);
+  });
+  expect_close(have, {want.loss * (count / 50), want.d_hidden, want.d_weight}, 1e-6);
+  const torch::NoGradGuard no_grad;
+  EXPECT_NEAR(
+      linear_cross_entropy(given.hidden, given.weight, given.targets, 1 << 20, 50).item<double>(),
+      have.loss.item<double>(), 1e-5);
+}
+
+// A rank whose sequences predict nothing has gradients, which are 0.
+TEST(CrossEntropy, WithADivisorNoTargetIsNoLoss) {
+  const Case given = drawn(at::kFloat);
+  const Tensor none = at::full({kTokens}, -100, at::kLong);
+  const Tensor hidden = given.hidden.clone().requires_grad_();
+  const Tensor loss = linear_cross_entropy(hidden, given.weight, none, 1 << 20, 50);
+  loss.backward();
+  EXPECT_EQ(loss.item<double>(), 0);
+  EXPECT_EQ(hidden.grad().abs().max().item<double>(), 0);
+}
+
 TEST(CrossEntropy, OfNoTargetIsNoNumber) {
   const Case given = drawn(at::kFloat);
   const Tensor none = at::full({kTokens}, -100, at::kLong);

@@ -2,7 +2,7 @@
 
 hf_oracle.py make FOLDER           tiny models of each family: FOLDER/NAME has what save_pretrained writes, and beside it
                                    expected.safetensors: tokens, targets, logits, loss, and the gradient of every parameter
-hf_oracle.py loss FOLDER TOKENS    opens FOLDER, and prints its loss on the last tokens of a file of 16-bit tokens
+hf_oracle.py loss FOLDER TOKENS C  opens FOLDER, and prints its mean loss on a file of 16-bit tokens, in sequences of C tokens
 hf_oracle.py equal FOLDER OTHER    opens each model of both with AutoModelForCausalLM; fails unless it misses nothing, knows everything it
                                    finds, and has the same weights and logits, to the bit
 """
@@ -72,10 +72,15 @@ def opened(folder):
     return model
 
 
-def loss(folder, path):
-    tokens = torch.from_numpy(numpy.fromfile(path, numpy.uint16)[-1600:].astype(numpy.int64)).view(-1, 32)
+def loss(folder, path, context):
+    tokens = torch.from_numpy(numpy.fromfile(path, numpy.uint16).astype(numpy.int64))
+    model, total, context = opened(folder), 0.0, int(str(context))
     with torch.no_grad():
-        print(opened(folder)(tokens, labels=tokens).loss.item())
+        for begin in range(0, len(tokens) - 1, context):
+            targets = tokens[begin + 1:begin + 1 + context]
+            logits = model(tokens[begin:begin + len(targets)][None]).logits[0]
+            total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+    print(total / (len(tokens) - 1))
 
 
 def equal(folder, other):

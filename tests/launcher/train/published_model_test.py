@@ -1,6 +1,7 @@
 """A model as transformers saves it is trained on tokens, and transformers opens what the run leaves."""
 
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -32,9 +33,13 @@ class PublishedModel(TrainingTestCase):
         assert made.returncode == 0, made.stderr
 
     def tokens(self, count=20_000):
-        """A sequence that can be learned: each token tells the next."""
+        """A sequence that can be learned: each token tells the next, but for one in twenty, which begins anew anywhere."""
         path = self.folder / "tokens.bin"
-        (numpy.arange(count) * 7 % VOCABULARY).astype(numpy.uint16).tofile(path)
+        random = numpy.random.default_rng(1)
+        tokens = numpy.zeros(count, numpy.uint16)
+        for i in range(1, count):
+            tokens[i] = random.integers(VOCABULARY) if random.random() < 0.05 else (tokens[i - 1] + 7) % VOCABULARY
+        tokens.tofile(path)
         return path
 
     def fine_tune(self, name, *more):
@@ -53,9 +58,30 @@ class PublishedModel(TrainingTestCase):
                 self.assertLess(losses[-1], 0.5 * losses[0])
                 self.assertEqual((run_dir / "tokenizer.json").read_text(), "{}")
                 self.assertEqual(json.loads((run_dir / "config.json").read_text())["dtype"], "float32")
-                found = oracle("loss", run_dir, self.folder / "tokens.bin")
+                # The last tenth of the tokens validates; saved weights are float32's.
+                held_back = self.folder / "held_back.bin"
+                numpy.fromfile(self.folder / "tokens.bin", numpy.uint16)[-2000:].tofile(held_back)
+                found = oracle("loss", run_dir, held_back, 32)
                 self.assertEqual(found.returncode, 0, found.stderr)
-                self.assertLess(abs(float(found.stdout) - losses[-1]), 0.05 * losses[0], found.stdout)
+                self.assertAlmostEqual(float(found.stdout), losses[-1], delta=1e-4)
+                self.assert_evaluates(run_dir, held_back, float(found.stdout))
+
+    def assert_evaluates(self, model, file, expected):
+        result = run("eval", "--model", model, "--data", file, file, "--context", 32, "--batch", 5, "--output", "json")
+        self.assertEqual(result.code, 0, result)
+        said = json.loads(result.out)
+        for found in (*said["files"], said["all"]):
+            self.assertAlmostEqual(found["loss"], expected, delta=1e-4)
+            self.assertAlmostEqual(found["perplexity"], math.exp(expected), delta=1e-3)
+        self.assertEqual([said["all"]["tokens"], said["files"][1]["tokens"]], [2 * 1999, 1999])
+
+    def test_what_cannot_be_evaluated_is_refused(self):
+        missing = run("eval", "--model", self.models / "gpt2", "--data", self.folder / "gone.bin")
+        self.assertEqual(missing.code, 65, missing)
+        self.assertIn("gone.bin", missing.err)
+        strange = run("eval", "--model", self.folder, "--data", self.tokens(100))
+        self.assertEqual(strange.code, 65, strange)
+        self.assertIn("is a folder without a model.safetensors", strange.err)
 
     def test_a_vocabulary_that_does_not_fit_is_refused(self):
         (numpy.arange(5000) % 100).astype(numpy.uint16).tofile(self.folder / "other.bin")
