@@ -7,21 +7,17 @@
 #include "fusedbun/launcher/data/corpus.h"
 
 namespace fusedbun::generate {
-namespace {
 
-constexpr const char* kTokenizerName = "tokenizer.json";
-
-}  // namespace
-
-Tokenizer::Tokenizer(const std::filesystem::path& folder, int64_t vocab) : folder_(folder) {
+Tokenizer::Tokenizer(const std::filesystem::path& folder, int64_t vocab)
+    : file_(folder / "tokenizer.json") {
   std::error_code error;
-  if (std::filesystem::exists(folder / kTokenizerName, error)) {
-    python_.emplace(std::vector<std::string>{"generate", folder.string()});
+  if (std::filesystem::exists(file_, error)) {
+    python_.emplace(std::vector<std::string>{"generate", file_.string()});
     return;
   }
   FUSEDBUN_REQUIRE(vocab == data::kByteValues, DataError,
-                   "there is no " + (folder / kTokenizerName).string() + ", and the model's " +
-                       std::to_string(vocab) + " token ids are no bytes");
+                   "there is no " + file_.string() + ", and the model's " + std::to_string(vocab) +
+                       " token ids are no bytes");
 }
 
 std::string Tokenizer::answer_to(std::string_view message) {
@@ -33,8 +29,9 @@ std::string Tokenizer::answer_to(std::string_view message) {
 
 std::vector<int64_t> Tokenizer::encode(const std::string& prompt, bool is_chat) {
   if (!python_) {
-    FUSEDBUN_REQUIRE(!is_chat, ConfigError,
-                     "--chat: " + folder_.string() + " has no tokenizer, and so no chat template");
+    FUSEDBUN_REQUIRE(
+        !is_chat, ConfigError,
+        "--chat needs a tokenizer with a chat template, and there is no " + file_.string());
     std::vector<int64_t> bytes;
     for (const char byte : prompt) bytes.push_back(static_cast<unsigned char>(byte));
     return bytes;

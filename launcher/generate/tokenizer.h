@@ -29,7 +29,7 @@ class Tokenizer {
  private:
   std::string answer_to(std::string_view message);
 
-  std::filesystem::path folder_;
+  std::filesystem::path file_;
   std::optional<data::PythonProgram> python_;  ///< none: bytes
 };
 

@@ -99,6 +99,10 @@ class Generate(job_process.TestCase):
         result = self.generate("gpt2", "abc", "--max-tokens", 20)
         self.assertEqual((result.code, result.out, result.err), (0, found["text"].removesuffix("\n") + "\n", ""))
 
+    def test_the_weights_name_the_folder_as_well(self):
+        found = run("generate", "--model", "model.safetensors", "--prompt", "abc", "--temperature", 0, folder=self.folder / "qwen3")
+        self.assertEqual((found.code, found.out), (0, self.generate("qwen3", "abc").out), found)
+
     def test_the_seed_decides_what_is_drawn(self):
         def text(seed):
             return run("generate", "--model", self.folder / "gpt2", "--prompt", "abc", "--max-tokens", 30, "--seed", seed).out
@@ -117,7 +121,7 @@ class Generate(job_process.TestCase):
         self.assertEqual(found["prompt_tokens"], [0xC3, 0xA9])
         self.assertEqual(found["tokens"], self.oracle("bytes", [0xC3, 0xA9], 12))
         self.assertEqual(found["text"], bytes(found["tokens"]).decode("utf-8", "replace"))
-        self.assert_fails(self.generate("bytes", "a", "--chat"), 78, "--chat", "has no tokenizer")
+        self.assert_fails(self.generate("bytes", "a", "--chat"), 78, "--chat needs a tokenizer", "there is no")
 
     def test_what_cannot_be_is_refused_in_one_sentence(self):
         bare = self.folder / "bare"
