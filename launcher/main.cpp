@@ -21,6 +21,7 @@
 #ifdef FUSEDBUN_HAS_TORCH
 #include "fusedbun/launcher/bench/bench_command.h"
 #include "fusedbun/launcher/env/env_command.h"
+#include "fusedbun/launcher/generate/generate_command.h"
 #include "fusedbun/launcher/train/eval_command.h"
 #include "fusedbun/launcher/train/train_command.h"
 #endif
@@ -71,6 +72,7 @@ void add_commands(CLI::App& app) {
   add_launch_command(app);
 #ifdef FUSEDBUN_HAS_TORCH
   add_train_command(app);
+  add_generate_command(app);
   add_eval_command(app);
 #endif
   add_data_command(app);

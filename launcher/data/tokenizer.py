@@ -620,7 +620,52 @@ def excerpts(place):
         write_message(json.dumps(pieces).encode())
 
 
-MODES = {"tokenize": tokenize, "look": look, "excerpts": excerpts}
+class DecodedText:
+    """What tokens that come one by one add to a text. A character that several make comes with its last."""
+
+    def __init__(self, encoder, prompt):
+        self.encoder = encoder
+        self.ids = list(prompt)
+        # Decoded after these, a token has the blank before it that it has in the text.
+        self.begin, self.sent = max(0, len(prompt) - 8), len(prompt)
+
+    def add(self, token):
+        self.ids.append(token)
+        return self.rest() if not self._text(len(self.ids)).endswith("\ufffd") else ""
+
+    def rest(self):
+        before, text = self._text(self.sent), self._text(len(self.ids))
+        self.begin, self.sent = self.sent, len(self.ids)
+        return text[len(before):]
+
+    def _text(self, end):
+        return self.encoder.decode(self.ids[self.begin:end], skip_special_tokens=True)
+
+
+def generate(place):
+    """The first message is "text" or "chat", a newline and a prompt; the answer: its tokens. Each further one is the next token; the
+    answer: the text that is complete with it. Ends with an empty message; the answer: what is left."""
+    tokenizer = Tokenizer(place)
+    form, _, prompt = read_message().partition(b"\n")
+    try:
+        prompt = prompt.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Refusal(CONFIG, f"--prompt is no UTF-8 (byte 0x{prompt[error.start]:02x} after {error.start} others)") from None
+    prefix = tokenizer.prefix
+    if form == b"chat":  # the template has its own beginning of a text
+        prompt = tokenizer.render("--chat", [{"role": "user", "content": prompt}], None, add_generation_prompt=True)
+        prefix = []
+    [encoding] = tokenizer.encode([prompt], with_offsets=False)
+    ids = prefix + encoding.ids
+    write_message(array("I", ids).tobytes())
+    decoded = DecodedText(tokenizer.encoder, ids)
+    while message := read_message():
+        write_message(decoded.add(struct.unpack("<I", message)[0]).encode("utf-8", "replace"))
+    if message is not None:
+        write_message(decoded.rest().encode("utf-8", "replace"))
+
+
+MODES = {"tokenize": tokenize, "look": look, "excerpts": excerpts, "generate": generate}
 
 
 def main(words):

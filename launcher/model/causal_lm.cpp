@@ -2,6 +2,8 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/model/activation_checkpoint.h"
 #include "fusedbun/launcher/model/autocast.h"
@@ -9,13 +11,30 @@
 
 namespace fusedbun::model {
 
+std::pair<torch::Tensor, torch::Tensor> LayerCache::extend(const torch::Tensor& new_keys,
+                                                           const torch::Tensor& new_values,
+                                                           int64_t window) {
+  keys = keys.defined() ? at::cat({keys, new_keys}, 2) : new_keys;
+  values = values.defined() ? at::cat({values, new_values}, 2) : new_values;
+  // Several new tokens see different ones; the caller masks.
+  const int64_t seen =
+      window > 0 && new_keys.size(2) == 1 ? std::min(window, keys.size(2)) : keys.size(2);
+  return {keys.narrow(2, keys.size(2) - seen, seen), values.narrow(2, keys.size(2) - seen, seen)};
+}
+
+LayerCache* layer_of(KeyValueCache* cache, size_t index) {
+  if (cache == nullptr) return nullptr;
+  if (cache->layers.size() <= index) cache->layers.resize(index + 1);
+  return &cache->layers[index];
+}
+
 torch::Tensor CausalLm::checked_hidden(const torch::Tensor& tokens,
                                        const torch::Tensor& positions) {
   FUSEDBUN_ASSERT(tokens.dim() == 2 && tokens.size(1) <= context(),
                   "tokens must be [batch, time <= context]");
   FUSEDBUN_ASSERT(!positions.defined() || positions.sizes() == tokens.sizes(),
                   "every token has a position");
-  return hidden(tokens, positions);
+  return hidden(tokens, positions, /*cache=*/nullptr);
 }
 
 torch::Tensor CausalLm::forward(const torch::Tensor& tokens) {
@@ -30,6 +49,19 @@ torch::Tensor CausalLm::loss(const torch::Tensor& tokens, const torch::Tensor& t
   if (forward_.autocast) autocast.emplace(tokens.device().type(), *forward_.autocast);
   return linear_cross_entropy(checked_hidden(tokens, positions).flatten(0, 1), head(),
                               targets.flatten(), kLogitBytes, divisor);
+}
+
+torch::Tensor CausalLm::next_logits(const torch::Tensor& tokens, KeyValueCache& cache) {
+  const int64_t time = tokens.size(1);
+  FUSEDBUN_ASSERT(time == 1 || (time > 1 && cache.length == 0),
+                  "a sequence is continued by one token at a time");
+  FUSEDBUN_ASSERT(cache.length + time <= context(), "a sequence is no longer than the context");
+  const torch::NoGradGuard no_grad;
+  std::optional<Autocast> autocast;
+  if (forward_.autocast) autocast.emplace(tokens.device().type(), *forward_.autocast);
+  const torch::Tensor last = hidden(tokens, /*positions=*/{}, &cache).select(1, time - 1);
+  cache.length += time;
+  return at::linear(last, head()).to(at::kFloat);
 }
 
 int64_t CausalLm::parameter_count() const {

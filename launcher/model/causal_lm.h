@@ -9,8 +9,10 @@
 #include <torch/nn/module.h>
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <optional>
+#include <utility>
 
 namespace fusedbun::model {
 
@@ -21,6 +23,23 @@ struct ForwardOptions {
   /// Blocks are computed once more in backward (activation_checkpoint.h); no bit of a gradient differs.
   bool checkpoints_activations = false;
 };
+
+/// Keys and values that one layer has computed for a sequence so far, [batch, heads, time, head_width].
+struct LayerCache {
+  /// Adds those of further tokens, and returns what the newest of them sees: all, or the last `window` if that is not 0.
+  std::pair<torch::Tensor, torch::Tensor> extend(const torch::Tensor& new_keys,
+                                                 const torch::Tensor& new_values, int64_t window);
+
+  torch::Tensor keys, values;
+};
+
+/// What a model remembers of a sequence, so that the next token costs one token's work.
+struct KeyValueCache {
+  int64_t length = 0;  ///< tokens
+  std::deque<LayerCache> layers;
+};
+/// Null without a cache.
+LayerCache* layer_of(KeyValueCache* cache, size_t index);
 
 class CausalLm : public torch::nn::Module {
  public:
@@ -37,13 +56,19 @@ class CausalLm : public torch::nn::Module {
   torch::Tensor loss(const torch::Tensor& tokens, const torch::Tensor& targets,
                      const torch::Tensor& positions = {}, std::optional<double> divisor = {});
 
+  /// Logits [batch, vocab], float32, of the token that follows `tokens` [batch, time]; those continue the sequence in `cache`, which takes
+  /// them in. One token, unless the cache is empty; context() in all at most. Keeps nothing for backward.
+  torch::Tensor next_logits(const torch::Tensor& tokens, KeyValueCache& cache);
+
   virtual int64_t context() const = 0;  ///< the longest sequence
   virtual int64_t vocab() const = 0;
   int64_t parameter_count() const;
 
  protected:
-  /// [batch, time, width], normalised. `positions` as in loss().
-  virtual torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& positions) = 0;
+  /// [batch, time, width], normalised. `positions` as in loss(). With a cache, of tokens that continue its sequence, as in next_logits();
+  /// then there are no positions.
+  virtual torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
+                               KeyValueCache* cache) = 0;
   /// The output layer [vocab, width].
   virtual torch::Tensor head() const = 0;
   /// block(x), computed once more in backward if the options say so.

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <string>
 #include <string_view>
+#include <tuple>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/model/linear.h"
@@ -28,13 +29,14 @@ class AttentionImpl : public torch::nn::Module {
         c_proj_(register_module("c_proj", linear(config.n_embd, config.n_embd, true))) {}
 
   /// x [batch, time, width]; `mask` as document_mask gives it, undefined: each token sees all before it.
-  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask) {
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask, LayerCache* cache) {
     const int64_t batch = x.size(0), time = x.size(1), width = x.size(2);
     const auto parts = project(c_attn_, x).view({batch, time, 3, heads_, width / heads_}).unbind(2);
+    torch::Tensor keys = parts[1].transpose(1, 2), values = parts[2].transpose(1, 2);
+    if (cache != nullptr) std::tie(keys, values) = cache->extend(keys, values, /*window=*/0);
     const auto mixed = at::scaled_dot_product_attention(
-        parts[0].transpose(1, 2), parts[1].transpose(1, 2), parts[2].transpose(1, 2),
-        mask.defined() ? std::optional(mask) : std::nullopt,
-        /*dropout_p=*/0.0, /*is_causal=*/!mask.defined());
+        parts[0].transpose(1, 2), keys, values, mask.defined() ? std::optional(mask) : std::nullopt,
+        /*dropout_p=*/0.0, /*is_causal=*/!mask.defined() && keys.size(2) == time);
     return project(c_proj_, mixed.transpose(1, 2).reshape({batch, time, width}));
   }
 
@@ -67,8 +69,8 @@ class BlockImpl : public torch::nn::Module {
         ln_2_(register_module("ln_2", layer_norm(config.n_embd))),
         mlp_(register_module("mlp", Mlp(config))) {}
 
-  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask) {
-    const torch::Tensor attended = x + attn_(ln_1_(x), mask);
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask, LayerCache* cache) {
+    const torch::Tensor attended = x + attn_(ln_1_(x), mask, cache);
     return attended + mlp_(ln_2_(attended));
   }
 
@@ -110,14 +112,20 @@ void Gpt2Impl::initialise(uint64_t seed) {
   }
 }
 
-torch::Tensor Gpt2Impl::hidden(const torch::Tensor& tokens, const torch::Tensor& positions) {
+torch::Tensor Gpt2Impl::hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
+                               KeyValueCache* cache) {
   const bool has_borders = positions.defined();
   const torch::Tensor mask = has_borders ? document_mask(positions) : torch::Tensor();
+  const int64_t past = cache == nullptr ? 0 : cache->length;
   torch::Tensor x =
-      wte_(tokens) + wpe_(has_borders ? positions : at::arange(tokens.size(1), tokens.options()));
+      wte_(tokens) +
+      wpe_(has_borders ? positions : at::arange(past, past + tokens.size(1), tokens.options()));
+  size_t index = 0;
   for (const auto& module : *h_) {
     auto* const block = module->as<Block>();
-    x = run_block([block, mask](const torch::Tensor& input) { return block->forward(input, mask); },
+    LayerCache* const cached = layer_of(cache, index++);
+    x = run_block([block, mask, cached](
+                      const torch::Tensor& input) { return block->forward(input, mask, cached); },
                   x);
   }
   return ln_f_(x);

@@ -30,7 +30,8 @@ class Gpt2Impl : public CausalLm {
   int64_t vocab() const override { return config_.vocab; }
 
  protected:
-  torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& positions) override;
+  torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
+                       KeyValueCache* cache) override;
   torch::Tensor head() const override { return wte_->weight; }
 
  private:

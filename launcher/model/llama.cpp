@@ -5,6 +5,7 @@
 #include <torch/utils.h>
 
 #include <string_view>
+#include <tuple>
 #include <utility>
 
 #include "fusedbun/launcher/model/linear.h"
@@ -57,17 +58,20 @@ class LlamaAttentionImpl : public torch::nn::Module {
     k_norm_ = register_module("k_norm", RmsNorm(config.head_width, config.norm_epsilon));
   }
 
-  Tensor forward(const Tensor& x, const Positions& positions, bool is_windowed) {
+  Tensor forward(const Tensor& x, const Positions& positions, bool is_windowed, LayerCache* cache) {
     Tensor queries = heads_of(project(q_proj_, x), config_.heads);
     Tensor keys = heads_of(project(k_proj_, x), config_.kv_heads);
     if (config_.qk_norm) queries = q_norm_(queries), keys = k_norm_(keys);
-    const Tensor values = heads_of(project(v_proj_, x), config_.kv_heads);
+    keys = rotated(keys.transpose(1, 2), positions);
+    Tensor values = heads_of(project(v_proj_, x), config_.kv_heads).transpose(1, 2);
+    if (cache != nullptr)
+      std::tie(keys, values) = cache->extend(keys, values, is_windowed ? config_.window : 0);
     const Tensor& mask = is_windowed ? positions.windowed_mask : positions.mask;
     const Tensor mixed = at::scaled_dot_product_attention(
-        rotated(queries.transpose(1, 2), positions), rotated(keys.transpose(1, 2), positions),
-        values.transpose(1, 2), mask.defined() ? std::optional(mask) : std::nullopt,
+        rotated(queries.transpose(1, 2), positions), keys, values,
+        mask.defined() ? std::optional(mask) : std::nullopt,
         /*dropout_p=*/0,
-        /*is_causal=*/!mask.defined(), /*scale=*/std::nullopt,
+        /*is_causal=*/!mask.defined() && keys.size(2) == x.size(1), /*scale=*/std::nullopt,
         /*enable_gqa=*/config_.heads != config_.kv_heads);
     return project(o_proj_, mixed.transpose(1, 2).flatten(2));
   }
@@ -114,8 +118,8 @@ class LlamaLayerImpl : public torch::nn::Module {
                                                   RmsNorm(config.width, config.norm_epsilon))),
         mlp_(register_module("mlp", LlamaMlp(config))) {}
 
-  Tensor forward(const Tensor& x, const Positions& positions) {
-    const Tensor attended = x + self_attn_(input_layernorm_(x), positions, is_windowed_);
+  Tensor forward(const Tensor& x, const Positions& positions, LayerCache* cache) {
+    const Tensor attended = x + self_attn_(input_layernorm_(x), positions, is_windowed_, cache);
     return attended + mlp_(post_attention_layernorm_(attended));
   }
 
@@ -165,10 +169,10 @@ void LlamaImpl::initialise(uint64_t seed) {
   }
 }
 
-std::pair<Tensor, Tensor> LlamaImpl::angles(int64_t time,
+std::pair<Tensor, Tensor> LlamaImpl::angles(int64_t past, int64_t time,
                                             const torch::TensorOptions& options) const {
   const Tensor frequencies = at::tensor(rotary_frequencies(config_), at::kFloat);
-  const Tensor angles = at::outer(at::arange(time, at::kFloat), frequencies);
+  const Tensor angles = at::outer(at::arange(past, past + time, at::kFloat), frequencies);
   const Tensor both = at::cat({angles, angles}, -1);
   const double factor =
       config_.rope.rule == RopeScaling::Rule::yarn ? config_.rope.attention_factor : 1;
@@ -176,11 +180,13 @@ std::pair<Tensor, Tensor> LlamaImpl::angles(int64_t time,
 }
 
 // Rotary positions tell distances alone, so they need not begin anew with a document; who sees whom does.
-Tensor LlamaImpl::hidden(const Tensor& tokens, const Tensor& document_positions) {
+Tensor LlamaImpl::hidden(const Tensor& tokens, const Tensor& document_positions,
+                         KeyValueCache* cache) {
   const int64_t time = tokens.size(1);
+  const int64_t past = cache == nullptr ? 0 : cache->length;
   Tensor x = embed_tokens_(tokens);
   Positions positions;
-  std::tie(positions.cosine, positions.sine) = angles(time, x.options());
+  std::tie(positions.cosine, positions.sine) = angles(past, time, x.options());
   if (document_positions.defined()) positions.mask = document_mask(document_positions);
   positions.windowed_mask = positions.mask;
   if (config_.window > 0 && config_.window < time) {
@@ -189,10 +195,13 @@ Tensor LlamaImpl::hidden(const Tensor& tokens, const Tensor& document_positions)
     positions.windowed_mask =
         positions.mask.defined() ? positions.mask.logical_and(window) : window;
   }
+  size_t index = 0;
   for (const auto& module : *layers_) {
     auto* const layer = module->as<LlamaLayer>();
-    x = run_block(
-        [layer, positions](const Tensor& input) { return layer->forward(input, positions); }, x);
+    LayerCache* const cached = layer_of(cache, index++);
+    x = run_block([layer, positions, cached](
+                      const Tensor& input) { return layer->forward(input, positions, cached); },
+                  x);
   }
   return norm_->as<RmsNormImpl>()->forward(x);
 }

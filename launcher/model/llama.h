@@ -28,14 +28,14 @@ class LlamaImpl : public CausalLm {
   int64_t vocab() const override { return config_.vocab; }
 
  protected:
-  torch::Tensor hidden(const torch::Tensor& tokens,
-                       const torch::Tensor& document_positions) override;
+  torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& document_positions,
+                       KeyValueCache* cache) override;
   torch::Tensor head() const override;
 
  private:
   void initialise(uint64_t seed);
-  /// What turns the queries and keys of `time` positions: cosine and sine, [time, head_width], in `type`.
-  std::pair<torch::Tensor, torch::Tensor> angles(int64_t time,
+  /// What turns the queries and keys of the `time` positions after the first `past`: cosine and sine, [time, head_width].
+  std::pair<torch::Tensor, torch::Tensor> angles(int64_t past, int64_t time,
                                                  const torch::TensorOptions& options) const;
 
   LlamaConfig config_;

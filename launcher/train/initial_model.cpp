@@ -1,41 +1,20 @@
 #include "fusedbun/launcher/train/initial_model.h"
 
 #include <optional>
-#include <system_error>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/launcher/model/gpt2.h"
 #include "fusedbun/launcher/model/gpt2_file.h"
-#include "fusedbun/launcher/model/llama.h"
 #include "fusedbun/launcher/model/model_shape.h"
+#include "fusedbun/launcher/model/pretrained.h"
 
 namespace fusedbun::train {
 namespace {
 
 namespace fs = std::filesystem;
+using model::config_beside;
 using model::Gpt2Config;
+using model::model_at;
 using model::ModelConfig;
-
-// The file that `given` names: itself, or a folder's.
-fs::path model_at(const fs::path& given) {
-  std::error_code error;
-  if (!fs::is_directory(given, error)) return given;
-  for (const char* name : {model::kWeightsName, model::kIndexName}) {
-    if (fs::exists(given / name, error)) return given / name;
-  }
-  throw DataError("--init " + given.string() + " is a folder without a " + model::kWeightsName);
-}
-
-// Beside the link, where Hugging Face's cache has it, or beside the file it leads to.
-std::optional<fs::path> config_beside(const fs::path& given) {
-  std::error_code error;
-  for (const fs::path& file : {given, fs::canonical(given, error)}) {
-    std::error_code unreadable;  // then reading says what is wrong
-    const fs::path path = file.parent_path() / model::kConfigName;
-    if (fs::exists(path, unreadable) || unreadable) return path;
-  }
-  return std::nullopt;
-}
 
 void require_same_model(const fs::path& path, const Gpt2Config& said, const Gpt2Config& found,
                         const fs::path& file) {
@@ -121,13 +100,7 @@ InitialModel choose_initial_model(const TrainOptions& options) {
 
 std::shared_ptr<model::CausalLm> make_model(const InitialModel& initial,
                                             const TrainOptions& options) {
-  std::shared_ptr<model::CausalLm> model;
-  if (const auto* gpt2 = std::get_if<Gpt2Config>(&initial.config)) {
-    model = std::make_shared<model::Gpt2Impl>(*gpt2, options.seed);
-  } else {
-    model = std::make_shared<model::LlamaImpl>(std::get<model::LlamaConfig>(initial.config),
-                                               options.seed);
-  }
+  std::shared_ptr<model::CausalLm> model = model::make_causal_lm(initial.config, options.seed);
   if (!initial.file.empty()) model::load_weights(model::WeightFiles(initial.file), *model);
   return model;
 }
