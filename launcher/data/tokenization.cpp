@@ -14,6 +14,7 @@
 #include "fusedbun/dist/run_folder/atomic_file.h"
 #include "fusedbun/dist/run_folder/descriptor.h"
 #include "fusedbun/launcher/data/python_program.h"
+#include "fusedbun/launcher/data/tokenizer_match.h"
 
 namespace fusedbun::data {
 namespace {
@@ -85,6 +86,8 @@ ordered_json report_of(const TokenizeOptions& options, const TokenizeCounts& cou
                        const ordered_json& tokenizer, const ordered_json& read) {
   ordered_json report{{"sources", read.at("sources")}, {"bytes", read.at("bytes")}};
   report.update(tokenizer);
+  if (const auto digest = tokenizer_digest(options.tokenizer))
+    report[kTokenizerDigestField] = *digest;
   report["loss"] = options.loss;
   report["documents"] = counts.documents;
   report["tokens"] = counts.tokens;

@@ -46,6 +46,8 @@ struct TokenizeReport {
 TokenizeReport tokenize(const TokenizeOptions& options,
                         const std::function<void(const TokenizeCounts&)>& progress);
 
+/// Of the report: the tokenizer's digest (tokenizer_match.h).
+inline constexpr const char* kTokenizerDigestField = "tokenizer_xxh3";
 /// Where the report about a file of tokens lies.
 std::filesystem::path report_beside(const std::filesystem::path& token_file);
 

@@ -10,7 +10,6 @@ sys.path[:] = [folder for folder in sys.path if folder]  # python -c would impor
 
 import bisect  # noqa: E402
 import datetime  # noqa: E402
-import hashlib  # noqa: E402
 import itertools  # noqa: E402
 import json  # noqa: E402
 import os  # noqa: E402
@@ -183,9 +182,7 @@ class Tokenizer:
         return self.eos
 
     def describe(self):
-        with open(self.file, "rb") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
-        return {"tokenizer": printable(self.file), "tokenizer_sha256": digest, "vocabulary_size": self.size, "eos_token_id": self.eos}
+        return {"tokenizer": printable(self.file), "vocabulary_size": self.size, "eos_token_id": self.eos}
 
     def render(self, place, messages, tools, add_generation_prompt=False):
         """The text of a chat, as transformers' apply_chat_template makes it."""

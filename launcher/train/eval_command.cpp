@@ -14,6 +14,7 @@
 #include "fusedbun/dist/run_folder/standard_error.h"
 #include "fusedbun/launcher/cli/output_format.h"
 #include "fusedbun/launcher/cli/table.h"
+#include "fusedbun/launcher/data/tokenizer_match.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/train_options.h"
@@ -150,6 +151,8 @@ void run(const EvalOptions& options, OutputFormat format) {
   model->set_forward(forward);
   if (precision == train::Precision::bf16) model->to(at::kBFloat16);
   model->eval();
+  for (const std::string& other : data::other_tokenizers(options.data, initial.file.parent_path()))
+    std::cerr << "fusedbun eval: " << other << '\n';
   std::vector<Found> found;
   for (const fs::path& file : options.data)
     found.push_back(evaluate(*model, file, read, options.batch));

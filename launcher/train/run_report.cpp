@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "fusedbun/launcher/data/tokenizer_match.h"
 #include "fusedbun/launcher/train/memory_forecast.h"
 
 namespace fusedbun::train {
@@ -105,6 +106,12 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
   if (const std::string precision = precision_sentence(options); !precision.empty())
     sentences.push_back(precision);
   if (!initial.assumption.empty()) sentences.push_back(initial.assumption);
+  if (!initial.file.empty()) {
+    for (const auto* files : {&options.data, &options.eval_data}) {
+      for (std::string& other : data::other_tokenizers(*files, initial.file.parent_path()))
+        sentences.push_back(std::move(other));
+    }
+  }
   if (corpus.text() != nullptr && !corpus.text()->left_out().empty())
     sentences.push_back("text left out: " + left_out(*corpus.text()));
   if (options.optimizer.kind == OptimizerKind::adamw && options.control)
