@@ -11,6 +11,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/checkpoint_folder.h"
 #include "fusedbun/dist/checkpoint/safetensors_header.h"
+#include "fusedbun/dist/checkpoint/shard_file.h"
 
 namespace fusedbun::checkpoint {
 namespace {
@@ -43,17 +44,24 @@ Manifest read_manifest_in(const run_folder::Descriptor& opened,
   }
 }
 
-/// Compares what the file says of itself with what the manifest says of it.
-void check_header(const CheckedFile& file, const StoredFile& stored) {
+/// All bytes of a companion, or a shard's header, compared with what the manifest lists.
+std::string checked_start(const CheckedFile& file, const StoredFile& stored) {
   if (file.bytes() != stored.bytes)
     refuse_damaged(file.path(), "it has " + std::to_string(file.bytes()) +
                                     " bytes, and the manifest lists " +
                                     std::to_string(stored.bytes));
-  const int64_t header_bytes = header_bytes_of(stored);
-  const std::string start = read_start(file, header_bytes);
+  std::string start = read_start(file, header_bytes_of(stored));
   if (digest_of(std::as_bytes(std::span(start))) != stored.header)
-    refuse_damaged(file.path(),
-                   "its header is not the one that was written: its digest does not fit");
+    refuse_damaged(file.path(), std::string(is_companion_path(stored.path) ? "it" : "its header") +
+                                    " is not the one that was written: its digest does not fit");
+  return start;
+}
+
+/// Compares what the file says of itself with what the manifest says of it.
+void check_header(const CheckedFile& file, const StoredFile& stored) {
+  const std::string start = checked_start(file, stored);
+  if (is_companion_path(stored.path)) return;
+  const int64_t header_bytes = std::ssize(start);
   uint64_t length = 0;
   std::memcpy(&length, start.data(), sizeof length);
   if (length != start.size() - sizeof length)
@@ -225,6 +233,16 @@ void CheckpointReader::read(const WholeTensor& tensor, const BoxToRead& box,
   if (out.empty()) return;
   for (const WholeTensor::Part& part : tensor.parts)
     PartCopy(files_[part.file], part, box, bits_of(tensor.dtype) / 8).run(out.data());
+}
+
+std::map<std::string, std::string> CheckpointReader::companions() const {
+  std::map<std::string, std::string> found;
+  for (size_t i = 0; i < files_.size(); ++i) {
+    const StoredFile& stored = manifest_.files[i];
+    if (!is_companion_path(stored.path)) continue;
+    found.emplace(companion_name(stored.path), checked_start(files_[i], stored));
+  }
+  return found;
 }
 
 void CheckpointReader::read(const WholeTensor& tensor, std::span<std::byte> out) const {

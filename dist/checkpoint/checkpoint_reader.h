@@ -52,6 +52,9 @@ class CheckpointReader {
   void read(const WholeTensor& tensor, const BoxToRead& box, std::span<std::byte> out) const;
   void read(const WholeTensor& tensor, std::span<std::byte> out) const;  ///< all of it
 
+  /// What goes with the model's weights, by name: the bytes of config.json, tokenizer.json ... Throws as read().
+  std::map<std::string, std::string> companions() const;
+
   /// Reads the `share`-th of `shares` about equal shares of all bytes and compares them with their digests. Throws DataError
   /// that names file and tensor.
   void verify(int share = 0, int shares = 1) const;

@@ -33,13 +33,15 @@ struct StoredPart {
 };
 
 struct StoredFile {
-  std::string path;  ///< in the checkpoint: "model/shard-00001-model-00001-of-00001.safetensors"
+  /// In the checkpoint: "model/shard-00001-model-00001-of-00001.safetensors", or "model/tokenizer.json", a file that goes with the weights
+  /// and has no parts.
+  std::string path;
   int64_t bytes = 0;
-  Digest header;  ///< of all bytes before the tensors'
+  Digest header;  ///< of all bytes before the tensors'; without parts of the whole file
   std::vector<StoredPart>
       parts;  ///< in the order of their bytes, which follow the header without gap
 };
-/// Bytes before the tensors': those that the parts leave. Throws DataError if there is no room for a header.
+/// Bytes before the tensors': those that the parts leave. Throws DataError where so many cannot be.
 int64_t header_bytes_of(const StoredFile& file);
 
 struct StoredParameter {

@@ -257,14 +257,16 @@ StoredFile file_of(const Json& json, size_t number, std::vector<StoredPart> part
   StoredFile file;
   file.path = fields.text("path");
   fields.name_subject("file " + in_quotes(file.path));
-  if (!is_shard_path(file.path))
+  if (!is_shard_path(file.path) && !is_companion_path(file.path))
     fields.refuse(
-        "its path must be of the form model/shard-00001-model-00001-of-00001.safetensors");
+        "its path must be of the form model/shard-00001-model-00001-of-00001.safetensors, or "
+        "model/config.json");
   file.bytes = fields.whole("bytes");
   file.header = fields.digest("header");
   // Its parts were taken out one by one.
   if (!fields.list("parts").empty()) fields.refuse("'parts' must be a list of objects");
   fields.end();
+  if (is_companion_path(file.path) && !parts.empty()) fields.refuse("it can hold no tensors");
   file.parts = std::move(parts);
   static_cast<void>(header_bytes_of(file));
   return file;
@@ -455,6 +457,12 @@ void check_version(std::string_view text) {
 }  // namespace
 
 int64_t header_bytes_of(const StoredFile& file) {
+  if (is_companion_path(file.path)) {
+    FUSEDBUN_REQUIRE(file.bytes <= kCompanionBytesMax, DataError,
+                     "file " + in_quotes(file.path) + ": its " + std::to_string(file.bytes) +
+                         " bytes are more than such a file may have");
+    return file.bytes;
+  }
   int64_t rest = file.bytes;
   for (const StoredPart& part : file.parts) {
     const int64_t bytes = tensor_bytes(part.dtype, part.shape);

@@ -6,6 +6,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/safetensors_header.h"
 #include "fusedbun/dist/checkpoint/shard_file.h"
+#include "fusedbun/dist/run_folder/atomic_file.h"
 
 namespace fusedbun::checkpoint {
 namespace {
@@ -13,7 +14,7 @@ namespace {
 /// What the model's files say beside their tensors, without what write_shard_file adds.
 Metadata model_metadata(const CheckpointReader& from) {
   for (const StoredFile& file : from.manifest().files) {
-    if (!file.path.starts_with(kModelFolder)) continue;
+    if (!file.path.starts_with(kModelFolder) || !is_shard_path(file.path)) continue;
     Metadata metadata = SafetensorsFile(from.folder() / file.path).metadata();
     for (const char* own : {"format", "DCP_VERSION", "DCP_SHARDING_INFO"}) metadata.erase(own);
     return metadata;
@@ -57,7 +58,7 @@ StoredFile write_part(const CheckpointReader& from, std::string_view folder, int
 
 }  // namespace
 
-void export_model(const CheckpointReader& from, const std::filesystem::path& to) {
+void export_weights(const CheckpointReader& from, const std::filesystem::path& to) {
   std::deque<std::vector<std::byte>> memory;
   std::vector<StoredTensor> tensors;
   for (const auto& [name, tensor] : from.tensors(kModelFolder)) {
@@ -71,6 +72,18 @@ void export_model(const CheckpointReader& from, const std::filesystem::path& to)
   write_safetensors(to, tensors, metadata);
 }
 
+void export_model_folder(const CheckpointReader& from, const std::filesystem::path& to) {
+  std::error_code error;
+  std::filesystem::create_directories(to, error);
+  FUSEDBUN_REQUIRE(!error, IoError, "cannot create " + to.string() + ": " + error.message());
+  for (const auto& [name, bytes] : from.companions()) {
+    run_folder::AtomicFile file(to / name);
+    file.write(bytes);
+    file.commit();
+  }
+  export_weights(from, to / kWeightsName);
+}
+
 void reshard(const CheckpointReader& from, const CheckpointFolder& to, int ranks) {
   FUSEDBUN_REQUIRE(ranks >= 1, ConfigError,
                    "--ranks = " + std::to_string(ranks) + ": a checkpoint is of one rank or more");
@@ -81,6 +94,8 @@ void reshard(const CheckpointReader& from, const CheckpointFolder& to, int ranks
   const Metadata metadata = model_metadata(from);
   try {
     to.begin(job_step);
+    for (const auto& [name, bytes] : from.companions())
+      manifest.files.push_back(write_companion(to.path_under_way(job_step), name, bytes));
     for (int rank = 0; rank < ranks; ++rank) {
       for (const char* folder : {kModelFolder, kOptimizerFolder, kTensorsFolder}) {
         const bool is_model = folder == std::string_view(kModelFolder);

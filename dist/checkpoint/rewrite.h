@@ -12,7 +12,10 @@ namespace fusedbun::checkpoint {
 
 /// Writes the tensors of model/ as one safetensors file, with the metadata of rank 0's first. Reads the whole model into memory.
 /// Throws IoError, DataError.
-void export_model(const CheckpointReader& from, const std::filesystem::path& to);
+void export_weights(const CheckpointReader& from, const std::filesystem::path& to);
+/// Makes the folder `to`, or adds to it, atomically file by file: the companions, then the weights as model.safetensors.
+/// Throws IoError, DataError.
+void export_model_folder(const CheckpointReader& from, const std::filesystem::path& to);
 
 /// Publishes the same checkpoint in `to` as `ranks` ranks would have saved it: every tensor cut along its first dimension, a part
 /// for each. Holds one rank's part in memory at a time. Throws ConfigError for ranks below 1, IoError, DataError.

@@ -25,6 +25,9 @@
 
 namespace fusedbun::checkpoint {
 
+/// Of a model's weights in a folder, as Hugging Face has them.
+inline constexpr const char* kWeightsName = "model.safetensors";
+
 /// Element types of the format, in its own order: smaller elements first.
 enum class Dtype : uint8_t {
   BOOL,

@@ -152,6 +152,35 @@ bool is_shard_path(std::string_view path) {
          path == shard_path(folder, number - 1, index, count);
 }
 
+std::string companion_path(std::string_view name) {
+  return std::string(kModelFolder) + "/" + std::string(name);
+}
+
+std::string_view companion_name(std::string_view path) {
+  return path.substr(path.find('/') + 1);
+}
+
+bool is_companion_path(std::string_view path) {
+  constexpr size_t kNameMax = 128;
+  const std::string_view name = companion_name(path);
+  const auto is_known = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' ||
+           c == '-' || c == '.';
+  };
+  return path == companion_path(name) && !name.empty() && name.size() <= kNameMax &&
+         name[0] != '.' && name[0] != '-' && !name.starts_with("shard-") &&
+         std::ranges::all_of(name, is_known);
+}
+
+void require_companion(std::string_view name, int64_t bytes) {
+  FUSEDBUN_REQUIRE(is_companion_path(companion_path(name)), ConfigError,
+                   "'" + std::string(name.substr(0, 80)) +
+                       "' is no name that a file beside a model's weights can have");
+  FUSEDBUN_REQUIRE(
+      bytes <= kCompanionBytesMax, ConfigError,
+      std::string(name) + " has " + std::to_string(bytes) + " bytes: too many for a checkpoint");
+}
+
 bool is_storable(Dtype dtype) {
   return std::ranges::find(kStorable, dtype) != kStorable.end();
 }
@@ -205,6 +234,16 @@ StoredFile write_shard_file(const std::filesystem::path& checkpoint, const std::
     stored.parts.push_back(
         {part.name, part.dtype, part.shape, part.offsets, file.write_digesting(part.bytes)});
   }
+  file.finish();
+  return stored;
+}
+
+StoredFile write_companion(const std::filesystem::path& checkpoint, std::string_view name,
+                           std::string_view bytes) {
+  require_companion(name, std::ssize(bytes));
+  StoredFile stored{companion_path(name), std::ssize(bytes), {}, {}};
+  NewFile file(checkpoint / stored.path);
+  stored.header = file.write_digesting(std::as_bytes(std::span(bytes)));
   file.finish();
   return stored;
 }

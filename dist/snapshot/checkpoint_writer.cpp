@@ -165,6 +165,10 @@ void CheckpointWriter::begin(int64_t job_step) {
 
 std::vector<checkpoint::StoredFile> CheckpointWriter::write_files(const CopiedState& state) const {
   std::vector<checkpoint::StoredFile> files;
+  for (const auto& [name, bytes] : state.companions) {
+    files.push_back(
+        checkpoint::write_companion(folder_.path_under_way(state.manifest.job_step), name, bytes));
+  }
   for (const CopiedState::File& file : state.files) {
     const bool is_model = file.folder == std::string_view(checkpoint::kModelFolder);
     files.push_back(checkpoint::write_shard_file(

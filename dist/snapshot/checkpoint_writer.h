@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -35,6 +36,7 @@ struct CopiedState {
   std::vector<File> files;
   std::vector<std::byte> memory;
   checkpoint::Metadata model_metadata;
+  std::map<std::string, std::string, std::less<>> companions;  ///< rank 0's
 };
 
 class CheckpointWriter {

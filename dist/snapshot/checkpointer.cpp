@@ -13,6 +13,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/checkpoint_folder.h"
 #include "fusedbun/dist/checkpoint/checkpoint_reader.h"
+#include "fusedbun/dist/checkpoint/shard_file.h"
 #include "fusedbun/dist/comm/local.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/run_folder/file_names.h"
@@ -366,6 +367,10 @@ SaveStart Checkpointer::save(const CheckpointContents& contents) {
     checkpoint::format_manifest(
         copied.manifest);  // refuses values that it cannot hold here, and not in the writer
     copied.model_metadata = contents.model_metadata;
+    for (const auto& [name, bytes] : contents.companions) {
+      checkpoint::require_companion(name, std::ssize(bytes));
+      if (host_.rank() == 0) copied.companions.emplace(name, bytes);
+    }
   });
   writer_->start(std::move(copied));
   return SaveStart::started;

@@ -32,6 +32,9 @@ struct CheckpointContents {
   std::function<bool(std::string_view name)> is_stored_transposed = {};
   /// For the header of the model's files.
   CheckpointTexts model_metadata = {};
+  /// Files that go with the model's weights, by name, and their bytes: "config.json", "tokenizer.json". Rank 0's are saved; a load leaves
+  /// them where they are, and `fusedbun checkpoint export` makes a folder of them and the weights.
+  CheckpointTexts companions = {};
 };
 
 }  // namespace fusedbun

@@ -143,15 +143,21 @@ void add_verify(CLI::App& group) {
 void add_export(CLI::App& group) {
   CLI::App* const command = group.add_subcommand(
       "export",
-      "Write the model of a checkpoint as one safetensors file, in Hugging Face's naming");
+      "Write the model of a checkpoint as a folder that transformers opens, or as one file");
   const auto which = add_which(*command);
   auto to = std::make_shared<fs::path>();
-  command->add_option("--to", *to, "Write it here")->required();
+  command
+      ->add_option("--to", *to,
+                   "A folder, which gets the weights, config.json and the tokenizer's files, or a "
+                   "file named *.safetensors, for the weights alone")
+      ->required();
   command->callback([which, to] {
-    run_folder::require_writable(*to);
+    const bool is_file = to->extension() == ".safetensors";
+    if (is_file) run_folder::require_writable(*to);
     const CheckpointReader reader(path_of(*which));
     reader.verify();
-    checkpoint::export_model(reader, *to);
+    is_file ? checkpoint::export_weights(reader, *to)
+            : checkpoint::export_model_folder(reader, *to);
     std::cout << "the model after " << reader.manifest().job_step << " steps: " << to->string()
               << "\n";
   });
@@ -189,7 +195,7 @@ CLI::App* add_checkpoint_command(CLI::App& app) {
       "Examples:\n"
       "  fusedbun checkpoint list --run-dir runs/first\n"
       "  fusedbun checkpoint verify --run-dir runs/first --all\n"
-      "  fusedbun checkpoint export --run-dir runs/first --to model.safetensors\n"
+      "  fusedbun checkpoint export --run-dir runs/first --to models/first\n"
       "  fusedbun checkpoint show runs/first/checkpoints/step-500 --output json");
   add_list(*command);
   add_show(*command);

@@ -17,7 +17,7 @@
 
 namespace fusedbun::model {
 
-inline constexpr const char* kWeightsName = "model.safetensors";
+using checkpoint::kWeightsName;
 inline constexpr const char* kIndexName = "model.safetensors.index.json";
 
 class WeightFiles {

@@ -57,6 +57,7 @@ class FusedbunStepper : public Stepper {
              .release = GradientRelease::in_hook,
              .trace = options.trace,
              .notice = options.notice}),
+        companions_(options.companions),
         scales_loss_(options.loss_scale.has_value()),
         bf16_on_wire_(options.bf16_on_wire),
         step_in_backward_(options.step_in_backward) {
@@ -129,7 +130,8 @@ class FusedbunStepper : public Stepper {
             .values = values,
             .is_stored_transposed =
                 [this](std::string_view name) { return model::is_stored_transposed(model_, name); },
-            .model_metadata = model::metadata_of(model_)};
+            .model_metadata = model::metadata_of(model_),
+            .companions = companions_};
   }
   const Options& values() const {
     return static_cast<const FusedbunOptions&>(optimizer_.param_groups()[0].options()).values();
@@ -138,6 +140,7 @@ class FusedbunStepper : public Stepper {
   model::CausalLm& model_;
   std::vector<NamedGroup> groups_;
   ShardedFusedbun optimizer_;
+  CheckpointTexts companions_;
   bool scales_loss_;
   bool bf16_on_wire_;
   bool step_in_backward_;

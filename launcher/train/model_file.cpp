@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/checkpoint/safetensors.h"
 #include "fusedbun/dist/run_folder/atomic_file.h"
 
 namespace fusedbun::train {
@@ -28,29 +29,60 @@ void require_unused(const fs::path& path) {
                    path.string() + " is there already");
 }
 
-}  // namespace
-
-ModelFile::ModelFile(fs::path path, int64_t bytes, fs::path elsewhere)
-    : path_(std::move(path)),
-      elsewhere_(std::move(elsewhere)),
-      spare_(spare()),
-      at_start_(version_of(path_)) {
+void make_folder_of(const ModelPlace& place) {
+  if (!place.is_folder) return;
+  const fs::path folder = place.weights.parent_path();
   std::error_code error;
-  if (other_place()) fs::remove(elsewhere_, error);
-  run_folder::require_writable(path_);
-  run_folder::require_space(path_, bytes);
+  fs::create_directories(folder, error);
+  FUSEDBUN_REQUIRE(!error, IoError, "cannot create " + folder.string() + ": " + error.message());
 }
 
-std::optional<fs::path> ModelFile::save(const std::function<void(const fs::path&)>& write,
-                                        const Patience& patience) {
+}  // namespace
+
+ModelPlace place_of(const fs::path& given) {
+  if (given.extension() == ".safetensors") return {.weights = given, .is_folder = false};
+  return {.weights = given / checkpoint::kWeightsName, .is_folder = true};
+}
+
+void require_writable(const ModelPlace& place) {
+  fs::path folder = place.weights.parent_path();
+  std::error_code error;
+  FUSEDBUN_REQUIRE(
+      !place.is_folder || !fs::exists(folder, error) || fs::is_directory(folder, error), IoError,
+      folder.string() + " is no folder: a model is saved in one, or as a file named *.safetensors");
+  // What is missing of a folder's path can be made where the nearest that is there can be written.
+  while (place.is_folder && folder.has_parent_path() && !fs::exists(folder, error))
+    folder = folder.parent_path();
+  if (folder != place.weights.parent_path() && !fs::exists(folder, error)) folder = ".";
+  run_folder::require_writable(folder / place.weights.filename());
+}
+
+ModelFile::ModelFile(ModelPlace place, int64_t bytes, fs::path elsewhere)
+    : place_(std::move(place)),
+      elsewhere_(std::move(elsewhere)),
+      spare_(spare()),
+      at_start_(version_of(place_.weights)) {
+  std::error_code error;
+  if (other_place()) fs::remove(elsewhere_, error);
+  make_folder_of(place_);
+  run_folder::require_writable(place_.weights);
+  run_folder::require_space(place_.weights, bytes);
+}
+
+std::optional<ModelPlace> ModelFile::save(const std::function<void(const fs::path&)>& write,
+                                          const Patience& patience) {
   for (fs::path told;;) {
-    const std::optional<fs::path> other = other_place();
-    const fs::path path = other ? *other : own_place();
+    const std::optional<ModelPlace> other = other_place();
+    const ModelPlace place = other ? *other : own_place();
+    const fs::path& path = place.weights;
     try {
-      if (other) require_unused(path);
+      if (other) {
+        require_unused(path);
+        make_folder_of(place);
+      }
       spare_.close();
       write(path);
-      return path;
+      return place;
     } catch (const IoError& error) {
       if (!spare_.is_open()) spare_ = spare();
       if (std::exchange(told, path) != path) {
@@ -69,7 +101,8 @@ std::optional<fs::path> ModelFile::save(const std::function<void(const fs::path&
 }
 
 // Returns early if there is another place, and, with true, if patience has come to its end.
-bool ModelFile::wait_in_vain(const std::optional<fs::path>& tried, const Patience& patience) const {
+bool ModelFile::wait_in_vain(const std::optional<ModelPlace>& tried,
+                             const Patience& patience) const {
   const auto end = Clock::now() + patience.between_tries;
   while (Clock::now() < end && other_place() == tried) {
     if (patience.gives_up()) return true;
@@ -85,20 +118,20 @@ std::optional<ModelFile::Version> ModelFile::version_of(const fs::path& path) {
                  found.st_mtim.tv_sec * 1'000'000'000 + found.st_mtim.tv_nsec};
 }
 
-std::optional<fs::path> ModelFile::other_place() const {
+std::optional<ModelPlace> ModelFile::other_place() const {
   std::error_code error;
   const fs::path named = fs::read_symlink(elsewhere_, error);
   if (error) return std::nullopt;
-  return elsewhere_.parent_path() / named;
+  return place_of(elsewhere_.parent_path() / named);
 }
 
-fs::path ModelFile::own_place() const {
-  const std::optional<Version> now = version_of(path_);
-  if (!now || now == at_start_) return path_;
-  fs::path beside = path_.parent_path() / path_.stem();
+ModelPlace ModelFile::own_place() const {
+  const std::optional<Version> now = version_of(place_.weights);
+  if (!now || now == at_start_) return place_;
+  fs::path beside = place_.weights.parent_path() / place_.weights.stem();
   beside += "-" + std::to_string(::getpid());
-  beside += path_.extension();
-  return beside;
+  beside += place_.weights.extension();
+  return {.weights = beside, .is_folder = place_.is_folder};
 }
 
 }  // namespace fusedbun::train

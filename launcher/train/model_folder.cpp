@@ -20,35 +20,45 @@ constexpr const char* kTokenizerFiles[] = {"tokenizer.json",
                                            "chat_template.jinja",
                                            "generation_config.json"};
 
-void write_whole(const fs::path& path, const std::string& text) {
-  run_folder::AtomicFile file(path);
-  file.write(text);
-  file.commit();
-}
-
 }  // namespace
 
-std::vector<std::string> complete_model_folder(const fs::path& folder, const InitialModel& initial,
-                                               std::string_view dtype) {
-  std::vector<std::string> problems;
-  const auto try_to = [&](const fs::path& path, const std::function<std::string()>& text) {
-    try {
-      write_whole(path, text());
-    } catch (const Error& error) {
-      problems.push_back(std::string(error.what()) + "; the weights themselves are saved");
-    }
-  };
-  try_to(folder / model::kConfigName, [&] {
-    return initial.config_file.empty()
-               ? model::hf_config_text(initial.config, dtype)
-               : model::with_dtype(run_folder::read_text_file(initial.config_file), dtype);
-  });
-  if (initial.file.empty()) return problems;
+int64_t Companions::bytes() const {
+  int64_t sum = 0;
+  for (const auto& [name, content] : files) sum += std::ssize(content);
+  return sum;
+}
+
+Companions read_companions(const InitialModel& initial, std::string_view dtype) {
+  Companions companions;
+  companions.files[model::kConfigName] =
+      initial.config_file.empty()
+          ? model::hf_config_text(initial.config, dtype)
+          : model::with_dtype(run_folder::read_text_file(initial.config_file), dtype);
+  if (initial.file.empty()) return companions;
   for (const char* name : kTokenizerFiles) {
     const fs::path from = initial.file.parent_path() / name;
     std::error_code error;
-    if (!fs::exists(from, error) || fs::equivalent(from, folder / name, error)) continue;
-    try_to(folder / name, [&] { return run_folder::read_text_file(from); });
+    if (!fs::exists(from, error)) continue;
+    try {
+      companions.files[name] = run_folder::read_text_file(from);
+    } catch (const Error& unreadable) {
+      companions.problems.push_back(std::string(unreadable.what()) +
+                                    "; the model is left without it");
+    }
+  }
+  return companions;
+}
+
+std::vector<std::string> write_companions(const fs::path& folder, const Companions& companions) {
+  std::vector<std::string> problems;
+  for (const auto& [name, content] : companions.files) {
+    try {
+      run_folder::AtomicFile file(folder / name);
+      file.write(content);
+      file.commit();
+    } catch (const IoError& error) {
+      problems.push_back(std::string(error.what()) + "; the weights themselves are saved");
+    }
   }
   return problems;
 }

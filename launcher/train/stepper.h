@@ -94,6 +94,8 @@ struct StepperOptions {
   bool clip_by_previous_norm = false;
   std::optional<LossScaleRules> loss_scale = {};  ///< none: losses are not scaled
   StepTrace* trace = nullptr;
+  /// What its checkpoints keep beside the weights: config.json, the tokenizer's files.
+  CheckpointTexts companions = {};
   std::function<void(std::string_view)> notice;
 };
 

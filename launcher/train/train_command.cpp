@@ -76,8 +76,12 @@ void add_data_flags(CLI::App& command, Flags& flags) {
           "Start from this model: a Hugging Face folder of a GPT-2, Llama, Mistral, Qwen2 or Qwen3 "
           "(config.json, safetensors), or a GPT-2's safetensors file")
       ->group("Data and files");
-  command.add_option("--save", options.save, "Write the model here")
-      ->default_str("RUN_DIR/model.safetensors")
+  command
+      .add_option("--save", options.save,
+                  "Leave the model here: a folder that transformers opens, or a file named "
+                  "*.safetensors for "
+                  "the weights alone")
+      ->default_str("RUN_DIR")
       ->group("Data and files");
   command.add_option("--run-dir", options.run_dir, "Everything else that a run writes")
       ->default_str("runs/DATE-TIME-PID")
@@ -444,8 +448,8 @@ CLI::App* add_train_command(CLI::App& app) {
   CLI::App* const command = app.add_subcommand("train", "Train a GPT-2 on text");
   command->footer(
       "Examples:\n"
-      "  fusedbun launch -n 2 -- train --steps 300 --save english.safetensors\n"
-      "  fusedbun launch -n 2 -- train --data /usr/lib/python3.11 --init english.safetensors");
+      "  fusedbun launch -n 2 -- train --steps 300 --save models/english\n"
+      "  fusedbun launch -n 2 -- train --data /usr/lib/python3.11 --init models/english");
   add_data_flags(*command, *flags);
   add_checkpoint_flags(*command, *flags);
   add_model_flags(*command, flags->options);

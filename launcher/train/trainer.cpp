@@ -362,14 +362,18 @@ class Run {
   /// Rank 0. The folder is this job's: its lock is held.
   void open_files() {
     const auto say = [this](const std::string& sentence) { progress_.say(sentence); };
-    const fs::path model_path =
-        options_.save.empty() ? run_dir_ / run_folder::kModelName : options_.save;
+    const ModelPlace place =
+        options_.save.empty()
+            ? ModelPlace{.weights = run_dir_ / run_folder::kModelName, .is_folder = true}
+            : place_of(options_.save);
+    companions_ =
+        read_companions(initial_, options_.precision == Precision::bf16 ? "bfloat16" : "float32");
     run_folder::Attempt attempt;
     attempt.total_steps = schedule_.total_steps;
     attempt.seed = options_.seed;
     attempt.world_size = job_.world_size();
     attempt.run_id = job_.identity().run_id;
-    attempt.model = model_path.string();
+    attempt.model = place.weights.string();
     attempt.optimizer = describe(options_.optimizer);
     attempt.command = options_.command;
     attempt.flags = options_.flags;
@@ -377,10 +381,12 @@ class Run {
     record_ = std::make_unique<run_folder::RunRecorder>(run_dir_, std::move(attempt),
                                                         reuse_of(options_, job_.identity()), say);
     progress_.write_to(run_dir_ / run_folder::kLogName);
-    model_file_ = std::make_unique<ModelFile>(
-        model_path,
-        model_.parameter_count() * static_cast<int64_t>(sizeof(float)) + kHeaderBytesMax,
-        run_dir_ / run_folder::kSaveToName);
+    for (const std::string& problem : companions_.problems) say(problem);
+    model_file_ =
+        std::make_unique<ModelFile>(place,
+                                    model_.parameter_count() * static_cast<int64_t>(sizeof(float)) +
+                                        kHeaderBytesMax + companions_.bytes(),
+                                    run_dir_ / run_folder::kSaveToName);
     metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName,
                                              std::ssize(record_->earlier()) + 1, say);
   }
@@ -422,23 +428,18 @@ class Run {
     job_.enter(plan::Phase::save);
     const auto is_stopped = [this] { return job_.leave_asked() == changes::LeaveRequest::stop; };
     const bool was_stopped = is_stopped();  // then stopping once more can mean nothing else
-    const std::optional<fs::path> saved = model_file_->save(
+    const std::optional<ModelPlace> saved = model_file_->save(
         [this](const fs::path& path) {
           model::save_weights(path, model_, model::metadata_of(model_));
         },
         {.notice = [this](const std::string& sentence) { progress_.say(sentence); },
          .gives_up = [&] { return !was_stopped && is_stopped(); }});
-    std::error_code gone;  // "runs/a" and "runs/a/" are one folder
-    if (saved && fs::equivalent(saved->parent_path(), run_dir_, gone)) complete_run_folder();
-    return saved;
-  }
-
-  /// The run folder is a model's, as transformers has them.
-  void complete_run_folder() {
-    const at::ScalarType type = model_.parameters()[0].scalar_type();
-    const char* const dtype = type == at::kBFloat16 ? "bfloat16" : "float32";
-    for (const std::string& problem : complete_model_folder(run_dir_, initial_, dtype))
-      progress_.say(problem);
+    if (!saved) return std::nullopt;
+    if (saved->is_folder) {
+      for (const std::string& problem : write_companions(saved->weights.parent_path(), companions_))
+        progress_.say(problem);
+    }
+    return saved->weights;
   }
 
   void save_trace(comm::Communicator& host) {
@@ -464,6 +465,7 @@ class Run {
         .loss_scale =
             scales_loss(options_.precision) ? std::optional(options_.loss_scale) : std::nullopt,
         .trace = options_.trace.empty() ? nullptr : &trace_,
+        .companions = companions_.files,
         .notice = [this](std::string_view sentence) { progress_.say(sentence); }};
     return options_.optimizer.kind == OptimizerKind::adamw
                ? make_adamw_stepper(job_, model_, stepper)
@@ -608,6 +610,7 @@ class Run {
   ResumeRequest resume_;
   std::optional<RunCheckpoints> checkpoints_;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
+  Companions companions_;                            ///< rank 0's
   std::unique_ptr<ModelFile> model_file_;
   std::unique_ptr<MetricsFile> metrics_;
   std::optional<BestModel> best_model_;  ///< rank 0, with --keep-best
@@ -627,7 +630,7 @@ void train(const TrainOptions& options) {
   data::require_present(options.data);
   data::require_present(options.eval_data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
-  if (identity.rank == 0 && !options.save.empty()) run_folder::require_writable(options.save);
+  if (identity.rank == 0 && !options.save.empty()) require_writable(place_of(options.save));
   if (identity.rank == 0 && !options.trace.empty()) run_folder::require_writable(options.trace);
   set_threads(options.threads, identity.local_world_size);
   const fs::path run_dir = run_folder_of(options, identity);

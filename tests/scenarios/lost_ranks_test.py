@@ -91,7 +91,7 @@ class LostRanks(TrainingTestCase):
         # The model's folder goes, the job is drained, and then told to leave without the model.
         place = self.folder / "place"
         place.mkdir()
-        with self.ranks("--save", place / "model") as ranks:
+        with self.ranks("--save", place / "model.safetensors") as ranks:
             self.let_run()
             place.rmdir()
             self.assertEqual(run("drain", "--run-dir", self.run_dir).code, 0)

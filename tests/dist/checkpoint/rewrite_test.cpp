@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/checkpoint/shard_file.h"
 #include "fusedbun/tests/dist/checkpoint/example_checkpoint.h"
 #include "fusedbun/tests/support/scratch_folder.h"
 
@@ -53,7 +54,7 @@ TEST_F(Rewrite, DividedBetweenOtherRanksItIsTheSame) {
 
 TEST_F(Rewrite, TheModelIsOneFile) {
   const CheckpointReader before(from_.path_of(7));
-  export_model(before, scratch_ / "model.safetensors");
+  export_weights(before, scratch_ / "model.safetensors");
   const SafetensorsFile file(scratch_ / "model.safetensors");
   EXPECT_EQ(file.tensors().size(), before.tensors(kModelFolder).size());
   EXPECT_EQ(file.metadata().at("format"), "pt");
@@ -65,6 +66,52 @@ TEST_F(Rewrite, TheModelIsOneFile) {
     const std::vector<std::byte> bytes = bytes_of(before, *whole);
     EXPECT_TRUE(std::ranges::equal(tensor.bytes, bytes)) << tensor.name;
   }
+}
+
+TEST_F(Rewrite, CompanionsGoWithTheModel) {
+  const std::map<std::string, std::string> companions = {
+      {"config.json", "{}"}, {"tokenizer.model", std::string("\0\xff", 2)}, {"empty.txt", ""}};
+  from_.begin(8);
+  Manifest manifest;
+  manifest.job_step = 8;
+  manifest.groups.push_back({});
+  for (const auto& [name, bytes] : companions)
+    manifest.files.push_back(write_companion(from_.path_under_way(8), name, bytes));
+  PlainTensor tensor = tensor_by_rows(kModelFolder, "w", Dtype::F32, {4, 2}, 1);
+  const std::vector<PartInMemory> parts{{"w", Dtype::F32, {4, 2}, {0, 0}, tensor.bytes}};
+  manifest.files.push_back(
+      write_shard_file(from_.path_under_way(8), shard_path(kModelFolder, 0, 1, 1), parts));
+  from_.publish(manifest);
+
+  const CheckpointReader before(from_.path_of(8));
+  before.verify();
+  EXPECT_EQ(before.companions(), companions);
+  const CheckpointFolder to(scratch_ / "two");
+  reshard(before, to, 2);
+  EXPECT_EQ(CheckpointReader(to.path_of(8)).companions(), companions);
+
+  const std::filesystem::path folder = scratch_ / "models" / "exported";
+  export_model_folder(before, folder);
+  EXPECT_EQ(support::read_text(folder / "tokenizer.model"), companions.at("tokenizer.model"));
+  EXPECT_EQ(support::read_text(folder / "config.json"), "{}");
+  EXPECT_EQ(SafetensorsFile(folder / kWeightsName).tensors().size(), 1u);
+
+  // Another byte, and the checkpoint is refused by the file's name, also where no tensor is read.
+  support::write_text(from_.path_of(8) / "model/config.json", "[]");
+  EXPECT_THAT(
+      [&] { CheckpointReader reader(from_.path_of(8)); },
+      testing::ThrowsMessage<DataError>(testing::HasSubstr("model/config.json: it is not")));
+}
+
+TEST(Companion, Names) {
+  for (const char* good : {"config.json", "tokenizer.model", "chat_template.jinja", "a-b_C.1"})
+    EXPECT_TRUE(is_companion_path(companion_path(good))) << good;
+  for (const char* bad : {"", ".", "..", "../x", ".hidden", "-x", "a/b", "a b", "shard-x", "a\n"})
+    EXPECT_FALSE(is_companion_path(companion_path(bad))) << bad;
+  EXPECT_FALSE(is_companion_path("optimizer/config.json"));
+  EXPECT_FALSE(is_companion_path("config.json"));
+  EXPECT_THROW(require_companion("../x", 1), ConfigError);
+  EXPECT_THROW(require_companion("x", kCompanionBytesMax + 1), ConfigError);
 }
 
 }  // namespace

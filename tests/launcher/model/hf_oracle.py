@@ -3,6 +3,7 @@
 hf_oracle.py make FOLDER           tiny models of each family: FOLDER/NAME has what save_pretrained writes, and beside it
                                    expected.safetensors: tokens, targets, logits, loss, and the gradient of every parameter
 hf_oracle.py loss FOLDER TOKENS C  opens FOLDER, and prints its mean loss on a file of 16-bit tokens, in sequences of C tokens
+hf_oracle.py same FOLDER OTHER     as equal, of one model
 hf_oracle.py equal FOLDER OTHER    opens each model of both with AutoModelForCausalLM; fails unless it misses nothing, knows everything it
                                    finds, and has the same weights and logits, to the bit
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import (AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config)
 from transformers.utils import logging as transformers_logging
 
@@ -83,22 +84,26 @@ def loss(folder, path, context):
     print(total / (len(tokens) - 1))
 
 
+def same(folder, other):
+    first, second = opened(folder), opened(other)
+    weights, others = first.state_dict(), second.state_dict()
+    different = [name for name in weights if name not in others or weights[name].dtype != others[name].dtype
+                 or not torch.equal(weights[name], others[name])]
+    if different or weights.keys() != others.keys():
+        sys.exit(f"{other}: different: {different or weights.keys() ^ others.keys()}")
+    tokens = torch.arange(3 * 41).view(3, 41) * 7 % 96
+    with torch.no_grad():
+        if not torch.equal(first(tokens).logits, second(tokens).logits):
+            sys.exit(f"{other}: other logits, so config.json says another model")
+
+
 def equal(folder, other):
     for name in MODELS:
-        first, second = opened(folder / name), opened(other / name)
-        weights, others = first.state_dict(), second.state_dict()
-        different = [name for name in weights if name not in others or weights[name].dtype != others[name].dtype
-                     or not torch.equal(weights[name], others[name])]
-        if different or weights.keys() != others.keys():
-            sys.exit(f"{other / name}: different: {different or weights.keys() ^ others.keys()}")
-        tokens = load_file(folder / name / "expected.safetensors")["tokens"]
-        with torch.no_grad():
-            if not torch.equal(first(tokens).logits, second(tokens).logits):
-                sys.exit(f"{other / name}: other logits, so config.json says another model")
+        same(folder / name, other / name)
 
 
 if __name__ == "__main__":
     transformers_logging.set_verbosity_error()
     logging.disable(logging.WARNING)
     command, *paths = sys.argv[1:]
-    {"make": make, "loss": loss, "equal": equal}[command](*map(Path, paths))
+    {"make": make, "loss": loss, "same": same, "equal": equal}[command](*map(Path, paths))

@@ -75,6 +75,28 @@ class PublishedModel(TrainingTestCase):
             self.assertAlmostEqual(found["perplexity"], math.exp(expected), delta=1e-3)
         self.assertEqual([said["all"]["tokens"], said["files"][1]["tokens"]], [2 * 1999, 1999])
 
+    def test_saved_folder_and_exported_checkpoint_are_the_model(self):
+        (self.models / "qwen3" / "tokenizer.json").write_text('{"version": "1.0"}')
+        saved, exported = self.folder / "out" / "saved", self.folder / "out" / "exported"
+        run_dir = self.fine_tune("qwen3", "--save", saved, "--checkpoint-every", "40")
+        self.assertFalse((run_dir / "model.safetensors").exists())
+        result = run("checkpoint", "export", "--run-dir", run_dir, "--to", exported)
+        self.assertEqual(result.code, 0, result)
+        for folder in (saved, exported):
+            self.assertEqual(sorted(path.name for path in folder.iterdir()),
+                             ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json"])
+        for name in ("config.json", "generation_config.json", "tokenizer.json"):
+            self.assertEqual((saved / name).read_bytes(), (exported / name).read_bytes())
+        compared = oracle("same", saved, exported)
+        self.assertEqual(compared.returncode, 0, compared.stderr)
+        # What it came from may be gone at the end; and a folder can be the model's own.
+        again = run("train", "--init", saved, "--save", saved, "--data", self.folder / "tokens.bin", "--context", 32, "--batch", 8, "--steps", 3,
+                    "--warmup", 0, "--lr", "1e-3", "--precision", "bf16", "--threads", 1, "--run-dir", self.folder / "again")
+        self.assertEqual(again.code, 0, again)
+        self.assertEqual(json.loads((saved / "config.json").read_text())["dtype"], "bfloat16")
+        different = oracle("same", saved, exported)
+        self.assertIn("different", different.stderr)
+
     def test_what_cannot_be_evaluated_is_refused(self):
         missing = run("eval", "--model", self.models / "gpt2", "--data", self.folder / "gone.bin")
         self.assertEqual(missing.code, 65, missing)

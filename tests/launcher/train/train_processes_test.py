@@ -308,7 +308,9 @@ class Files(TrainTestCase):
         self.assertFalse(self.run_dir.exists(), "refused before anything is written")
 
     def test_where_a_model_cannot_be_saved_nothing_is_trained(self):
-        self.assert_fails(run(*self.train(1, "--save", self.folder / "absent" / "model")), 74, "absent/model")
+        self.assert_fails(run(*self.train(1, "--save", self.folder / "absent" / "model.safetensors")), 74, "absent/model")
+        self.text.with_suffix("").write_text("")  # a file, where a folder is asked for
+        self.assert_fails(run(*self.train(1, "--save", self.text.with_suffix(""))), 74, "is no folder: a model is saved in one")
         self.assertFalse(self.run_dir.exists())
 
     def test_a_batch_that_does_not_divide_says_what_would(self):
