@@ -42,6 +42,12 @@ class Fields {
     if (!value.is_number() || !std::isfinite(value.get<double>())) refuse_value(name);
     return value.get<double>();
   }
+  /// At least 0 and below 1.
+  double rate(const char* name, double missing) const {
+    const double value = number(name, missing);
+    if (value < 0 || value >= 1) refuse_value(name);
+    return value;
+  }
   bool flag(const char* name, bool missing) const {
     if (!has(name)) return missing;
     if (!values_.at(name).is_boolean()) refuse_value(name);
@@ -94,6 +100,10 @@ Gpt2Config gpt2_of(const Fields& fields) {
   config.n_embd = fields.size("n_embd", 768);
   config.n_ctx = fields.size("n_positions", fields.size("n_ctx", 1024));
   config.vocab = fields.size("vocab_size", 50257);
+  config.initial_deviation = fields.number("initializer_range", 0.02);
+  config.dropout = {.embeddings = fields.rate("embd_pdrop", 0.1),
+                    .attention = fields.rate("attn_pdrop", 0.1),
+                    .residuals = fields.rate("resid_pdrop", 0.1)};
   fields.require("activation_function", {"gelu_new", "gelu_pytorch_tanh"});
   fields.require("layer_norm_epsilon", {1e-5});
   fields.require("scale_attn_weights", {true});
@@ -204,6 +214,7 @@ LlamaConfig llama_of(const Fields& fields, const Family& family) {
   config.vocab = fields.size("vocab_size", 32000);
   config.norm_epsilon = fields.number("rms_norm_eps", 1e-6);
   config.initial_deviation = fields.number("initializer_range", 0.02);
+  config.attention_dropout = fields.rate("attention_dropout", 0);
   const Fields rope = fields.object({"rope_parameters", "rope_scaling"});
   config.rope_theta = rope.number("rope_theta", fields.number("rope_theta", 10000));
   config.rope = rope_scaling_of(fields, rope, config.context);
@@ -215,27 +226,38 @@ LlamaConfig llama_of(const Fields& fields, const Family& family) {
   config.tied = fields.flag("tie_word_embeddings", false);
   set_windows(fields, family, config);
   fields.require("hidden_act", {"silu", "swish"});
-  fields.require("attention_dropout", {0.0, 0});
   return config;
 }
 
+/// Dropout under the names of config.json.
+OrderedJson dropout_json(const Gpt2Config& config) {
+  return {{"attn_pdrop", config.dropout.attention},
+          {"embd_pdrop", config.dropout.embeddings},
+          {"resid_pdrop", config.dropout.residuals}};
+}
+OrderedJson dropout_json(const LlamaConfig& config) {
+  OrderedJson json;
+  json["attention_dropout"] = config.attention_dropout;
+  return json;
+}
+
 OrderedJson json_of(const Gpt2Config& config) {
-  return {{"architectures", {"GPT2LMHeadModel"}},
-          {"model_type", "gpt2"},
-          {"activation_function", "gelu_new"},
-          {"n_layer", config.n_layer},
-          {"n_head", config.n_head},
-          {"n_embd", config.n_embd},
-          {"n_positions", config.n_ctx},
-          {"n_ctx", config.n_ctx},
-          {"vocab_size", config.vocab},
-          {"layer_norm_epsilon", 1e-5},
-          {"attn_pdrop", 0.0},
-          {"embd_pdrop", 0.0},
-          {"resid_pdrop", 0.0},
-          {"tie_word_embeddings", true},
-          {"bos_token_id", nullptr},
-          {"eos_token_id", nullptr}};
+  OrderedJson json{{"architectures", {"GPT2LMHeadModel"}},
+                   {"model_type", "gpt2"},
+                   {"activation_function", "gelu_new"},
+                   {"n_layer", config.n_layer},
+                   {"n_head", config.n_head},
+                   {"n_embd", config.n_embd},
+                   {"n_positions", config.n_ctx},
+                   {"n_ctx", config.n_ctx},
+                   {"vocab_size", config.vocab},
+                   {"layer_norm_epsilon", 1e-5},
+                   {"initializer_range", config.initial_deviation},
+                   {"tie_word_embeddings", true},
+                   {"bos_token_id", nullptr},
+                   {"eos_token_id", nullptr}};
+  json.update(dropout_json(config));
+  return json;
 }
 
 OrderedJson json_of(const RopeScaling& rope, double theta) {
@@ -296,6 +318,7 @@ OrderedJson json_of(const LlamaConfig& config) {
                    {"tie_word_embeddings", config.tied},
                    {"bos_token_id", nullptr},
                    {"eos_token_id", nullptr}};
+  json.update(dropout_json(config));
   if (family == "llama" || family == "qwen3") json["attention_bias"] = config.output_bias;
   if (family == "llama") json["mlp_bias"] = config.mlp_bias;
   if (family == "mistral") json["sliding_window"] = config.window;
@@ -347,6 +370,25 @@ std::string with_dtype(const std::string& config_text, std::string_view dtype) {
   if (json.contains("torch_dtype")) json["torch_dtype"] = dtype;
   if (json.contains("dtype") || !json.contains("torch_dtype")) json["dtype"] = dtype;
   return json.dump(2) + "\n";
+}
+
+std::string with_dropout(const std::string& config_text, const ModelConfig& config) {
+  OrderedJson json = OrderedJson::parse(config_text);
+  json.update(std::visit([](const auto& sizes) { return dropout_json(sizes); }, config));
+  return json.dump(2) + "\n";
+}
+
+DropoutRates dropout_of(const ModelConfig& config) {
+  if (const auto* gpt2 = std::get_if<Gpt2Config>(&config)) return gpt2->dropout;
+  return {.attention = std::get<LlamaConfig>(config).attention_dropout};
+}
+
+void set_dropout(ModelConfig& config, double rate) {
+  if (auto* const gpt2 = std::get_if<Gpt2Config>(&config)) {
+    gpt2->dropout = {.embeddings = rate, .attention = rate, .residuals = rate};
+  } else {
+    std::get<LlamaConfig>(config).attention_dropout = rate;
+  }
 }
 
 int64_t context_of(const ModelConfig& config) {

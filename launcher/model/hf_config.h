@@ -28,8 +28,15 @@ std::string hf_config_text(const ModelConfig& config, std::string_view dtype);
 /// The text of a config.json that was read, for weights that are stored in `dtype` now.
 std::string with_dtype(const std::string& config_text, std::string_view dtype);
 
+/// The text of a config.json that was read, saying the dropout of `config`.
+std::string with_dropout(const std::string& config_text, const ModelConfig& config);
+
 /// eos_token_id of a config.json, of several the first; nothing if it says none. Throws as read_hf_config.
 std::optional<int64_t> end_of_text_in(const std::filesystem::path& path);
+
+DropoutRates dropout_of(const ModelConfig& config);
+/// Everywhere where the architecture has dropout.
+void set_dropout(ModelConfig& config, double rate);
 
 int64_t context_of(const ModelConfig& config);
 int64_t vocab_of(const ModelConfig& config);

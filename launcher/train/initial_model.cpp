@@ -64,14 +64,16 @@ InitialModel choose_initial_model(const TrainOptions& options) {
   const ModelChoice& asked = options.model;
   if (options.init.empty()) {
     const Gpt2Config base;
-    return {.file = {},
-            .config_file = {},
-            .config = Gpt2Config{.n_layer = asked.layers.value_or(base.n_layer),
-                                 .n_head = asked.heads.value_or(base.n_head),
-                                 .n_embd = asked.width.value_or(base.n_embd),
-                                 .n_ctx = asked.context.value_or(base.n_ctx),
-                                 .vocab = base.vocab},
-            .assumption = {}};
+    InitialModel own{.file = {},
+                     .config_file = {},
+                     .config = Gpt2Config{.n_layer = asked.layers.value_or(base.n_layer),
+                                          .n_head = asked.heads.value_or(base.n_head),
+                                          .n_embd = asked.width.value_or(base.n_embd),
+                                          .n_ctx = asked.context.value_or(base.n_ctx),
+                                          .vocab = base.vocab},
+                     .assumption = {}};
+    if (asked.dropout) model::set_dropout(own.config, *asked.dropout);
+    return own;
   }
   InitialModel initial{
       .file = model_at(options.init), .config_file = {}, .config = {}, .assumption = {}};
@@ -86,7 +88,7 @@ InitialModel choose_initial_model(const TrainOptions& options) {
     const model::FoundSizes found = model::sizes_of(
         files, heads_said(asked, config_path ? said : nullptr, config_path.value_or(fs::path())));
     if (config_path) require_same_model(*config_path, *said, found.config, initial.file);
-    initial.config = found.config;
+    if (!config_path) initial.config = found.config;
     if (found.heads_are_assumed) {
       initial.assumption = "heads: " + std::to_string(found.config.n_head) +
                            " assumed, 64 wide as in OpenAI's models: neither " +
@@ -95,6 +97,7 @@ InitialModel choose_initial_model(const TrainOptions& options) {
     }
   }
   require_fits(options, initial.config);
+  if (asked.dropout) model::set_dropout(initial.config, *asked.dropout);
   return initial;
 }
 

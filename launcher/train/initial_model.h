@@ -15,7 +15,7 @@ namespace fusedbun::train {
 struct InitialModel {
   std::filesystem::path file;  ///< of weights, or the index of several; empty: random from the seed
   std::filesystem::path config_file;  ///< beside it; empty: there is none
-  model::ModelConfig config;
+  model::ModelConfig config;          ///< with the dropout that was asked for
   std::string
       assumption;  ///< a sentence for the user about what the file does not say; mostly empty
 };

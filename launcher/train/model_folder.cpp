@@ -41,7 +41,10 @@ std::vector<std::string> complete_model_folder(const fs::path& folder, const Ini
   try_to(folder / model::kConfigName, [&] {
     return initial.config_file.empty()
                ? model::hf_config_text(initial.config, dtype)
-               : model::with_dtype(run_folder::read_text_file(initial.config_file), dtype);
+               : model::with_dtype(
+                     model::with_dropout(run_folder::read_text_file(initial.config_file),
+                                         initial.config),
+                     dtype);
   });
   if (initial.file.empty()) return problems;
   for (const char* name : kTokenizerFiles) {

@@ -68,6 +68,13 @@ std::string precision_sentence(const TrainOptions& options) {
   return sentence;
 }
 
+// Empty without dropout.
+std::string dropout_sentence(const TrainOptions& options, const model::DropoutRates& rates) {
+  if (rates.is_none()) return "";
+  return "dropout in training: " + model::describe(rates) +
+         (options.model.dropout ? "" : ", as config.json has it (--dropout 0: none)");
+}
+
 std::string best_text(const BestValidation& of, const LoopResult& result) {
   return "of step " + std::to_string(of.job_step) +
          (of == result.validations.best ? ", the best validation: " : ": ") + "loss " +
@@ -104,6 +111,9 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
   if (corpus.packs_documents()) sentences.push_back(packing_sentence(corpus));
   if (const std::string precision = precision_sentence(options); !precision.empty())
     sentences.push_back(precision);
+  if (const std::string dropout = dropout_sentence(options, model::dropout_of(initial.config));
+      !dropout.empty())
+    sentences.push_back(dropout);
   if (!initial.assumption.empty()) sentences.push_back(initial.assumption);
   if (corpus.text() != nullptr && !corpus.text()->left_out().empty())
     sentences.push_back("text left out: " + left_out(*corpus.text()));

@@ -135,6 +135,11 @@ void add_model_flags(CLI::App& command, TrainOptions& options) {
   add("--width", options.model.width, "Width of the residual stream", "128, or --init's");
   add("--context", options.model.context, "Tokens per sequence", "128, or --init's, at most 1024");
   command
+      .add_option("--dropout", options.model.dropout,
+                  "Probability of dropout in training, everywhere where the model has it; 0: none")
+      ->default_str("config.json's; models of our own sizes: 0")
+      ->group("Model");
+  command
       .add_option("--freeze", options.freeze,
                   "Do not train the parameters whose names match one of these patterns: "
                   "'model.embed_tokens.*' 'h.[0-3].*'")
@@ -295,7 +300,7 @@ void add_run_flags(CLI::App& command, TrainOptions& options) {
       ->group("Run");
   command.add_option("--accumulate", options.accumulation, "Backward passes per job step")
       ->group("Run");
-  command.add_option("--seed", options.seed, "Of the weights and of the order of the data")
+  command.add_option("--seed", options.seed, "Of the weights, the order of the data, and dropout")
       ->group("Run");
   command
       .add_option("--eval-every", options.eval_every, "Steps between validations, 0: start and end")

@@ -65,6 +65,10 @@ void validate(const TrainOptions& options) {
   require_at_least("--threads", options.threads, 0);
   if (options.document_token) require_at_least("--document-token", *options.document_token, 0);
   if (options.model.context) require_at_least("--context", *options.model.context, 1);
+  const double dropout = options.model.dropout.value_or(0);
+  FUSEDBUN_REQUIRE(
+      dropout >= 0 && dropout < 1, ConfigError,
+      "--dropout = " + std::to_string(dropout) + ": it is a probability, at least 0 and below 1");
   FUSEDBUN_REQUIRE(
       std::isfinite(options.max_grad_norm) && options.max_grad_norm >= 0, ConfigError,
       "--clip = " + std::to_string(options.max_grad_norm) + ": must be finite, >= 0 (0: off)");

@@ -27,6 +27,7 @@ namespace fusedbun::train {
 /// Sizes of the model; unset ones come from --init, else from Gpt2Config's defaults.
 struct ModelChoice {
   std::optional<int64_t> layers, heads, width, context;
+  std::optional<double> dropout;  ///< everywhere where the architecture has it
 };
 
 struct TrainOptions {

@@ -80,7 +80,8 @@ SampleCounts sample_counts(const TrainOptions& options, const data::Corpus& corp
 }
 
 void require_same_run(comm::Communicator& host, const TrainOptions& options,
-                      const Schedule& schedule, const data::Corpus& corpus, int64_t context) {
+                      const Schedule& schedule, const data::Corpus& corpus, int64_t context,
+                      const model::DropoutRates& dropout) {
   require_same_start(host, {{"--steps", schedule.total_steps},
                             {"--warmup", schedule.warmup_steps},
                             {"--schedule", static_cast<int64_t>(schedule.kind)},
@@ -92,6 +93,9 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options,
                             {"--accumulate", options.accumulation},
                             {"--context", context},
                             {"--seed", static_cast<int64_t>(options.seed)},
+                            {"--dropout of embeddings", bits_of(dropout.embeddings)},
+                            {"--dropout of attention", bits_of(dropout.attention)},
+                            {"--dropout of residuals", bits_of(dropout.residuals)},
                             {"--eval-every", options.eval_every},
                             {"--validation-batches", options.validation_batches},
                             {"--optimizer", static_cast<int64_t>(options.optimizer.kind)},
@@ -120,6 +124,7 @@ LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t co
   loop.validation = {.sequences_max = options.validation_batches * options.batch,
                      .sequences_per_pass = loop.share.micro_sequences};
   loop.context = context;
+  loop.seed = options.seed;
   loop.eval_every = options.eval_every;
   loop.loss_scale_minimum = options.loss_scale.minimum;
   return loop;
@@ -287,7 +292,7 @@ class Run {
     const Options optimizer = options_of(options_.optimizer);
     const SampleCounts counts = sample_counts(options_, corpora_.training, context);
     schedule_ = schedule_of(options_.schedule, optimizer.lr, steps_of(options_.length, counts));
-    require_same_run(host, options_, schedule_, corpora_.training, context);
+    require_same_run(host, options_, schedule_, corpora_.training, context, model_.dropout());
     job_.set_total_steps(schedule_.total_steps);
     LoopOptions loop = loop_options(options_, job_, context, schedule_);
     freeze_parameters(options_.freeze, model_, host);
@@ -297,7 +302,8 @@ class Run {
     comm::rethrow_on_all_ranks(host, [&] {
       if (job_.rank() == 0) open_files();
     });
-    const RunValues values = values_of(options_, context, schedule_, corpora_.training.digest());
+    const RunValues values =
+        values_of(options_, context, schedule_, model_.dropout(), corpora_.training.digest());
     resume_.from.judge = [&](const RunValues& saved, const fs::path& folder) {
       require_same_run_as_before(saved, values, folder);
     };
@@ -478,6 +484,7 @@ class Run {
             .frozen_parameters = count_frozen(model_),
             .precision = options_.precision,
             .checkpoints_activations = options_.checkpoints_activations,
+            .dropout = model_.dropout(),
             .sequences = loop.share.micro_sequences,
             .context = loop.context,
             .accumulation = options_.accumulation,
