@@ -59,8 +59,7 @@ data::CorpusOptions corpus_options(const EvalOptions& options, const train::Init
                            .notice = [](const std::string& sentence) {
                              run_folder::write_to_standard_error(sentence + "\n");
                            }};
-  if (!read.separator && !initial.config_file.empty())
-    read.separator = model::end_of_text_in(initial.config_file);
+  if (!read.separator) read.separator = model::end_of_text_in(initial.config_text);
   return read;
 }
 

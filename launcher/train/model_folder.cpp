@@ -38,17 +38,10 @@ std::vector<std::string> complete_model_folder(const fs::path& folder, const Ini
       problems.push_back(std::string(error.what()) + "; the weights themselves are saved");
     }
   };
-  try_to(folder / model::kConfigName, [&] {
-    return initial.config_file.empty()
-               ? model::hf_config_text(initial.config, dtype)
-               : model::with_dtype(
-                     model::with_dropout(run_folder::read_text_file(initial.config_file),
-                                         initial.config),
-                     dtype);
-  });
-  if (initial.file.empty()) return problems;
+  try_to(folder / model::kConfigName, [&] { return config_json(initial, dtype); });
+  if (initial.folder.empty()) return problems;
   for (const char* name : kTokenizerFiles) {
-    const fs::path from = initial.file.parent_path() / name;
+    const fs::path from = initial.folder / name;
     std::error_code error;
     if (!fs::exists(from, error) || fs::equivalent(from, folder / name, error)) continue;
     try_to(folder / name, [&] { return run_folder::read_text_file(from); });

@@ -81,6 +81,12 @@ std::string best_text(const BestValidation& of, const LoopResult& result) {
          fixed(of.loss, 4);
 }
 
+std::string origin_of(const TrainOptions& options) {
+  if (!options.init.empty()) return "from " + options.init.string();
+  return (options.config.empty() ? "" : "as " + options.config.string() + " says, ") +
+         "from seed " + std::to_string(options.seed);
+}
+
 }  // namespace
 
 std::string early_stop_sentence(const ValidationHistory& history, const EarlyStopping& rule) {
@@ -100,9 +106,7 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
       "model: " + architecture + ", " + grouped(parameters) + " parameters (" +
           std::to_string(shape.layers) + " layers, " + std::to_string(shape.heads) +
           " heads, width " + std::to_string(shape.width) + ", context " +
-          std::to_string(model::context_of(initial.config)) + "), " +
-          (options.init.empty() ? "from seed " + std::to_string(options.seed)
-                                : "from " + options.init.string()),
+          std::to_string(model::context_of(initial.config)) + "), " + origin_of(options),
       (corpus.is_tokens() ? "tokens:" : "text:") + sources + ": " + grouped(corpus.files()) +
           " files, " + grouped(corpus.documents()) + " documents, " +
           grouped(corpus.training_tokens()) + (corpus.is_tokens() ? " tokens" : " bytes") +

@@ -76,6 +76,11 @@ void add_data_flags(CLI::App& command, Flags& flags) {
           "Start from this model: a Hugging Face folder of a GPT-2, Llama, Mistral, Qwen2 or Qwen3 "
           "(config.json, safetensors), or a GPT-2's safetensors file")
       ->group("Data and files");
+  command
+      .add_option("--config", options.config,
+                  "Start from random weights of this model: a config.json, a folder with one, or a "
+                  "TOML file in its words (model_type = \"llama\", hidden_size = 512, ...)")
+      ->group("Data and files");
   command.add_option("--save", options.save, "Write the model here")
       ->default_str("RUN_DIR/model.safetensors")
       ->group("Data and files");
@@ -130,10 +135,11 @@ void add_model_flags(CLI::App& command, TrainOptions& options) {
                        const char* shown) {
     command.add_option(name, value, what)->default_str(shown)->group("Model");
   };
-  add("--layers", options.model.layers, "Transformer blocks", "4, or --init's");
-  add("--heads", options.model.heads, "Attention heads", "4, or --init's");
-  add("--width", options.model.width, "Width of the residual stream", "128, or --init's");
-  add("--context", options.model.context, "Tokens per sequence", "128, or --init's, at most 1024");
+  add("--layers", options.model.layers, "Transformer blocks", "4, or the model's");
+  add("--heads", options.model.heads, "Attention heads", "4, or the model's");
+  add("--width", options.model.width, "Width of the residual stream", "128, or the model's");
+  add("--context", options.model.context, "Tokens per sequence",
+      "128, or the model's, at most 1024");
   command
       .add_option("--dropout", options.model.dropout,
                   "Probability of dropout in training, everywhere where the model has it; 0: none")
