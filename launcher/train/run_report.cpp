@@ -49,25 +49,6 @@ std::string packing_sentence(const data::Corpus& corpus) {
   return sentence;
 }
 
-// "precision: bf16-autocast; activation checkpointing: each block is computed once more in backward"; empty where neither is asked for.
-std::string precision_sentence(const TrainOptions& options) {
-  std::string sentence;
-  if (options.precision != Precision::float32)
-    sentence = "precision: " + std::string(name_of(options.precision));
-  if (scales_loss(options.precision)) {
-    char scale[64];
-    std::snprintf(scale, sizeof scale, ", loss scale %g at first", options.loss_scale.initial);
-    sentence += scale;
-    if (!options.use_gpu)
-      sentence += " (on CPUs float16 products are several times slower than bfloat16's)";
-  }
-  if (options.checkpoints_activations)
-    sentence +=
-        (sentence.empty() ? "" : "; ") +
-        std::string("activation checkpointing: each block is computed once more in backward");
-  return sentence;
-}
-
 // Empty without dropout.
 std::string dropout_sentence(const TrainOptions& options, const model::DropoutRates& rates) {
   if (rates.is_none()) return "";
@@ -89,6 +70,30 @@ std::string origin_of(const TrainOptions& options) {
 
 }  // namespace
 
+std::string precision_sentence(const TrainOptions& options,
+                               std::optional<bool> has_bfloat16_products) {
+  std::string sentence;
+  if (options.precision != Precision::float32)
+    sentence = "precision: " + std::string(name_of(options.precision));
+  if (scales_loss(options.precision)) {
+    char scale[64];
+    std::snprintf(scale, sizeof scale, ", loss scale %g at first", options.loss_scale.initial);
+    sentence += scale;
+    if (!options.use_gpu)
+      sentence += " (on CPUs float16 products are several times slower than bfloat16's)";
+  } else if (options.precision != Precision::float32 && !options.use_gpu &&
+             has_bfloat16_products == std::optional(false)) {
+    sentence +=
+        " (this processor has no instructions for bfloat16's products: here it is slower than "
+        "float32)";
+  }
+  if (options.checkpoints_activations)
+    sentence +=
+        (sentence.empty() ? "" : "; ") +
+        std::string("activation checkpointing: each block is computed once more in backward");
+  return sentence;
+}
+
 std::string early_stop_sentence(const ValidationHistory& history, const EarlyStopping& rule) {
   return "stopped early: no validation loss below " +
          fixed(history.reference.value_or(0) - rule.min_delta, 4) + " in " +
@@ -96,7 +101,8 @@ std::string early_stop_sentence(const ValidationHistory& history, const EarlySto
 }
 
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
-                                         int64_t parameters, const data::Corpus& corpus) {
+                                         int64_t parameters, const data::Corpus& corpus,
+                                         std::optional<bool> has_bfloat16_products) {
   const model::ModelShape shape = model::shape_of(initial.config);
   const std::string architecture =
       std::holds_alternative<model::Gpt2Config>(initial.config) ? "GPT-2" : "Llama";
@@ -113,7 +119,8 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
           " to train on, " + grouped(corpus.validation_tokens()) + " to validate; an epoch is " +
           grouped(corpus.training_samples()) + " sequences"};
   if (corpus.packs_documents()) sentences.push_back(packing_sentence(corpus));
-  if (const std::string precision = precision_sentence(options); !precision.empty())
+  if (const std::string precision = precision_sentence(options, has_bfloat16_products);
+      !precision.empty())
     sentences.push_back(precision);
   if (const std::string dropout = dropout_sentence(options, model::dropout_of(initial.config));
       !dropout.empty())

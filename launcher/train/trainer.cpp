@@ -588,7 +588,8 @@ class Run {
                  const std::vector<int64_t>& planned_bytes, const MemoryForecast& forecast) {
     say_where_it_begins(stepper.job_step());
     for (const std::string& sentence :
-         start_sentences(options_, initial_, model_.parameter_count(), corpora_.training)) {
+         start_sentences(options_, initial_, model_.parameter_count(), corpora_.training,
+                         launcher::has_bfloat16_products())) {
       progress_.say(sentence);
     }
     progress_.say("run: " + describe_length(schedule_.total_steps, counts));
