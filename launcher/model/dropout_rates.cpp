@@ -13,7 +13,8 @@ std::string describe(const DropoutRates& rates) {
     if (rate == 0) continue;
     char digits[32];
     const char* const end = std::to_chars(digits, digits + sizeof digits, rate).ptr;
-    text += (text.empty() ? "" : ", ") + std::string(name) + " " + std::string(digits, end);
+    text += (text.empty() ? "" : ", ") + std::string(name) + " " +
+            std::string(digits, static_cast<size_t>(end - digits));
   }
   return text.empty() ? "none" : text;
 }

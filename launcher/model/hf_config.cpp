@@ -146,7 +146,7 @@ Gpt2Config gpt2_of(const Fields& fields) {
   config.n_layer = fields.size("n_layer", 12);
   config.n_head = fields.size("n_head", 12);
   config.n_embd = fields.size("n_embd", 768);
-  config.n_ctx = fields.size("n_positions", fields.size("n_ctx", 1024));
+  config.n_ctx = fields.size(fields.has("n_positions") ? "n_positions" : "n_ctx", 1024);
   config.vocab = fields.size("vocab_size", 50257);
   config.initial_deviation = fields.number("initializer_range", 0.02);
   config.dropout = {.embeddings = fields.rate("embd_pdrop", 0.1),
@@ -267,7 +267,7 @@ LlamaConfig llama_of(const Fields& fields, const Family& family) {
   config.initial_deviation = fields.number("initializer_range", 0.02);
   config.attention_dropout = fields.rate("attention_dropout", 0);
   const Fields rope = fields.object({"rope_parameters", "rope_scaling"});
-  config.rope_theta = rope.number("rope_theta", fields.number("rope_theta", 10000));
+  config.rope_theta = (rope.has("rope_theta") ? rope : fields).number("rope_theta", 10000);
   config.rope = rope_scaling_of(fields, rope, config.context);
   rope.refuse_unused(family.type);
   const bool has_biases = family.has_bias_flag && fields.flag("attention_bias", false);

@@ -123,6 +123,10 @@ TEST_F(ConfigFileTest, ATypingErrorIsNotSilent) {
   for (const char* line : {"sliding_window = 9", "dtype = \"bfloat16\"", "n_layer = 3",
                            "[rope_parameters]\nlow_freq_factor = 1.0", "[optimizer]\nlr = 1e-3"})
     expect_refused(kLlama + line + "\n", "has no use");
+  // Said twice, one of them would not count.
+  expect_refused(kGpt2 + "n_ctx = 128\n", "says n_ctx, for which this gpt2 has no use");
+  expect_refused("rope_theta = 1e4\n" + kLlama + "[rope_parameters]\nrope_theta = 1e5\n",
+                 "says rope_theta, for which this llama has no use");
   expect_refused("sliding_window = 9\n" + kLlama.substr(0, 15) + "qwen2" + kLlama.substr(20),
                  "says sliding_window, for which this qwen2 has no use");
 }

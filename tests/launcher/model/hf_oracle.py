@@ -26,7 +26,7 @@ def rope(kind, **more):
 
 
 MODELS = {
-    "gpt2": GPT2Config(vocab_size=96, n_embd=48, n_layer=3, n_head=4, n_positions=64, initializer_range=0.1, resid_pdrop=0.3,
+    "gpt2": GPT2Config(vocab_size=96, n_embd=48, n_layer=3, n_head=4, n_positions=64, initializer_range=0.1, resid_pdrop=0.05,
                        bos_token_id=None, eos_token_id=None),
     "llama2": LlamaConfig(**SIZES, attention_dropout=0.2),
     "llama3": LlamaConfig(**GROUPED, tie_word_embeddings=True, head_dim=16,
