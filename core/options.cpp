@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <numeric>
 #include <span>
 #include <type_traits>
 #include <utility>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/option_fields.h"
+#include "fusedbun/core/similar_name.h"
 
 namespace fusedbun {
 namespace {
@@ -66,21 +66,6 @@ requires std::is_enum_v<Enum> std::string text_of(Enum value) {
 void require_range(bool holds, std::string_view field, double value, std::string_view range) {
   FUSEDBUN_REQUIRE(holds, ConfigError,
                    std::string(field) + " = " + text_of(value) + ": must be " + std::string(range));
-}
-
-// Levenshtein's distance: how many letters must be added, removed or replaced.
-size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), size_t{0});
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i);
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
-    }
-  }
-  return row.back();
 }
 
 }  // namespace
@@ -150,7 +135,7 @@ Options preset(std::string_view name, double lr) {
 std::string nearest_name(std::string_view name, std::span<const std::string> allowed) {
   FUSEDBUN_ASSERT(!allowed.empty(), "a nearest name needs names to choose from");
   return *std::min_element(allowed.begin(), allowed.end(), [&](const auto& a, const auto& b) {
-    return edit_distance(name, a) < edit_distance(name, b);
+    return edits_between(name, a) < edits_between(name, b);
   });
 }
 

@@ -2,7 +2,8 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <numeric>
+
+#include "fusedbun/core/similar_name.h"
 
 namespace fusedbun::launcher {
 namespace {
@@ -22,20 +23,6 @@ class ExamplesFirst : public CLI::Formatter {
     return help;
   }
 };
-
-int edits_between(std::string_view a, std::string_view b) {
-  std::vector<int> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), 0);
-  for (size_t i = 0; i < a.size(); ++i) {
-    int diagonal = std::exchange(row[0], static_cast<int>(i) + 1);
-    for (size_t j = 0; j < b.size(); ++j) {
-      const int replaced = diagonal + (a[i] != b[j]);
-      diagonal = row[j + 1];
-      row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
-    }
-  }
-  return row.back();
-}
 
 /// The command whose words were being read when parsing stopped.
 const CLI::App& deepest(const CLI::App& app) {
@@ -67,7 +54,7 @@ std::vector<std::string> commands_of(const CLI::App& app) {
 std::string unknown_word(const CLI::App& command, const std::string& word) {
   const bool is_flag = word.starts_with("-");
   const std::string name = word.substr(0, word.find('='));
-  const std::string close = nearest(name, is_flag ? flags_of(command) : commands_of(command));
+  const std::string close = similar_name(name, is_flag ? flags_of(command) : commands_of(command));
   std::string sentence = std::string("unknown ") + (is_flag ? "flag " : "word ") + name + " of '" +
                          full_name(command) + "'";
   // The positional words of `launch` are a program: the flag may have been meant for it.
@@ -116,18 +103,6 @@ std::vector<std::string> with_program_marked(const CLI::App& app, std::vector<st
     if (value_follows && word + 1 != words.end()) ++word;
   }
   return words;
-}
-
-std::string nearest(std::string_view word, const std::vector<std::string>& candidates) {
-  std::string best;
-  int fewest = std::max(2, static_cast<int>(word.size()) / 3) + 1;
-  for (const std::string& candidate : candidates) {
-    const int edits = edits_between(word, candidate);
-    if (edits >= fewest) continue;
-    fewest = edits;
-    best = candidate;
-  }
-  return best;
 }
 
 std::string usage_sentence(const CLI::App& app, const CLI::ParseError& error) {

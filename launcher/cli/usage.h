@@ -23,7 +23,4 @@ std::vector<std::string> with_program_marked(const CLI::App& app, std::vector<st
 /// What was wrong, with the nearest flag or command where a word is unknown, and where to read more.
 std::string usage_sentence(const CLI::App& app, const CLI::ParseError& error);
 
-/// The candidate with the fewest edits to `word`, if they are few (a third of its letters, or two); else empty.
-std::string nearest(std::string_view word, const std::vector<std::string>& candidates);
-
 }  // namespace fusedbun::launcher

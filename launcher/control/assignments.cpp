@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/similar_name.h"
 #include "fusedbun/dist/changes/change.h"
-#include "fusedbun/launcher/cli/usage.h"
 
 namespace fusedbun::launcher {
 namespace {
@@ -30,7 +30,7 @@ FieldSpec find_name(const std::string& name) {
   std::string known = name == "clip" ? std::string(changes::name_of(Field::max_grad_norm)) : name;
   std::ranges::replace(known, '-', '_');
   if (const auto spec = changes::find_field(known)) return *spec;
-  const std::string close = nearest(name, known_names());
+  const std::string close = similar_name(name, known_names());
   throw UsageError(
       "'" + name + "' cannot be changed while a job runs" +
       (close.empty() ? ": 'fusedbun set --help' lists what can" : ", did you mean " + close + "?"));

@@ -71,6 +71,25 @@ int usable_cores() {
   return std::min(allowed, paid.value_or(allowed));
 }
 
+std::optional<bool> bfloat16_products_in(const std::string& cpuinfo) {
+  std::istringstream lines(cpuinfo);
+  for (std::string line; std::getline(lines, line);) {  // of the first processor
+    std::istringstream words(line);
+    std::string word;
+    words >> word;
+    if (word != "flags" && word != "Features") continue;
+    while (words >> word) {
+      if (word == "avx512_bf16" || word == "amx_bf16" || word == "bf16") return true;
+    }
+    return false;
+  }
+  return std::nullopt;
+}
+
+std::optional<bool> has_bfloat16_products() {
+  return bfloat16_products_in(text_of("/proc/cpuinfo"));
+}
+
 std::optional<SharedMemory> shared_memory() {
   struct statvfs space {};
   if (::statvfs("/dev/shm", &space) != 0) return {};

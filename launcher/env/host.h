@@ -27,6 +27,12 @@ int usable_cores();
 /// What the quota is worth; nothing without one. `cgroups` is what /proc/self/cgroup says, `mount` where cgroups are mounted.
 std::optional<int> cores_of_quota(const std::string& cgroups, const std::filesystem::path& mount);
 
+/// Whether the processor multiplies matrices of bfloat16 itself: AVX512_BF16 or AMX on x86, FEAT_BF16 on ARM. Nothing where the host does not
+/// say. LibTorch names these flags for x86 alone.
+std::optional<bool> has_bfloat16_products();
+/// The same of what /proc/cpuinfo says.
+std::optional<bool> bfloat16_products_in(const std::string& cpuinfo);
+
 /// Of /dev/shm, where the ranks of one host share gradients; nothing if it is not mounted.
 std::optional<SharedMemory> shared_memory();
 /// By /proc/self/status; zeros where there is none.

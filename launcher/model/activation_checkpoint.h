@@ -18,7 +18,7 @@ namespace fusedbun::model {
 using CheckpointedBlock = std::function<at::Tensor(const at::Tensor& input)>;
 
 /// block(input). The block is called again in backward, so it must be a function of its input and of its parameters, which stand still
-/// until then: no dropout and no other random numbers (the generator is not put back), nothing kept between calls. What the block
+/// until then: nothing kept between calls, and random numbers only of a generator that the block itself has set (dropout.h). What the block
 /// refers to must live until backward() has returned. Without gradient mode it is block(input) and nothing more.
 at::Tensor checkpointed(CheckpointedBlock block, const at::Tensor& input);
 

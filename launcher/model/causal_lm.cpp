@@ -22,32 +22,34 @@ std::pair<torch::Tensor, torch::Tensor> LayerCache::extend(const torch::Tensor& 
   return {keys.narrow(2, keys.size(2) - seen, seen), values.narrow(2, keys.size(2) - seen, seen)};
 }
 
-LayerCache* layer_of(KeyValueCache* cache, size_t index) {
+LayerCache* layer_of(KeyValueCache* cache, int64_t index) {
   if (cache == nullptr) return nullptr;
-  if (cache->layers.size() <= index) cache->layers.resize(index + 1);
-  return &cache->layers[index];
+  const auto place = static_cast<size_t>(index);
+  if (cache->layers.size() <= place) cache->layers.resize(place + 1);
+  return &cache->layers[place];
 }
 
-torch::Tensor CausalLm::checked_hidden(const torch::Tensor& tokens,
-                                       const torch::Tensor& positions) {
+torch::Tensor CausalLm::checked_hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
+                                       std::optional<uint64_t> dropout_seed) {
   FUSEDBUN_ASSERT(tokens.dim() == 2 && tokens.size(1) <= context(),
                   "tokens must be [batch, time <= context]");
   FUSEDBUN_ASSERT(!positions.defined() || positions.sizes() == tokens.sizes(),
                   "every token has a position");
-  return hidden(tokens, positions, /*cache=*/nullptr);
+  return hidden(tokens, positions, /*cache=*/nullptr, PassDropout(dropout(), dropout_seed));
 }
 
 torch::Tensor CausalLm::forward(const torch::Tensor& tokens) {
   std::optional<Autocast> autocast;
   if (forward_.autocast) autocast.emplace(tokens.device().type(), *forward_.autocast);
-  return at::linear(checked_hidden(tokens, {}), head());
+  return at::linear(checked_hidden(tokens, {}, {}), head());
 }
 
 torch::Tensor CausalLm::loss(const torch::Tensor& tokens, const torch::Tensor& targets,
-                             const torch::Tensor& positions, std::optional<double> divisor) {
+                             const torch::Tensor& positions, std::optional<double> divisor,
+                             std::optional<uint64_t> dropout_seed) {
   std::optional<Autocast> autocast;
   if (forward_.autocast) autocast.emplace(tokens.device().type(), *forward_.autocast);
-  return linear_cross_entropy(checked_hidden(tokens, positions).flatten(0, 1), head(),
+  return linear_cross_entropy(checked_hidden(tokens, positions, dropout_seed).flatten(0, 1), head(),
                               targets.flatten(), kLogitBytes, divisor);
 }
 
@@ -59,7 +61,8 @@ torch::Tensor CausalLm::next_logits(const torch::Tensor& tokens, KeyValueCache& 
   const torch::NoGradGuard no_grad;
   std::optional<Autocast> autocast;
   if (forward_.autocast) autocast.emplace(tokens.device().type(), *forward_.autocast);
-  const torch::Tensor last = hidden(tokens, /*positions=*/{}, &cache).select(1, time - 1);
+  const torch::Tensor last =
+      hidden(tokens, /*positions=*/{}, &cache, PassDropout({}, {})).select(1, time - 1);
   cache.length += time;
   return at::linear(last, head()).to(at::kFloat);
 }

@@ -14,6 +14,8 @@
 #include <optional>
 #include <utility>
 
+#include "fusedbun/launcher/model/dropout.h"
+
 namespace fusedbun::model {
 
 /// How a forward pass runs.
@@ -39,7 +41,7 @@ struct KeyValueCache {
   std::deque<LayerCache> layers;
 };
 /// Null without a cache.
-LayerCache* layer_of(KeyValueCache* cache, size_t index);
+LayerCache* layer_of(KeyValueCache* cache, int64_t index);
 
 class CausalLm : public torch::nn::Module {
  public:
@@ -53,8 +55,11 @@ class CausalLm : public torch::nn::Module {
   /// `divisor` their sum divided by it. A float32 scalar, whatever the model's type.
   /// `positions` [batch, time], int64: of each token in its document, 0 where one begins; no token sees those of another document.
   /// Undefined: a sequence is one document.
+  /// With `dropout_seed` the model's dropout() acts, with masks that are a function of the seed, the shape of `tokens` and the device; the
+  /// device's default generator is set, also in backward where blocks are computed once more. Without one there is no dropout.
   torch::Tensor loss(const torch::Tensor& tokens, const torch::Tensor& targets,
-                     const torch::Tensor& positions = {}, std::optional<double> divisor = {});
+                     const torch::Tensor& positions = {}, std::optional<double> divisor = {},
+                     std::optional<uint64_t> dropout_seed = {});
 
   /// Logits [batch, vocab], float32, of the token that follows `tokens` [batch, time]; those continue the sequence in `cache`, which takes
   /// them in. One token, unless the cache is empty; context() in all at most. Keeps nothing for backward.
@@ -62,13 +67,14 @@ class CausalLm : public torch::nn::Module {
 
   virtual int64_t context() const = 0;  ///< the longest sequence
   virtual int64_t vocab() const = 0;
+  virtual DropoutRates dropout() const = 0;  ///< of training
   int64_t parameter_count() const;
 
  protected:
   /// [batch, time, width], normalised. `positions` as in loss(). With a cache, of tokens that continue its sequence, as in next_logits();
   /// then there are no positions.
   virtual torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
-                               KeyValueCache* cache) = 0;
+                               KeyValueCache* cache, const PassDropout& dropout) = 0;
   /// The output layer [vocab, width].
   virtual torch::Tensor head() const = 0;
   /// block(x), computed once more in backward if the options say so.
@@ -76,7 +82,8 @@ class CausalLm : public torch::nn::Module {
                           const torch::Tensor& x) const;
 
  private:
-  torch::Tensor checked_hidden(const torch::Tensor& tokens, const torch::Tensor& positions);
+  torch::Tensor checked_hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
+                               std::optional<uint64_t> dropout_seed);
 
   ForwardOptions forward_;
 };

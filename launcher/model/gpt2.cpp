@@ -15,8 +15,6 @@
 namespace fusedbun::model {
 namespace {
 
-constexpr double kInitialDeviation = 0.02;
-
 torch::nn::LayerNorm layer_norm(int64_t width) {
   return torch::nn::LayerNorm(torch::nn::LayerNormOptions({width}).eps(1e-5));
 }
@@ -29,14 +27,15 @@ class AttentionImpl : public torch::nn::Module {
         c_proj_(register_module("c_proj", linear(config.n_embd, config.n_embd, true))) {}
 
   /// x [batch, time, width]; `mask` as document_mask gives it, undefined: each token sees all before it.
-  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask, LayerCache* cache) {
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask, LayerCache* cache,
+                        double dropout) {
     const int64_t batch = x.size(0), time = x.size(1), width = x.size(2);
     const auto parts = project(c_attn_, x).view({batch, time, 3, heads_, width / heads_}).unbind(2);
     torch::Tensor keys = parts[1].transpose(1, 2), values = parts[2].transpose(1, 2);
     if (cache != nullptr) std::tie(keys, values) = cache->extend(keys, values, /*window=*/0);
     const auto mixed = at::scaled_dot_product_attention(
         parts[0].transpose(1, 2), keys, values, mask.defined() ? std::optional(mask) : std::nullopt,
-        /*dropout_p=*/0.0, /*is_causal=*/!mask.defined() && keys.size(2) == time);
+        dropout, /*is_causal=*/!mask.defined() && keys.size(2) == time);
     return project(c_proj_, mixed.transpose(1, 2).reshape({batch, time, width}));
   }
 
@@ -69,9 +68,11 @@ class BlockImpl : public torch::nn::Module {
         ln_2_(register_module("ln_2", layer_norm(config.n_embd))),
         mlp_(register_module("mlp", Mlp(config))) {}
 
-  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask, LayerCache* cache) {
-    const torch::Tensor attended = x + attn_(ln_1_(x), mask, cache);
-    return attended + mlp_(ln_2_(attended));
+  torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask, LayerCache* cache,
+                        const DropoutRates& dropout) {
+    const torch::Tensor attended =
+        x + dropped(attn_(ln_1_(x), mask, cache, dropout.attention), dropout.residuals);
+    return attended + dropped(mlp_(ln_2_(attended)), dropout.residuals);
   }
 
  private:
@@ -98,7 +99,7 @@ void Gpt2Impl::initialise(uint64_t seed) {
   const torch::NoGradGuard no_grad;
   at::Generator generator = at::detail::createCPUGenerator(seed);
   const double residual_deviation =
-      kInitialDeviation / std::sqrt(2.0 * static_cast<double>(config_.n_layer));
+      config_.initial_deviation / std::sqrt(2.0 * static_cast<double>(config_.n_layer));
   for (auto& parameter : named_parameters()) {
     const std::string_view name = parameter.key();
     torch::Tensor& values = parameter.value();
@@ -106,27 +107,31 @@ void Gpt2Impl::initialise(uint64_t seed) {
       values.fill_(name.ends_with("ln_1.weight") || name.ends_with("ln_2.weight") ||
                    name == "ln_f.weight");
     } else {
-      values.normal_(0, name.ends_with("c_proj.weight") ? residual_deviation : kInitialDeviation,
-                     generator);
+      values.normal_(
+          0, name.ends_with("c_proj.weight") ? residual_deviation : config_.initial_deviation,
+          generator);
     }
   }
 }
 
 torch::Tensor Gpt2Impl::hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
-                               KeyValueCache* cache) {
+                               KeyValueCache* cache, const PassDropout& dropout) {
   const bool has_borders = positions.defined();
   const torch::Tensor mask = has_borders ? document_mask(positions) : torch::Tensor();
   const int64_t past = cache == nullptr ? 0 : cache->length;
   torch::Tensor x =
       wte_(tokens) +
       wpe_(has_borders ? positions : at::arange(past, past + tokens.size(1), tokens.options()));
-  size_t index = 0;
+  x = dropped(x, dropout.begin(/*part=*/0, x.device()).embeddings);
+  int64_t part = 0;
   for (const auto& module : *h_) {
     auto* const block = module->as<Block>();
-    LayerCache* const cached = layer_of(cache, index++);
-    x = run_block([block, mask, cached](
-                      const torch::Tensor& input) { return block->forward(input, mask, cached); },
-                  x);
+    LayerCache* const cached = layer_of(cache, part++);
+    x = run_block(
+        [block, mask, cached, dropout, part](const torch::Tensor& input) {
+          return block->forward(input, mask, cached, dropout.begin(part, input.device()));
+        },
+        x);
   }
   return ln_f_(x);
 }

@@ -1,7 +1,7 @@
 #pragma once
 // GPT-2's architecture (Radford et al., 2019) as LibTorch modules: learned positions, layer norm before attention and
-// MLP, GELU with tanh, and an output layer tied to the token embedding. No dropout: a run is a function of its seed and
-// data.
+// MLP, GELU with tanh, and an output layer tied to the token embedding. Dropout as in transformers: of the embeddings' sum, of attention's
+// weights, and of what attention and MLP add.
 //
 // Parameter names are those of Hugging Face's GPT2Model ("h.0.attn.c_attn.weight"); linear weights are [out, in] as
 // LibTorch has them (hf_weights.h transposes at the border).
@@ -21,17 +21,18 @@ namespace fusedbun::model {
 
 class Gpt2Impl : public CausalLm {
  public:
-  /// Weights drawn from `seed` alone (normal, 0.02; layers that end in the residual stream 0.02 / sqrt(2·n_layer)), so
-  /// they are the same on every rank.
+  /// Weights drawn from `seed` alone (normal, config.initial_deviation; in layers that end in the residual stream that / sqrt(2·n_layer)),
+  /// so they are the same on every rank.
   Gpt2Impl(const Gpt2Config& config, uint64_t seed);
 
   const Gpt2Config& config() const { return config_; }
   int64_t context() const override { return config_.n_ctx; }
   int64_t vocab() const override { return config_.vocab; }
+  DropoutRates dropout() const override { return config_.dropout; }
 
  protected:
   torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
-                       KeyValueCache* cache) override;
+                       KeyValueCache* cache, const PassDropout& dropout) override;
   torch::Tensor head() const override { return wte_->weight; }
 
  private:

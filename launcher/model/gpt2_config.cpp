@@ -19,6 +19,8 @@ void validate(const Gpt2Config& config) {
   FUSEDBUN_REQUIRE(config.n_embd % config.n_head == 0, ConfigError,
                    "width = " + std::to_string(config.n_embd) +
                        ": must be a multiple of heads = " + std::to_string(config.n_head));
+  FUSEDBUN_REQUIRE(config.initial_deviation >= 0, ConfigError,
+                   "the initial deviation must be at least 0");
 }
 
 }  // namespace fusedbun::model

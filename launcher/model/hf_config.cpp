@@ -4,8 +4,10 @@
 #include <cmath>
 #include <initializer_list>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/similar_name.h"
 #include "fusedbun/dist/run_folder/text_file.h"
 
 namespace fusedbun::model {
@@ -14,16 +16,23 @@ namespace {
 using Json = nlohmann::json;
 using OrderedJson = nlohmann::ordered_json;
 
+/// Whose a file is: one of a published model, which has what others need too, or one that a person wrote for fusedbun.
+enum class Author : uint8_t { transformers, person };
+
 /// Fields of one JSON object. One that is missing or null has the default that is given.
 class Fields {
  public:
-  Fields(Json values, std::string path, std::string prefix = "")
-      : values_(std::move(values)), path_(std::move(path)), prefix_(std::move(prefix)) {
+  Fields(Json values, std::string path, Author author, std::string prefix = "")
+      : values_(std::move(values)),
+        path_(std::move(path)),
+        author_(author),
+        prefix_(std::move(prefix)) {
     if (!values_.is_object())
       refuse("is no JSON object" + (prefix_.empty() ? "" : " in " + prefix_));
   }
 
   bool has(const char* name) const {
+    asked_.emplace(name);
     const auto found = values_.find(name);
     return found != values_.end() && !found->is_null();
   }
@@ -41,6 +50,12 @@ class Fields {
     const Json& value = values_.at(name);
     if (!value.is_number() || !std::isfinite(value.get<double>())) refuse_value(name);
     return value.get<double>();
+  }
+  /// At least 0 and below 1.
+  double rate(const char* name, double missing) const {
+    const double value = number(name, missing);
+    if (value < 0 || value >= 1) refuse_value(name);
+    return value;
   }
   bool flag(const char* name, bool missing) const {
     if (!has(name)) return missing;
@@ -66,9 +81,9 @@ class Fields {
   /// The object under the first of `names` that is there, else an empty one.
   Fields object(std::initializer_list<const char*> names) const {
     for (const char* name : names) {
-      if (has(name)) return {values_.at(name), path_, std::string(name) + "."};
+      if (has(name)) return {values_.at(name), path_, author_, std::string(name) + "."};
     }
-    return {Json::object(), path_};
+    return {Json::object(), path_, author_};
   }
   /// Only the first of `known`, transformers' default, and those that compute the same can be computed with.
   void require(const char* name, std::initializer_list<Json> known) const {
@@ -76,7 +91,42 @@ class Fields {
     refuse("says " + prefix_ + name + " = " + values_.at(name).dump() +
            ", and here the model is computed with " + known.begin()->dump());
   }
-  [[noreturn]] void refuse(const std::string& what) const { throw DataError(path_ + " " + what); }
+  [[noreturn]] void refuse(const std::string& what) const {
+    if (author_ == Author::person) throw ConfigError(path_ + " " + what);
+    throw DataError(path_ + " " + what);
+  }
+  /// What a person wrote and nobody has asked for is a typing error.
+  void refuse_unused(const std::string& type) const {
+    if (author_ != Author::person) return;
+    for (const auto& [name, value] : values_.items()) {
+      if (asked_.contains(name)) continue;
+      const std::string meant = similar_name(name, {asked_.begin(), asked_.end()});
+      refuse("says " + prefix_ + name + ", for which this " + type + " has no use" +
+             (meant.empty() ? "" : "; did you mean " + prefix_ + meant + "?"));
+    }
+  }
+  /// A model of a person's own must say its sizes.
+  void require_said(const std::string& type, std::initializer_list<const char*> names) const {
+    if (author_ != Author::person) return;
+    std::string all;
+    for (const char* name : names) all += (all.empty() ? "" : ", ") + std::string(name);
+    for (const char* name : names) {
+      if (!has(name)) refuse("does not say " + std::string(name) + "; a " + type + " needs " + all);
+    }
+  }
+  /// Token ids, or lists of them, below `vocab`.
+  void check_tokens(int64_t vocab) const {
+    if (author_ != Author::person) return;
+    for (const char* name : kTokenNames) {
+      if (!has(name)) continue;
+      const Json& value = values_.at(name);
+      const Json ids = value.is_array() ? value : Json::array({value});
+      for (const Json& id : ids) {
+        if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab)
+          refuse_value(name);
+      }
+    }
+  }
 
  private:
   [[noreturn]] void refuse_value(const char* name) const {
@@ -84,16 +134,24 @@ class Fields {
   }
 
   Json values_;
-  std::string path_, prefix_;
+  std::string path_;
+  Author author_;
+  std::string prefix_;
+  mutable std::set<std::string> asked_;  ///< names
 };
 
 Gpt2Config gpt2_of(const Fields& fields) {
+  fields.require_said("gpt2", {"n_layer", "n_head", "n_embd", "n_positions", "vocab_size"});
   Gpt2Config config;
   config.n_layer = fields.size("n_layer", 12);
   config.n_head = fields.size("n_head", 12);
   config.n_embd = fields.size("n_embd", 768);
-  config.n_ctx = fields.size("n_positions", fields.size("n_ctx", 1024));
+  config.n_ctx = fields.size(fields.has("n_positions") ? "n_positions" : "n_ctx", 1024);
   config.vocab = fields.size("vocab_size", 50257);
+  config.initial_deviation = fields.number("initializer_range", 0.02);
+  config.dropout = {.embeddings = fields.rate("embd_pdrop", 0.1),
+                    .attention = fields.rate("attn_pdrop", 0.1),
+                    .residuals = fields.rate("resid_pdrop", 0.1)};
   fields.require("activation_function", {"gelu_new", "gelu_pytorch_tanh"});
   fields.require("layer_norm_epsilon", {1e-5});
   fields.require("scale_attn_weights", {true});
@@ -190,6 +248,9 @@ void set_windows(const Fields& fields, const Family& family, LlamaConfig& config
 }
 
 LlamaConfig llama_of(const Fields& fields, const Family& family) {
+  fields.require_said(
+      family.type, {"num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads",
+                    "max_position_embeddings", "vocab_size"});
   LlamaConfig config;
   config.layers = fields.size("num_hidden_layers", 32);
   config.width = fields.size("hidden_size", 4096);
@@ -204,9 +265,11 @@ LlamaConfig llama_of(const Fields& fields, const Family& family) {
   config.vocab = fields.size("vocab_size", 32000);
   config.norm_epsilon = fields.number("rms_norm_eps", 1e-6);
   config.initial_deviation = fields.number("initializer_range", 0.02);
+  config.attention_dropout = fields.rate("attention_dropout", 0);
   const Fields rope = fields.object({"rope_parameters", "rope_scaling"});
-  config.rope_theta = rope.number("rope_theta", fields.number("rope_theta", 10000));
+  config.rope_theta = (rope.has("rope_theta") ? rope : fields).number("rope_theta", 10000);
   config.rope = rope_scaling_of(fields, rope, config.context);
+  rope.refuse_unused(family.type);
   const bool has_biases = family.has_bias_flag && fields.flag("attention_bias", false);
   config.qkv_bias = family.qkv_bias || has_biases;
   config.output_bias = has_biases;
@@ -215,27 +278,38 @@ LlamaConfig llama_of(const Fields& fields, const Family& family) {
   config.tied = fields.flag("tie_word_embeddings", false);
   set_windows(fields, family, config);
   fields.require("hidden_act", {"silu", "swish"});
-  fields.require("attention_dropout", {0.0, 0});
   return config;
 }
 
+/// Dropout under the names of config.json.
+OrderedJson dropout_json(const Gpt2Config& config) {
+  return {{"attn_pdrop", config.dropout.attention},
+          {"embd_pdrop", config.dropout.embeddings},
+          {"resid_pdrop", config.dropout.residuals}};
+}
+OrderedJson dropout_json(const LlamaConfig& config) {
+  OrderedJson json;
+  json["attention_dropout"] = config.attention_dropout;
+  return json;
+}
+
 OrderedJson json_of(const Gpt2Config& config) {
-  return {{"architectures", {"GPT2LMHeadModel"}},
-          {"model_type", "gpt2"},
-          {"activation_function", "gelu_new"},
-          {"n_layer", config.n_layer},
-          {"n_head", config.n_head},
-          {"n_embd", config.n_embd},
-          {"n_positions", config.n_ctx},
-          {"n_ctx", config.n_ctx},
-          {"vocab_size", config.vocab},
-          {"layer_norm_epsilon", 1e-5},
-          {"attn_pdrop", 0.0},
-          {"embd_pdrop", 0.0},
-          {"resid_pdrop", 0.0},
-          {"tie_word_embeddings", true},
-          {"bos_token_id", nullptr},
-          {"eos_token_id", nullptr}};
+  OrderedJson json{{"architectures", {"GPT2LMHeadModel"}},
+                   {"model_type", "gpt2"},
+                   {"activation_function", "gelu_new"},
+                   {"n_layer", config.n_layer},
+                   {"n_head", config.n_head},
+                   {"n_embd", config.n_embd},
+                   {"n_positions", config.n_ctx},
+                   {"n_ctx", config.n_ctx},
+                   {"vocab_size", config.vocab},
+                   {"layer_norm_epsilon", 1e-5},
+                   {"initializer_range", config.initial_deviation},
+                   {"tie_word_embeddings", true},
+                   {"bos_token_id", nullptr},
+                   {"eos_token_id", nullptr}};
+  json.update(dropout_json(config));
+  return json;
 }
 
 OrderedJson json_of(const RopeScaling& rope, double theta) {
@@ -296,6 +370,7 @@ OrderedJson json_of(const LlamaConfig& config) {
                    {"tie_word_embeddings", config.tied},
                    {"bos_token_id", nullptr},
                    {"eos_token_id", nullptr}};
+  json.update(dropout_json(config));
   if (family == "llama" || family == "qwen3") json["attention_bias"] = config.output_bias;
   if (family == "llama") json["mlp_bias"] = config.mlp_bias;
   if (family == "mistral") json["sliding_window"] = config.window;
@@ -311,12 +386,7 @@ OrderedJson json_of(const LlamaConfig& config) {
   return json;
 }
 
-}  // namespace
-
-ModelConfig read_hf_config(const std::filesystem::path& path) {
-  const Fields fields(
-      Json::parse(run_folder::read_text_file(path), nullptr, /*allow_exceptions=*/false),
-      path.string());
+ModelConfig model_of(const Fields& fields) {
   const std::string type = fields.text("model_type", "");
   if (type == "gpt2") return gpt2_of(fields);
   for (const Family& family : kFamilies) {
@@ -326,9 +396,30 @@ ModelConfig read_hf_config(const std::filesystem::path& path) {
                 "\"; gpt2, llama, mistral, qwen2 and qwen3 can be trained here");
 }
 
-std::optional<int64_t> end_of_text_in(const std::filesystem::path& path) {
-  const Json json =
-      Json::parse(run_folder::read_text_file(path), nullptr, /*allow_exceptions=*/false);
+ModelConfig parsed(const std::string& config_text, const std::string& name, Author author) {
+  const Fields fields(Json::parse(config_text, nullptr, /*allow_exceptions=*/false), name, author);
+  const ModelConfig config = model_of(fields);
+  fields.check_tokens(vocab_of(config));
+  fields.refuse_unused(fields.text("model_type", ""));
+  return config;
+}
+
+}  // namespace
+
+ModelConfig read_hf_config(const std::filesystem::path& path) {
+  return parse_hf_config(run_folder::read_text_file(path), path.string());
+}
+
+ModelConfig parse_hf_config(const std::string& config_text, const std::string& name) {
+  return parsed(config_text, name, Author::transformers);
+}
+
+ModelConfig parse_own_config(const std::string& config_text, const std::string& name) {
+  return parsed(config_text, name, Author::person);
+}
+
+std::optional<int64_t> end_of_text_in(const std::string& config_text) {
+  const Json json = Json::parse(config_text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) return std::nullopt;  // read_hf_config says so
   Json token = json.value("eos_token_id", Json());
   if (token.is_array() && !token.empty()) token = Json(token.front());
@@ -347,6 +438,25 @@ std::string with_dtype(const std::string& config_text, std::string_view dtype) {
   if (json.contains("torch_dtype")) json["torch_dtype"] = dtype;
   if (json.contains("dtype") || !json.contains("torch_dtype")) json["dtype"] = dtype;
   return json.dump(2) + "\n";
+}
+
+std::string with_dropout(const std::string& config_text, const ModelConfig& config) {
+  OrderedJson json = OrderedJson::parse(config_text);
+  json.update(std::visit([](const auto& sizes) { return dropout_json(sizes); }, config));
+  return json.dump(2) + "\n";
+}
+
+DropoutRates dropout_of(const ModelConfig& config) {
+  if (const auto* gpt2 = std::get_if<Gpt2Config>(&config)) return gpt2->dropout;
+  return {.attention = std::get<LlamaConfig>(config).attention_dropout};
+}
+
+void set_dropout(ModelConfig& config, double rate) {
+  if (auto* const gpt2 = std::get_if<Gpt2Config>(&config)) {
+    gpt2->dropout = {.embeddings = rate, .attention = rate, .residuals = rate};
+  } else {
+    std::get<LlamaConfig>(config).attention_dropout = rate;
+  }
 }
 
 int64_t context_of(const ModelConfig& config) {

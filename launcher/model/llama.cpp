@@ -58,7 +58,8 @@ class LlamaAttentionImpl : public torch::nn::Module {
     k_norm_ = register_module("k_norm", RmsNorm(config.head_width, config.norm_epsilon));
   }
 
-  Tensor forward(const Tensor& x, const Positions& positions, bool is_windowed, LayerCache* cache) {
+  Tensor forward(const Tensor& x, const Positions& positions, bool is_windowed, LayerCache* cache,
+                 double dropout) {
     Tensor queries = heads_of(project(q_proj_, x), config_.heads);
     Tensor keys = heads_of(project(k_proj_, x), config_.kv_heads);
     if (config_.qk_norm) queries = q_norm_(queries), keys = k_norm_(keys);
@@ -69,8 +70,7 @@ class LlamaAttentionImpl : public torch::nn::Module {
     const Tensor& mask = is_windowed ? positions.windowed_mask : positions.mask;
     const Tensor mixed = at::scaled_dot_product_attention(
         rotated(queries.transpose(1, 2), positions), keys, values,
-        mask.defined() ? std::optional(mask) : std::nullopt,
-        /*dropout_p=*/0,
+        mask.defined() ? std::optional(mask) : std::nullopt, dropout,
         /*is_causal=*/!mask.defined() && keys.size(2) == x.size(1), /*scale=*/std::nullopt,
         /*enable_gqa=*/config_.heads != config_.kv_heads);
     return project(o_proj_, mixed.transpose(1, 2).flatten(2));
@@ -118,8 +118,10 @@ class LlamaLayerImpl : public torch::nn::Module {
                                                   RmsNorm(config.width, config.norm_epsilon))),
         mlp_(register_module("mlp", LlamaMlp(config))) {}
 
-  Tensor forward(const Tensor& x, const Positions& positions, LayerCache* cache) {
-    const Tensor attended = x + self_attn_(input_layernorm_(x), positions, is_windowed_, cache);
+  Tensor forward(const Tensor& x, const Positions& positions, LayerCache* cache,
+                 const DropoutRates& dropout) {
+    const Tensor attended =
+        x + self_attn_(input_layernorm_(x), positions, is_windowed_, cache, dropout.attention);
     return attended + mlp_(post_attention_layernorm_(attended));
   }
 
@@ -181,7 +183,7 @@ std::pair<Tensor, Tensor> LlamaImpl::angles(int64_t past, int64_t time,
 
 // Rotary positions tell distances alone, so they need not begin anew with a document; who sees whom does.
 Tensor LlamaImpl::hidden(const Tensor& tokens, const Tensor& document_positions,
-                         KeyValueCache* cache) {
+                         KeyValueCache* cache, const PassDropout& dropout) {
   const int64_t time = tokens.size(1);
   const int64_t past = cache == nullptr ? 0 : cache->length;
   Tensor x = embed_tokens_(tokens);
@@ -195,13 +197,15 @@ Tensor LlamaImpl::hidden(const Tensor& tokens, const Tensor& document_positions,
     positions.windowed_mask =
         positions.mask.defined() ? positions.mask.logical_and(window) : window;
   }
-  size_t index = 0;
+  int64_t part = 0;
   for (const auto& module : *layers_) {
     auto* const layer = module->as<LlamaLayer>();
-    LayerCache* const cached = layer_of(cache, index++);
-    x = run_block([layer, positions, cached](
-                      const Tensor& input) { return layer->forward(input, positions, cached); },
-                  x);
+    LayerCache* const cached = layer_of(cache, part++);
+    x = run_block(
+        [layer, positions, cached, dropout, part](const Tensor& input) {
+          return layer->forward(input, positions, cached, dropout.begin(part, input.device()));
+        },
+        x);
   }
   return norm_->as<RmsNormImpl>()->forward(x);
 }

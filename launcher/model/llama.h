@@ -26,10 +26,11 @@ class LlamaImpl : public CausalLm {
   const LlamaConfig& config() const { return config_; }
   int64_t context() const override { return config_.context; }
   int64_t vocab() const override { return config_.vocab; }
+  DropoutRates dropout() const override { return {.attention = config_.attention_dropout}; }
 
  protected:
   torch::Tensor hidden(const torch::Tensor& tokens, const torch::Tensor& document_positions,
-                       KeyValueCache* cache) override;
+                       KeyValueCache* cache, const PassDropout& dropout) override;
   torch::Tensor head() const override;
 
  private:

@@ -69,6 +69,7 @@ void validate(const LlamaConfig& config) {
                                           ": rotary positions turn pairs, so it must be even");
   require(config.norm_epsilon > 0, "the norm's epsilon must be above 0");
   require(config.rope_theta > 1, "rope_theta must be above 1");
+  require(config.initial_deviation >= 0, "the initial deviation must be at least 0");
   require(config.window >= 0,
           "window = " + std::to_string(config.window) + ": must be at least 0, where it is off");
   require(config.is_windowed.empty() || std::ssize(config.is_windowed) == config.layers,

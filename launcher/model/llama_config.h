@@ -49,6 +49,7 @@ struct LlamaConfig {
   int64_t window = 0;
   std::vector<bool> is_windowed = {};  ///< [layer]; empty: none
   double initial_deviation = 0.02;     ///< of weights drawn from a seed
+  double attention_dropout = 0;        ///< in training (dropout_rates.h)
 
   bool operator==(const LlamaConfig&) const = default;
 };

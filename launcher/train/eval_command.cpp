@@ -60,8 +60,7 @@ data::CorpusOptions corpus_options(const EvalOptions& options, const train::Init
                            .notice = [](const std::string& sentence) {
                              run_folder::write_to_standard_error(sentence + "\n");
                            }};
-  if (!read.separator && !initial.config_file.empty())
-    read.separator = model::end_of_text_in(initial.config_file);
+  if (!read.separator) read.separator = model::end_of_text_in(initial.config_text);
   return read;
 }
 
@@ -151,7 +150,7 @@ void run(const EvalOptions& options, OutputFormat format) {
   model->set_forward(forward);
   if (precision == train::Precision::bf16) model->to(at::kBFloat16);
   model->eval();
-  for (const std::string& other : data::other_tokenizers(options.data, initial.file.parent_path()))
+  for (const std::string& other : data::other_tokenizers(options.data, initial.folder))
     std::cerr << "fusedbun eval: " << other << '\n';
   std::vector<Found> found;
   for (const fs::path& file : options.data)

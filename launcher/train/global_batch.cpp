@@ -3,6 +3,7 @@
 #include <string>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/data/sample_order.h"
 
 namespace fusedbun::train {
 
@@ -17,6 +18,13 @@ BatchShare share_of_batch(int64_t global_sequences, int accumulation, int rank, 
                       std::to_string(below + parts) + " would fit");
   }
   return {global_sequences, global_sequences / parts, accumulation, rank, world_size};
+}
+
+uint64_t dropout_seed(uint64_t run_seed, int64_t job_step, int64_t first_sequence) {
+  using data::mixed;
+  constexpr uint64_t kPurpose = 0x64726F706F7574;  // another sequence than that of the samples
+  const uint64_t of_step = mixed(mixed(run_seed ^ kPurpose) ^ static_cast<uint64_t>(job_step));
+  return mixed(of_step ^ static_cast<uint64_t>(first_sequence));
 }
 
 }  // namespace fusedbun::train

@@ -20,6 +20,10 @@ struct BatchShare {
   }
 };
 
+/// The seed of the dropout of one forward pass, of a run with `run_seed`: the one whose first sequence has index `first_sequence` in the
+/// global batch of `job_step`. So what is left out is the same in a run that was stopped and goes on, and another in each pass and rank.
+uint64_t dropout_seed(uint64_t run_seed, int64_t job_step, int64_t first_sequence);
+
 /// Throws ConfigError, saying which sizes would fit, unless world size x accumulation divides the batch.
 BatchShare share_of_batch(int64_t global_sequences, int accumulation, int rank, int world_size);
 

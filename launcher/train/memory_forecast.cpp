@@ -107,6 +107,27 @@ int64_t gradient_bytes(const MemoryQuestion& question) {
              : all;
 }
 
+/// Attention's weights, of each head and pair of positions, where they are there: on CPUs no kernel has dropout without them.
+int64_t attention_weight_bytes(const MemoryQuestion& question) {
+  if (question.dropout.attention == 0 || question.on_gpu) return 0;
+  return question.sequences * question.context * question.context * question.model.heads *
+         kFloatBytes;
+}
+
+/// What dropout of one [tokens, d] keeps: on CPUs factors in the type of the values, on GPUs a byte each.
+int64_t mask_bytes(const MemoryQuestion& question, int64_t value_bytes) {
+  return question.sequences * question.context * question.model.width *
+         (question.on_gpu ? 1 : value_bytes);
+}
+
+/// Of a block. Of attention's weights what the softmax gave, the factors, and what both make.
+int64_t dropout_bytes(const MemoryQuestion& question) {
+  const int64_t masks = question.dropout.residuals > 0
+                            ? 2 * mask_bytes(question, element_bytes(question.precision).product)
+                            : 0;
+  return 3 * attention_weight_bytes(question) + masks;
+}
+
 int64_t activation_bytes(const MemoryQuestion& question) {
   const model::ModelShape& shape = question.model;
   const bool casts = has_autocast(question.precision);
@@ -124,7 +145,7 @@ int64_t activation_bytes(const MemoryQuestion& question) {
                            (shape.is_gated ? 4 : 2) * shape.mlp_width;
   const int64_t block = 2 * input + tokens * operands * product +
                         tokens * (4 + shape.heads) * kFloatBytes +
-                        (casts ? in_matrices * kHalfBytes : 0);
+                        (casts ? in_matrices * kHalfBytes : 0) + dropout_bytes(question);
   // While the first matrix of a block's backward pass, the MLP's last, is at work: the gradient that came, a short one under autocast
   // too, those of the activation's output and of the matrix. The output layer's gradient waits for the tied embedding's.
   const int64_t of_head = embedding * parameter_bytes(question.precision);
@@ -137,9 +158,17 @@ int64_t activation_bytes(const MemoryQuestion& question) {
   const int64_t in_loss = 2 * input + stream * product + of_head + logits * 2 * kFloatBytes +
                           (casts ? (embedding + stream) * kHalfBytes : 0);
   const int64_t head = std::max(in_loss, 3 * input + 2 * of_head);
-  if (!question.checkpoints_activations) return shape.layers * block + std::max(head, at_work);
+  // While attention's weights are, whose gradients are as large as they: what the block's MLP has kept is gone.
+  const int64_t of_mlp =
+      input +
+      tokens * (operands - shape.width - 2 * shape.query_width - 2 * shape.kv_width) * product;
+  const int64_t at_attention = input + 2 * attention_weight_bytes(question) + of_head - of_mlp;
+  const int64_t in_block = std::max(at_work, at_attention);
+  const int64_t embeddings = question.dropout.embeddings > 0 ? mask_bytes(question, residual) : 0;
+  if (!question.checkpoints_activations)
+    return embeddings + shape.layers * block + std::max(head, in_block);
   // The block's input is one of the inputs, but its output is computed too.
-  return shape.layers * input + std::max(head, block + at_work);
+  return embeddings + shape.layers * input + std::max(head, block + in_block);
 }
 
 }  // namespace

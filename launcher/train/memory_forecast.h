@@ -15,6 +15,7 @@
 //   activations       of a block, per token: 2 d of the residual stream and what matrix products and the MLP's activation take (GPT-2:
 //                     14 d); all blocks, or with activation checkpointing one, and d per token of each other's input. Under autocast also
 //                     the parameters in the shorter type. While the loss is there: some tokens' logits (launcher/model/cross_entropy.h).
+//                     Dropout keeps its masks, and on CPUs that of attention three numbers per head and pair of positions.
 //
 //   libraries         what the libraries of matrix products load and allocate in their first step: 40 MiB, as found on CPUs
 //
@@ -26,6 +27,7 @@
 #include <string>
 
 #include "fusedbun/dist/plan/transport_choice.h"
+#include "fusedbun/launcher/model/dropout_rates.h"
 #include "fusedbun/launcher/model/model_shape.h"
 #include "fusedbun/launcher/train/precision.h"
 
@@ -38,6 +40,7 @@ struct MemoryQuestion {
   int64_t frozen_parameters = 0;  ///< of them, without gradient
   Precision precision = Precision::float32;
   bool checkpoints_activations = false;
+  model::DropoutRates dropout = {};
   int64_t sequences = 1;  ///< of one backward pass on one rank
   int64_t context = 1;    ///< tokens of a sequence
   int accumulation = 1;   ///< backward passes of a step

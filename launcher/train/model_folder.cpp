@@ -30,13 +30,10 @@ int64_t Companions::bytes() const {
 
 Companions read_companions(const InitialModel& initial, std::string_view dtype) {
   Companions companions;
-  companions.files[model::kConfigName] =
-      initial.config_file.empty()
-          ? model::hf_config_text(initial.config, dtype)
-          : model::with_dtype(run_folder::read_text_file(initial.config_file), dtype);
-  if (initial.file.empty()) return companions;
+  companions.files[model::kConfigName] = config_json(initial, dtype);
+  if (initial.folder.empty()) return companions;
   for (const char* name : kTokenizerFiles) {
-    const fs::path from = initial.file.parent_path() / name;
+    const fs::path from = initial.folder / name;
     std::error_code error;
     if (!fs::exists(from, error)) continue;
     try {

@@ -50,8 +50,29 @@ std::string packing_sentence(const data::Corpus& corpus) {
   return sentence;
 }
 
-// "precision: bf16-autocast; activation checkpointing: each block is computed once more in backward"; empty where neither is asked for.
-std::string precision_sentence(const TrainOptions& options) {
+// Empty without dropout.
+std::string dropout_sentence(const TrainOptions& options, const model::DropoutRates& rates) {
+  if (rates.is_none()) return "";
+  return "dropout in training: " + model::describe(rates) +
+         (options.model.dropout ? "" : ", as config.json has it (--dropout 0: none)");
+}
+
+std::string best_text(const BestValidation& of, const LoopResult& result) {
+  return "of step " + std::to_string(of.job_step) +
+         (of == result.validations.best ? ", the best validation: " : ": ") + "loss " +
+         fixed(of.loss, 4);
+}
+
+std::string origin_of(const TrainOptions& options) {
+  if (!options.init.empty()) return "from " + options.init.string();
+  return (options.config.empty() ? "" : "as " + options.config.string() + " says, ") +
+         "from seed " + std::to_string(options.seed);
+}
+
+}  // namespace
+
+std::string precision_sentence(const TrainOptions& options,
+                               std::optional<bool> has_bfloat16_products) {
   std::string sentence;
   if (options.precision != Precision::float32)
     sentence = "precision: " + std::string(name_of(options.precision));
@@ -61,6 +82,11 @@ std::string precision_sentence(const TrainOptions& options) {
     sentence += scale;
     if (!options.use_gpu)
       sentence += " (on CPUs float16 products are several times slower than bfloat16's)";
+  } else if (options.precision != Precision::float32 && !options.use_gpu &&
+             has_bfloat16_products == std::optional(false)) {
+    sentence +=
+        " (this processor has no instructions for bfloat16's products: here it is slower than "
+        "float32)";
   }
   if (options.checkpoints_activations)
     sentence +=
@@ -69,14 +95,6 @@ std::string precision_sentence(const TrainOptions& options) {
   return sentence;
 }
 
-std::string best_text(const BestValidation& of, const LoopResult& result) {
-  return "of step " + std::to_string(of.job_step) +
-         (of == result.validations.best ? ", the best validation: " : ": ") + "loss " +
-         fixed(of.loss, 4);
-}
-
-}  // namespace
-
 std::string early_stop_sentence(const ValidationHistory& history, const EarlyStopping& rule) {
   return "stopped early: no validation loss below " +
          fixed(history.reference.value_or(0) - rule.min_delta, 4) + " in " +
@@ -84,7 +102,8 @@ std::string early_stop_sentence(const ValidationHistory& history, const EarlySto
 }
 
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
-                                         int64_t parameters, const data::Corpus& corpus) {
+                                         int64_t parameters, const data::Corpus& corpus,
+                                         std::optional<bool> has_bfloat16_products) {
   const model::ModelShape shape = model::shape_of(initial.config);
   const std::string architecture =
       std::holds_alternative<model::Gpt2Config>(initial.config) ? "GPT-2" : "Llama";
@@ -94,21 +113,23 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
       "model: " + architecture + ", " + grouped(parameters) + " parameters (" +
           std::to_string(shape.layers) + " layers, " + std::to_string(shape.heads) +
           " heads, width " + std::to_string(shape.width) + ", context " +
-          std::to_string(model::context_of(initial.config)) + "), " +
-          (options.init.empty() ? "from seed " + std::to_string(options.seed)
-                                : "from " + options.init.string()),
+          std::to_string(model::context_of(initial.config)) + "), " + origin_of(options),
       (corpus.is_tokens() ? "tokens:" : "text:") + sources + ": " + grouped(corpus.files()) +
           " files, " + grouped(corpus.documents()) + " documents, " +
           grouped(corpus.training_tokens()) + (corpus.is_tokens() ? " tokens" : " bytes") +
           " to train on, " + grouped(corpus.validation_tokens()) + " to validate; an epoch is " +
           grouped(corpus.training_samples()) + " sequences"};
   if (corpus.packs_documents()) sentences.push_back(packing_sentence(corpus));
-  if (const std::string precision = precision_sentence(options); !precision.empty())
+  if (const std::string precision = precision_sentence(options, has_bfloat16_products);
+      !precision.empty())
     sentences.push_back(precision);
+  if (const std::string dropout = dropout_sentence(options, model::dropout_of(initial.config));
+      !dropout.empty())
+    sentences.push_back(dropout);
   if (!initial.assumption.empty()) sentences.push_back(initial.assumption);
-  if (!initial.file.empty()) {
+  if (!initial.folder.empty()) {
     for (const auto* files : {&options.data, &options.eval_data}) {
-      for (std::string& other : data::other_tokenizers(*files, initial.file.parent_path()))
+      for (std::string& other : data::other_tokenizers(*files, initial.folder))
         sentences.push_back(std::move(other));
     }
   }

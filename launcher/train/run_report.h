@@ -15,9 +15,15 @@
 
 namespace fusedbun::train {
 
-/// The model and the text, one sentence each, and what is unusual about them.
+/// The model and the text, one sentence each, and what is unusual about them. `has_bfloat16_products`: of this processor, if it is known.
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
-                                         int64_t parameters, const data::Corpus& corpus);
+                                         int64_t parameters, const data::Corpus& corpus,
+                                         std::optional<bool> has_bfloat16_products);
+
+/// "precision: bf16-autocast; activation checkpointing: each block is computed once more in backward"; empty where neither is asked for. Says
+/// where a precision is slower than float32.
+std::string precision_sentence(const TrainOptions& options,
+                               std::optional<bool> has_bfloat16_products);
 
 /// "1,234 bytes per rank", or "1,234 bytes (rank 1) to 2,345 bytes (rank 0)".
 std::string bytes_per_rank(const std::vector<int64_t>& bytes);

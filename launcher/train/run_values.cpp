@@ -21,6 +21,8 @@ constexpr std::string_view kBreaking[] = {"--seed",
                                           "--bf16-wire",
                                           "--decay-all",
                                           "--freeze",
+                                          "--dropout",
+                                          "--config",
                                           "--precision",
                                           "--loss-scale-growth-every",
                                           "--packing",
@@ -43,10 +45,13 @@ constexpr const char* kWithoutBetter = "early stopping, validations without a be
 struct UnsaidValue {
   std::string_view name, value;
 };
-constexpr UnsaidValue kUnsaid[] = {
-    {"--precision", "float32"}, {"--decay-all", "true"},
-    {"--freeze", "nothing"},    {"--schedule", "cosine"},
-    {"--min-lr", "0.1"},        {"the order of samples", "drawn at random"}};
+constexpr UnsaidValue kUnsaid[] = {{"--precision", "float32"},
+                                   {"--decay-all", "true"},
+                                   {"--freeze", "nothing"},
+                                   {"--dropout", "none"},
+                                   {"--schedule", "cosine"},
+                                   {"--min-lr", "0.1"},
+                                   {"the order of samples", "drawn at random"}};
 
 std::string text_of(double value) {
   char text[32];
@@ -90,7 +95,7 @@ std::string listed(const std::vector<std::string>& patterns) {
 }  // namespace
 
 RunValues values_of(const TrainOptions& options, int64_t context, const Schedule& schedule,
-                    uint64_t text_digest) {
+                    const model::DropoutRates& dropout, uint64_t text_digest) {
   RunValues values{
       {"--seed", std::to_string(options.seed)},
       {"--batch", std::to_string(options.batch)},
@@ -101,6 +106,7 @@ RunValues values_of(const TrainOptions& options, int64_t context, const Schedule
       {"--precision", std::string(name_of(options.precision))},
       {"--decay-all", decays_all(options.optimizer) ? "true" : "false"},
       {"--freeze", listed(options.freeze)},
+      {"--dropout", model::describe(dropout)},
       {"--steps", std::to_string(schedule.total_steps)},
       {"--warmup", std::to_string(schedule.warmup_steps)},
       {"--lr", text_of(schedule.peak)},

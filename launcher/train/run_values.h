@@ -8,15 +8,16 @@
 #include <string>
 #include <vector>
 
+#include "fusedbun/launcher/model/dropout_rates.h"
 #include "fusedbun/launcher/train/train_options.h"
 
 namespace fusedbun::train {
 
 using RunValues = std::map<std::string, std::string, std::less<>>;
 
-/// What decides the samples, the schedule and the arithmetic of a run. `text_digest` of the training text.
+/// What decides the samples, the schedule and the arithmetic of a run. `dropout` of the model, `text_digest` of the training text.
 RunValues values_of(const TrainOptions& options, int64_t context, const Schedule& schedule,
-                    uint64_t text_digest);
+                    const model::DropoutRates& dropout, uint64_t text_digest);
 
 /// Where the next step begins in the data: the global index of its first sample. And the validation loss before step 0, which the
 /// end of the run compares with.

@@ -77,10 +77,14 @@ void add_data_flags(CLI::App& command, Flags& flags) {
           "(config.json, safetensors), or a GPT-2's safetensors file")
       ->group("Data and files");
   command
+      .add_option("--config", options.config,
+                  "Start from random weights of this model: a config.json, a folder with one, or a "
+                  "TOML file in its words (model_type = \"llama\", hidden_size = 512, ...)")
+      ->group("Data and files");
+  command
       .add_option("--save", options.save,
                   "Leave the model here: a folder that transformers opens, or a file named "
-                  "*.safetensors for "
-                  "the weights alone")
+                  "*.safetensors for the weights alone")
       ->default_str("RUN_DIR")
       ->group("Data and files");
   command.add_option("--run-dir", options.run_dir, "Everything else that a run writes")
@@ -134,10 +138,16 @@ void add_model_flags(CLI::App& command, TrainOptions& options) {
                        const char* shown) {
     command.add_option(name, value, what)->default_str(shown)->group("Model");
   };
-  add("--layers", options.model.layers, "Transformer blocks", "4, or --init's");
-  add("--heads", options.model.heads, "Attention heads", "4, or --init's");
-  add("--width", options.model.width, "Width of the residual stream", "128, or --init's");
-  add("--context", options.model.context, "Tokens per sequence", "128, or --init's, at most 1024");
+  add("--layers", options.model.layers, "Transformer blocks", "4, or the model's");
+  add("--heads", options.model.heads, "Attention heads", "4, or the model's");
+  add("--width", options.model.width, "Width of the residual stream", "128, or the model's");
+  add("--context", options.model.context, "Tokens per sequence",
+      "128, or the model's, at most 1024");
+  command
+      .add_option("--dropout", options.model.dropout,
+                  "Probability of dropout in training, everywhere where the model has it; 0: none")
+      ->default_str("config.json's; models of our own sizes: 0")
+      ->group("Model");
   command
       .add_option("--freeze", options.freeze,
                   "Do not train the parameters whose names match one of these patterns: "
@@ -299,7 +309,7 @@ void add_run_flags(CLI::App& command, TrainOptions& options) {
       ->group("Run");
   command.add_option("--accumulate", options.accumulation, "Backward passes per job step")
       ->group("Run");
-  command.add_option("--seed", options.seed, "Of the weights and of the order of the data")
+  command.add_option("--seed", options.seed, "Of the weights, the order of the data, and dropout")
       ->group("Run");
   command
       .add_option("--eval-every", options.eval_every, "Steps between validations, 0: start and end")

@@ -58,6 +58,9 @@ void validate(const TrainOptions& options) {
   validate(options.length);
   validate(options.schedule);
   validate(options.early_stopping, options.eval_every);
+  FUSEDBUN_REQUIRE(options.init.empty() || options.config.empty(), ConfigError,
+                   "--init has weights and a config.json of its own, and --config is for a model "
+                   "from scratch: give one of them");
   require_at_least("--batch", options.batch, 1);
   require_at_least("--accumulate", options.accumulation, 1);
   require_at_least("--eval-every", options.eval_every, 0);
@@ -65,6 +68,10 @@ void validate(const TrainOptions& options) {
   require_at_least("--threads", options.threads, 0);
   if (options.document_token) require_at_least("--document-token", *options.document_token, 0);
   if (options.model.context) require_at_least("--context", *options.model.context, 1);
+  const double dropout = options.model.dropout.value_or(0);
+  FUSEDBUN_REQUIRE(
+      dropout >= 0 && dropout < 1, ConfigError,
+      "--dropout = " + std::to_string(dropout) + ": it is a probability, at least 0 and below 1");
   FUSEDBUN_REQUIRE(
       std::isfinite(options.max_grad_norm) && options.max_grad_norm >= 0, ConfigError,
       "--clip = " + std::to_string(options.max_grad_norm) + ": must be finite, >= 0 (0: off)");

@@ -27,6 +27,7 @@ namespace fusedbun::train {
 /// Sizes of the model; unset ones come from --init, else from Gpt2Config's defaults.
 struct ModelChoice {
   std::optional<int64_t> layers, heads, width, context;
+  std::optional<double> dropout;  ///< everywhere where the architecture has it
 };
 
 struct TrainOptions {
@@ -37,6 +38,7 @@ struct TrainOptions {
   std::optional<int64_t> document_token;  ///< parts documents; none: config.json's eos_token_id
   bool attends_across_documents = false;
   std::filesystem::path init;     ///< empty: weights drawn from the seed
+  std::filesystem::path config;   ///< what the model is, if there is no init; empty: sizes alone
   std::filesystem::path save;     ///< empty: model.safetensors in the run folder
   std::filesystem::path trace;    ///< empty: no trace is written
   std::filesystem::path run_dir;  ///< empty: runs/<date-time>-<pid>

@@ -10,9 +10,11 @@
 #include <iostream>
 #include <memory>
 #include <optional>
+#include <span>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/checkpoint_folder.h"
+#include "fusedbun/dist/checkpoint/digest.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/job/job.h"
@@ -69,6 +71,13 @@ void set_threads(int asked, int local_ranks) {
   }
 }
 
+/// Of what computes, but for dropout.
+int64_t digest_of(model::ModelConfig config) {
+  model::set_dropout(config, 0);
+  const std::string text = model::hf_config_text(config, "");
+  return static_cast<int64_t>(checkpoint::digest_of(std::as_bytes(std::span(text))).high);
+}
+
 int64_t bits_of(double value) {
   return std::bit_cast<int64_t>(value);
 }
@@ -80,7 +89,9 @@ SampleCounts sample_counts(const TrainOptions& options, const data::Corpus& corp
 }
 
 void require_same_run(comm::Communicator& host, const TrainOptions& options,
-                      const Schedule& schedule, const data::Corpus& corpus, int64_t context) {
+                      const Schedule& schedule, const data::Corpus& corpus, int64_t context,
+                      const model::ModelConfig& config) {
+  const model::DropoutRates dropout = model::dropout_of(config);
   require_same_start(host, {{"--steps", schedule.total_steps},
                             {"--warmup", schedule.warmup_steps},
                             {"--schedule", static_cast<int64_t>(schedule.kind)},
@@ -92,6 +103,9 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options,
                             {"--accumulate", options.accumulation},
                             {"--context", context},
                             {"--seed", static_cast<int64_t>(options.seed)},
+                            {"--dropout of embeddings", bits_of(dropout.embeddings)},
+                            {"--dropout of attention", bits_of(dropout.attention)},
+                            {"--dropout of residuals", bits_of(dropout.residuals)},
                             {"--eval-every", options.eval_every},
                             {"--validation-batches", options.validation_batches},
                             {"--optimizer", static_cast<int64_t>(options.optimizer.kind)},
@@ -108,7 +122,8 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options,
                             {"--attend-across-documents", options.attends_across_documents ? 1 : 0},
                             {"--loss-scale", bits_of(options.loss_scale.initial)},
                             {"--loss-scale-growth-every", options.loss_scale.growth_interval},
-                            {"the text of --data", static_cast<int64_t>(corpus.digest())}});
+                            {"the text of --data", static_cast<int64_t>(corpus.digest())},
+                            {"what config.json or --config says", digest_of(config)}});
 }
 
 LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t context,
@@ -120,6 +135,7 @@ LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t co
   loop.validation = {.sequences_max = options.validation_batches * options.batch,
                      .sequences_per_pass = loop.share.micro_sequences};
   loop.context = context;
+  loop.seed = options.seed;
   loop.eval_every = options.eval_every;
   loop.loss_scale_minimum = options.loss_scale.minimum;
   return loop;
@@ -235,8 +251,7 @@ data::CorpusOptions corpus_options(const TrainOptions& options, const InitialMod
       .separator = options.document_token,
       .spare_folder = run_dir,
       .notice = [&progress](const std::string& sentence) { progress.say(sentence); }};
-  if (!read.separator && !initial.config_file.empty())
-    read.separator = model::end_of_text_in(initial.config_file);
+  if (!read.separator) read.separator = model::end_of_text_in(initial.config_text);
   return read;
 }
 
@@ -287,7 +302,7 @@ class Run {
     const Options optimizer = options_of(options_.optimizer);
     const SampleCounts counts = sample_counts(options_, corpora_.training, context);
     schedule_ = schedule_of(options_.schedule, optimizer.lr, steps_of(options_.length, counts));
-    require_same_run(host, options_, schedule_, corpora_.training, context);
+    require_same_run(host, options_, schedule_, corpora_.training, context, initial_.config);
     job_.set_total_steps(schedule_.total_steps);
     LoopOptions loop = loop_options(options_, job_, context, schedule_);
     freeze_parameters(options_.freeze, model_, host);
@@ -297,7 +312,10 @@ class Run {
     comm::rethrow_on_all_ranks(host, [&] {
       if (job_.rank() == 0) open_files();
     });
-    const RunValues values = values_of(options_, context, schedule_, corpora_.training.digest());
+    RunValues values =
+        values_of(options_, context, schedule_, model_.dropout(), corpora_.training.digest());
+    // What shapes do not show must be the same too.
+    if (!options_.config.empty()) values["--config"] = std::to_string(digest_of(initial_.config));
     resume_.from.judge = [&](const RunValues& saved, const fs::path& folder) {
       require_same_run_as_before(saved, values, folder);
     };
@@ -480,6 +498,7 @@ class Run {
             .frozen_parameters = count_frozen(model_),
             .precision = options_.precision,
             .checkpoints_activations = options_.checkpoints_activations,
+            .dropout = model_.dropout(),
             .sequences = loop.share.micro_sequences,
             .context = loop.context,
             .accumulation = options_.accumulation,
@@ -571,7 +590,8 @@ class Run {
                  const std::vector<int64_t>& planned_bytes, const MemoryForecast& forecast) {
     say_where_it_begins(stepper.job_step());
     for (const std::string& sentence :
-         start_sentences(options_, initial_, model_.parameter_count(), corpora_.training)) {
+         start_sentences(options_, initial_, model_.parameter_count(), corpora_.training,
+                         launcher::has_bfloat16_products())) {
       progress_.say(sentence);
     }
     progress_.say("run: " + describe_length(schedule_.total_steps, counts));

@@ -95,7 +95,7 @@ void TrainingLoop::validate(int64_t job_step) {
 void TrainingLoop::one_step(int64_t job_step) {
   const auto start = Progress::Clock::now();
   parts_.stepper.begin(learning_rate(options_.schedule, job_step));
-  const double local_loss = compute_gradients();
+  const double local_loss = compute_gradients(job_step);
   const auto gradients_done = Progress::Clock::now();
   const StepOutcome outcome = parts_.stepper.step();
   // In the message of the loss, so that they cost none: rank 0's clock says when a checkpoint is due, and how many tokens the next step
@@ -132,7 +132,7 @@ TrainingLoop::StepBatches TrainingLoop::batches_of(int64_t job_step) const {
   return batches;
 }
 
-double TrainingLoop::compute_gradients() {
+double TrainingLoop::compute_gradients(int64_t job_step) {
   // The optimizer divides by passes and ranks. Where passes predict different numbers of tokens their means would weigh each token by the
   // company it is in.
   std::optional<double> divisor;
@@ -141,9 +141,12 @@ double TrainingLoop::compute_gradients() {
               (options_.share.accumulation * options_.share.world_size);
   }
   torch::Tensor loss_sum;
+  int micro_step = 0;
   for (const Batch& batch : batches_.passes) {
+    const int64_t first = options_.share.index(micro_step++, 0);
     const torch::Tensor loss =
-        parts_.model.loss(batch.tokens, batch.targets, batch.positions, divisor);
+        parts_.model.loss(batch.tokens, batch.targets, batch.positions, divisor,
+                          dropout_seed(options_.seed, job_step, first));
     const torch::Tensor scaled = parts_.stepper.scale_loss(loss);
     if (&batch != &batches_.passes.back()) {
       parts_.stepper.accumulate([&] { scaled.backward(); });

@@ -23,6 +23,7 @@ struct LoopOptions {
   BatchShare share;
   ValidationOptions validation;
   int64_t context = 0;
+  uint64_t seed = 0;       ///< of the run, for dropout
   int64_t eval_every = 0;  ///< 0: only before the first and after the last step
   double loss_scale_minimum = 1;
   /// Of the attempt that began the run; this one goes on from a checkpoint, whose step the stepper knows.
@@ -76,7 +77,7 @@ class TrainingLoop {
     double predicted_by_all = 0;
   };
   StepBatches batches_of(int64_t job_step) const;
-  double compute_gradients();
+  double compute_gradients(int64_t job_step);
   void one_step(int64_t job_step);
   /// How long a step took: as a whole, and its forward and backward passes.
   struct StepTime {

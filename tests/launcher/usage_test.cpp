@@ -49,12 +49,6 @@ TEST(WithProgramMarked, OneOfOurCommandsNeedsNoMark) {
     EXPECT_EQ(marked(unchanged), unchanged);
 }
 
-TEST(Nearest, NamesWhatWasMeantAndNothingElse) {
-  EXPECT_EQ(nearest("trian", {"launch", "train"}), "train");
-  EXPECT_EQ(nearest("--log-dri", {"--log-dir", "--tee"}), "--log-dir");
-  EXPECT_EQ(nearest("--unlike-all", {"--log-dir", "--tee"}), "");
-}
-
 std::string sentence_for(std::vector<std::string> words) {
   CLI::App app("", "fusedbun");
   app.require_subcommand(1);

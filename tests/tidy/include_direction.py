@@ -62,6 +62,8 @@ PARTS = [
     (r"dist/checkpoint/", r"core/|dist/(plan|run_folder|checkpoint)/|dist/changes/change\.h", {"json", "hash"} | SYSTEM),
     (r"dist/snapshot/", r"core/|dist/(plan|changes|comm|run_folder|checkpoint|step|snapshot)/(?!gloo|mpi|nccl)", {"torch"} | SYSTEM),
     (r"dist/job/", r"core/|dist/", {"torch", "json", "hash"} | SYSTEM),
+    (r"launcher/model/config_file\.", r"core/error\.h|dist/run_folder/|launcher/model/(hf_config|config_file)\.h",
+     {"json", "toml"} | SYSTEM),
     (r"launcher/", r"core/|dist/|launcher/", {"torch", "grpc", "proto", "json", "flags", "hash", "log"} | SYSTEM),
 ]
 

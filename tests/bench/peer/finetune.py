@@ -2,7 +2,8 @@
 
 finetune.py OPTIMIZER LR SEED MODEL DATA EVAL_DATA CONTEXT BATCH STEPS WARMUP
 started by torchrun. OPTIMIZER: adamw, adafactor, or muon (AdamW for what is no matrix of a block). Rank 0 prints JSON: validation loss before
-and after, seconds of each step, bytes of optimizer state and peak memory of a rank.
+and after, seconds of each step, bytes of optimizer state, and peak memory of a rank beside
+what it had before it had a model.
 """
 import json
 import math
@@ -70,6 +71,7 @@ def main():
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(1)
+    resident = status_bytes("VmRSS")  # before there is a model; `fusedbun train` counts so too
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
     ddp = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizers = optimizers_of(kind, model, peak)
@@ -93,7 +95,7 @@ def main():
     state = sum(value.numel() * value.element_size() for optimizer in optimizers for values in optimizer.state.values()
                 for value in values.values() if torch.is_tensor(value) and value.numel() > 1)
     peaks = [None] * ranks
-    dist.all_gather_object(peaks, status_bytes("VmHWM"))
+    dist.all_gather_object(peaks, status_bytes("VmHWM") - resident)
     if rank == 0:
         print(json.dumps({"before": before, "after": after, "seconds": seconds, "state_bytes": state, "peak_bytes": max(peaks)}))
     dist.destroy_process_group()

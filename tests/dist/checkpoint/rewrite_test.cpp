@@ -72,9 +72,8 @@ TEST_F(Rewrite, CompanionsGoWithTheModel) {
   const std::map<std::string, std::string> companions = {
       {"config.json", "{}"}, {"tokenizer.model", std::string("\0\xff", 2)}, {"empty.txt", ""}};
   from_.begin(8);
-  Manifest manifest;
+  Manifest manifest = example_manifest(1);
   manifest.job_step = 8;
-  manifest.groups.push_back({});
   for (const auto& [name, bytes] : companions)
     manifest.files.push_back(write_companion(from_.path_under_way(8), name, bytes));
   PlainTensor tensor = tensor_by_rows(kModelFolder, "w", Dtype::F32, {4, 2}, 1);

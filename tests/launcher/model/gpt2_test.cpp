@@ -58,6 +58,17 @@ TEST(Gpt2Test, StartsAsGpt2DoesWithEveryByteAboutEquallyLikely) {
   EXPECT_NEAR(model->loss(tokens, others).item<double>(), std::log(256.0), 0.2);
 }
 
+TEST(Gpt2Test, TheDeviationOfTheWeightsIsTheConfigs) {
+  const auto once = Gpt2(kSmall, 7)->named_parameters();
+  Gpt2Config wide = kSmall;
+  wide.initial_deviation = 0.08;
+  const auto again = Gpt2(wide, 7)->named_parameters();
+  for (const char* name : {"wte.weight", "h.1.mlp.c_proj.weight"})
+    EXPECT_TRUE(at::allclose(4 * once[name], again[name], 1e-6)) << name;
+  wide.initial_deviation = -1;
+  EXPECT_THROW(validate(wide), ConfigError);
+}
+
 TEST(Gpt2Test, NoPositionSeesTheFuture) {
   const torch::NoGradGuard no_grad;
   Gpt2 model(kSmall, 1);

@@ -55,7 +55,12 @@ class HfConfigTest : public ::testing::Test {
 
 TEST_F(HfConfigTest, Gpt2AsTransformersWritesIt) {
   EXPECT_EQ(std::get<Gpt2Config>(read(kGpt2)),
-            (Gpt2Config{.n_layer = 2, .n_head = 4, .n_embd = 64, .n_ctx = 1024, .vocab = 256}));
+            (Gpt2Config{.n_layer = 2,
+                        .n_head = 4,
+                        .n_embd = 64,
+                        .n_ctx = 1024,
+                        .vocab = 256,
+                        .dropout = {.embeddings = 0.1, .attention = 0.1, .residuals = 0.1}}));
 }
 
 TEST_F(HfConfigTest, Llama31AsMetaPublishedIt) {
@@ -100,22 +105,56 @@ TEST_F(HfConfigTest, WhatCannotBeComputedIsRefusedByItsField) {
        {R"("activation_function": "relu")", R"("layer_norm_epsilon": 1e-6)",
         R"("scale_attn_weights": false)", R"("scale_attn_by_inverse_layer_idx": true)",
         R"("add_cross_attention": true)", R"("tie_word_embeddings": false)", R"("n_inner": 128)",
+        R"("attn_pdrop": 1.0)", R"("resid_pdrop": -0.1)", R"("embd_pdrop": "0.1")",
         R"("n_head": 0)", R"("n_head": "4")", R"("n_layer": 2.5)"}) {
     const std::string name = field.substr(1, field.find('"', 1) - 1);
     expect_refused("{\"model_type\": \"gpt2\", " + field + "}", name);
   }
   for (const std::string field :
-       {R"("hidden_act": "gelu")", R"("attention_dropout": 0.1)",
+       {R"("hidden_act": "gelu")", R"("attention_dropout": 1)", R"("attention_dropout": -0.1)",
         R"("rope_scaling": {"rope_type": "longrope", "factor": 2})",
         R"("rope_scaling": {"rope_type": "yarn"})", R"("num_key_value_heads": -1)"}) {
     expect_refused("{\"model_type\": \"llama\", " + field + "}", " ");
   }
 }
 
+TEST_F(HfConfigTest, DropoutIsTransformersOwnUnlessTheFileSays) {
+  const auto gpt2 = [&](const std::string& fields) {
+    return dropout_of(read("{\"model_type\": \"gpt2\"" + fields + "}"));
+  };
+  EXPECT_EQ(gpt2(""), (DropoutRates{.embeddings = 0.1, .attention = 0.1, .residuals = 0.1}));
+  EXPECT_EQ(gpt2(R"(, "attn_pdrop": 0, "embd_pdrop": 0.2, "resid_pdrop": 0.5)"),
+            (DropoutRates{.embeddings = 0.2, .attention = 0, .residuals = 0.5}));
+  EXPECT_EQ(dropout_of(llama(R"("llama")")), DropoutRates());
+  EXPECT_EQ(dropout_of(llama(R"("qwen3", "attention_dropout": 0.25)")),
+            DropoutRates{.attention = 0.25});
+}
+
+TEST_F(HfConfigTest, ADropoutThatWasAskedForIsInTheFileThatIsWritten) {
+  for (const std::string& text :
+       {std::string(kGpt2), std::string(kLlama31), std::string(R"({"model_type": "qwen2"})")}) {
+    ModelConfig config = read(text);
+    set_dropout(config, 0.25);
+    EXPECT_NE(read(text), config);
+    EXPECT_EQ(read(with_dropout(text, config)), config);
+    EXPECT_EQ(read(hf_config_text(config, "float32")), config);
+  }
+  ModelConfig gpt2 = read(kGpt2);
+  set_dropout(gpt2, 0.25);
+  auto expected = nlohmann::json::parse(kGpt2);
+  for (const char* name : {"attn_pdrop", "embd_pdrop", "resid_pdrop"}) expected[name] = 0.25;
+  EXPECT_EQ(nlohmann::json::parse(with_dropout(kGpt2, gpt2)), expected);
+  EXPECT_EQ(describe(dropout_of(gpt2)), "embeddings 0.25, attention 0.25, residuals 0.25");
+  EXPECT_EQ(describe({.attention = 0.1}), "attention 0.1");
+  EXPECT_EQ(describe({}), "none");
+}
+
 TEST_F(HfConfigTest, WhatIsWrittenIsReadAgain) {
   for (
       const std::string& text :
       {std::string(kGpt2), std::string(kLlama31), std::string(R"({"model_type": "qwen3"})"),
+       std::string(R"({"model_type": "gpt2", "initializer_range": 0.1, "embd_pdrop": 0.0})"),
+       std::string(R"({"model_type": "llama", "attention_dropout": 0.3})"),
        std::string(R"({"model_type": "mistral", "head_dim": 80})"),
        std::string(R"({"model_type": "qwen2", "use_sliding_window": true, "sliding_window": 9})"),
        std::string(

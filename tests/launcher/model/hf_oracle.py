@@ -27,9 +27,9 @@ def rope(kind, **more):
 
 
 MODELS = {
-    "gpt2": GPT2Config(vocab_size=96, n_embd=48, n_layer=3, n_head=4, n_positions=64, initializer_range=0.1, resid_pdrop=0.0, embd_pdrop=0.0,
-                       attn_pdrop=0.0, bos_token_id=None, eos_token_id=None),
-    "llama2": LlamaConfig(**SIZES),
+    "gpt2": GPT2Config(vocab_size=96, n_embd=48, n_layer=3, n_head=4, n_positions=64, initializer_range=0.1, resid_pdrop=0.05,
+                       bos_token_id=None, eos_token_id=None),
+    "llama2": LlamaConfig(**SIZES, attention_dropout=0.2),
     "llama3": LlamaConfig(**GROUPED, tie_word_embeddings=True, head_dim=16,
                           **rope("llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)),
     "llama_biases": LlamaConfig(**GROUPED, attention_bias=True, mlp_bias=True, **rope("linear", factor=2.0)),
@@ -47,7 +47,7 @@ MODELS = {
 def make(folder):
     for number, (name, config) in enumerate(MODELS.items()):
         torch.manual_seed(number)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
         with torch.no_grad():  # biases begin at 0, norms at 1
             for parameter in model.parameters():
                 if parameter.dim() == 1:

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <set>
 #include <vector>
 
 #include "fusedbun/core/error.h"
@@ -35,6 +36,22 @@ TEST(GlobalBatch, SaysWhatWouldFit) {
   EXPECT_THAT([] { share_of_batch(3, 4, 0, 2); },
               testing::ThrowsMessage<ConfigError>(testing::HasSubstr("divide it; 8 would fit")));
   EXPECT_THROW(share_of_batch(0, 1, 0, 1), ConfigError);
+}
+
+TEST(GlobalBatch, EachPassOfEachStepHasADropoutOfItsOwn) {
+  std::set<uint64_t> seeds;
+  std::set<uint32_t> lower_halves;  // what LibTorch's generator of CPUs takes
+  for (const uint64_t run_seed : {1, 2}) {
+    for (int64_t job_step = 0; job_step < 50; ++job_step) {
+      for (int64_t first = 0; first < 40; first += 4) {
+        seeds.insert(dropout_seed(run_seed, job_step, first));
+        lower_halves.insert(
+            static_cast<uint32_t>(*seeds.find(dropout_seed(run_seed, job_step, first))));
+      }
+    }
+  }
+  EXPECT_EQ(seeds.size(), 1000u);
+  EXPECT_EQ(lower_halves.size(), 1000u);
 }
 
 }  // namespace

@@ -24,8 +24,13 @@ constexpr model::Gpt2Config kSizes{
 // A config.json of `fields`, and of kSizes where they do not say.
 std::string config_with(const std::string& fields) {
   std::string text = "{\"model_type\": \"gpt2\"";
-  for (const auto& [name, value] :
-       {std::pair("n_layer", 2), {"n_embd", 64}, {"n_positions", 8}, {"vocab_size", 256}}) {
+  for (const auto& [name, value] : {std::pair("n_layer", 2),
+                                    {"n_embd", 64},
+                                    {"n_positions", 8},
+                                    {"vocab_size", 256},
+                                    {"attn_pdrop", 0},
+                                    {"embd_pdrop", 0},
+                                    {"resid_pdrop", 0}}) {
     const std::string key = "\"" + std::string(name) + "\"";
     if (fields.find(key) == std::string::npos) text += ", " + key + ": " + std::to_string(value);
   }
@@ -90,6 +95,23 @@ TEST_F(InitialModelTest, WhatIsAssumedIsSaidWithTheFlagThatSaysIt) {
   EXPECT_THAT(initial.assumption, HasSubstr("heads: 1 assumed"));
   EXPECT_THAT(initial.assumption, HasSubstr("--heads"));
   EXPECT_THAT(choose(theirs_, 4).assumption, IsEmpty());
+}
+
+TEST_F(InitialModelTest, DropoutIsThatOfConfigJsonUnlessTheFlagSays) {
+  write_config(
+      config_with("\"n_head\": 4, \"attn_pdrop\": 0.3, \"embd_pdrop\": 0.1, \"resid_pdrop\": 0.1"));
+  EXPECT_EQ(model::dropout_of(choose(theirs_).config),
+            (model::DropoutRates{.embeddings = 0.1, .attention = 0.3, .residuals = 0.1}));
+  TrainOptions options;
+  options.init = theirs_;
+  options.model.dropout = 0;
+  EXPECT_TRUE(model::dropout_of(choose_initial_model(options).config).is_none());
+  // Neither our own sizes nor a file that stands alone have any that nobody asked for.
+  EXPECT_TRUE(model::dropout_of(choose(folder_ / "ours").config).is_none());
+  options.init.clear();
+  EXPECT_TRUE(model::dropout_of(choose({}).config).is_none());
+  options.model.dropout = 0.5;
+  EXPECT_EQ(model::dropout_of(choose_initial_model(options).config).embeddings, 0.5);
 }
 
 TEST_F(InitialModelTest, ContradictionsAreRefused) {

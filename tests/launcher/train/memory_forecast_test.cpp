@@ -153,6 +153,23 @@ TEST(MemoryForecastTest, ActivationsGrowWithBlocksAndCheckpointedOnesByTheirInpu
   EXPECT_EQ(activations(3, 6, false) - 256 * 64 * 4, 3 * (activations(3, 2, false) - 256 * 64 * 4));
 }
 
+TEST(MemoryForecastTest, DropoutKeepsItsMasks) {
+  const auto more = [](bool on_gpu, const model::DropoutRates& rates) {
+    MemoryQuestion asked = question();
+    asked.on_gpu = on_gpu;
+    asked.checkpoints_activations = false;
+    const int64_t without = forecast_memory(asked).activations;
+    asked.dropout = rates;
+    return forecast_memory(asked).activations - without;
+  };
+  // 3 sequences of 4 tokens of width 8 are 96 values.
+  EXPECT_EQ(more(false, {.residuals = 0.1}), 2 * 96 * 4);
+  EXPECT_EQ(more(false, {.embeddings = 0.1}), 96 * 4);
+  EXPECT_EQ(more(true, {.embeddings = 0.1, .attention = 0.1, .residuals = 0.1}), 3 * 96);
+  // Two heads, 4 x 4 weights of each sequence.
+  EXPECT_EQ(more(false, {.attention = 0.1}), 3 * (3 * 2 * 4 * 4) * 4);
+}
+
 TEST(MemoryForecastTest, IsToldInOneLine) {
   EXPECT_EQ(mebibytes_or_gibibytes(0), "0.0 MiB");
   EXPECT_EQ(mebibytes_or_gibibytes(1572864), "1.5 MiB");

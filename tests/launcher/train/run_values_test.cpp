@@ -13,7 +13,7 @@ Schedule schedule_in(const TrainOptions& options) {
 }
 
 RunValues values(const TrainOptions& options) {
-  return values_of(options, 128, schedule_in(options), 42);
+  return values_of(options, 128, schedule_in(options), {}, 42);
 }
 
 TEST(RunValues, WhatDecidesSamplesAndArithmeticMayNotDiffer) {
@@ -29,8 +29,8 @@ TEST(RunValues, WhatDecidesSamplesAndArithmeticMayNotDiffer) {
   other.optimizer.weight_decay = 0.5;
   EXPECT_NE(differences_that_break(values(first), values(other)).find("--optimizer"),
             std::string::npos);
-  EXPECT_NE(differences_that_break(values(first), values_of(first, 128, schedule_in(first), 43)),
-            "");
+  EXPECT_NE(
+      differences_that_break(values(first), values_of(first, 128, schedule_in(first), {}, 43)), "");
 }
 
 TEST(RunValues, ALongerRunIsAnotherSchedule) {
@@ -118,6 +118,19 @@ TEST(RunValues, WhatIsTrainedAndDecayedMayNotDiffer) {
   first.optimizer.weight_decay = other.optimizer.weight_decay = 0;
   other.freeze.clear();
   EXPECT_EQ(differences_that_break(values(first), values(other)), "");
+}
+
+TEST(RunValues, ADropoutMayNotDifferAndOldCheckpointsHadNone) {
+  const TrainOptions options;
+  const Schedule schedule = schedule_in(options);
+  const RunValues none = values(options);
+  const RunValues some = values_of(options, 128, schedule, {.attention = 0.1}, 42);
+  EXPECT_EQ(differences_that_break(some, some), "");
+  EXPECT_EQ(differences_that_break(some, none), "--dropout (attention 0.1, here none)");
+  RunValues old = none;
+  old.erase("--dropout");
+  EXPECT_EQ(differences_that_break(old, none), "");
+  EXPECT_EQ(differences_that_break(old, some), "--dropout (none, here attention 0.1)");
 }
 
 TEST(RunValues, TheHistoryOfValidationsComesBackToTheBit) {

@@ -179,6 +179,57 @@ class Stopping(Course):
         self.assertIsNotNone(self.weights("run"))
 
 
+class Dropout(Course):
+    FLAGS = ("--layers", 2, "--dropout", "0.2", "--schedule", "constant", "--accumulate", 2)
+
+    def test_a_resumed_run_is_the_same(self):
+        self.trained("whole", 14, *self.FLAGS, ranks=2)
+        self.trained("first", 11, *self.FLAGS, "--checkpoint-every", 10, ranks=2)
+        result = self.train_here("second", 14, *self.FLAGS, "--resume", self.folder / "first", ranks=2)
+        self.assertEqual(result.code, 0, result)
+        self.assertIn("goes on after step 10", result.err)
+        self.assert_same_weights("whole", "second")
+        self.assertEqual([line["loss"] for line in steps(self.folder / "second")],
+                         [line["loss"] for line in steps(self.folder / "whole")][10:])
+
+    def test_recomputed_blocks_draw_the_same(self):
+        for ranks in (1, 2):
+            for name, more in {"kept": (), "recomputed": ("--activation-checkpointing", "")}.items():
+                self.trained(f"{name}{ranks}", 5, *self.FLAGS, *more, ranks=ranks)
+            self.assert_same_weights(f"kept{ranks}", f"recomputed{ranks}")
+
+    def test_it_acts_in_training_alone_and_anew_in_each_step(self):
+        # Without a learning rate every step computes the same weights; the one sequence there is repeats itself.
+        flags = ("--layers", 2, "--lr", "0", "--validation-batches", 4)
+        plain = self.trained("plain", 6, *flags)
+        dropped = self.trained("dropped", 6, *flags, "--dropout", "0.2")
+        self.assertEqual(validations(dropped), validations(plain))
+        without, with_it = ([line["loss"] for line in steps(folder)] for folder in (plain, dropped))
+        self.assertTrue(all(one != other for one, other in zip(without, with_it)), (without, with_it))
+        again = self.trained("again", 6, *flags, "--dropout", "0.2")
+        self.assertEqual([line["loss"] for line in steps(again)], with_it)
+        other = self.trained("other", 6, *flags, "--dropout", "0.2", "--seed", 2)
+        self.assertNotEqual([line["loss"] for line in steps(other)], with_it)
+
+    def test_it_is_the_models_and_another_is_another_run(self):
+        made = self.trained("made", 2, "--dropout", "0.25")
+        config = json.loads((made / "config.json").read_text())
+        self.assertEqual([config[name] for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop")], [0.25] * 3)
+        result = self.train_here("more", 11, "--init", made, "--checkpoint-every", 5)
+        self.assertEqual(result.code, 0, result)
+        self.assertIn("dropout in training: embeddings 0.25, attention 0.25, residuals 0.25, as config.json has it (--dropout 0: none)",
+                      result.err)
+        record_path = self.folder / "more" / "run.json"
+        record_path.write_text(record_path.read_text().replace("SUCCEEDED", "DRAINED"))
+        result = self.train_here("more", 12, "--init", made, "--dropout", "0")
+        self.assert_fails(result, 78, "--dropout (embeddings 0.25, attention 0.25, residuals 0.25, here none)")
+        none = self.train_here("none", 2, "--init", made, "--dropout", "0")
+        self.assertNotIn("dropout", none.err)
+        self.assertEqual(json.loads((self.folder / "none" / "config.json").read_text())["resid_pdrop"], 0)
+        self.assert_fails(self.train_here("bad", 2, "--dropout", "1"), 78, "--dropout = 1", "a probability")
+        self.assertFalse((self.folder / "bad").exists())
+
+
 class Decay(Course):
     def one_step(self, name, *more):
         self.trained(name, 1, "--lr", "0.1", "--warmup", "0", "--seed", 3, *more)
