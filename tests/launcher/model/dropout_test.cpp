@@ -44,13 +44,17 @@ struct OpenLlama : LlamaImpl {
   }
 };
 
+// So wide that a row without a value that both of two masks leave out is one in four thousand.
+constexpr int64_t kWidth = 128;
+
 /// A GPT-2 all of whose weights are 0, but for norms, and those that `set` sets by name.
 std::shared_ptr<OpenGpt2> blank_gpt2(
     const DropoutRates& rates,
     const std::function<void(torch::OrderedDict<std::string, Tensor>&)>& set) {
   const torch::NoGradGuard no_grad;
   const auto model = std::make_shared<OpenGpt2>(
-      Gpt2Config{.n_layer = 2, .n_head = 2, .n_embd = 64, .n_ctx = 4, .vocab = 8, .dropout = rates},
+      Gpt2Config{
+          .n_layer = 2, .n_head = 2, .n_embd = kWidth, .n_ctx = 4, .vocab = 8, .dropout = rates},
       1);
   auto parameters = model->named_parameters();
   for (auto& parameter : parameters)
@@ -109,8 +113,8 @@ TEST(DropoutTest, OfAttentionsWeights) {
   const torch::NoGradGuard no_grad;
   constexpr double kRate = 0.5;
   const auto model = blank_gpt2({.attention = kRate}, [](auto& parameters) {
-    parameters["h.0.attn.c_attn.bias"][2 * 64] = 1;
-    parameters["h.0.attn.c_proj.weight"].copy_(at::eye(64));
+    parameters["h.0.attn.c_attn.bias"][2 * kWidth] = 1;
+    parameters["h.0.attn.c_proj.weight"].copy_(at::eye(kWidth));
   });
   const Tensor positions = at::tensor({0, 1, 0, 1}, at::kLong).expand({2000, 4});
   const auto expect_near = [](const std::vector<double>& found,

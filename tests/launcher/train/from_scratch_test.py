@@ -57,13 +57,13 @@ class FromScratch(TrainingTestCase):
         tokens.tofile(path)
         return path
 
-    def from_config(self, config, *more, steps=3, name="run", ranks=2):
-        words = ["train", "--config", config, "--data", self.tokens(), "--context", 32, "--batch", 8, "--steps", steps, "--warmup", 2,
+    def from_config(self, config, *more, steps=3, name="run", ranks=2, context=32):
+        words = ["train", "--config", config, "--data", self.tokens(), "--context", context, "--batch", 8, "--steps", steps, "--warmup", 2,
                  "--lr", "1e-2", "--threads", 1, "--run-dir", self.folder / name, *more]
         return run(*(("launch", "-n", ranks, "--", *words) if ranks > 1 else words))
 
-    def assert_refused(self, config, code, *parts, more=()):
-        self.assert_fails(self.from_config(config, *more, name="refused", ranks=1), code, *parts)
+    def assert_refused(self, config, code, *parts, more=(), context=32):
+        self.assert_fails(self.from_config(config, *more, name="refused", ranks=1, context=context), code, *parts)
         self.assertFalse((self.folder / "refused").exists())
 
     def test_it_learns_and_transformers_opens_the_run_folder(self):
@@ -117,7 +117,7 @@ class FromScratch(TrainingTestCase):
         config = self.file(LLAMA)
         self.assert_refused(config, 78, "give one of them", more=("--init", self.folder))
         self.assert_refused(config, 78, "--layers = 3: ", "has 2", more=("--layers", 3))
-        self.assert_refused(config, 78, "--context = 65: ", "knows 64 positions", more=("--context", 65))
+        self.assert_refused(config, 78, "--context = 65: ", "knows 64 positions", context=65)
         self.assert_refused(self.file(LLAMA.replace("hidden_size", "hiden_size")), 78, "does not say hidden_size")
         self.assert_refused(self.file("rms_norm_epz = 1e-5\n" + LLAMA), 78, "says rms_norm_epz", "did you mean rms_norm_eps?")
         self.assert_refused(self.file(LLAMA + "="), 64, "model.toml:13: ")
