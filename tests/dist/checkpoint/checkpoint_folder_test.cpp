@@ -56,7 +56,7 @@ TEST_F(Folder, ASaveLeavesOneFolderAndItsName) {
   EXPECT_EQ(names_in(folder_.path_of(1000)),
             (std::set<std::string>{"manifest.json", "model", "optimizer", "tensors"}));
   EXPECT_EQ(names_in(folder_.path_of(1000) / kModelFolder),
-            (std::set<std::string>{"shard-00001-model-00001-of-00001.safetensors",
+            (std::set<std::string>{"config.json", "shard-00001-model-00001-of-00001.safetensors",
                                    "shard-00002-model-00001-of-00001.safetensors"}));
   CheckpointReader(folder_.path_of(1000)).verify();
 }
@@ -126,7 +126,7 @@ TEST_F(Folder, BeginRemovesWhatAnEarlierSaveLeft) {
   fs::create_directories(folder_.path_under_way(1) / "model/deep");
   write_text(folder_.path_under_way(1) / "model/deep/file", "x");
   save(folder_, 1, 2, tensors_);
-  EXPECT_EQ(files_of(folder_.path_of(1)).size(), 7u);
+  EXPECT_EQ(files_of(folder_.path_of(1)).size(), 8u);
 }
 
 TEST_F(Folder, AStepThatIsSavedAgainIsReplaced) {
@@ -211,8 +211,8 @@ TEST_F(Order, NoPowerCutLeavesHalfACheckpoint) {
         << "nobody notices that fsync of " << recorded.records[i].path << " is missing";
     ++fsyncs;
   }
-  // Three folders above ROOT's new names, 4 files, 3 folders of files, the manifest and its folder, ROOT, latest and ROOT.
-  EXPECT_EQ(fsyncs, 3 + 4 + 3 + 2 + 1 + 2);
+  // Three folders above ROOT's new names, 5 files, 3 folders of files, the manifest and its folder, ROOT, latest and ROOT.
+  EXPECT_EQ(fsyncs, 3 + 5 + 3 + 2 + 1 + 2);
 }
 
 TEST_F(Order, NorWhenAStepIsSavedAgain) {
@@ -225,7 +225,7 @@ TEST_F(Order, NorWhenAStepIsSavedAgain) {
     if (recorded.records[i].call == DiskCall::fsync)
       noticed += !order_violations(without, recorded.root, "step-1").empty();
   }
-  EXPECT_EQ(noticed, 4 + 3 + 2 + 1 + 2);
+  EXPECT_EQ(noticed, 5 + 3 + 2 + 1 + 2);
 }
 
 TEST_F(Order, TheManifestComesAfterAllFilesAndLatestAtTheEnd) {
@@ -235,10 +235,11 @@ TEST_F(Order, TheManifestComesAfterAllFilesAndLatestAtTheEnd) {
     if (record.call == DiskCall::open && record.creates)
       created.push_back(fs::path(record.path).filename());
   }
-  ASSERT_EQ(created.size(), 6u);
+  ASSERT_EQ(created.size(), 7u);
   for (size_t i = 0; i < 4; ++i) EXPECT_THAT(created[i], testing::StartsWith("shard-"));
-  EXPECT_THAT(created[4], testing::StartsWith("manifest.json."));
-  EXPECT_THAT(created[5], testing::StartsWith("latest."));
+  EXPECT_EQ(created[4], "config.json");
+  EXPECT_THAT(created[5], testing::StartsWith("manifest.json."));
+  EXPECT_THAT(created[6], testing::StartsWith("latest."));
 }
 
 TEST_F(Order, RemovedFoldersLoseTheirNamesForGoodBeforeTheirFiles) {
