@@ -123,7 +123,7 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options,
                             {"--loss-scale", bits_of(options.loss_scale.initial)},
                             {"--loss-scale-growth-every", options.loss_scale.growth_interval},
                             {"the text of --data", static_cast<int64_t>(corpus.digest())},
-                            {"what config.json or --config says", digest_of(config)}});
+                            {kConfigSays, digest_of(config)}});
 }
 
 LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t context,
@@ -315,7 +315,7 @@ class Run {
     RunValues values =
         values_of(options_, context, schedule_, model_.dropout(), corpora_.training.digest());
     // What shapes do not show must be the same too.
-    if (!options_.config.empty()) values["--config"] = std::to_string(digest_of(initial_.config));
+    values[kConfigSays] = std::to_string(digest_of(initial_.config));
     resume_.from.judge = [&](const RunValues& saved, const fs::path& folder) {
       require_same_run_as_before(saved, values, folder);
     };

@@ -135,7 +135,7 @@ class FromScratch(TrainingTestCase):
         record.write_text(record.read_text().replace("SUCCEEDED", "DRAINED"))
         # The shapes are the same.
         other = self.file(LLAMA.replace("500.0", "1000.0"), "other.toml")
-        self.assert_fails(self.from_config(other, "--schedule", "constant", steps=12, name="first"), 78, "--config (")
+        self.assert_fails(self.from_config(other, "--schedule", "constant", steps=12, name="first"), 78, "what config.json or --config says (")
         second = self.from_config(config, "--schedule", "constant", steps=12, name="first")
         self.assertEqual(second.code, 0, second)
         self.assertIn("goes on after step 10", second.err)
