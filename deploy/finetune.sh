@@ -10,13 +10,13 @@
 #   deploy/finetune.sh [--skip-install] [--steps N]
 #
 #   --skip-install   no step 1: what is missing is there already (deploy/README.md)
-#   --steps N        48 unless it says otherwise
+#   --steps N        24 unless it says otherwise
 #
 # Asks nothing. Safe to run twice, from any directory: what is done already is left alone, and training gets a run folder of its own.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
 
-install=yes steps=48
+install=yes steps=24
 while [ $# -gt 0 ]; do
   case "$1" in
     --skip-install) install=no; shift ;;
@@ -63,7 +63,7 @@ step "before: perplexity, and an answer to: $question"
 judge $model
 step "fine-tune on two ranks; from elsewhere, $fusedbun watch --run-dir $run"
 $fusedbun launch -n 2 -- train --init $model --data "$run-data/train.bin" --eval-data "$run-data/held_back.bin" \
-  --context 512 --batch 4 --long-documents cut --steps "$steps" --lr 1e-4 --warmup 5 --eval-every 24 --validation-batches 4 \
+  --context 512 --batch 4 --long-documents cut --steps "$steps" --lr 1e-4 --warmup 3 --eval-every 12 --validation-batches 2 \
   --checkpoint-every 5m --run-dir "$run"
 step "after: perplexity, and an answer to the same question"
 judge "$run"

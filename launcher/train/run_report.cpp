@@ -103,12 +103,15 @@ std::string early_stop_sentence(const ValidationHistory& history, const EarlySto
 
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
                                          int64_t parameters, const data::Corpus& corpus,
+                                         const data::Corpus& validation,
                                          std::optional<bool> has_bfloat16_products) {
   const model::ModelShape shape = model::shape_of(initial.config);
   const std::string architecture =
       std::holds_alternative<model::Gpt2Config>(initial.config) ? "GPT-2" : "Llama";
   std::string sources;
   for (const auto& source : options.data) sources += " " + source.string();
+  std::string held_back;
+  for (const auto& source : options.eval_data) held_back += " " + source.string();
   std::vector<std::string> sentences = {
       "model: " + architecture + ", " + grouped(parameters) + " parameters (" +
           std::to_string(shape.layers) + " layers, " + std::to_string(shape.heads) +
@@ -117,7 +120,8 @@ std::vector<std::string> start_sentences(const TrainOptions& options, const Init
       (corpus.is_tokens() ? "tokens:" : "text:") + sources + ": " + grouped(corpus.files()) +
           " files, " + grouped(corpus.documents()) + " documents, " +
           grouped(corpus.training_tokens()) + (corpus.is_tokens() ? " tokens" : " bytes") +
-          " to train on, " + grouped(corpus.validation_tokens()) + " to validate; an epoch is " +
+          " to train on, " + grouped(validation.validation_tokens()) + " to validate" +
+          (held_back.empty() ? "" : " in" + held_back) + "; an epoch is " +
           grouped(corpus.training_samples()) + " sequences"};
   if (corpus.packs_documents()) sentences.push_back(packing_sentence(corpus));
   if (const std::string precision = precision_sentence(options, has_bfloat16_products);

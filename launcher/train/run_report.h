@@ -15,9 +15,10 @@
 
 namespace fusedbun::train {
 
-/// The model and the text, one sentence each, and what is unusual about them. `has_bfloat16_products`: of this processor, if it is known.
+/// The model and the data, one sentence each, and what is unusual about them. `validation` is `corpus`, or that of --eval-data. `has_bfloat16_products`: of this processor, if it is known.
 std::vector<std::string> start_sentences(const TrainOptions& options, const InitialModel& initial,
                                          int64_t parameters, const data::Corpus& corpus,
+                                         const data::Corpus& validation,
                                          std::optional<bool> has_bfloat16_products);
 
 /// "precision: bf16-autocast; activation checkpointing: each block is computed once more in backward"; empty where neither is asked for. Says

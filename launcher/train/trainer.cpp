@@ -591,7 +591,7 @@ class Run {
     say_where_it_begins(stepper.job_step());
     for (const std::string& sentence :
          start_sentences(options_, initial_, model_.parameter_count(), corpora_.training,
-                         launcher::has_bfloat16_products())) {
+                         corpora_.validation(), launcher::has_bfloat16_products())) {
       progress_.say(sentence);
     }
     progress_.say("run: " + describe_length(schedule_.total_steps, counts));

@@ -68,7 +68,7 @@ class Documents(TrainingTestCase):
         numpy.full(200, 97).astype(numpy.uint16).tofile(held_back)
         run_dir, result = self.job("own", 2, "--data", data, "--eval-data", held_back, "--document-token", SEPARATOR)
         self.assertEqual(result.code, 0, result)
-        self.assertIn("0 to validate", result.err)
+        self.assertIn(f"200 to validate in {held_back}", result.err)
         judged = run("eval", "--model", run_dir, "--data", held_back, "--context", 48)
         self.assertEqual(judged.code, 0, judged)
         self.assertAlmostEqual(float(judged.out.splitlines()[1].split()[1]), self.losses(run_dir)[-1], delta=1e-4)
