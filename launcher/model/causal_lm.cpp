@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <limits>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/model/activation_checkpoint.h"
@@ -71,6 +72,13 @@ int64_t CausalLm::parameter_count() const {
   int64_t count = 0;
   for (const torch::Tensor& parameter : parameters()) count += parameter.numel();
   return count;
+}
+
+torch::Tensor CausalLm::additive(const torch::Tensor& mask, const torch::Tensor& x) const {
+  if (!mask.defined()) return mask;
+  const at::ScalarType type = forward_.autocast.value_or(x.scalar_type());
+  return at::zeros(mask.sizes(), x.options().dtype(type))
+      .masked_fill_(mask.logical_not(), -std::numeric_limits<double>::infinity());
 }
 
 torch::Tensor CausalLm::run_block(const std::function<torch::Tensor(const torch::Tensor&)>& block,

@@ -77,6 +77,9 @@ class CausalLm : public torch::nn::Module {
                                KeyValueCache* cache, const PassDropout& dropout) = 0;
   /// The output layer [vocab, width].
   virtual torch::Tensor head() const = 0;
+  /// What attention adds to its logits, made once for all layers: 0 where `mask` is true, and -inf; in the type that attention on `x` computes
+  /// with. An undefined mask stays so.
+  torch::Tensor additive(const torch::Tensor& mask, const torch::Tensor& x) const;
   /// block(x), computed once more in backward if the options say so.
   torch::Tensor run_block(const std::function<torch::Tensor(const torch::Tensor&)>& block,
                           const torch::Tensor& x) const;

@@ -26,7 +26,7 @@ class AttentionImpl : public torch::nn::Module {
         c_attn_(register_module("c_attn", linear(config.n_embd, 3 * config.n_embd, true))),
         c_proj_(register_module("c_proj", linear(config.n_embd, config.n_embd, true))) {}
 
-  /// x [batch, time, width]; `mask` as document_mask gives it, undefined: each token sees all before it.
+  /// x [batch, time, width]; `mask` of 0 and -inf, [batch, 1, time, time]; undefined: each token sees all before it.
   torch::Tensor forward(const torch::Tensor& x, const torch::Tensor& mask, LayerCache* cache,
                         double dropout) {
     const int64_t batch = x.size(0), time = x.size(1), width = x.size(2);
@@ -117,7 +117,8 @@ void Gpt2Impl::initialise(uint64_t seed) {
 torch::Tensor Gpt2Impl::hidden(const torch::Tensor& tokens, const torch::Tensor& positions,
                                KeyValueCache* cache, const PassDropout& dropout) {
   const bool has_borders = positions.defined();
-  const torch::Tensor mask = has_borders ? document_mask(positions) : torch::Tensor();
+  const torch::Tensor mask =
+      additive(has_borders ? document_mask(positions) : torch::Tensor(), wte_->weight);
   const int64_t past = cache == nullptr ? 0 : cache->length;
   torch::Tensor x =
       wte_(tokens) +

@@ -30,7 +30,7 @@ TORCH_MODULE(RmsNorm);
 /// What the layers of one forward pass share.
 struct Positions {
   Tensor cosine, sine;  ///< [time, head_width]
-  /// Who sees whom, bool [time, time] or [batch, 1, time, time]; undefined: each token all before it.
+  /// Who sees whom, as 0 and -inf, [time, time] or [batch, 1, time, time]; undefined: each token all before it.
   Tensor mask, windowed_mask;
 };
 
@@ -197,6 +197,9 @@ Tensor LlamaImpl::hidden(const Tensor& tokens, const Tensor& document_positions,
     positions.windowed_mask =
         positions.mask.defined() ? positions.mask.logical_and(window) : window;
   }
+  const bool has_windows = !positions.windowed_mask.is_same(positions.mask);
+  positions.mask = additive(positions.mask, x);
+  positions.windowed_mask = has_windows ? additive(positions.windowed_mask, x) : positions.mask;
   int64_t part = 0;
   for (const auto& module : *layers_) {
     auto* const layer = module->as<LlamaLayer>();

@@ -107,6 +107,13 @@ int64_t gradient_bytes(const MemoryQuestion& question) {
              : all;
 }
 
+/// On GPUs it is the host's memory.
+int64_t checkpoint_copy_bytes(const MemoryQuestion& question) {
+  if (!question.keeps_checkpoints || question.on_gpu) return 0;
+  return question.parameters * parameter_bytes(question.precision) / question.world_size +
+         question.state_bytes;
+}
+
 /// Attention's weights, of each head and pair of positions, where they are there: on CPUs no kernel has dropout without them.
 int64_t attention_weight_bytes(const MemoryQuestion& question) {
   if (question.dropout.attention == 0 || question.on_gpu) return 0;
@@ -141,7 +148,8 @@ int64_t activation_bytes(const MemoryQuestion& question) {
   // matrices and activation take (around GELU 4 d twice; gate, up, and two products of them); per token the statistics of two norms and a
   // log-sum-exp per head; under autocast its matrices in the shorter type.
   const int64_t input = stream * residual;
-  const int64_t operands = 2 * shape.width + 2 * shape.query_width + 2 * shape.kv_width +
+  const int64_t norms = shape.is_gated ? 4 : 2;  // RMSNorm is two operations: both results are kept
+  const int64_t operands = norms * shape.width + 2 * shape.query_width + 2 * shape.kv_width +
                            (shape.is_gated ? 4 : 2) * shape.mlp_width;
   const int64_t block = 2 * input + tokens * operands * product +
                         tokens * (4 + shape.heads) * kFloatBytes +
@@ -155,13 +163,15 @@ int64_t activation_bytes(const MemoryQuestion& question) {
   // type; of as many tokens as are taken at once the logits and their logarithms. Then both gradients once more, scaled.
   const int64_t logits =
       std::min(tokens * shape.vocab * kFloatBytes, model::kLogitBytes) / kFloatBytes;
-  const int64_t in_loss = 2 * input + stream * product + of_head + logits * 2 * kFloatBytes +
+  const int64_t in_loss = (shape.is_gated ? 3 : 2) * input + stream * product + of_head +
+                          logits * 2 * kFloatBytes +
                           (casts ? (embedding + stream) * kHalfBytes : 0);
   const int64_t head = std::max(in_loss, 3 * input + 2 * of_head);
   // While attention's weights are, whose gradients are as large as they: what the block's MLP has kept is gone.
   const int64_t of_mlp =
       input +
-      tokens * (operands - shape.width - 2 * shape.query_width - 2 * shape.kv_width) * product;
+      tokens * (operands - norms / 2 * shape.width - 2 * shape.query_width - 2 * shape.kv_width) *
+          product;
   const int64_t at_attention = input + 2 * attention_weight_bytes(question) + of_head - of_mlp;
   const int64_t in_block = std::max(at_work, at_attention);
   const int64_t embeddings = question.dropout.embeddings > 0 ? mask_bytes(question, residual) : 0;
@@ -173,8 +183,9 @@ int64_t activation_bytes(const MemoryQuestion& question) {
 
 }  // namespace
 
-int64_t MemoryForecast::peak() const {
+int64_t MemoryForecast::peak(bool saves_checkpoint) const {
   return parameters + optimizer_state + gradient_buckets + libraries +
+         (saves_checkpoint ? checkpoint_copy : 0) +
          (gradients_follow_activations ? std::max(gradients, activations)
                                        : gradients + activations);
 }
@@ -186,6 +197,7 @@ MemoryForecast forecast_memory(const MemoryQuestion& question) {
           .gradients = gradient_bytes(question),
           .activations = activation_bytes(question),
           .libraries = question.on_gpu ? 0 : kLibraryBytes,
+          .checkpoint_copy = checkpoint_copy_bytes(question),
           .gradients_follow_activations = question.accumulation == 1};
 }
 
@@ -213,7 +225,11 @@ std::string describe(const MemoryForecast& forecast) {
          (forecast.gradients_follow_activations ? " or " : ", ") +
          part("activations", forecast.activations) +
          (forecast.gradients_follow_activations ? " (whichever is more)" : "") +
-         (forecast.libraries > 0 ? ", " + part("libraries", forecast.libraries) : "");
+         (forecast.libraries > 0 ? ", " + part("libraries", forecast.libraries) : "") +
+         (forecast.checkpoint_copy > 0
+              ? "; while a checkpoint is saved " +
+                    mebibytes_or_gibibytes(forecast.checkpoint_copy) + " more"
+              : "");
 }
 
 }  // namespace fusedbun::train

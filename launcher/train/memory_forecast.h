@@ -13,14 +13,15 @@
 //   gradients         p.grad. One backward pass a step: in a host window and with collectives one at a time, with messages all, until
 //                     their bucket is stepped; those come as activations go. Several passes: all, beside the activations.
 //   activations       of a block, per token: 2 d of the residual stream and what matrix products and the MLP's activation take (GPT-2:
-//                     14 d); all blocks, or with activation checkpointing one, and d per token of each other's input. Under autocast also
+//                     14 d; an RMSNorm keeps what it normed beside what it gives); all blocks, or with activation checkpointing one, and d per token of each other's input. Under autocast also
 //                     the parameters in the shorter type. While the loss is there: some tokens' logits (launcher/model/cross_entropy.h).
 //                     Dropout keeps its masks, and on CPUs that of attention three numbers per head and pair of positions.
 //
+//   checkpoint copy   what the rank writes of a checkpoint, copied so that training goes on: P/W in the parameters' type, and its state
 //   libraries         what the libraries of matrix products load and allocate in their first step: 40 MiB, as found on CPUs
 //
 // Not counted: what the process holds before there is a model (LibTorch: some 100 MiB), holes in memory that is kept for the next step
-// (launcher/env/host.h), the copy that a checkpoint is written from.
+// (launcher/env/host.h).
 //
 // Thread safety: values and pure functions.
 #include <cstdint>
@@ -55,6 +56,7 @@ struct MemoryQuestion {
   bool on_gpu = false;
   int64_t bucket_bytes = 25 << 20;  ///< gradients that travel together, in the parameters' type
   bool steps_in_backward = false;
+  bool keeps_checkpoints = false;
 };
 
 /// In bytes.
@@ -65,10 +67,11 @@ struct MemoryForecast {
   int64_t gradients = 0;
   int64_t activations = 0;
   int64_t libraries = 0;
+  int64_t checkpoint_copy = 0;  ///< from the first save on
   /// Gradients come while activations go, so they are never there together in full.
   bool gradients_follow_activations = false;
 
-  int64_t peak() const;
+  int64_t peak(bool saves_checkpoint = false) const;
 };
 
 MemoryForecast forecast_memory(const MemoryQuestion& question);

@@ -359,7 +359,7 @@ class Run {
       RunEnd end{.result = result,
                  .planned_bytes = planned,
                  .measured_bytes = measured,
-                 .forecast_memory = forecast.peak(),
+                 .forecast_memory = forecast.peak(has_saved_checkpoint()),
                  .memory = memory};
       leave_model(end);
       model_path = end.model;
@@ -510,7 +510,8 @@ class Run {
             .state_bytes = state_bytes,
             .on_gpu = options_.use_gpu,
             .bucket_bytes = static_cast<int64_t>(options_.bucket_mebibytes * (1 << 20)),
-            .steps_in_backward = options_.step_in_backward};
+            .steps_in_backward = options_.step_in_backward,
+            .keeps_checkpoints = keeps_checkpoints()};
   }
 
   /// After an error: what was lost, and how to go on. Said by one rank, rank 0, or if that is the lost one the next; unless the
@@ -534,6 +535,10 @@ class Run {
 
   std::optional<int64_t> durable() const {
     return checkpoints_ ? job_.checkpointer().status().durable : std::nullopt;
+  }
+
+  bool has_saved_checkpoint() const {
+    return checkpoints_ && job_.checkpointer().status().last_seconds > 0;
   }
 
   bool keeps_checkpoints() const {

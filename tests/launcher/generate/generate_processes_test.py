@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -14,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "model"))
+import hf_oracle  # noqa: E402
 import job_process  # noqa: E402
 from job_process import run  # noqa: E402
 
-ORACLE = Path(__file__).resolve().parents[1] / "model" / "hf_oracle.py"
 TEMPLATE = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
 CHARACTERS = [" ", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,"]
 logging.set_verbosity_error()
@@ -44,7 +44,7 @@ class Generate(job_process.TestCase):
         folder = tempfile.TemporaryDirectory(prefix="fusedbun-test-")
         cls.addClassCleanup(folder.cleanup)
         cls.folder = Path(folder.name)
-        subprocess.run([sys.executable, ORACLE, "make", cls.folder], check=True, capture_output=True)
+        hf_oracle.make(cls.folder)
         for name in ("gpt2", "llama3", "mistral", "qwen2_windows", "qwen3"):
             write_tokenizer(cls.folder / name)
         torch.manual_seed(3)

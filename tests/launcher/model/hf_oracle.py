@@ -81,7 +81,7 @@ def loss(folder, path, context):
             targets = tokens[begin + 1:begin + 1 + context]
             logits = model(tokens[begin:begin + len(targets)][None]).logits[0]
             total += torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
-    print(total / (len(tokens) - 1))
+    return total / (len(tokens) - 1)
 
 
 def same(folder, other):
@@ -102,8 +102,13 @@ def equal(folder, other):
         same(folder / name, other / name)
 
 
+def print_loss(*words):
+    print(loss(*words))
+
+
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+logging.disable(logging.WARNING)
 if __name__ == "__main__":
-    transformers_logging.set_verbosity_error()
-    logging.disable(logging.WARNING)
     command, *paths = sys.argv[1:]
-    {"make": make, "loss": loss, "same": same, "equal": equal}[command](*map(Path, paths))
+    {"make": make, "loss": print_loss, "same": same, "equal": equal}[command](*map(Path, paths))

@@ -6,6 +6,7 @@
 #include <torch/utils.h>
 
 #include "fusedbun/launcher/model/gpt2.h"
+#include "fusedbun/launcher/model/llama.h"
 #include "fusedbun/launcher/train/memory_forecast.h"
 #include "tensor_bytes.h"
 
@@ -28,26 +29,35 @@ const Shape kShapes[] = {
 };
 
 /// What is allocated at most in a forward and a backward pass, the gradients that stay left out.
-int64_t peak_activations(const Shape& shape, Precision precision, bool checkpointed_blocks) {
+int64_t peak_activations(model::CausalLm& model, int64_t sequences, Precision precision,
+                         bool checkpointed_blocks, bool packs_documents) {
   at::set_num_threads(1);  // threads that wait for each other on a busy machine take a minute
-  model::Gpt2 model(shape.model, 3);
   model::ForwardOptions forward{.checkpoints_activations = checkpointed_blocks};
-  if (precision == Precision::bf16) model->to(at::kBFloat16);
+  if (precision == Precision::bf16) model.to(at::kBFloat16);
   if (has_autocast(precision))
     forward.autocast = precision == Precision::bf16_autocast ? at::kBFloat16 : at::kHalf;
-  model->set_forward(forward);
+  model.set_forward(forward);
   // As the optimizer does, so that gradients do not cover what is measured.
-  for (torch::Tensor& parameter : model->parameters()) {
+  for (torch::Tensor& parameter : model.parameters()) {
     class Release : public torch::autograd::PostAccumulateGradHook {
       void operator()(const at::Tensor& tensor) override { tensor.mutable_grad().reset(); }
     };
     torch::autograd::impl::set_post_acc_grad_hooks(parameter, std::make_unique<Release>());
   }
-  const torch::Tensor tokens = some_tokens(shape.sequences, shape.model.n_ctx);
+  const torch::Tensor tokens = some_tokens(sequences, model.context());
   const torch::Tensor targets = tokens.roll(1, 1);
+  const torch::Tensor positions =
+      packs_documents ? at::arange(model.context(), at::kLong).remainder(20).expand_as(tokens)
+                      : torch::Tensor();
   const TensorBytes bytes;
-  model->loss(tokens, targets, {}, {}, /*dropout_seed=*/1).backward();
+  model.loss(tokens, targets, positions, {}, /*dropout_seed=*/1).backward();
   return bytes.peak();
+}
+
+int64_t peak_activations(const Shape& shape, Precision precision, bool checkpointed_blocks) {
+  model::Gpt2 model(shape.model, 3);
+  return peak_activations(*model, shape.sequences, precision, checkpointed_blocks,
+                          /*packs_documents=*/false);
 }
 
 // Float32 is exact but for some kilobytes; in shorter types oneDNN allocates work space, which depends on the machine.
@@ -95,6 +105,32 @@ TEST(ActivationMemoryTest, IsAsForecastWithDropout) {
             << describe(rates) << (checkpointed_blocks ? ", checkpointed" : "") << ": " << forecast
             << " by forecast, " << measured << " measured";
       }
+    }
+  }
+}
+
+TEST(ActivationMemoryTest, OfALlamaIsAsForecast) {
+  const model::LlamaConfig sizes{.layers = 8,
+                                 .width = 96,
+                                 .mlp_width = 256,
+                                 .heads = 6,
+                                 .kv_heads = 2,
+                                 .head_width = 16,
+                                 .context = 128,
+                                 .tied = true};
+  for (const bool packs_documents : {false, true}) {
+    for (const bool checkpointed_blocks : {false, true}) {
+      const int64_t forecast = forecast_memory({.model = model::shape_of(sizes),
+                                                .checkpoints_activations = checkpointed_blocks,
+                                                .sequences = 8,
+                                                .context = sizes.context})
+                                   .activations;
+      model::Llama model(sizes, 3);
+      const int64_t measured =
+          peak_activations(*model, 8, Precision::float32, checkpointed_blocks, packs_documents);
+      EXPECT_NEAR(static_cast<double>(forecast) / static_cast<double>(measured), 1, 0.03)
+          << (packs_documents ? "packed" : "") << (checkpointed_blocks ? ", checkpointed" : "")
+          << ": " << forecast << " by forecast, " << measured << " measured";
     }
   }
 }

@@ -126,6 +126,9 @@ TEST(MemoryForecastTest, ThePeakAddsUpWhatIsThereTogether) {
   EXPECT_EQ(forecast.peak(), 650321);
   forecast.gradients = 60000;
   EXPECT_EQ(forecast.peak(), 660321);
+  forecast.checkpoint_copy = 7000000;
+  EXPECT_EQ(forecast.peak(), 660321);
+  EXPECT_EQ(forecast.peak(/*saves_checkpoint=*/true), 7660321);
 }
 
 TEST(MemoryForecastTest, LibrariesTakeSomeOfTheHostAndNothingOfAGpu) {
@@ -133,6 +136,16 @@ TEST(MemoryForecastTest, LibrariesTakeSomeOfTheHostAndNothingOfAGpu) {
   EXPECT_EQ(forecast_memory(asked).libraries, 40 << 20);
   asked.on_gpu = true;
   EXPECT_EQ(forecast_memory(asked).libraries, 0);
+}
+
+TEST(MemoryForecastTest, ACheckpointIsWrittenFromACopyOfWhatTheRankHas) {
+  MemoryQuestion asked = question();
+  asked.world_size = 4;
+  EXPECT_EQ(forecast_memory(asked).checkpoint_copy, 0);
+  asked.keeps_checkpoints = true;
+  EXPECT_EQ(forecast_memory(asked).checkpoint_copy, 262 * 4 + 1000);
+  asked.on_gpu = true;
+  EXPECT_EQ(forecast_memory(asked).checkpoint_copy, 0) << "it is the host's";
 }
 
 // How activations depend on what is asked; that the numbers are right is measured in activation_memory_test.cpp.
@@ -188,6 +201,9 @@ TEST(MemoryForecastTest, IsToldInOneLine) {
             "51.0 MiB per rank: parameters 1.0 MiB, optimizer state 2.0 MiB, gradient "
             "buckets 3.0 MiB, gradients 4.0 MiB or activations 5.0 MiB (whichever is more), "
             "libraries 40.0 MiB");
+  forecast.checkpoint_copy = 6 << 20;
+  EXPECT_THAT(describe(forecast),
+              testing::EndsWith("libraries 40.0 MiB; while a checkpoint is saved 6.0 MiB more"));
 }
 
 }  // namespace

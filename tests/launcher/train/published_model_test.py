@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import sys
 import tempfile
 import unittest
@@ -11,15 +10,12 @@ from pathlib import Path
 import numpy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "model"))
+import hf_oracle as oracle  # noqa: E402
 from job_process import run  # noqa: E402
 from training import TrainingTestCase, metrics  # noqa: E402
 
-ORACLE = Path(__file__).resolve().parents[1] / "model" / "hf_oracle.py"
 VOCABULARY = 96  # of the oracle's models
-
-
-def oracle(*words):
-    return subprocess.run([sys.executable, ORACLE, *map(str, words)], capture_output=True, text=True)
 
 
 class PublishedModel(TrainingTestCase):
@@ -29,8 +25,7 @@ class PublishedModel(TrainingTestCase):
         folder = tempfile.TemporaryDirectory(prefix="fusedbun-test-")
         cls.addClassCleanup(folder.cleanup)
         cls.models = Path(folder.name)
-        made = oracle("make", cls.models)
-        assert made.returncode == 0, made.stderr
+        oracle.make(cls.models)
 
     def tokens(self, count=20_000):
         """A sequence that can be learned: each token tells the next, but for one in twenty, which begins anew anywhere."""
@@ -61,10 +56,9 @@ class PublishedModel(TrainingTestCase):
                 # The last tenth of the tokens validates; saved weights are float32's.
                 held_back = self.folder / "held_back.bin"
                 numpy.fromfile(self.folder / "tokens.bin", numpy.uint16)[-2000:].tofile(held_back)
-                found = oracle("loss", run_dir, held_back, 32)
-                self.assertEqual(found.returncode, 0, found.stderr)
-                self.assertAlmostEqual(float(found.stdout), losses[-1], delta=1e-4)
-                self.assert_evaluates(run_dir, held_back, float(found.stdout))
+                expected = oracle.loss(run_dir, held_back, 32)
+                self.assertAlmostEqual(expected, losses[-1], delta=1e-4)
+                self.assert_evaluates(run_dir, held_back, expected)
 
     def assert_evaluates(self, model, file, expected):
         result = run("eval", "--model", model, "--data", file, file, "--context", 32, "--batch", 5, "--output", "json")
@@ -91,16 +85,14 @@ class PublishedModel(TrainingTestCase):
         held_back = self.folder / "held_back.bin"
         numpy.fromfile(self.folder / "tokens.bin", numpy.uint16)[-2000:].tofile(held_back)
         for folder, step in ((exported, 20), (saved, 40)):
-            found = oracle("loss", folder, held_back, 32)
-            self.assertEqual(found.returncode, 0, found.stderr)
-            self.assertAlmostEqual(float(found.stdout), losses[step], delta=1e-4)
+            self.assertAlmostEqual(oracle.loss(folder, held_back, 32), losses[step], delta=1e-4)
         # What it came from may be gone at the end; and a folder can be the model's own.
         again = run("train", "--init", saved, "--save", saved, "--data", self.folder / "tokens.bin", "--context", 32, "--batch", 8, "--steps", 3,
                     "--warmup", 0, "--lr", "1e-3", "--precision", "bf16", "--threads", 1, "--run-dir", self.folder / "again")
         self.assertEqual(again.code, 0, again)
         self.assertEqual(json.loads((saved / "config.json").read_text())["dtype"], "bfloat16")
-        different = oracle("same", saved, exported)
-        self.assertIn("different", different.stderr)
+        with self.assertRaisesRegex(SystemExit, "different"):
+            oracle.same(saved, exported)
 
     def test_what_cannot_be_evaluated_is_refused(self):
         missing = run("eval", "--model", self.models / "gpt2", "--data", self.folder / "gone.bin")
