@@ -54,8 +54,12 @@ std::vector<std::pair<std::string, double>> learning_rates_of(const MetricsSampl
 std::string rates_text(const MetricsSample& sample) {
   const auto rates = learning_rates_of(sample);
   std::string text = "lr";
+  const bool all_alike =
+      std::ranges::adjacent_find(rates, std::ranges::not_equal_to(),
+                                 &std::pair<std::string, double>::second) == rates.end();
   for (const auto& [group, rate] : rates) {
-    text += rates.size() == 1 ? "" : " " + group;
+    if (all_alike && group != rates.front().first) continue;
+    text += all_alike ? "" : " " + group;
     text += print(" %.4g", rate);
   }
   const double scale = value_of(sample, "lr_scale").value_or(1);

@@ -155,9 +155,11 @@ int64_t activation_bytes(const MemoryQuestion& question) {
                         tokens * (4 + shape.heads) * kFloatBytes +
                         (casts ? in_matrices * kHalfBytes : 0) + dropout_bytes(question);
   // While the first matrix of a block's backward pass, the MLP's last, is at work: the gradient that came, a short one under autocast
-  // too, those of the activation's output and of the matrix. The output layer's gradient waits for the tied embedding's.
+  // too, those of the activation's output, of a gated one also of a factor, and of the matrix. The output layer's gradient waits for the
+  // tied embedding's.
   const int64_t of_head = embedding * parameter_bytes(question.precision);
-  const int64_t at_work = input + (tokens * shape.mlp_width + (casts ? stream : 0)) * product +
+  const int64_t of_activation = (shape.is_gated ? 2 : 1) * tokens * shape.mlp_width;
+  const int64_t at_work = input + (of_activation + (casts ? stream : 0)) * product +
                           matrices.back() * product + of_head;
   // While the loss is: the last norm's input and output, the gradients of its output and of the output layer, that layer in the shorter
   // type; of as many tokens as are taken at once the logits and their logarithms. Then both gradients once more, scaled.

@@ -133,7 +133,7 @@ class FromScratch(TrainingTestCase):
         record.write_text(record.read_text().replace("SUCCEEDED", "DRAINED"))
         # The shapes are the same.
         other = self.file(LLAMA.replace("500.0", "1000.0"), "other.toml")
-        self.assert_fails(self.from_config(other, "--schedule", "constant", steps=12, name="first"), 78, "what config.json or --config says (")
+        self.assert_fails(self.from_config(other, "--schedule", "constant", steps=12, name="first"), 78, "the model (config.json, --config or its sizes) (")
         second = self.from_config(config, "--schedule", "constant", steps=12, name="first")
         self.assertEqual(second.code, 0, second)
         self.assertIn("goes on after step 10", second.err)
@@ -147,7 +147,7 @@ class FromScratch(TrainingTestCase):
                  "--threads", 1, "--run-dir", self.folder / "run"]
         result = run("launch", "-n", 2, "--", "sh", "-c", " ".join(map(str, [BINARY, *words])))
         self.assertEqual(result.code, 78, result)
-        self.assertIn("what config.json or --config says is not the same on rank 1 as on rank 0", result.err)
+        self.assertIn("the model (config.json, --config or its sizes) is not the same on rank 1 as on rank 0", result.err)
 
 
 if __name__ == "__main__":
