@@ -43,10 +43,11 @@ def read_message():
 
 
 def write_message(*parts):
-    """Sends one message, which is these parts one after the other."""
-    sys.stdout.buffer.write(struct.pack("<I", sum(map(len, parts))))
-    for part in parts:
-        sys.stdout.buffer.write(part)
+    """Sends one message, which is these parts one after the other. In one write: with PYTHONUNBUFFERED each is a call of the system, and who
+    has read the length of an empty message may be gone before its nothing is written. Then one may also write less than it was given."""
+    rest = memoryview(b"".join((struct.pack("<I", sum(map(len, parts))), *parts)))
+    while rest:
+        rest = rest[sys.stdout.buffer.write(rest):]
     sys.stdout.buffer.flush()
 
 
