@@ -346,7 +346,12 @@ TEST_F(CorpusTest, TenGigabytesOfTokensAreThereAtOnce) {
   EXPECT_EQ(corpus.documents(), kBytes / 2 / 512);
   EXPECT_EQ(training(corpus, 2).tokens, Tokens(1024));
   for (int64_t i = 0; i < 1000; ++i) training(corpus, i);
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  static_cast<void>(
+      before);  // sanitizers keep freed memory, and have memory of their own for what is touched
+#else
   EXPECT_LT(own_memory() - before, 4 << 10) << "KiB";
+#endif
 }
 
 // A dumb second implementation: the corpus as one table of tokens, begins and loss.
