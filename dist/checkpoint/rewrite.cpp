@@ -58,7 +58,15 @@ StoredFile write_part(const CheckpointReader& from, std::string_view folder, int
 
 }  // namespace
 
-void export_weights(const CheckpointReader& from, const std::filesystem::path& to) {
+void export_model(const CheckpointReader& from, const ModelPlace& to) {
+  make_folder(to);
+  if (to.is_folder) {
+    for (const auto& [name, bytes] : from.companions()) {
+      run_folder::AtomicFile file(to.weights.parent_path() / name);
+      file.write(bytes);
+      file.commit();
+    }
+  }
   std::deque<std::vector<std::byte>> memory;
   std::vector<StoredTensor> tensors;
   for (const auto& [name, tensor] : from.tensors(kModelFolder)) {
@@ -69,19 +77,7 @@ void export_weights(const CheckpointReader& from, const std::filesystem::path& t
   }
   Metadata metadata = model_metadata(from);
   metadata["format"] = "pt";
-  write_safetensors(to, tensors, metadata);
-}
-
-void export_model_folder(const CheckpointReader& from, const std::filesystem::path& to) {
-  std::error_code error;
-  std::filesystem::create_directories(to, error);
-  FUSEDBUN_REQUIRE(!error, IoError, "cannot create " + to.string() + ": " + error.message());
-  for (const auto& [name, bytes] : from.companions()) {
-    run_folder::AtomicFile file(to / name);
-    file.write(bytes);
-    file.commit();
-  }
-  export_weights(from, to / kWeightsName);
+  write_safetensors(to.weights, tensors, metadata);
 }
 
 void reshard(const CheckpointReader& from, const CheckpointFolder& to, int ranks) {

@@ -152,12 +152,11 @@ void add_export(CLI::App& group) {
                    "file named *.safetensors, for the weights alone")
       ->required();
   command->callback([which, to] {
-    const bool is_file = to->extension() == ".safetensors";
-    if (is_file) run_folder::require_writable(*to);
+    const checkpoint::ModelPlace place = checkpoint::place_of(*to);
+    checkpoint::require_writable(place);
     const CheckpointReader reader(path_of(*which));
     reader.verify();
-    is_file ? checkpoint::export_weights(reader, *to)
-            : checkpoint::export_model_folder(reader, *to);
+    checkpoint::export_model(reader, place);
     std::cout << "the model after " << reader.manifest().job_step << " steps: " << to->string()
               << "\n";
   });

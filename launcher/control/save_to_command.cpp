@@ -43,7 +43,7 @@ void save_to(const fs::path& given, const control::JobLocation& location) {
   const fs::path target = fs::absolute(given).lexically_normal();
   std::error_code error;
   FUSEDBUN_REQUIRE(!fs::exists(fs::symlink_status(target, error)), ConfigError,
-                   target.string() + " is there already: name a file that is not");
+                   target.string() + " is there already: name a file or a folder that is not");
   FUSEDBUN_REQUIRE(fs::is_directory(target.parent_path(), error), ConfigError,
                    target.parent_path().string() + " is no folder");
   leave_link(location.run_dir / run_folder::kSaveToName, target);
@@ -62,7 +62,10 @@ CLI::App* add_save_to_command(CLI::App& app) {
       "For a job whose disk is full or gone: it tries to save until it can, and looks here each "
       "time. The path is\none of rank 0's host.");
   auto target = std::make_shared<fs::path>();
-  command->add_option("path", *target, "A file that does not exist yet")->required();
+  command
+      ->add_option("path", *target,
+                   "A file named *.safetensors, or a folder, that does not exist yet")
+      ->required();
   const auto location = add_job_flags(*command);
   command->callback([target, location] { save_to(*target, *location); });
   return command;

@@ -9,7 +9,6 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/checkpoint/safetensors.h"
 #include "fusedbun/dist/run_folder/atomic_file.h"
 
 namespace fusedbun::train {
@@ -29,33 +28,7 @@ void require_unused(const fs::path& path) {
                    path.string() + " is there already");
 }
 
-void make_folder_of(const ModelPlace& place) {
-  if (!place.is_folder) return;
-  const fs::path folder = place.weights.parent_path();
-  std::error_code error;
-  fs::create_directories(folder, error);
-  FUSEDBUN_REQUIRE(!error, IoError, "cannot create " + folder.string() + ": " + error.message());
-}
-
 }  // namespace
-
-ModelPlace place_of(const fs::path& given) {
-  if (given.extension() == ".safetensors") return {.weights = given, .is_folder = false};
-  return {.weights = given / checkpoint::kWeightsName, .is_folder = true};
-}
-
-void require_writable(const ModelPlace& place) {
-  fs::path folder = place.weights.parent_path();
-  std::error_code error;
-  FUSEDBUN_REQUIRE(
-      !place.is_folder || !fs::exists(folder, error) || fs::is_directory(folder, error), IoError,
-      folder.string() + " is no folder: a model is saved in one, or as a file named *.safetensors");
-  // What is missing of a folder's path can be made where the nearest that is there can be written.
-  while (place.is_folder && folder.has_parent_path() && !fs::exists(folder, error))
-    folder = folder.parent_path();
-  if (folder != place.weights.parent_path() && !fs::exists(folder, error)) folder = ".";
-  run_folder::require_writable(folder / place.weights.filename());
-}
 
 ModelFile::ModelFile(ModelPlace place, int64_t bytes, fs::path elsewhere)
     : place_(std::move(place)),
@@ -64,7 +37,7 @@ ModelFile::ModelFile(ModelPlace place, int64_t bytes, fs::path elsewhere)
       at_start_(version_of(place_.weights)) {
   std::error_code error;
   if (other_place()) fs::remove(elsewhere_, error);
-  make_folder_of(place_);
+  checkpoint::make_folder(place_);
   run_folder::require_writable(place_.weights);
   run_folder::require_space(place_.weights, bytes);
 }
@@ -78,7 +51,7 @@ std::optional<ModelPlace> ModelFile::save(const std::function<void(const fs::pat
     try {
       if (other) {
         require_unused(path);
-        make_folder_of(place);
+        checkpoint::make_folder(place);
       }
       spare_.close();
       write(path);
@@ -122,7 +95,7 @@ std::optional<ModelPlace> ModelFile::other_place() const {
   std::error_code error;
   const fs::path named = fs::read_symlink(elsewhere_, error);
   if (error) return std::nullopt;
-  return place_of(elsewhere_.parent_path() / named);
+  return checkpoint::place_of(elsewhere_.parent_path() / named);
 }
 
 ModelPlace ModelFile::own_place() const {

@@ -10,22 +10,12 @@
 #include <optional>
 #include <string>
 
+#include "fusedbun/dist/checkpoint/model_place.h"
 #include "fusedbun/dist/run_folder/descriptor.h"
 
 namespace fusedbun::train {
 
-/// Where a model is left.
-struct ModelPlace {
-  std::filesystem::path weights;
-  bool is_folder =
-      false;  ///< the weights' folder is the model's: config.json and the tokenizer's files go there too
-
-  bool operator==(const ModelPlace&) const = default;
-};
-/// A path that ends in .safetensors is a file of weights; any other is a folder, which gets them as model.safetensors.
-ModelPlace place_of(const std::filesystem::path& given);
-/// Throws IoError now rather than after hours of work if nothing can be written there. Leaves nothing behind.
-void require_writable(const ModelPlace& place);
+using checkpoint::ModelPlace;
 
 class ModelFile {
  public:

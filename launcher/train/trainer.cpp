@@ -383,7 +383,7 @@ class Run {
     const ModelPlace place =
         options_.save.empty()
             ? ModelPlace{.weights = run_dir_ / run_folder::kModelName, .is_folder = true}
-            : place_of(options_.save);
+            : checkpoint::place_of(options_.save);
     companions_ =
         read_companions(initial_, options_.precision == Precision::bf16 ? "bfloat16" : "float32");
     run_folder::Attempt attempt;
@@ -655,7 +655,8 @@ void train(const TrainOptions& options) {
   data::require_present(options.data);
   data::require_present(options.eval_data);
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
-  if (identity.rank == 0 && !options.save.empty()) require_writable(place_of(options.save));
+  if (identity.rank == 0 && !options.save.empty())
+    checkpoint::require_writable(checkpoint::place_of(options.save));
   if (identity.rank == 0 && !options.trace.empty()) run_folder::require_writable(options.trace);
   set_threads(options.threads, identity.local_world_size);
   const fs::path run_dir = run_folder_of(options, identity);

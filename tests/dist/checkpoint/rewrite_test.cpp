@@ -54,7 +54,7 @@ TEST_F(Rewrite, DividedBetweenOtherRanksItIsTheSame) {
 
 TEST_F(Rewrite, TheModelIsOneFile) {
   const CheckpointReader before(from_.path_of(7));
-  export_weights(before, scratch_ / "model.safetensors");
+  export_model(before, place_of(scratch_ / "model.safetensors"));
   const SafetensorsFile file(scratch_ / "model.safetensors");
   EXPECT_EQ(file.tensors().size(), before.tensors(kModelFolder).size());
   EXPECT_EQ(file.metadata().at("format"), "pt");
@@ -90,7 +90,7 @@ TEST_F(Rewrite, CompanionsGoWithTheModel) {
   EXPECT_EQ(CheckpointReader(to.path_of(8)).companions(), companions);
 
   const std::filesystem::path folder = scratch_ / "models" / "exported";
-  export_model_folder(before, folder);
+  export_model(before, place_of(folder));
   EXPECT_EQ(support::read_text(folder / "tokenizer.model"), companions.at("tokenizer.model"));
   EXPECT_EQ(support::read_text(folder / "config.json"), "{}");
   EXPECT_EQ(SafetensorsFile(folder / kWeightsName).tensors().size(), 1u);

@@ -16,6 +16,7 @@ namespace {
 
 namespace fs = std::filesystem;
 using namespace std::chrono_literals;
+using checkpoint::place_of;
 using support::read_text;
 using support::write_text;
 using testing::ElementsAre;
@@ -42,13 +43,6 @@ TEST_F(ModelFileTest, WhatCannotBeSavedIsKnownAtTheStart) {
   EXPECT_FALSE(fs::exists(path_));
 }
 
-TEST_F(ModelFileTest, AFolderGetsTheWeightsUnlessAFileIsNamed) {
-  EXPECT_EQ(place_of("out"), (ModelPlace{"out/model.safetensors", true}));
-  EXPECT_EQ(place_of("out/"), (ModelPlace{"out/model.safetensors", true}));
-  EXPECT_EQ(place_of("out/model-1.5"), (ModelPlace{"out/model-1.5/model.safetensors", true}));
-  EXPECT_EQ(place_of("out/english.safetensors"), (ModelPlace{"out/english.safetensors", false}));
-}
-
 TEST_F(ModelFileTest, AFolderIsMadeWhenTrainingStartsAndNotBefore) {
   const ModelPlace place = place_of(folder_ / "new/model");
   require_writable(place);
@@ -56,12 +50,6 @@ TEST_F(ModelFileTest, AFolderIsMadeWhenTrainingStartsAndNotBefore) {
   ModelFile file(place, 1, elsewhere_);
   EXPECT_EQ(file.save([](const fs::path& path) { write_text(path, "model"); }, patience()), place);
   EXPECT_EQ(read_text(folder_ / "new/model/model.safetensors"), "model");
-
-  write_text(folder_ / "old_model", "a file without an ending");
-  EXPECT_THAT([&] { require_writable(place_of(folder_ / "old_model")); },
-              ThrowsMessage<IoError>(HasSubstr("old_model is no folder")));
-  EXPECT_THROW(require_writable(place_of(folder_ / "old_model/new")), IoError);
-  EXPECT_THROW(require_writable(place_of(folder_ / "gone/model.safetensors")), IoError);
 }
 
 // A disk that is gone is not replaced by a folder of its name on another one.
