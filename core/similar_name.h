@@ -1,5 +1,5 @@
 #pragma once
-// What somebody meant who mistyped a name: a flag, a preset, a field of a file.
+// The known name nearest to a mistyped one: of a flag, a preset, a field of a file.
 //
 // Thread safety: pure functions.
 #include <cstddef>

@@ -3,7 +3,7 @@
 // into sequences of a context (packing.h).
 //
 // Invariants: 1. The same on every rank that reads the same. 2. Sample g of a run is a function of (seed, g): each epoch sees every sample
-// once, in an order of its own (sample_order.h); where the corpus is a stream, each epoch also cuts it at other places. 3. Training and
+// once, in a different shuffle (sample_order.h); where the corpus is a stream, each epoch also cuts it at other places. 3. Training and
 // validation share no token, and, where documents allow, no document. 4. No token that is given out is as large as the vocabulary.
 // 5. Memory does not grow with files of tokens, but by 8 bytes in 64 sequences of whole documents.
 //
@@ -52,7 +52,7 @@ LongDocuments parse_long_documents(std::string_view name);
 /// Which part of a corpus validates.
 enum class Split : uint8_t {
   tail,  ///< the last documents: a tenth of the tokens, at most 64 Ki, but no document is cut if one can help it
-  all_training,    ///< validation has files of its own
+  all_training,    ///< other files validate
   all_validation,  ///< these are they
 };
 

@@ -1,6 +1,6 @@
 #pragma once
 // DocumentIndex: where the documents of a file of tokens begin, and which of its tokens carry loss. Kept beside the file, as
-// NAME.bin.documents, and mapped, so that it takes no memory of its own and is there at once.
+// NAME.bin.documents, and memory-mapped, so that opening it takes neither memory nor time.
 //
 // The file, all little endian, 64 bits each:
 //   magic "FBDOCS01"; tokens; separator (2^64 - 1: none); documents D; spans S; fingerprint of the file of tokens

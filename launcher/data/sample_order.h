@@ -1,5 +1,5 @@
 #pragma once
-// SampleOrder: in which order a run sees its samples. Every epoch sees each sample once, in an order of its own; where sample g of the run
+// SampleOrder: in which order a run sees its samples. Every epoch sees each sample once, in a different shuffle; where sample g of the run
 // lies is a pure function of (seed, g), so the order is the same for any number of ranks, and a run that goes on needs no more than g.
 //
 // A shuffle without a table: a Feistel network over the smallest power of four that holds all samples, walked until it lands on one

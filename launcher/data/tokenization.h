@@ -1,6 +1,6 @@
 #pragma once
 // Tokenization: from text and JSON lines to a file of tokens, its index of documents and a report about both. Python encodes
-// (tokenizer.py), in a process of its own; documents come from there in batches and are written as they come, so that neither process
+// (tokenizer.py), in a child process; documents come from there in batches and are written as they come, so that neither process
 // holds the corpus.
 //
 // Invariants: 1. All three files are there, or none: one that fails or is ended by a signal leaves nothing. 2. What is not taken is

@@ -673,7 +673,7 @@ def main(words):
     except Refusal as refusal:
         print(refusal, file=sys.stderr)
         return refusal.code
-    except BrokenPipeError:  # whoever reads has gone, and knows why
+    except BrokenPipeError:  # the parent process has ended, and reports why
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return IO
 

@@ -95,7 +95,7 @@ class Fields {
     if (author_ == Author::person) throw ConfigError(path_ + " " + what);
     throw DataError(path_ + " " + what);
   }
-  /// What a person wrote and nobody has asked for is a typing error.
+  /// In a file that a person wrote, a key that no model reads is a typing error.
   void refuse_unused(const std::string& type) const {
     if (author_ != Author::person) return;
     for (const auto& [name, value] : values_.items()) {

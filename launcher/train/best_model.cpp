@@ -81,7 +81,7 @@ void BestModel::consider(const BestValidation& validation) {
 std::optional<BestValidation> BestModel::restore(const std::optional<BestValidation>& last) {
   if (!kept_ || (last && last->loss <= kept_->loss)) return last;
   const torch::NoGradGuard no_grad;
-  std::vector<torch::Tensor> present;  // a file that somebody has damaged is no reason to lose them
+  std::vector<torch::Tensor> present;  // put back if the file proves to be damaged
   for (const torch::Tensor& parameter : model_.parameters())
     present.push_back(parameter.detach().clone());
   try {

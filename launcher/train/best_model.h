@@ -27,7 +27,7 @@ class BestModel {
   /// After the last step. Unless `last`, the validation of the model as it is now, is as good as the file's, gives the model the file's
   /// weights. Returns of which validation the model is now; nothing where that is not known.
   std::optional<BestValidation> restore(const std::optional<BestValidation>& last);
-  /// The run has ended for good, and the model is saved.
+  /// Removes the file, when the run is finished and its model is saved.
   void remove();
 
  private:

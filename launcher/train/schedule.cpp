@@ -13,7 +13,7 @@ namespace fusedbun::train {
 namespace {
 
 constexpr int64_t kWarmupSteps = 50;
-constexpr int64_t kWarmupPartMin = 4;  ///< warm-up that nobody asked for takes at most 1 / 4
+constexpr int64_t kWarmupPartMin = 4;  ///< the default warm-up takes at most 1 / 4 of the run
 constexpr double kDecayFraction = 0.2;
 
 constexpr std::array<std::string_view, 4> kScheduleNames = {"cosine", "linear", "constant", "wsd"};
