@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import zstandard  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 from transformers import AutoTokenizer  # noqa: E402
 
+SCRIPT = Path(__file__).resolve().parents[3] / "launcher" / "data" / "tokenizer.py"
 LICENCE = Path("/usr/share/common-licenses/GPL-3").read_text()
 CHATML = ("{% for message in messages %}\n"
           "{{ '<|im_start|>' + message.role + '\\n' }}{{ message['content'] | trim }}<|im_end|>\n"
@@ -380,6 +382,22 @@ class Refusals(TokenizeCase):
             words = [sys.executable, "-c", code, os.environ["FUSEDBUN_BINARY"], *map(str, own)]
             peaks.append(int(subprocess.run(words, capture_output=True, text=True, check=True).stdout))
         self.assertLess(peaks[1], peaks[0] + 20_000, "kilobytes; the second has 26 MB more")
+
+
+class Messages(TokenizeCase):
+    def test_each_is_one_write_where_python_is_unbuffered_too(self):
+        # Who has read a message's length may be gone before the rest is written. Each write into this kind of socket is one packet.
+        ours, its_output = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, subprocess.Popen([sys.executable, SCRIPT, "generate", self.place], stdin=subprocess.PIPE, stdout=its_output,
+                                    env={**os.environ, "PYTHONUNBUFFERED": "1"}) as process:
+            its_output.close()
+            for message in (b"text\nfree", b""):
+                process.stdin.write(struct.pack("<I", len(message)) + message)
+                process.stdin.flush()
+                packet = ours.recv(1 << 16)
+                self.assertEqual(len(packet), 4 + struct.unpack_from("<I", packet)[0])
+            self.assertEqual(ours.recv(1), b"", "one packet each")
+        self.assertEqual(process.returncode, 0)
 
 
 class Show(TokenizeCase):
