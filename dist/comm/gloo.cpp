@@ -153,20 +153,21 @@ void meet(c10d::Store& store, const GlooOptions& options) {
   if (store.check({"refusal"})) refuse(store, options, "");
 }
 
-std::shared_ptr<gloo::transport::Device> device_for(const GlooOptions& options) {
+using DevicePtr = std::shared_ptr<gloo::transport::Device>;
+
+// Null where $GLOO_SOCKET_IFNAME names none.
+DevicePtr device_of_named_interface(const GlooOptions& options) {
   const char* const interface = std::getenv("GLOO_SOCKET_IFNAME");
-  if (interface != nullptr && *interface != '\0' && !is_loopback(options.master_addr)) {
-    try {
-      return c10d::ProcessGroupGloo::createDeviceForInterface(interface);
-    } catch (const std::exception& error) {
-      throw ConfigError(rank_text(options) + ": GLOO_SOCKET_IFNAME='" + interface +
-                        "' names no interface of this host (" + first_line(error) +
-                        "): set it to the name of one, as `ip -br address` lists them, or leave it "
-                        "out");
-    }
+  if (interface == nullptr || *interface == '\0' || is_loopback(options.master_addr))
+    return nullptr;
+  try {
+    return c10d::ProcessGroupGloo::createDeviceForInterface(interface);
+  } catch (const std::exception& error) {
+    throw ConfigError(rank_text(options) + ": GLOO_SOCKET_IFNAME='" + interface +
+                      "' names no interface of this host (" + first_line(error) +
+                      "): set it to the name of one, as `ip -br address` lists them, or leave it "
+                      "out");
   }
-  return c10d::ProcessGroupGloo::createDeviceForHostname(
-      local_address_towards(options.master_addr));
 }
 
 // What groups are made with later: the store must be served as long, and one device moves the bytes of all of them. A
@@ -175,7 +176,7 @@ std::shared_ptr<gloo::transport::Device> device_for(const GlooOptions& options) 
 struct Rendezvous {
   GlooOptions options;
   std::shared_ptr<StoreServer> server;  // on the rank that serves
-  std::shared_ptr<gloo::transport::Device> device;
+  DevicePtr device;
 };
 
 std::shared_ptr<PointToPoint> connect_ranks(const StorePtr& store, const Rendezvous& rendezvous,
@@ -249,7 +250,9 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
   FUSEDBUN_REQUIRE(options.size >= 1 && options.rank >= 0 && options.rank < options.size,
                    ConfigError, rank_text(options) + ": there is no such rank");
   ignore_broken_pipes();
-  const auto rendezvous = std::make_shared<Rendezvous>(Rendezvous{options, nullptr, nullptr});
+  // A name that is wrong on all hosts is told by each rank, so before any of them can miss one that left.
+  const auto rendezvous = std::make_shared<Rendezvous>(
+      Rendezvous{options, nullptr, device_of_named_interface(options)});
   if (options.serve_store && options.rank == 0) {
     rendezvous->server = serve_store(options.master_addr, options.master_port);
   }
@@ -261,7 +264,10 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
                         std::to_string(options.master_port) + " while the ranks met (" +
                         first_line(error) + "): whoever served it left, and says why");
   }
-  rendezvous->device = device_for(options);
+  if (!rendezvous->device) {
+    rendezvous->device =
+        c10d::ProcessGroupGloo::createDeviceForHostname(local_address_towards(options.master_addr));
+  }
   auto communicator = make_message_communicator(
       make_gloo_transport(connect_channel(rendezvous, store, options.rank, options.size)),
       options.timeout);
