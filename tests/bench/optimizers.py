@@ -2,7 +2,8 @@
 """AdamW (LibTorch's) and Fusedbun's presets side by side, at equal tokens and a tuned learning rate each.
 
     tests/bench/optimizers.py [--binary build/release/launcher/fusedbun] [--steps 200] [--finetune-steps 100] [--seeds 3]
-    tests/bench/optimizers.py --model FOLDER --data A.bin --eval-data B.bin [--context 256] [--batch 4] [--finetune-steps 24]
+    tests/bench/optimizers.py --model FOLDER --data A.bin --eval-data B.bin [--other-data C.bin] [--context 256] [--batch 4]
+                              [--finetune-steps 24]
 
 The first: a byte-level GPT of 0.84 M parameters on two ranks: pretrained on licence texts, then fine-tuned on Python's standard
 library, all optimizers from the same pretrained weights (AdamW's). Learning rates are tuned per optimizer and task by
@@ -10,8 +11,9 @@ walking in factors of 2 to a minimum of the validation loss with a seed that is 
 and standard deviation over the other seeds. Takes about a quarter of an hour on two quiet cores.
 
 The second: a published model, as deploy/finetune.sh has it, fine-tuned on tokens whose prompts carry no loss; torch's Adafactor and Muon take
-part, on the same samples by the same schedule (peer/finetune.py), with state, peak memory and time of a step. Needs .venv of
-`deploy/install.sh test`. SmolLM2-135M on two cores: three hours with the defaults.
+part, on the same samples by the same schedule (peer/finetune.py), with state, peak memory and time of a step, and what became of a
+text of another kind (--other-data, judged by `fusedbun eval`). All rates are tuned first; then each seed goes through all optimizers, so
+that their times meet the same machine. Needs .venv of `deploy/install.sh test`. SmolLM2-135M on two cores: three hours with the defaults.
 
 Markdown goes to stdout, every run to stderr.
 """
@@ -22,6 +24,7 @@ import json
 import math
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -85,11 +88,26 @@ class Bench:
         self.told(task, optimizer, lr, seed, losses[0], loss, start)
         return run_dir, loss, done.stdout
 
-    def measured(self, optimizer, lr, seed, task):
-        """A fine-tune of a published model, by us or by torch: loss, bytes of state and of peak memory, seconds of a step."""
+    def eval_loss(self, model, data):
+        out = self.ran([self.arguments.binary, "eval", "--model", model, "--data", data, "--context",
+                        self.arguments.context, "--long-documents", "cut", "--output", "json"]).stdout
+        return json.loads(out)["all"]["loss"]
+
+    def judged(self, optimizer, lr, seed, task):
+        """`measured`, and the loss on the text of another kind if there is one."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            keep = Path(folder) / "model" if self.arguments.other_data else None
+            found = self.measured(optimizer, lr, seed, task, keep)
+            return found | ({"other": self.eval_loss(keep, self.arguments.other_data)} if keep else {})
+
+    def measured(self, optimizer, lr, seed, task, keep=None):
+        """A fine-tune of a published model, by us or by torch: loss, bytes of state and of peak memory, seconds of a step. The model
+        moves to the folder `keep`."""
         kind = task["optimizers"][optimizer][0]
         if isinstance(kind, list):
             run_dir, loss, out = self.run(optimizer, lr, seed, task)
+            if keep:
+                shutil.copytree(run_dir, keep)
             (run_dir / "model.safetensors").unlink(missing_ok=True)
             steps = [line for line in read_lines(run_dir / "metrics.jsonl") if "tokens_per_second" in line]
             tokens = self.arguments.context * self.arguments.batch
@@ -98,7 +116,7 @@ class Bench:
         start = time.monotonic()
         done = self.ran([ROOT / ".venv/bin/torchrun", "--standalone", "--nproc-per-node", 2, ROOT / "tests/bench/peer/finetune.py", kind, lr,
                          seed, self.arguments.model, self.arguments.data, self.arguments.eval_data, self.arguments.context,
-                         self.arguments.batch, task["steps"], WARMUP])
+                         self.arguments.batch, task["steps"], WARMUP, *([keep] if keep else [])])
         found = json.loads(done.stdout.splitlines()[-1])
         loss = found["after"] if math.isfinite(found["after"]) else math.inf
         self.told(task, optimizer, lr, seed, found["before"], loss, start)
@@ -178,13 +196,20 @@ def published_model(bench, arguments):
             "flags": ["--init", arguments.model, "--data", arguments.data, "--eval-data", arguments.eval_data, "--context", arguments.context,
                       "--batch", arguments.batch, "--warmup", WARMUP, "--long-documents", "cut", "--packing", "documents",
                       "--weight-decay", 0, "--threads", 1, "--validation-batches", 1000, "--no-checkpoints"]}
-    print("| optimizer | state, MB per rank | peak memory, GB | s per step | validation loss | lr |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for name, (_, first) in FINETUNING.items():
-        lr = bench.tune(name, task, first)
-        found = [bench.measured(name, lr, seed, task) for seed in range(1, arguments.seeds + 1)]
-        print(f"| {name} | {found[0]['state'] / 1e6:.1f} | {max(one['memory'] for one in found) / 1e9:.2f} | "
-              f"{statistics.median(one['seconds'] for one in found):.2f} | {shown([one['loss'] for one in found])} | {lr:.2g} |", flush=True)
+    lr = {name: bench.tune(name, task, first) for name, (_, first) in FINETUNING.items()}
+    found = {name: [] for name in FINETUNING}
+    for seed in range(1, arguments.seeds + 1):
+        for name, runs in found.items():
+            runs.append(bench.judged(name, lr[name], seed, task))
+    before = bench.eval_loss(arguments.model, arguments.eval_data)
+    other = [f"other text (before: {bench.eval_loss(arguments.model, arguments.other_data):.3f})"] if arguments.other_data else []
+    columns = ["optimizer", "state, MB per rank", "peak memory, GB", "s per step", f"validation loss (before: {before:.3f})", *other, "lr"]
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
+    for name, runs in found.items():
+        cells = [name, f"{runs[0]['state'] / 1e6:.1f}", f"{max(one['memory'] for one in runs) / 1e9:.2f}",
+                 f"{statistics.median(one['seconds'] for one in runs):.2f}", shown([one["loss"] for one in runs]),
+                 *([shown([one["other"] for one in runs])] if other else []), f"{lr[name]:.2g}"]
+        print(f"| {' | '.join(cells)} |")
     return f"{Path(arguments.model).name}, {task['steps']} steps of {arguments.batch} x {arguments.context} tokens"
 
 
@@ -197,6 +222,7 @@ def main():
     parser.add_argument("--model", help="a Hugging Face folder to fine-tune")
     parser.add_argument("--data", help="tokens to fine-tune it on")
     parser.add_argument("--eval-data", help="tokens to validate with")
+    parser.add_argument("--other-data", help="tokens of another kind, to see what fine-tuning did to it")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
     arguments = parser.parse_args()

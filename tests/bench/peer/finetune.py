@@ -1,9 +1,9 @@
 """One rank of a fine-tune with an optimizer of torch's, on the samples and by the schedule of `fusedbun train`.
 
-finetune.py OPTIMIZER LR SEED MODEL DATA EVAL_DATA CONTEXT BATCH STEPS WARMUP
+finetune.py OPTIMIZER LR SEED MODEL DATA EVAL_DATA CONTEXT BATCH STEPS WARMUP [OUT]
 started by torchrun. OPTIMIZER: adamw, adafactor, or muon (AdamW for what is no matrix of a block). Rank 0 prints JSON: validation loss before
 and after, seconds of each step, bytes of optimizer state, and peak memory of a rank beside
-what it had before it had a model.
+what it had before it had a model; and saves the model as the folder OUT.
 """
 import json
 import math
@@ -96,6 +96,8 @@ def main():
                 for value in values.values() if torch.is_tensor(value) and value.numel() > 1)
     peaks = [None] * ranks
     dist.all_gather_object(peaks, status_bytes("VmHWM") - resident)
+    if rank == 0 and len(sys.argv) > 11:
+        model.save_pretrained(sys.argv[11])
     if rank == 0:
         print(json.dumps({"before": before, "after": after, "seconds": seconds, "state_bytes": state, "peak_bytes": max(peaks)}))
     dist.destroy_process_group()
