@@ -4,7 +4,7 @@
 #   tests/run.sh [--skip-install] [ARGUMENTS]
 #
 # ARGUMENTS go to ctest: -L fast, -LE processes, -R shard_plan, --repeat until-fail:20. Environment:
-#   FUSEDBUN_SEED=N              the seed of the random tests; each prints the one it used
+#   FUSEDBUN_TEST_SEED=N              the seed of the random tests; each prints the one it used
 #   FUSEDBUN_GOLDEN_DIR=DIR      golden cases other than tests/golden
 #
 # torchrun imports torch in Python, so its tests need the whole wheel set: 5.9 GB in .venv, downloaded once.

@@ -40,6 +40,13 @@ NamedTexts texts_of(const Json& json) {
   return texts;
 }
 
+Json json_of(const std::optional<FlagValues>& config) {
+  if (!config) return {};
+  Json json = Json::object();
+  for (const auto& [flag, values] : *config) json[flag] = values;
+  return json;
+}
+
 Json to_json(const Attempt& attempt) {
   return {{"state", name_of(attempt.state)},
           {"exit_code", attempt.exit_code ? Json(*attempt.exit_code) : Json()},
@@ -60,6 +67,7 @@ Json to_json(const Attempt& attempt) {
           {"optimizer", attempt.optimizer},
           {"command", attempt.command},
           {"flags", json_of(attempt.flags)},
+          {"config", json_of(attempt.config)},
           {"versions", json_of(attempt.versions)}};
 }
 
@@ -85,6 +93,11 @@ Attempt from_json(const Json& json) {
   attempt.optimizer = json.at("optimizer");
   attempt.command = json.at("command").get<std::vector<std::string>>();
   attempt.flags = texts_of(json.at("flags"));
+  if (const auto config = json.find("config"); config != json.end() && !config->is_null()) {
+    attempt.config.emplace();
+    for (const auto& [flag, values] : config->items())
+      attempt.config->emplace_back(flag, values.get<std::vector<std::string>>());
+  }
   attempt.versions = texts_of(json.at("versions"));
   return attempt;
 }
@@ -114,7 +127,10 @@ std::string json_of(const Attempt& attempt) {
 }
 
 std::vector<Attempt> read_run_record(const fs::path& run_dir) {
-  const fs::path path = run_dir / kRecordName;
+  return read_run_record_file(run_dir / kRecordName);
+}
+
+std::vector<Attempt> read_run_record_file(const fs::path& path) {
   std::ifstream stream(path);
   if (!stream.good()) return {};
   try {

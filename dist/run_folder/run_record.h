@@ -4,6 +4,7 @@
 //     {"state":"DRAINED","exit_code":75,"reason":"...","steps":120,"total_steps":300,"seed":1,"world_size":2,
 //      "run_id":"...","host":"node3","pid":4711,"boot_id":"...","pid_namespace":"pid:[...]","started":"2026-11-22T08:00:00Z","ended":"2026-11-22T08:09:00Z",
 //      "model":"runs/a/model.safetensors","model_step":null,"optimizer":"fusedbun recommended, ...","command":["fusedbun",...],"flags":{"--batch":"16",...},
+//      "config":{"lr":["0.001"],"data":["a.bin","b.bin"]},
 //      "versions":{"fusedbun":"0.1.0",...}}, ...]}
 // The last attempt is the newest. While it runs its state is RUNNING and exit_code and ended are null; that they stay so
 // without its process means that it was killed.
@@ -31,6 +32,8 @@ enum class RunState : uint8_t {
 std::string name_of(RunState state);  ///< "SUCCEEDED"
 
 using NamedTexts = std::vector<std::pair<std::string, std::string>>;  ///< in this order
+/// Flags without dashes, each with its values, of which a list has several.
+using FlagValues = std::vector<std::pair<std::string, std::vector<std::string>>>;
 
 struct Attempt {
   RunState state = RunState::running;
@@ -50,6 +53,8 @@ struct Attempt {
   std::string optimizer = {};  ///< as the run describes it
   std::vector<std::string> command = {};
   NamedTexts flags = {};  ///< with their defaults
+  /// What was set, flag by flag, typed or by a file or the environment; nothing in records of versions that did not keep it.
+  std::optional<FlagValues> config = {};
   NamedTexts versions = {};
 
   /// It will not be run again; one that was stopped without its model may be.
@@ -60,6 +65,8 @@ struct Attempt {
 
 /// All attempts, the newest last; none if there is no record. Throws DataError (65) for a file that is none of ours.
 std::vector<Attempt> read_run_record(const std::filesystem::path& run_dir);
+/// The same of a run.json with another name.
+std::vector<Attempt> read_run_record_file(const std::filesystem::path& path);
 /// The newest attempt, without the others, as run.json has it.
 std::string json_of(const Attempt& attempt);
 

@@ -44,7 +44,9 @@ Json json_of(const toml::node& node, const std::string& name) {
 Json read_toml(const fs::path& path) {
   const std::string name = path.string();
   try {
-    return json_of(toml::parse(run_folder::read_text_file(path), name), name);
+    const toml::table table = toml::parse(run_folder::read_text_file(path), name);
+    const toml::table* const model = table["model"].as_table();
+    return json_of(model != nullptr ? *model : table, name);
   } catch (const toml::parse_error& error) {
     throw UsageError(name + ":" + std::to_string(error.source().begin.line) + ": " +
                      std::string(error.description()));

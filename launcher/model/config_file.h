@@ -7,6 +7,7 @@
 //   [rope_parameters]
 //   rope_theta = 500000.0
 //
+// In TOML the whole may stand in a table [model], beside other keys, which belong to others (train/run_config.h).
 // Of a config.json, which many programs write and read, what has no meaning here is ignored, and what is missing has transformers' default. In
 // TOML, which people write, the sizes must be said, and a key that nothing here asks for is refused.
 //

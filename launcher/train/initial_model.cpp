@@ -76,8 +76,8 @@ InitialModel of_sizes(const ModelChoice& asked) {
 }
 
 InitialModel of_config(const TrainOptions& options) {
-  model::ConfigFile file = model::read_config_file(options.config);
-  require_fits(options.model, file.config, options.config);
+  model::ConfigFile file = model::read_config_file(options.model_config);
+  require_fits(options.model, file.config, options.model_config);
   return {.file = {},
           .config_text = std::move(file.text),
           .folder = folder_of(file.path),
@@ -115,9 +115,9 @@ InitialModel of_weights(const TrainOptions& options) {
 }  // namespace
 
 InitialModel choose_initial_model(const TrainOptions& options) {
-  InitialModel initial = !options.init.empty()     ? of_weights(options)
-                         : !options.config.empty() ? of_config(options)
-                                                   : of_sizes(options.model);
+  InitialModel initial = !options.init.empty()           ? of_weights(options)
+                         : !options.model_config.empty() ? of_config(options)
+                                                         : of_sizes(options.model);
   if (options.model.dropout) model::set_dropout(initial.config, *options.model.dropout);
   return initial;
 }

@@ -1,5 +1,5 @@
 #pragma once
-// The model that a run starts from: of --init, or random as --config or sizes say.
+// The model that a run starts from: of --init, or random as --model-config or sizes say.
 //
 // Thread safety: functions without state.
 #include <filesystem>
@@ -22,10 +22,10 @@ struct InitialModel {
       assumption;  ///< a sentence for the user about what the file does not say; mostly empty
 };
 
-/// Reads the headers of --init and the config.json beside it, but no weight; or --config (launcher/model/config_file.h); or takes sizes alone.
+/// Reads the headers of --init and the config.json beside it, but no weight; or --model-config (launcher/model/config_file.h); or takes sizes alone.
 /// --init names a safetensors file, the index of several, or a folder with one of them (a run folder, a checkout from Hugging Face); without
 /// a config.json it must be a GPT-2. Throws ConfigError if the flags ask for other sizes than the model has; DataError if it cannot be read,
-/// or config.json is of another model; for --config also as model::read_config_file does.
+/// or config.json is of another model; for --model-config also as model::read_config_file does.
 InitialModel choose_initial_model(const TrainOptions& options);
 
 /// The config.json of what is trained, whose weights are stored in `dtype` ("float32").

@@ -65,7 +65,7 @@ std::string best_text(const BestValidation& of, const LoopResult& result) {
 
 std::string origin_of(const TrainOptions& options) {
   if (!options.init.empty()) return "from " + options.init.string();
-  return (options.config.empty() ? "" : "as " + options.config.string() + " says, ") +
+  return (options.model_config.empty() ? "" : "as " + options.model_config.string() + " says, ") +
          "from seed " + std::to_string(options.seed);
 }
 

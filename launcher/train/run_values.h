@@ -16,7 +16,7 @@ namespace fusedbun::train {
 using RunValues = std::map<std::string, std::string, std::less<>>;
 
 /// The name of what only who reads the model's config knows: its digest, without dropout.
-inline constexpr const char* kConfigSays = "the model (config.json, --config or its sizes)";
+inline constexpr const char* kConfigSays = "the model (config.json, --model-config or its sizes)";
 
 /// What decides the samples, the schedule and the arithmetic of a run. `dropout` of the model, `text_digest` of the training text.
 RunValues values_of(const TrainOptions& options, int64_t context, const Schedule& schedule,

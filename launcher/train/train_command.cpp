@@ -1,14 +1,19 @@
 #include "fusedbun/launcher/train/train_command.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
+#include <iostream>
+#include <iterator>
 #include <map>
 #include <memory>
 
 #include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/job/capability.h"
 #include "fusedbun/launcher/cli/own_words.h"
 #include "fusedbun/launcher/data/corpus.h"
 #include "fusedbun/launcher/env/versions.h"
+#include "fusedbun/launcher/train/run_config.h"
 #include "fusedbun/launcher/train/torchelastic_error.h"
 #include "fusedbun/launcher/train/trainer.h"
 
@@ -35,7 +40,26 @@ struct Flags {
   std::string schedule = "cosine";
   std::string warmup, tokens;
   std::string packing = "auto", long_documents = "refuse";
+  std::vector<std::string> configs;
+  bool print_config = false;
 };
+
+void add_config_flags(CLI::App& command, Flags& flags) {
+  constexpr const char* kGroup = "Configuration";
+  command
+      .add_option(
+          "--config", flags.configs,
+          "Take flags from these files: TOML (lr = 1e-3, data = [\"a/\", \"b/\"], a table [model] "
+          "as "
+          "for --model-config), the run.json of a run that is to be repeated, or a model's file. "
+          "What is typed counts first, then FUSEDBUN_LR and so on, then the last file")
+      ->type_name("FILE")
+      ->group(kGroup);
+  command
+      .add_flag("--print-config", flags.print_config,
+                "Print every flag's value and where it is from, as such a TOML file; train nothing")
+      ->group(kGroup);
+}
 
 void add_data_flags(CLI::App& command, Flags& flags) {
   TrainOptions& options = flags.options;
@@ -77,7 +101,7 @@ void add_data_flags(CLI::App& command, Flags& flags) {
           "(config.json, safetensors), or a GPT-2's safetensors file")
       ->group("Data and files");
   command
-      .add_option("--config", options.config,
+      .add_option("--model-config", options.model_config,
                   "Start from random weights of this model: a config.json, a folder with one, or a "
                   "TOML file in its words (model_type = \"llama\", hidden_size = 512, ...)")
       ->group("Data and files");
@@ -425,6 +449,27 @@ run_folder::NamedTexts values_of(const CLI::App& command) {
   return values;
 }
 
+/// Values from files and the environment, for what was not typed.
+Origins take_settings(CLI::App& command, std::vector<std::string> configs) {
+  const plan::Environment environment = read_environment();
+  if (const auto named = environment.find("FUSEDBUN_CONFIG");
+      configs.empty() && named != environment.end() && !named->second.empty()) {
+    configs = {named->second};
+  }
+  std::vector<Setting> settings;
+  for (const std::string& config : configs)
+    std::ranges::move(train::read_run_config(config), std::back_inserter(settings));
+  std::ranges::move(settings_of_environment(command, environment, train::is_typed_only),
+                    std::back_inserter(settings));
+  return apply_settings(command, settings, train::is_typed_only);
+}
+
+void print_config(const CLI::App& command, const Origins& origins,
+                  const plan::IdentityFlags& identity) {
+  if (plan::identify(read_environment(), identity).rank != 0) return;
+  std::cout << settings_text(command, origins, train::is_typed_only);
+}
+
 void run(Flags flags) {
   raise_descriptor_limit();  // connections of others must not cost the run its files
   TrainOptions& options = flags.options;
@@ -459,7 +504,10 @@ CLI::App* add_train_command(CLI::App& app) {
   command->footer(
       "Examples:\n"
       "  fusedbun launch -n 2 -- train --steps 300 --save models/english\n"
-      "  fusedbun launch -n 2 -- train --data /usr/lib/python3.11 --init models/english");
+      "  fusedbun launch -n 2 -- train --data /usr/lib/python3.11 --init models/english\n"
+      "  fusedbun train --config run.toml --lr 3e-4 --print-config\n"
+      "  fusedbun launch -n 2 -- train --config runs/a/run.json --run-dir runs/a-again");
+  add_config_flags(*command, *flags);
   add_data_flags(*command, *flags);
   add_checkpoint_flags(*command, *flags);
   add_model_flags(*command, flags->options);
@@ -470,10 +518,13 @@ CLI::App* add_train_command(CLI::App& app) {
   add_rank_flags(*command, *flags);
   command->callback([flags, command] {
     flags->options.command = own_words();
-    flags->options.flags = values_of(*command);
     for (const auto& [name, version] : versions())
       flags->options.versions.emplace_back(name, version);
     try {
+      const Origins origins = take_settings(*command, flags->configs);
+      flags->options.flags = values_of(*command);
+      flags->options.settings = settings_of(*command, train::is_typed_only);
+      if (flags->print_config) return print_config(*command, origins, flags->options.identity);
       run(*flags);
     } catch (const Error& error) {
       if (error.code() != ExitCode::left_early) train::write_torchelastic_error(error.what());

@@ -58,9 +58,10 @@ void validate(const TrainOptions& options) {
   validate(options.length);
   validate(options.schedule);
   validate(options.early_stopping, options.eval_every);
-  FUSEDBUN_REQUIRE(options.init.empty() || options.config.empty(), ConfigError,
-                   "--init has weights and a config.json of its own, and --config is for a model "
-                   "from scratch: give one of them");
+  FUSEDBUN_REQUIRE(options.init.empty() || options.model_config.empty(), ConfigError,
+                   "--init has weights and a config.json of its own, and --model-config is for a "
+                   "model from scratch (" +
+                       options.model_config.string() + "): give one of them");
   require_at_least("--batch", options.batch, 1);
   require_at_least("--accumulate", options.accumulation, 1);
   require_at_least("--eval-every", options.eval_every, 0);

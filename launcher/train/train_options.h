@@ -37,11 +37,11 @@ struct TrainOptions {
   data::LongDocuments long_documents = data::LongDocuments::refuse;
   std::optional<int64_t> document_token;  ///< parts documents; none: config.json's eos_token_id
   bool attends_across_documents = false;
-  std::filesystem::path init;     ///< empty: weights drawn from the seed
-  std::filesystem::path config;   ///< what the model is, if there is no init; empty: sizes alone
-  std::filesystem::path save;     ///< empty: model.safetensors in the run folder
-  std::filesystem::path trace;    ///< empty: no trace is written
-  std::filesystem::path run_dir;  ///< empty: runs/<date-time>-<pid>
+  std::filesystem::path init;          ///< empty: weights drawn from the seed
+  std::filesystem::path model_config;  ///< of a model from scratch; empty: sizes alone
+  std::filesystem::path save;          ///< empty: model.safetensors in the run folder
+  std::filesystem::path trace;         ///< empty: no trace is written
+  std::filesystem::path run_dir;       ///< empty: runs/<date-time>-<pid>
   ModelChoice model;
   OptimizerChoice optimizer;
   RunLength length;
@@ -86,6 +86,7 @@ struct TrainOptions {
   /// For the run's record: the words of the command, every flag with its value, versions of the libraries.
   std::vector<std::string> command;
   run_folder::NamedTexts flags, versions;
+  run_folder::FlagValues settings;  ///< of `flags`, those that were set
   plan::BackendRequest backend = plan::BackendRequest::automatic;
   plan::IdentityFlags identity;
   std::chrono::milliseconds timeout{60'000};

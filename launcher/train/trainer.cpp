@@ -395,6 +395,7 @@ class Run {
     attempt.optimizer = describe(options_.optimizer);
     attempt.command = options_.command;
     attempt.flags = options_.flags;
+    attempt.config = options_.settings;
     attempt.versions = options_.versions;
     record_ = std::make_unique<run_folder::RunRecorder>(run_dir_, std::move(attempt),
                                                         reuse_of(options_, job_.identity()), say);

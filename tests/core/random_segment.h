@@ -15,12 +15,12 @@
 
 namespace fusedbun {
 
-/// $FUSEDBUN_SEED or a fresh one; printed, so that a failure can be replayed.
+/// $FUSEDBUN_TEST_SEED or a fresh one; printed, so that a failure can be replayed.
 inline uint64_t test_seed() {
-  const char* given = std::getenv("FUSEDBUN_SEED");
+  const char* given = std::getenv("FUSEDBUN_TEST_SEED");
   const uint64_t seed =
       given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-  std::printf("FUSEDBUN_SEED=%llu\n", static_cast<unsigned long long>(seed));
+  std::printf("FUSEDBUN_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
   return seed;
 }
 

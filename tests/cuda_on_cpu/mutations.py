@@ -104,7 +104,7 @@ def who_notices():
         for test in TESTS:
             program = next((COPY / "build").rglob(f"tests/**/{test}"))
             try:
-                done = shell([program, "--gtest_fail_fast", "--gtest_brief=1"], timeout=300, env={**os.environ, "FUSEDBUN_SEED": seed})
+                done = shell([program, "--gtest_fail_fast", "--gtest_brief=1"], timeout=300, env={**os.environ, "FUSEDBUN_TEST_SEED": seed})
             except subprocess.TimeoutExpired:
                 return f"{test} hangs"
             if done.returncode != 0:

@@ -157,10 +157,10 @@ std::vector<Options> options_with_all(bool on) {
 Json compare_segments(const std::vector<Shape>& shapes, const std::vector<Options>& of_long_types,
                       const std::vector<Options>& of_short_types) {
   at::set_num_threads(1);  // most tensors are small
-  const char* given = std::getenv("FUSEDBUN_SEED");
+  const char* given = std::getenv("FUSEDBUN_TEST_SEED");
   const uint64_t seed =
       given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-  std::cerr << "FUSEDBUN_SEED=" << seed << '\n';
+  std::cerr << "FUSEDBUN_TEST_SEED=" << seed << '\n';
   std::mt19937_64 random(seed);
   at::manual_seed(seed);
   Comparisons comparisons;

@@ -302,9 +302,9 @@ int judged_afterwards(const std::vector<RankEnd>& ends, const std::vector<bool>&
 }
 
 TEST(Supervision, RandomHistoriesEndInTimeAndAreJudgedAsByASecondReader) {
-  const char* const given = std::getenv("FUSEDBUN_SEED");
+  const char* const given = std::getenv("FUSEDBUN_TEST_SEED");
   const uint64_t seed = given ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-  std::cout << "FUSEDBUN_SEED=" << seed << '\n';
+  std::cout << "FUSEDBUN_TEST_SEED=" << seed << '\n';
   std::mt19937_64 random(seed);
   const auto below = [&](int end) { return static_cast<int>(random() % end); };
   for (int round = 0; round < 20'000; ++round) {

@@ -96,7 +96,7 @@ class RanksThatDisagree(TrainingTestCase):
 
     def test_models_that_differ(self):
         self.assert_fails(self.by_rank("", "--width", "$((32+32*RANK))"), 78,
-                          "the model (config.json, --config or its sizes) is not the same on rank 1 as on rank 0")
+                          "the model (config.json, --model-config or its sizes) is not the same on rank 1 as on rank 0")
 
     def test_seeds_that_differ(self):
         self.assert_fails(self.by_rank("", "--seed", "$RANK"), 78, "--seed", "rank 1")

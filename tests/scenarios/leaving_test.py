@@ -1,7 +1,7 @@
 """Told to leave at any time, under any launcher, a run loses no step, and the same command goes on as if nothing had been (P7, P8 of
 the reliability list, thinned).
 
-FUSEDBUN_CASES=50 draws so many random moments; the seed is printed, FUSEDBUN_SEED repeats it.
+FUSEDBUN_CASES=50 draws so many random moments; the seed is printed, FUSEDBUN_TEST_SEED repeats it.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Ranks that are started by hand, in any order, seconds apart, and jobs that want the same port or folder: a job starts, or leaves soon
 with a reason (P10 of the reliability list, thinned).
 
-FUSEDBUN_CASES=50 draws so many of each; the seed is printed, FUSEDBUN_SEED repeats it.
+FUSEDBUN_CASES=50 draws so many of each; the seed is printed, FUSEDBUN_TEST_SEED repeats it.
 """
 
 import contextlib

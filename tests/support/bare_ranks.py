@@ -26,7 +26,7 @@ def bare_ranks(count, words):
 
 
 def seeded(environment):
-    """A source of random numbers; its seed is printed, and FUSEDBUN_SEED repeats it."""
-    seed = int(environment.get("FUSEDBUN_SEED") or random.SystemRandom().randrange(1 << 32))
-    print(f"FUSEDBUN_SEED={seed}", flush=True)
+    """A source of random numbers; its seed is printed, and FUSEDBUN_TEST_SEED repeats it."""
+    seed = int(environment.get("FUSEDBUN_TEST_SEED") or random.SystemRandom().randrange(1 << 32))
+    print(f"FUSEDBUN_TEST_SEED={seed}", flush=True)
     return random.Random(seed)

@@ -64,6 +64,8 @@ PARTS = [
     (r"dist/job/", r"core/|dist/", {"torch", "json", "hash"} | SYSTEM),
     (r"launcher/model/config_file\.", r"core/error\.h|dist/run_folder/|launcher/model/(hf_config|config_file)\.h",
      {"json", "toml"} | SYSTEM),
+    (r"launcher/train/run_config\.", r"core/error\.h|dist/run_folder/|launcher/cli/settings\.h|launcher/train/run_config\.h",
+     {"json", "toml"} | SYSTEM),
     (r"launcher/", r"core/|dist/|launcher/", {"torch", "grpc", "proto", "json", "flags", "hash", "log"} | SYSTEM),
 ]
 

@@ -286,7 +286,7 @@ TEST(ChangeSimulation, ChangesReachAllRanksInTheirStepWhateverHappens) {
   for (uint64_t seed = first_seed; seed < first_seed + 10'000; ++seed) {
     Simulation simulation(seed);
     simulation.run();
-    ASSERT_FALSE(testing::Test::HasFatalFailure()) << "FUSEDBUN_SEED=" << seed;
+    ASSERT_FALSE(testing::Test::HasFatalFailure()) << "FUSEDBUN_TEST_SEED=" << seed;
     crashes += simulation.crashes();
     too_late += simulation.too_late();
   }

@@ -39,9 +39,9 @@ PlainTensor plain_tensor(const std::string& folder, const std::string& name, Dty
 }  // namespace
 
 uint64_t test_seed(uint64_t otherwise) {
-  const char* given = std::getenv("FUSEDBUN_SEED");
+  const char* given = std::getenv("FUSEDBUN_TEST_SEED");
   const uint64_t seed = given ? std::strtoull(given, nullptr, 10) : otherwise;
-  std::cout << "seed " << seed << " (replay: FUSEDBUN_SEED=" << seed << ")\n";
+  std::cout << "seed " << seed << " (replay: FUSEDBUN_TEST_SEED=" << seed << ")\n";
   return seed;
 }
 

@@ -16,7 +16,7 @@ namespace fusedbun::checkpoint {
 
 using Sizes = std::vector<int64_t>;
 
-/// The seed of one random test: FUSEDBUN_SEED if set, else `otherwise`. Printed.
+/// The seed of one random test: FUSEDBUN_TEST_SEED if set, else `otherwise`. Printed.
 uint64_t test_seed(uint64_t otherwise);
 
 struct PlainTensor {

@@ -14,7 +14,7 @@ namespace fusedbun::comm {
 namespace {
 
 uint64_t seed() {
-  const char* const given = std::getenv("FUSEDBUN_SEED");
+  const char* const given = std::getenv("FUSEDBUN_TEST_SEED");
   return given != nullptr ? std::stoull(given) : 20261122;
 }
 
@@ -29,7 +29,7 @@ std::vector<T> random_floats(std::mt19937_64& random, size_t count) {
 
 template <class T, class Bits>
 void expect_sums_in_rank_order() {
-  std::cout << "seed " << seed() << " (FUSEDBUN_SEED)\n";
+  std::cout << "seed " << seed() << " (FUSEDBUN_TEST_SEED)\n";
   std::mt19937_64 random(seed());
   for (const size_t count : {0u, 1u, 7u, 1023u, 1024u, 2048u, 2049u, 5000u}) {
     for (size_t ranks = 1; ranks <= 5; ++ranks) {

@@ -1,7 +1,7 @@
 """A job that is killed while clients change things, again and again in one run folder: crash_test.py FAKE_JOB PROTO SCRATCH.
 
 Every change that was answered is there afterwards, with its revision, step and content; none is there twice. The moments of
-the kills are random; FUSEDBUN_SEED repeats them as far as a clock can.
+the kills are random; FUSEDBUN_TEST_SEED repeats them as far as a clock can.
 """
 import os
 import random
@@ -25,8 +25,8 @@ sys.path.insert(0, scratch)
 from fusedbun.control.v1 import control_pb2, control_pb2_grpc  # noqa: E402
 
 ROUNDS, CLIENTS = 20, 4
-seed = int(os.environ.get("FUSEDBUN_SEED", time.time_ns() % 2**32))
-print(f"seed {seed} (replay: FUSEDBUN_SEED={seed})")
+seed = int(os.environ.get("FUSEDBUN_TEST_SEED", time.time_ns() % 2**32))
+print(f"seed {seed} (replay: FUSEDBUN_TEST_SEED={seed})")
 chance = random.Random(seed)
 
 

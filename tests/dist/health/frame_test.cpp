@@ -93,10 +93,10 @@ Verdict judge(const std::string& bytes) {
 }
 
 TEST(Frame, RandomBytesAreRefusedOrAwaitedNeverBelieved) {
-  const char* given = std::getenv("FUSEDBUN_SEED");
+  const char* given = std::getenv("FUSEDBUN_TEST_SEED");
   const uint64_t seed =
       given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-  std::cout << "FUSEDBUN_SEED=" << seed << '\n';
+  std::cout << "FUSEDBUN_TEST_SEED=" << seed << '\n';
   std::mt19937_64 random(seed);
   std::string all;
   std::vector<size_t> headers;

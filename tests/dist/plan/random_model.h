@@ -15,11 +15,11 @@
 
 namespace fusedbun::plan {
 
-/// The seed of one random test: FUSEDBUN_SEED if set, else a fresh one. Printed, so that a failure can be replayed.
+/// The seed of one random test: FUSEDBUN_TEST_SEED if set, else a fresh one. Printed, so that a failure can be replayed.
 inline uint64_t test_seed() {
-  const char* given = std::getenv("FUSEDBUN_SEED");
+  const char* given = std::getenv("FUSEDBUN_TEST_SEED");
   const uint64_t seed = given ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-  std::cout << "seed " << seed << " (replay: FUSEDBUN_SEED=" << seed << ")\n";
+  std::cout << "seed " << seed << " (replay: FUSEDBUN_TEST_SEED=" << seed << ")\n";
   return seed;
 }
 

@@ -99,9 +99,9 @@ TEST(StateBoxes, ARangeOfStackedMatricesMayBeSeveralBoxes) {
 }
 
 TEST(StateBoxes, AnyRangeIsAllItsEntriesInOrder) {
-  const char* given = std::getenv("FUSEDBUN_SEED");
+  const char* given = std::getenv("FUSEDBUN_TEST_SEED");
   const auto seed = given != nullptr ? std::strtoull(given, nullptr, 10) : std::random_device{}();
-  std::printf("FUSEDBUN_SEED=%llu\n", static_cast<unsigned long long>(seed));
+  std::printf("FUSEDBUN_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
   std::mt19937_64 random(seed);
   const auto up_to = [&](int64_t last) {
     return static_cast<int64_t>(random() % static_cast<uint64_t>(last + 1));

@@ -28,6 +28,7 @@ class RunRecordTest : public testing::Test {
              .world_size = 2,
              .command = {"fusedbun", "train"},
              .flags = {{"--lr", "0.1"}, {"--batch", "4"}},
+             .config = {{{"lr", {"0.1"}}, {"data", {"a b", "c"}}}},
              .versions = {{"fusedbun", "1"}}},
             reuse,
             [this](const std::string& sentence) { said_ += sentence; }};
@@ -68,6 +69,9 @@ TEST_F(RunRecordTest, AnEndIsReadBack) {
   EXPECT_EQ(attempts[0].model, "a/model");
   EXPECT_FALSE(attempts[0].ended.empty());
   EXPECT_THAT(attempts[0].command, testing::ElementsAre("fusedbun", "train"));
+  EXPECT_THAT(*attempts[0].config,
+              testing::ElementsAre(testing::Pair("lr", testing::ElementsAre("0.1")),
+                                   testing::Pair("data", testing::ElementsAre("a b", "c"))));
 }
 
 TEST_F(RunRecordTest, ASavedModelMayBeOfAnEarlierStep) {

@@ -86,7 +86,7 @@ TEST_P(Reshard, AnyNumberOfRanksLoadsWhatAnyOtherSaved) {
     });
     for (int loaded_by = 1; loaded_by <= kRanksMax; ++loaded_by) {
       SCOPED_TRACE(std::to_string(saved_by) + " ranks saved, " + std::to_string(loaded_by) +
-                   " load, FUSEDBUN_SEED=" + std::to_string(seed));
+                   " load, FUSEDBUN_TEST_SEED=" + std::to_string(seed));
       testing::run_ranks(loaded_by, [&](comm::Communicator& ranks) {
         auto model = testing::as_model(testing::random_parameters(shapes, c.type, seed + 99));
         ShardedFusedbun optimizer({&ranks, &ranks}, model, options_of(c),

@@ -93,7 +93,7 @@ class Resume : public ::testing::TestWithParam<Case> {};
 TEST_P(Resume, AfterAnyStepIsTheRunThatWasNotStopped) {
   const Case& c = GetParam();
   const uint64_t seed = testing::seed_from_environment(20261127);
-  SCOPED_TRACE("FUSEDBUN_SEED=" + std::to_string(seed));
+  SCOPED_TRACE("FUSEDBUN_TEST_SEED=" + std::to_string(seed));
   const support::ScratchFolder scratch;
   const CheckpointerOptions options{.folder = scratch / "checkpoints", .keep = 0};
   std::map<int, WholeState> after;  // [steps done]

@@ -119,7 +119,7 @@ class SkippedStep : public ::testing::TestWithParam<Case> {};
 TEST_P(SkippedStep, IsAsIfItHadNotBeenOnAllRanksAndAfterACheckpointToo) {
   const Case& c = GetParam();
   const uint64_t seed = testing::seed_from_environment(std::random_device{}());
-  std::cout << "FUSEDBUN_SEED=" << seed << '\n';
+  std::cout << "FUSEDBUN_TEST_SEED=" << seed << '\n';
   std::mt19937_64 random(seed);
   const BadSteps bad = draw_bad_steps(random, c.world_size);
   const BadSteps none;

@@ -28,7 +28,7 @@ class PreviousNorm : public ::testing::TestWithParam<int> {};
 TEST_P(PreviousNorm, ClipsTheStepAfterIt) {
   const int world_size = GetParam();
   const uint64_t seed = testing::seed_from_environment(20261127);
-  SCOPED_TRACE("FUSEDBUN_SEED=" + std::to_string(seed));
+  SCOPED_TRACE("FUSEDBUN_TEST_SEED=" + std::to_string(seed));
   const auto parameters = testing::random_parameters(kShapes, at::kDouble, seed);
   std::vector<Gradients> of_ranks;
   for (int rank = 0; rank < world_size; ++rank) {

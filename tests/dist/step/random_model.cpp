@@ -148,7 +148,7 @@ std::string state_difference(ShardedFusedbun& sharded, Fusedbun& alone,
 }
 
 uint64_t seed_from_environment(uint64_t fallback) {
-  const char* seed = std::getenv("FUSEDBUN_SEED");
+  const char* seed = std::getenv("FUSEDBUN_TEST_SEED");
   return seed != nullptr ? std::strtoull(seed, nullptr, 10) : fallback;
 }
 

@@ -50,7 +50,7 @@ TEST_P(ShardedEquality, EqualsOneProcess) {
   const Case& c = GetParam();
   const uint64_t base = testing::seed_from_environment(20261122);
   for (uint64_t seed = base; seed < base + 4; ++seed) {
-    SCOPED_TRACE("FUSEDBUN_SEED=" + std::to_string(seed));
+    SCOPED_TRACE("FUSEDBUN_TEST_SEED=" + std::to_string(seed));
     auto shapes = testing::random_shapes(seed);
     if (c.view == MatrixView::last_two) {
       shapes.push_back({5, 6, 7});
@@ -171,7 +171,7 @@ class ShardedTransport
 TEST_P(ShardedTransport, GivesOneProcessesBitsWhenItIsAskedFor) {
   const auto [transport, type] = GetParam();
   const uint64_t seed = testing::seed_from_environment(11);
-  SCOPED_TRACE("FUSEDBUN_SEED=" + std::to_string(seed));
+  SCOPED_TRACE("FUSEDBUN_TEST_SEED=" + std::to_string(seed));
   const auto shapes = testing::random_shapes(seed);
   const auto parameters = testing::random_parameters(shapes, type, seed);
   const Gradients gradients = testing::random_gradients(shapes, type, 4, true, seed);

@@ -1,4 +1,4 @@
-"""`fusedbun train --config`: a model that a file describes begins with random weights, and transformers opens what the run leaves."""
+"""`fusedbun train --model-config`: a model that a file describes begins with random weights, and transformers opens what the run leaves."""
 
 import json
 import re
@@ -59,7 +59,7 @@ class FromScratch(TrainingTestCase):
         return path
 
     def from_config(self, config, *more, steps=3, name="run", ranks=2, context=32):
-        words = ["train", "--config", config, "--data", self.tokens(), "--context", context, "--batch", 8, "--steps", steps, "--warmup", 2,
+        words = ["train", "--model-config", config, "--data", self.tokens(), "--context", context, "--batch", 8, "--steps", steps, "--warmup", 2,
                  "--lr", "1e-2", "--threads", 1, "--run-dir", self.folder / name, *more]
         return run(*(("launch", "-n", ranks, "--", *words) if ranks > 1 else words))
 
@@ -102,7 +102,7 @@ class FromScratch(TrainingTestCase):
     def test_the_example_of_the_documentation(self):
         example = re.search(r"```toml\n(.*?)```", COURSE.read_text(), re.DOTALL)[1]
         config = self.file(example, "small.toml")
-        command = re.search(r"^    fusedbun (launch .*--config small\.toml.*)$", COURSE.read_text(), re.MULTILINE)[1]
+        command = re.search(r"^    fusedbun (launch .*--model-config small\.toml.*)$", COURSE.read_text(), re.MULTILINE)[1]
         words = [{"small.toml": config, "my_texts/": self.text, "runs/small": self.run_dir}.get(word, word) for word in command.split()]
         at = words.index("--epochs")
         words[at:at + 2] = ["--steps", 2]
@@ -133,7 +133,7 @@ class FromScratch(TrainingTestCase):
         record.write_text(record.read_text().replace("SUCCEEDED", "DRAINED"))
         # The shapes are the same.
         other = self.file(LLAMA.replace("500.0", "1000.0"), "other.toml")
-        self.assert_fails(self.from_config(other, "--schedule", "constant", steps=12, name="first"), 78, "the model (config.json, --config or its sizes) (")
+        self.assert_fails(self.from_config(other, "--schedule", "constant", steps=12, name="first"), 78, "the model (config.json, --model-config or its sizes) (")
         second = self.from_config(config, "--schedule", "constant", steps=12, name="first")
         self.assertEqual(second.code, 0, second)
         self.assertIn("goes on after step 10", second.err)
@@ -143,11 +143,11 @@ class FromScratch(TrainingTestCase):
     def test_ranks_whose_files_differ_are_refused(self):
         config = self.file(LLAMA, "model0.toml")
         self.file(LLAMA.replace("500.0", "1000.0"), "model1.toml")
-        words = ["train", "--config", f"{config.parent}/model$RANK.toml", "--data", self.tokens(), "--context", 32, "--batch", 8, "--steps", 2,
+        words = ["train", "--model-config", f"{config.parent}/model$RANK.toml", "--data", self.tokens(), "--context", 32, "--batch", 8, "--steps", 2,
                  "--threads", 1, "--run-dir", self.folder / "run"]
         result = run("launch", "-n", 2, "--", "sh", "-c", " ".join(map(str, [BINARY, *words])))
         self.assertEqual(result.code, 78, result)
-        self.assertIn("the model (config.json, --config or its sizes) is not the same on rank 1 as on rank 0", result.err)
+        self.assertIn("the model (config.json, --model-config or its sizes) is not the same on rank 1 as on rank 0", result.err)
 
 
 if __name__ == "__main__":

@@ -320,6 +320,61 @@ class Files(TrainTestCase):
         self.assertFalse(self.run_dir.exists())
 
 
+class Configuration(TrainTestCase):
+    def config(self, text, name="run.toml"):
+        path = self.folder / name
+        path.write_text(text)
+        return path
+
+    def printed(self, *words, environment=None):
+        result = run("train", *words, "--print-config", environment=environment)
+        self.assertEqual(result.code, 0, result)
+        return result.out
+
+    def test_each_value_is_printed_with_its_origin_and_can_be_given_back(self):
+        config = self.config('lr = 3e-3\nbatch = 4\nschedule = "linear"\ndata = ["a b", "c"]\nno-centralize = true\n')
+        out = self.printed("--config", config, "--batch", 8, environment={"FUSEDBUN_LR": "5e-3"})
+        for line in ("lr = 5e-3  # the environment's FUSEDBUN_LR", "batch = 8  # typed", f'schedule = "linear"  # {config}:3',
+                     f'data = ["a b", "c"]  # {config}:4', f"centralize = false  # {config}:5", "# steps: 300"):
+            self.assertIn(line, out.splitlines())
+        again = self.printed("--config", self.config(out, "again.toml"))
+        self.assertEqual([line.split("  #")[0] for line in again.splitlines()], [line.split("  #")[0] for line in out.splitlines()])
+        self.assertEqual([path.name for path in self.folder.iterdir() if path.is_dir()], [])
+
+    def test_a_run_by_its_file_is_the_run_by_its_flags_and_run_json_repeats_it(self):
+        self.losses("flags", 6, "--lr", "3e-3", "--no-centralize", "")
+        words = self.train(6, "--lr", "3e-3")
+        keys = dict(zip((word[2:] for word in words[1::2]), words[2::2])) | {"no-centralize": "true"}
+        text = "".join(f"{key} = {value}\n" if value in ("true", "false") else f'{key} = "{value}"\n'
+                       for key, value in keys.items() if key != "run-dir")
+        # One process each, as `losses` has it.
+        result = run("train", "--config", self.config(text), "--run-dir", self.folder / "file")
+        self.assertEqual(result.code, 0, result)
+        result = run("train", "--config", self.folder / "file" / "run.json", "--run-dir", self.folder / "again")
+        self.assertEqual(result.code, 0, result)
+        models = [(self.folder / name / "model.safetensors").read_bytes() for name in ("flags", "file", "again")]
+        self.assertEqual(models[0], models[1])
+        self.assertEqual(models[0], models[2])
+        # What follows was not trained before: a flag on top of a record.
+        other = run("train", "--config", self.folder / "file" / "run.json", "--run-dir", self.folder / "other", "--seed", 2)
+        self.assertEqual(other.code, 0, other)
+        self.assertNotEqual((self.folder / "other" / "model.safetensors").read_bytes(), models[0])
+
+    def test_what_a_file_cannot_say_is_refused_before_anything_is_written(self):
+        def refused(code, text, *parts, environment=None):
+            words = self.train(1, "--config", self.config(text))
+            self.assert_fails(run("launch", "-n", "2", "--", *words, environment=environment), code, *parts)
+            self.assertFalse(self.run_dir.exists())
+
+        refused(78, "lr = 1e-3\nsteeps = 3\n", "run.toml:2: steeps is no flag of 'train', did you mean steps?")
+        refused(78, "batch = 'many'\nseed = 3\nlr = 'much'", "run.toml:3: lr = 'much': it must be FLOAT")
+        refused(78, "rank = 1\n", "run.toml:1: rank is of one process or one run")
+        refused(78, "[optimizer]\nlr = 3\n", "run.toml:1: optimizer must be")
+        refused(64, "lr =\n", "run.toml:1: ")
+        refused(78, "", "FUSEDBUN_BACTH is no flag of 'train', did you mean FUSEDBUN_BATCH?", environment={"FUSEDBUN_BACTH": "4"})
+        self.assert_fails(run(*self.train(1, "--config", self.folder / "gone.toml")), 65, "gone.toml")
+
+
 class Endings(TrainTestCase):
     def test_a_loss_that_is_no_number_ends_the_run_without_a_model(self):
         result = run(*self.train(50, "--optimizer", "adamw", "--lr", "1e30", "--warmup", "0"))
