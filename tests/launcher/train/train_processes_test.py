@@ -333,8 +333,8 @@ class Configuration(TrainTestCase):
 
     def test_each_value_is_printed_with_its_origin_and_can_be_given_back(self):
         config = self.config('lr = 3e-3\nbatch = 4\nschedule = "linear"\ndata = ["a b", "c"]\nno-centralize = true\n')
-        out = self.printed("--config", config, "--batch", 8, environment={"FUSEDBUN_LR": "5e-3"})
-        for line in ("lr = 5e-3  # the environment's FUSEDBUN_LR", "batch = 8  # typed", f'schedule = "linear"  # {config}:3',
+        out = self.printed("--config", config, "--batch", 8, environment={"FUSEDBUN_LR": "0.005"})
+        for line in ("lr = 0.005  # the environment's FUSEDBUN_LR", "batch = 8  # typed", f'schedule = "linear"  # {config}:3',
                      f'data = ["a b", "c"]  # {config}:4', f"centralize = false  # {config}:5", "# steps: 300"):
             self.assertIn(line, out.splitlines())
         again = self.printed("--config", self.config(out, "again.toml"))
