@@ -17,8 +17,9 @@ from training import TrainingTestCase, steps  # noqa: E402
 
 MPIRUN = [os.environ["FUSEDBUN_MPIRUN"], "-np", "2", "--oversubscribe"]
 TORCHRUN = [os.environ["FUSEDBUN_TORCHRUN"], "--standalone", "--no-python", "--nproc-per-node", "2"]
-STEPS = 600
+STEPS = 480
 EVERY = 50
+_whole_models = {}  # by how they were trained; all tests have the same text
 
 
 def tensors(path):
@@ -37,11 +38,18 @@ class ResumeTestCase(TrainingTestCase):
         self.run_dir = self.folder / run_dir
         return self.train(STEPS, "--checkpoint-every", EVERY, "--threads", 1, *more)
 
-    def whole(self, *launcher, more=()):
-        """The model of the run that nothing happens to."""
+    def train_whole(self, *launcher, more=()):
+        """The model of the run that nothing happens to, which stays in the folder `whole`."""
         result = run(*launcher, *self.words("whole", *more), seconds=120)
         self.assertEqual(result.code, 0, result)
         return (self.run_dir / "model.safetensors").read_bytes()
+
+    def whole(self, *launcher, more=()):
+        """The same, of whichever test trained it first."""
+        key = tuple(map(str, (*launcher, *more)))
+        if key not in _whole_models:
+            _whole_models[key] = self.train_whole(*launcher, more=more)
+        return _whole_models[key]
 
     def checkpoints(self):
         return sorted(int(path.name[5:]) for path in (self.run_dir / "checkpoints").glob("step-*") if path.name[5:].isdigit())
@@ -294,7 +302,7 @@ class Precision(ResumeTestCase):
 class Damaged(ResumeTestCase):
     def setUp(self):
         super().setUp()
-        self.whole_model = self.whole()
+        self.whole_model = self.train_whole()
         shutil.rmtree(self.run_dir / "checkpoints" / "latest", ignore_errors=True)
         # As if it had been killed after its last checkpoint.
         for name in ("run.json", "model.safetensors", "metrics.jsonl", "train.log"):
