@@ -34,10 +34,7 @@ std::unique_ptr<comm::Communicator> connect_at_store(const plan::Identity& ident
        .master_addr = identity.master_addr,
        .master_port = static_cast<uint16_t>(identity.master_port),
        .serve_store = !identity.agent_serves_store,
-       // A store that rank 0 serves is as old as its process, so whoever finds it belongs to it, however often a host had to start.
-       .run_id = identity.agent_serves_store
-                     ? identity.run_id + "." + std::to_string(identity.restart_count)
-                     : identity.run_id,
+       .run_id = identity.run_id + "." + std::to_string(identity.restart_count),
        .timeout = options.timeout});
 }
 

@@ -177,49 +177,13 @@ void require_equal(std::string_view flag, const std::optional<T>& given, const T
                        ": leave the flag out");
 }
 
-/// "node[03-05,7],gpu1" -> "node03", "rack[1-2]n[4-5]" -> "rack1n4". As Slurm writes lists of hosts.
-std::string first_host(std::string_view hosts) {
-  std::string host;
-  while (!hosts.empty() && hosts.front() != ',') {
-    if (hosts.front() != '[') {
-      host += hosts.front();
-      hosts.remove_prefix(1);
-      continue;
-    }
-    const std::string_view range = hosts.substr(1, hosts.find(']') - 1);
-    host += range.substr(0, range.find_first_of("-,"));
-    hosts.remove_prefix(std::min(range.size() + 2, hosts.size()));
-  }
-  return host;
-}
-
-/// Slurm starts the first rank on the first host of a step. Where all are on one host, loopback does. The port depends on job
-/// and step, because jobs share hosts, and lies below those that systems give out by themselves (from 32768).
-void set_slurm_meeting_point(const Environment& environment, Identity& identity) {
-  constexpr int kPortMin = 15000, kPorts = 10000;
-  constexpr uint64_t kStride = 4099;  // a prime: steps of one job are far apart
-  const auto number = [&](std::string_view name) {
-    uint64_t value = 0;
-    const std::string text = text_or(environment, name, "0");
-    std::from_chars(text.data(), text.data() + text.size(), value);
-    return value;
-  };
-  const uint64_t place = number("SLURM_JOB_ID") + kStride * number("SLURM_STEP_ID");
-  identity.master_port = kPortMin + static_cast<int>(place % kPorts);
-  const std::string* hosts = find(environment, "SLURM_STEP_NODELIST");
-  if (hosts == nullptr) hosts = find(environment, "SLURM_JOB_NODELIST");
-  if (hosts != nullptr && identity.local_world_size < identity.world_size)
-    identity.master_addr = first_host(*hosts);
-}
-
-/// Where the ranks meet. Under torchrun the agent already said it, and what srun says is there to be read; elsewhere a flag stands
-/// above the environment.
+/// Where the ranks meet. Under torchrun the agent already said it; elsewhere a flag stands above
+/// the environment.
 void set_meeting_point(const Environment& environment, const IdentityFlags& flags,
                        Identity& identity) {
   const bool said_by_torchrun = identity.launcher == Launcher::torchrun;
-  if (identity.launcher == Launcher::slurm) set_slurm_meeting_point(environment, identity);
   identity.master_addr = text_or(environment, "MASTER_ADDR", identity.master_addr);
-  identity.master_port = int_or(environment, "MASTER_PORT", identity.master_port, 1, kPortMax);
+  identity.master_port = int_or(environment, "MASTER_PORT", 0, 1, kPortMax);
   if (said_by_torchrun && find(environment, "MASTER_ADDR")) {
     require_equal("--master-addr", flags.master_addr, identity.master_addr, identity.launcher);
   }

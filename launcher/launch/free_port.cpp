@@ -6,13 +6,13 @@
 
 #include <cerrno>
 #include <cstring>
+#include <string>
 
 #include "fusedbun/core/error.h"
 
 namespace fusedbun::launch {
 
-HeldPort::HeldPort(int wanted, const std::string& advice)
-    : descriptor_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
+HeldPort::HeldPort(int wanted) : descriptor_(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) {
   FUSEDBUN_REQUIRE(descriptor_ >= 0, IoError, std::string("no socket: ") + std::strerror(errno));
   // As the store binds: a port whose old connections are still closing counts as free, one that is listened on does not.
   const int on = 1;
@@ -31,7 +31,7 @@ HeldPort::HeldPort(int wanted, const std::string& advice)
   ::close(std::exchange(descriptor_, -1));
   const std::string where = "--master-port " + std::to_string(wanted) + ": ";
   FUSEDBUN_REQUIRE(error != EACCES, PermissionError, where + "ports below 1024 need root");
-  throw UnavailableError(where + std::strerror(error) + "; " + advice);
+  throw UnavailableError(where + std::strerror(error) + "; leave the flag out to get a free port");
 }
 
 HeldPort::~HeldPort() {

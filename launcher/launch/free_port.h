@@ -2,7 +2,6 @@
 // A TCP port for the ranks' rendezvous.
 //
 // Thread safety: a value that one thread uses.
-#include <string>
 #include <utility>
 
 namespace fusedbun::launch {
@@ -12,10 +11,9 @@ namespace fusedbun::launch {
 class HeldPort {
  public:
   HeldPort() = default;
-  /// `wanted`, or a free one when that is 0. Throws UnavailableError with `advice` when `wanted` is taken, PermissionError when it may
-  /// not be used.
-  explicit HeldPort(int wanted,
-                    const std::string& advice = "leave the flag out to get a free port");
+  /// `wanted`, or a free one when that is 0. Throws UnavailableError when `wanted` is taken, PermissionError when it may not be
+  /// used.
+  explicit HeldPort(int wanted);
   HeldPort(HeldPort&& other) noexcept
       : descriptor_(std::exchange(other.descriptor_, -1)), number_(other.number_) {}
   HeldPort& operator=(HeldPort&& other) noexcept {

@@ -44,19 +44,19 @@ std::filesystem::path rank_log_dir(const AttemptIdentity& identity, int rank) {
 }
 
 std::map<std::string, std::string> rank_environment(const AttemptIdentity& identity, int rank) {
-  const std::string in_job = std::to_string(identity.node_rank * identity.ranks + rank);
-  const std::string world_size = std::to_string(identity.nodes * identity.ranks);
+  const std::string rank_text = std::to_string(rank);
+  const std::string ranks_text = std::to_string(identity.ranks);
   std::map<std::string, std::string> environment = {
-      {"RANK", in_job},
-      {"LOCAL_RANK", std::to_string(rank)},
-      {"ROLE_RANK", in_job},
-      {"WORLD_SIZE", world_size},
-      {"LOCAL_WORLD_SIZE", std::to_string(identity.ranks)},
-      {"ROLE_WORLD_SIZE", world_size},
+      {"RANK", rank_text},
+      {"LOCAL_RANK", rank_text},
+      {"ROLE_RANK", rank_text},
+      {"WORLD_SIZE", ranks_text},
+      {"LOCAL_WORLD_SIZE", ranks_text},
+      {"ROLE_WORLD_SIZE", ranks_text},
       {"ROLE_NAME", "default"},
-      {"GROUP_RANK", std::to_string(identity.node_rank)},
-      {"GROUP_WORLD_SIZE", std::to_string(identity.nodes)},
-      {"MASTER_ADDR", identity.master_addr},
+      {"GROUP_RANK", "0"},
+      {"GROUP_WORLD_SIZE", "1"},
+      {"MASTER_ADDR", "127.0.0.1"},
       {"MASTER_PORT", std::to_string(identity.master_port)},
       {"TORCHELASTIC_RUN_ID", identity.run_id},
       {"TORCHELASTIC_RESTART_COUNT", std::to_string(identity.attempt)},

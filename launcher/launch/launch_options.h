@@ -16,15 +16,11 @@ namespace fusedbun::launch {
 enum StreamBits : uint8_t { kNoStream = 0, kOut = 1, kErr = 2, kBoth = 3 };
 
 struct LaunchOptions {
-  int ranks = 1;  ///< of this host
-  int nodes = 1;  ///< hosts, each with a launcher of its own and as many ranks
-  int node_rank = 0;
-  std::string master_addr = "127.0.0.1";  ///< of host 0, where rank 0 serves the store
-  int master_port = 0;                    ///< 0: a free one, chosen anew for each attempt
-  std::string run_id = {};                ///< empty: one is made
-  std::filesystem::path log_dir = {};     ///< empty: no log files
-  std::vector<uint8_t> redirects = {};    ///< [rank] StreamBits that go to the log file alone
-  std::vector<uint8_t> tee = {};          ///< [rank] StreamBits that go to the log file and on
+  int ranks = 1;
+  int master_port = 0;                  ///< 0: a free one, chosen anew for each attempt
+  std::filesystem::path log_dir = {};   ///< empty: no log files
+  std::vector<uint8_t> redirects = {};  ///< [rank] StreamBits that go to the log file alone
+  std::vector<uint8_t> tee = {};        ///< [rank] StreamBits that go to the log file and on
   std::optional<double> grace_seconds =
       {};  ///< none: ranks leave in their own time, or by a second signal
   int max_restarts = 0;
@@ -49,12 +45,9 @@ struct StreamRoute {
 /// lines look right; everything else passes through the launcher. `stream` is kOut or kErr.
 StreamRoute route(const LaunchOptions& options, int rank, StreamBits stream, bool is_terminal);
 
-/// What is equal for all ranks of one attempt on this host.
+/// What is equal for all ranks of one attempt.
 struct AttemptIdentity {
-  int ranks = 1;  ///< of this host
-  int nodes = 1;
-  int node_rank = 0;
-  std::string master_addr = "127.0.0.1";
+  int ranks = 1;
   int master_port = 0;
   std::string run_id = {};
   int attempt = 0;
@@ -64,11 +57,11 @@ struct AttemptIdentity {
   std::string last_words = {};         ///< where ranks keep theirs (last_words.h), empty: nowhere
 };
 
-/// The variables torchrun sets and $FUSEDBUN_LAST_WORDS, for a job whose rank 0 serves the store itself. `rank`: this host's, from 0.
-/// OMP_NUM_THREADS is the ranks' share of the cores, at least 1; the caller leaves it out where the user has set one.
+/// The variables torchrun sets and $FUSEDBUN_LAST_WORDS, for a job of one host whose rank 0 serves the store itself. OMP_NUM_THREADS is the
+/// ranks' share of the cores, at least 1; the caller leaves it out where the user has set one.
 std::map<std::string, std::string> rank_environment(const AttemptIdentity& identity, int rank);
 
-/// Where the log files of this host's rank `rank` lie, as torchrun places them: <log_dir of the attempt>/<rank>.
+/// Where rank `rank`'s log files lie, as torchrun places them: <log_dir of the attempt>/<rank>.
 std::filesystem::path rank_log_dir(const AttemptIdentity& identity, int rank);
 
 }  // namespace fusedbun::launch

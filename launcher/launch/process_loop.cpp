@@ -66,10 +66,7 @@ std::string new_run_id() {
 ProcessLoop::ProcessLoop(const LaunchOptions& options)
     : options_(options),
       identity_{.ranks = options.ranks,
-                .nodes = options.nodes,
-                .node_rank = options.node_rank,
-                .master_addr = options.master_addr,
-                .run_id = options.run_id.empty() ? new_run_id() : options.run_id,
+                .run_id = new_run_id(),
                 .max_restarts = options.max_restarts,
                 .cores = launcher::usable_cores(),
                 .last_words = last_words_.path()},
@@ -113,7 +110,7 @@ void ProcessLoop::run() {
   const Verdict& verdict = supervision_.verdict();
   if (verdict.outcome == Outcome::done) return;
   std::vector<std::string> lines =
-      last_lines(verdict_in_job(), culprit(), options_.nodes * options_.ranks,
+      last_lines(verdict, culprit(), options_.ranks,
                  supervision_.restarts_used_up() ? options_.max_restarts : 0, last_words_.read(),
                  launcher::quoted(options_.own_words));
   const std::string last = std::move(lines.back());
@@ -127,10 +124,10 @@ void ProcessLoop::perform(const Actions& actions) {
   if (actions.signal != 0) signal_ranks(actions.signal);
   if (actions.restart_in) {
     read_streams();  // what the ranks said last comes before it
-    notice(launcher::shown(restart_line(
-        supervision_.attempt(), options_.max_restarts, *actions.restart_in,
-        sentence_about_verdict(verdict_in_job(), culprit(), options_.nodes * options_.ranks),
-        last_words_.read())));
+    notice(launcher::shown(
+        restart_line(supervision_.attempt(), options_.max_restarts, *actions.restart_in,
+                     sentence_about_verdict(supervision_.verdict(), culprit(), options_.ranks),
+                     last_words_.read())));
   }
   if (actions.start_attempt) start_attempt();
   if (actions.finished) finished_ = true;
@@ -139,13 +136,8 @@ void ProcessLoop::perform(const Actions& actions) {
 void ProcessLoop::start_attempt() {
   identity_.attempt = supervision_.attempt();
   port_ = HeldPort();  // the same one may be wanted again
-  identity_.master_port = options_.master_port;
-  if (options_.nodes == 1) {
-    port_ = HeldPort(options_.master_port);
-    identity_.master_port = port_.number();
-  } else if (options_.node_rank == 0) {
-    port_ = HeldPort(options_.master_port, "give all hosts another one");
-  }
+  port_ = HeldPort(options_.master_port);
+  identity_.master_port = port_.number();
   if (has_logs(options_)) {
     identity_.log_dir =
         options_.log_dir / identity_.run_id / ("attempt_" + std::to_string(identity_.attempt));
@@ -178,8 +170,7 @@ void ProcessLoop::capture(int rank, StreamBits stream, int descriptor) {
   RankStream::Options options = {.descriptor = descriptor};
   if (where.to_console) options.console = stream == kOut ? &out_ : &err_;
   if (stream == kErr) options.last_line = &errors_[static_cast<size_t>(rank)];
-  if (options_.ranks > 1)
-    options.prefix = "[rank " + std::to_string(options_.node_rank * options_.ranks + rank) + "] ";
+  if (options_.ranks > 1) options.prefix = "[rank " + std::to_string(rank) + "] ";
   if (where.to_log) {
     options.log_file =
         rank_log_dir(identity_, rank) / (stream == kOut ? "stdout.log" : "stderr.log");
@@ -292,16 +283,8 @@ std::string ProcessLoop::sentence_about(int received, int sent) const {
   return sentence;
 }
 
-std::string ProcessLoop::name_of_end(RankEnd end) const {
-  const pid_t pid = ranks_[end.rank].pid;
-  end.rank += options_.node_rank * options_.ranks;
-  return sentence_about_end(end, pid, host_name());
-}
-
-Verdict ProcessLoop::verdict_in_job() const {
-  Verdict verdict = supervision_.verdict();
-  verdict.culprit.rank += options_.node_rank * options_.ranks;
-  return verdict;
+std::string ProcessLoop::name_of_end(const RankEnd& end) const {
+  return sentence_about_end(end, ranks_[end.rank].pid, host_name());
 }
 
 Culprit ProcessLoop::culprit() const {

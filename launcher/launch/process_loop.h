@@ -49,9 +49,7 @@ class ProcessLoop {
   void flush_output();
   int timeout_ms() const;
   std::string sentence_about(int received, int sent) const;
-  /// "rank 5 (pid 4711 on node2) ...": ranks are counted through the job, RankEnd's through this host.
-  std::string name_of_end(RankEnd end) const;
-  Verdict verdict_in_job() const;
+  std::string name_of_end(const RankEnd& end) const;
   Culprit culprit() const;
   void notice(const std::string& sentence);
 

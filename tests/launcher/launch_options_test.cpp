@@ -35,19 +35,6 @@ TEST(RankEnvironment, IsWhatTorchrunSets) {
   EXPECT_FALSE(environment.contains("TORCHELASTIC_ERROR_FILE"));
 }
 
-TEST(RankEnvironment, CountsRanksThroughTheHosts) {
-  const AttemptIdentity identity = {
-      .ranks = 2, .nodes = 3, .node_rank = 1, .master_addr = "node0", .master_port = 29500};
-  const auto environment = rank_environment(identity, 1);
-  EXPECT_EQ(environment.at("RANK"), "3");
-  EXPECT_EQ(environment.at("LOCAL_RANK"), "1");
-  EXPECT_EQ(environment.at("WORLD_SIZE"), "6");
-  EXPECT_EQ(environment.at("LOCAL_WORLD_SIZE"), "2");
-  EXPECT_EQ(environment.at("GROUP_RANK"), "1");
-  EXPECT_EQ(environment.at("GROUP_WORLD_SIZE"), "3");
-  EXPECT_EQ(environment.at("MASTER_ADDR"), "node0");
-}
-
 TEST(RankEnvironment, GivesEachRankAtLeastOneThread) {
   EXPECT_EQ(rank_environment({.ranks = 8, .cores = 2}, 0).at("OMP_NUM_THREADS"), "1");
 }

@@ -103,50 +103,6 @@ TEST(Identity, OfOpenMpi) {
   EXPECT_FALSE(identity.agent_serves_store);
 }
 
-/// "node3:15077" of a step with this list of hosts.
-std::string slurm_meeting_point(const Environment& environment) {
-  const Identity identity = identify(environment, {});
-  return identity.master_addr + ":" + std::to_string(identity.master_port);
-}
-
-TEST(Identity, RanksOfSrunMeetOnTheStepsFirstHost) {
-  for (const auto& [hosts, first] : std::vector<std::pair<std::string, std::string>>{
-           {"node3", "node3"},
-           {"node3,gpu1", "node3"},
-           {"node[3-5,7],gpu1", "node3"},
-           {"node[007-120]", "node007"},
-           {"node[4,9]", "node4"},
-           {"rack[1-2]n[40-50].cluster", "rack1n40.cluster"},
-           {"a-b1,a-b2", "a-b1"}}) {
-    EXPECT_EQ(slurm_meeting_point(with(kSlurmStep, "SLURM_STEP_NODELIST", hosts)),
-              first + ":15077");
-  }
-  const Environment in_job = with(kSlurmStep, "SLURM_JOB_NODELIST", "n[1-4]");
-  EXPECT_EQ(slurm_meeting_point(in_job), "n1:15077");
-  EXPECT_EQ(slurm_meeting_point(with(in_job, "SLURM_STEP_NODELIST", "n[3-4]")), "n3:15077");
-}
-
-TEST(Identity, StepsAndJobsOfSlurmMeetOnPortsOfTheirOwn) {
-  const Environment step = with(kSlurmStep, "SLURM_STEP_NODELIST", "a,b");
-  EXPECT_EQ(slurm_meeting_point(with(step, "SLURM_STEP_ID", "1")), "a:19176");
-  EXPECT_EQ(slurm_meeting_point(with(step, "SLURM_JOB_ID", "78")), "a:15078");
-  EXPECT_EQ(slurm_meeting_point(with(step, "SLURM_JOB_ID", "10077")), "a:15077");
-}
-
-TEST(Identity, WhatASlurmScriptSaysOfTheMeetingPointStands) {
-  const Environment step = with(kSlurmStep, "SLURM_STEP_NODELIST", "a,b");
-  EXPECT_EQ(slurm_meeting_point(with(step, "MASTER_ADDR", "c")), "c:15077");
-  EXPECT_EQ(slurm_meeting_point(with(step, "MASTER_PORT", "99")), "a:99");
-  EXPECT_EQ(identify(step, {.master_addr = "d", .master_port = 5}).master_addr, "d");
-}
-
-TEST(Identity, RanksOfSrunOnOneHostMeetOnLoopback) {
-  Environment one_host = with(kSlurmStep, "SLURM_STEP_NODELIST", "node3");
-  one_host["SLURM_NODEID"] = "0";
-  one_host["SLURM_STEP_TASKS_PER_NODE"] = "5";
-  EXPECT_EQ(slurm_meeting_point(one_host), "127.0.0.1:15077");
-}
-
 TEST(Identity, OfASlurmStep) {
   const Identity identity = identify(kSlurmStep, {});
   EXPECT_EQ(identity.launcher, Launcher::slurm);
