@@ -96,6 +96,7 @@ class Host(Namespace):
         super().__init__(name, shm_mebibytes)
         self.address = f"{SUBNET}.{number + 1}"
         self._switch, self._port = switch, f"port{number}"
+        self._written = set()
         subprocess.run(["ip", "link", "add", "name", CABLE, "netns", str(self.pid), "type", "veth",
                         "peer", "name", self._port, "netns", str(switch.pid)], check=True)
         self.run("ip", "address", "add", f"{self.address}/24", "dev", CABLE)
@@ -136,6 +137,9 @@ class Host(Namespace):
 
     def write_file(self, path, text):
         """On this host alone; the file must exist on the machine."""
+        if path in self._written:
+            self.run("umount", path)
+        self._written.add(path)
         with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix=f"{self.name}-", delete=False) as file:
             file.write(text)
         os.chmod(file.name, 0o644)
