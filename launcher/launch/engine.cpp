@@ -22,6 +22,8 @@ constexpr std::array<std::pair<std::string_view, Engine>, 5> kEngines = {
      {"srun", Engine::srun}}};
 /// mpirun waits as long before it passes SIGTERM on, and as long again before it kills.
 constexpr double kMpirunGrace = 10;
+/// A host that answers nothing for 10 s is gone.
+constexpr const char* kSshNoticesLoss = "-o ServerAliveInterval=5 -o ServerAliveCountMax=2";
 /// Variables of ours and of the transports that mpirun takes to other hosts only when it is told to.
 constexpr std::array<std::string_view, 3> kForwarded = {"FUSEDBUN_", "GLOO_", "NCCL_"};
 
@@ -145,6 +147,13 @@ Words mpirun_words(const EngineRequest& request, const EngineHost& host) {
   words.insert(words.end(), {"--bind-to", "none", "--mca", "odls_base_sigkill_timeout",
                              std::to_string(std::max(1, static_cast<int>(std::lround(grace))))});
   put_mpirun_logs(words, request);
+  // mpirun waits for the ssh of each host: without these it would go on waiting for a host that has vanished, long after all ranks left.
+  const bool is_remote = request.hosts || request.hostfile;
+  const bool users_own = find(host, "OMPI_MCA_plm_rsh_args") != nullptr ||
+                         find(host, "OMPI_MCA_plm_rsh_agent") != nullptr;
+  if (is_remote && !users_own) {
+    words.insert(words.end(), {"--mca", "plm_rsh_args", kSshNoticesLoss});
+  }
   if (find(host, "OMP_NUM_THREADS") != nullptr) {
     words.insert(words.end(), {"-x", "OMP_NUM_THREADS"});
   } else if (ranks) {

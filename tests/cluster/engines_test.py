@@ -1,13 +1,14 @@
 """`fusedbun launch` over two hosts by the engines of others: Open MPI's mpirun over sshd, and torchrun's rendezvous."""
 
+import json
 import os
 import shutil
 import time
 import unittest
 
 from cluster_case import QUICK, ClusterTestCase, SshCluster
-from job_process import wait_until
-from training import steps
+from job_process import run, wait_until
+from training import TrainingTestCase, steps
 
 MPIRUN = os.environ["FUSEDBUN_MPIRUN"]
 TORCHRUN = os.environ["FUSEDBUN_TORCHRUN"]
@@ -47,13 +48,14 @@ class Mpirun(ClusterTestCase):
         self.wait_for_steps(3)
         self.hosts[1].cut()
         cut = time.monotonic()
-        wait_until(lambda: "is lost" in (self.run_dir / "train.log").read_text(), 10, "rank 0 names a lost rank")
+        error = self.run_dir / "error.json"
+        wait_until(error.exists, 10, "a lost rank is named")
         self.assertLess(time.monotonic() - cut, 10)
-        self.assertRegex((self.run_dir / "train.log").read_text(), r"rank [23] \(pid \d+ on node-1\) is lost")
-        self.assertEqual(job.result(60).code, 76)
+        self.assert_fails(job.result(60), 76, "on node-1) is lost")
+        self.assertRegex(json.loads(error.read_text())["sentence"], r"rank [23] \(pid \d+ on node-1\) is lost")
 
-    def test_an_unknown_host_key_and_an_unknown_host(self):
-        (next(self.ssh.folder.glob("known"))).write_text("")
+    def test_an_unknown_host_key(self):
+        (self.ssh.folder / "known").write_text("")
         result = self.mpirun(self.train(3)).result(60)
         self.assertNotEqual(result.code, 0, result)
         self.assertIn("Host key verification failed", result.err)
@@ -72,14 +74,14 @@ class Torchrun(ClusterTestCase):
         self.assertEqual(self.model(), self.model_of_one_host(5))
 
 
-class WithoutThem(ClusterTestCase):
+class WithoutThem(TrainingTestCase):
     def test_an_engine_that_is_not_there_is_named(self):
         nothing = self.folder / "empty"
         nothing.mkdir()
         for words, name in ((["--hosts", "node-0,node-1"], "mpirun"), (["--rdzv-endpoint", "node-0"], "torchrun")):
-            result = self.start(0, "launch", *words, "--", "train", environment={"PATH": str(nothing)}).result(30)
+            result = run("launch", *words, "--", "train", environment={"PATH": str(nothing)})
             self.assert_fails(result, 64, f"cannot start '{name}'")
-        result = self.start(0, "launch", "--dry-run", "--", "train", environment={"PATH": str(nothing), "SLURM_JOB_ID": "1"}).result(30)
+        result = run("launch", "--dry-run", "--", "train", environment={"SLURM_JOB_ID": "1"})
         self.assertTrue(result.out.startswith("srun --kill-on-bad-exit=1 "), result)
 
 

@@ -62,28 +62,35 @@ TEST(ChooseEngine, RefusesWhatContradicts) {
   EXPECT_THROW(parse_engine("slurm"), UsageError);
 }
 
+/// What mpirun is told about ssh.
+const std::string kSsh = "--mca plm_rsh_args -o ServerAliveInterval=5 -o ServerAliveCountMax=2 ";
+
 TEST(EngineWords, OfMpirun) {
   EXPECT_EQ(line({.hosts = "a:2,b:2"}),
-            "mpirun --host a:2,b:2 -np 4 --bind-to none --mca odls_base_sigkill_timeout 10 "
-            "fusedbun train");
+            "mpirun --host a:2,b:2 -np 4 --bind-to none --mca odls_base_sigkill_timeout 10 " +
+                kSsh + "fusedbun train");
   EXPECT_EQ(line({.ranks = "2", .hosts = "a,b:4", .grace_seconds = 60.0}),
             "mpirun --host a:2,b:2 -np 4 --map-by ppr:2:node --bind-to none --mca "
-            "odls_base_sigkill_timeout 60 "
-            "-x OMP_NUM_THREADS=4 fusedbun train");
+            "odls_base_sigkill_timeout 60 " +
+                kSsh + "-x OMP_NUM_THREADS=4 fusedbun train");
   EXPECT_EQ(line({.hosts = "[fd00::1],[fd00::2]:2"}),
             "mpirun --host [fd00::1]:1,[fd00::2]:2 -np 3 --bind-to none --mca "
-            "odls_base_sigkill_timeout 10 fusedbun train");
+            "odls_base_sigkill_timeout 10 " +
+                kSsh + "fusedbun train");
   EXPECT_EQ(line({.ranks = "gpu", .hostfile = "hosts", .log_dir = "logs", .redirects = "3"}),
             "mpirun --hostfile hosts --map-by ppr:2:node --bind-to none --mca "
-            "odls_base_sigkill_timeout 10 "
-            "--output-filename logs:nocopy -x OMP_NUM_THREADS=4 fusedbun train");
+            "odls_base_sigkill_timeout 10 --output-filename logs:nocopy " +
+                kSsh + "-x OMP_NUM_THREADS=4 fusedbun train");
   const EngineHost root = {
       .environment = {{"FUSEDBUN_RUN_DIR", "r"}, {"HOME", "/root"}, {"OMP_NUM_THREADS", "3"}},
       .is_root = true};
   EXPECT_EQ(line({.engine = Engine::mpirun, .ranks = "2"}, root),
-            "mpirun --allow-run-as-root -np 2 --bind-to none --mca odls_base_sigkill_timeout 10 -x "
-            "OMP_NUM_THREADS "
-            "-x FUSEDBUN_RUN_DIR fusedbun train");
+            "mpirun --allow-run-as-root -np 2 --bind-to none --mca odls_base_sigkill_timeout 10 "
+            "-x OMP_NUM_THREADS -x FUSEDBUN_RUN_DIR fusedbun train");
+  const EngineHost own = {.environment = {{"OMPI_MCA_plm_rsh_args", "-p 2222"}}};
+  EXPECT_EQ(line({.hosts = "a"}, own),
+            "mpirun --host a:1 -np 1 --bind-to none --mca odls_base_sigkill_timeout 10 fusedbun "
+            "train");
 }
 
 TEST(EngineWords, OfMpirunAreRefusedWhereItCannot) {
