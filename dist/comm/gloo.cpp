@@ -116,9 +116,13 @@ std::string missing_ranks(c10d::Store& store, int size) {
   store.add("heard", 1);
   if (options.serve_store && options.rank == 0) {
     const auto deadline = std::chrono::steady_clock::now() + kRefusalHeardWithin;
-    while (store.add("heard", 0) < store.add("came", 0) &&
-           std::chrono::steady_clock::now() < deadline) {
-      std::this_thread::sleep_for(kMeetingPauseMax / 10);
+    try {
+      while (store.add("heard", 0) < store.add("came", 0) &&
+             std::chrono::steady_clock::now() < deadline) {
+        std::this_thread::sleep_for(kMeetingPauseMax / 10);
+      }
+    } catch (const c10::Error&) {
+      // A second rank 0 on another host: the store that it joined is the first one's, which has left.
     }
   }
   throw ConfigError(first);

@@ -1,6 +1,8 @@
 #include "fusedbun/dist/comm/gloo_address.h"
 
 #include <arpa/inet.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -45,6 +47,45 @@ Addresses resolve(const std::string& address) {
                        ::gai_strerror(status) +
                        "): give a name or number that all ranks can reach");
   return Addresses(list);
+}
+
+std::string text_of(const sockaddr* address, socklen_t length) {
+  char text[NI_MAXHOST] = {};
+  const int status = ::getnameinfo(address, length, text, sizeof text, nullptr, 0, NI_NUMERICHOST);
+  return status == 0 ? text : "";
+}
+
+/// Our address on the way to `target`, or nothing if there is none. Connecting a datagram socket sends nothing: the kernel only chooses
+/// the route, and with it our address.
+std::string source_towards(const sockaddr* target, socklen_t target_length) {
+  const Descriptor probe(::socket(target->sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (probe.value < 0 || ::connect(probe.value, target, target_length) != 0) return {};
+  sockaddr_storage local{};
+  socklen_t length = sizeof local;
+  auto* const raw = reinterpret_cast<sockaddr*>(&local);
+  return ::getsockname(probe.value, raw, &length) == 0 ? text_of(raw, length) : "";
+}
+
+/// An address under which other hosts may reach this one: of the interface that leads to everywhere, else of the first that is up.
+std::string address_of_this_host() {
+  sockaddr_in elsewhere{};
+  elsewhere.sin_family = AF_INET;
+  elsewhere.sin_port = htons(9);
+  ::inet_pton(AF_INET, "192.0.2.1",
+              &elsewhere.sin_addr);  // reserved for documents; nothing is sent
+  const std::string by_route =
+      source_towards(reinterpret_cast<sockaddr*>(&elsewhere), sizeof elsewhere);
+  if (!by_route.empty()) return by_route;
+  ifaddrs* list = nullptr;
+  if (::getifaddrs(&list) != 0) return {};
+  const std::unique_ptr<ifaddrs, void (*)(ifaddrs*)> owner(list, ::freeifaddrs);
+  for (const ifaddrs* each = list; each != nullptr; each = each->ifa_next) {
+    const bool leads_out = (each->ifa_flags & IFF_UP) != 0 && (each->ifa_flags & IFF_LOOPBACK) == 0;
+    if (leads_out && each->ifa_addr != nullptr && each->ifa_addr->sa_family == AF_INET) {
+      return text_of(each->ifa_addr, sizeof(sockaddr_in));
+    }
+  }
+  return {};
 }
 
 int listen_once(const sockaddr* address, socklen_t length) {
@@ -103,17 +144,11 @@ std::string local_address_towards(const std::string& address) {
   if (is_loopback(address)) return address == "::1" ? "::1" : "127.0.0.1";
   const Addresses addresses = resolve(address);
   for (const addrinfo* each = addresses.get(); each != nullptr; each = each->ai_next) {
-    const Descriptor probe(::socket(each->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    // Connecting a datagram socket sends nothing: the kernel only chooses the route, and with it our address.
-    if (probe.value < 0 || ::connect(probe.value, each->ai_addr, each->ai_addrlen) != 0) continue;
-    sockaddr_storage local{};
-    socklen_t length = sizeof local;
-    char text[NI_MAXHOST] = {};
-    if (::getsockname(probe.value, reinterpret_cast<sockaddr*>(&local), &length) == 0 &&
-        ::getnameinfo(reinterpret_cast<sockaddr*>(&local), length, text, sizeof text, nullptr, 0,
-                      NI_NUMERICHOST) == 0) {
-      return text;
-    }
+    const std::string source = source_towards(each->ai_addr, each->ai_addrlen);
+    if (source.empty()) continue;
+    // A host's own name often stands for loopback in its /etc/hosts (127.0.1.1 on Debian), where no other host gets to it.
+    const std::string outside = is_loopback(source) ? address_of_this_host() : "";
+    return outside.empty() ? source : outside;
   }
   throw UnavailableError("gloo: no network interface leads to '" + address + "' (" +
                          std::strerror(errno) + ")");

@@ -12,7 +12,8 @@ namespace fusedbun::comm {
 /// True for localhost, 127.0.0.0/8 and ::1.
 bool is_loopback(const std::string& address);
 
-/// This host's numeric address on the interface that leads to `address`; "127.0.0.1" or "::1" for loopback. Throws
+/// This host's numeric address on the interface that leads to `address`; "127.0.0.1" or "::1" for loopback that is written as such, and
+/// for a name of this host that its own /etc/hosts sends to loopback the address under which other hosts reach it. Throws
 /// UnavailableError when the name does not resolve or no route leads there.
 std::string local_address_towards(const std::string& address);
 

@@ -21,6 +21,10 @@ constexpr size_t kUnauthenticatedMax = 128;
 constexpr int kAcceptsPerWakeup = 16;
 /// After the last descriptor was taken: the listener stays readable, so it is not looked at for as long.
 constexpr int64_t kAcceptPauseUs = 100'000;
+/// Above so many connections they are looked at once per kLookPauseUs, not for each beat that comes: a look costs time for every
+/// connection, and beats come one by one. 1,024 ranks took half a core of rank 0's host without the pause.
+constexpr size_t kFewPeers = 64;
+constexpr int64_t kLookPauseUs = 50'000;
 /// What is left unsaid by then stays unsaid.
 constexpr int64_t kFarewellUs = 200'000;
 
@@ -157,6 +161,7 @@ void Heartbeat::Loop::run() {
 }
 
 void Heartbeat::Loop::wait(int64_t until_us) {
+  pause_between_looks(until_us);
   const bool accepts = now_in_us() >= accept_again_us_;
   if (listener_.is_open() && !accepts) until_us = std::min(until_us, accept_again_us_);
   // A closed connection has a negative descriptor, which poll leaves out.
@@ -188,6 +193,16 @@ void Heartbeat::Loop::wait(int64_t until_us) {
   stop_listening_if_complete();
   eventfd_t ignored = 0;
   if (waits_[0].revents != 0) ::eventfd_read(wake_.value(), &ignored);
+}
+
+void Heartbeat::Loop::pause_between_looks(int64_t until_us) {
+  const int64_t next_look_us = std::min(until_us, looked_at_us_ + kLookPauseUs);
+  // While ranks still join, each waits for an answer.
+  if (!listener_.is_open() && peers_.size() > kFewPeers && now_in_us() < next_look_us) {
+    pollfd own = {wake_.value(), POLLIN, 0};
+    ::poll(&own, 1, milliseconds_until(next_look_us));
+  }
+  looked_at_us_ = now_in_us();
 }
 
 void Heartbeat::Loop::send_beat(int64_t now_us) {

@@ -46,6 +46,8 @@ class Heartbeat::Loop {
   void run();
   /// Until something comes, at most until then; takes in what has come.
   void wait(int64_t until_us);
+  /// Of this process's own wishes none waits for it.
+  void pause_between_looks(int64_t until_us);
   void send_beat(int64_t now_us);
   bool act_on_loss(int64_t now_us);
   void say_farewell();
@@ -70,6 +72,7 @@ class Heartbeat::Loop {
   std::vector<UnauthenticatedPeer> unauthenticated_;  ///< the oldest first
   std::map<int, Connection> peers_;
   std::vector<pollfd> waits_;
+  int64_t looked_at_us_ = 0;
   int64_t told_at_us_ = 0;  ///< when on_lost was called; 0: not yet
   bool overdue_told_ = false;
 

@@ -34,7 +34,10 @@ std::unique_ptr<comm::Communicator> connect_at_store(const plan::Identity& ident
        .master_addr = identity.master_addr,
        .master_port = static_cast<uint16_t>(identity.master_port),
        .serve_store = !identity.agent_serves_store,
-       .run_id = identity.run_id + "." + std::to_string(identity.restart_count),
+       // A store that rank 0 serves is new in each attempt, and launchers of several hosts may count their restarts apart.
+       .run_id = identity.agent_serves_store
+                     ? identity.run_id + "." + std::to_string(identity.restart_count)
+                     : identity.run_id,
        .timeout = options.timeout});
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/plan/slurm_nodes.h"
 
 namespace fusedbun::plan {
 namespace {
@@ -34,7 +35,7 @@ struct UnknownLauncher {
 };
 constexpr UnknownLauncher kUnknownLaunchers[] = {
     {"Flux", "FLUX_TASK_RANK", "FLUX_JOB_SIZE"},
-    {"PALS", "PALS_RANKID", ""},
+    {"PALS", "PALS_RANKID", "PMI_SIZE"},
     {"Intel MPI or MPICH", "PMI_RANK", "PMI_SIZE"},
     {"MVAPICH", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE"},
     {"a PMIx launcher", "PMIX_RANK", ""},
@@ -177,13 +178,36 @@ void require_equal(std::string_view flag, const std::optional<T>& given, const T
                        ": leave the flag out");
 }
 
+uint64_t number_or(const Environment& environment, std::string_view name, uint64_t fallback) {
+  return static_cast<uint64_t>(
+      int_or(environment, name, static_cast<int>(fallback), 0, std::numeric_limits<int>::max()));
+}
+
+/// Under srun every rank knows the step's hosts and numbers: rank 0 is on the first host, and the port is made of the numbers. Not where
+/// the user has said which task runs where.
+void derive_meeting_point_of_slurm(const Environment& environment, Identity& identity) {
+  if (text_or(environment, "SLURM_DISTRIBUTION", "").starts_with("arbitrary")) return;
+  for (const std::string_view name : {"SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST"}) {
+    const std::string* nodes = find(environment, name);
+    if (!nodes || !find(environment, "SLURM_JOB_ID")) continue;
+    const std::vector<std::string> hosts = expand_node_list(name, *nodes);
+    // One host needs no name that resolves.
+    identity.master_addr = hosts.size() > 1 ? hosts.front() : "127.0.0.1";
+    identity.master_port = slurm_port(number_or(environment, "SLURM_JOB_ID", 0),
+                                      number_or(environment, "SLURM_STEP_ID", 0));
+    identity.master_origin = name;
+    return;
+  }
+}
+
 /// Where the ranks meet. Under torchrun the agent already said it; elsewhere a flag stands above
 /// the environment.
 void set_meeting_point(const Environment& environment, const IdentityFlags& flags,
                        Identity& identity) {
   const bool said_by_torchrun = identity.launcher == Launcher::torchrun;
+  if (identity.launcher == Launcher::slurm) derive_meeting_point_of_slurm(environment, identity);
   identity.master_addr = text_or(environment, "MASTER_ADDR", identity.master_addr);
-  identity.master_port = int_or(environment, "MASTER_PORT", 0, 1, kPortMax);
+  identity.master_port = int_or(environment, "MASTER_PORT", identity.master_port, 1, kPortMax);
   if (said_by_torchrun && find(environment, "MASTER_ADDR")) {
     require_equal("--master-addr", flags.master_addr, identity.master_addr, identity.launcher);
   }
@@ -192,6 +216,9 @@ void set_meeting_point(const Environment& environment, const IdentityFlags& flag
   }
   identity.master_addr = flags.master_addr.value_or(identity.master_addr);
   identity.master_port = flags.master_port.value_or(identity.master_port);
+  const bool is_given = (flags.master_addr || find(environment, "MASTER_ADDR")) &&
+                        (flags.master_port || find(environment, "MASTER_PORT"));
+  if (is_given) identity.master_origin.clear();
   identity.agent_serves_store =
       said_by_torchrun && text_or(environment, "TORCHELASTIC_USE_AGENT_STORE", "") == "True";
 }
@@ -207,6 +234,16 @@ void refuse_unknown_launchers(const Environment& environment) {
                       "torchrun, Open MPI's mpirun or srun, or give each process --rank and "
                       "--world-size");
   }
+}
+
+/// Kubeflow says with these how many hosts there are to torchrun and to fusedbun launch; the trainer alone would run once on each.
+void refuse_hosts_without_launcher(const Environment& environment) {
+  const std::string hosts = text_or(environment, "PET_NNODES", "1");
+  FUSEDBUN_REQUIRE(hosts == "1" || hosts == "1:1", ConfigError,
+                   "PET_NNODES = " + hosts +
+                       " asks for several hosts, and nothing has started ranks on them: put "
+                       "'fusedbun launch --' or 'torchrun --no-python fusedbun' before 'train', "
+                       "both read PET_*");
 }
 
 void check_ranges(const IdentityFlags& flags) {
@@ -253,7 +290,10 @@ Identity identify(const Environment& environment, const IdentityFlags& flags) {
   if (find(environment, "SLURM_JOB_ID") && !find(environment, "SLURM_STEP_ID")) {
     ignored.push_back("Slurm: an allocation without a step of srun (no SLURM_STEP_ID)");
   }
-  if (!winner && !flags.rank) refuse_unknown_launchers(environment);
+  if (!winner && !flags.rank) {
+    refuse_unknown_launchers(environment);
+    refuse_hosts_without_launcher(environment);
+  }
   Identity identity = winner ? identity_of(environment, *winner) : identity_of(flags);
   if (winner) {
     require_equal("--rank", flags.rank, identity.rank, identity.launcher);

@@ -36,6 +36,8 @@ struct Identity {
   Launcher launcher = Launcher::single;
   std::string master_addr = "127.0.0.1";
   int master_port = 0;  ///< 0: none was given
+  /// The variable that they were derived from where nobody gave them (SLURM_STEP_NODELIST), or empty.
+  std::string master_origin;
   bool agent_serves_store =
       false;           ///< torchrun's agent serves the store on master_port: join as client
   std::string run_id;  ///< of the launcher, or empty
@@ -45,7 +47,8 @@ struct Identity {
 
 /// Throws ConfigError for values that are no numbers, a rank outside the world, a world size below
 /// 1, half an identity (RANK without WORLD_SIZE), a flag that contradicts the launcher,
-/// or a launcher that is none of these and started more than this process.
+/// a launcher that is none of these and started more than this process, or variables of Kubeflow that ask for several hosts
+/// where nobody has started ranks on them.
 Identity identify(const Environment& environment, const IdentityFlags& flags);
 
 }  // namespace fusedbun::plan

@@ -52,6 +52,7 @@ Json identity_json(const plan::Identity& identity) {
           {"launcher", plan::name_of(identity.launcher)},
           {"master_addr", identity.master_addr},
           {"master_port", identity.master_port},
+          {"master_origin", identity.master_origin},
           {"agent_serves_store", identity.agent_serves_store},
           {"run_id", identity.run_id},
           {"restart_count", identity.restart_count},
@@ -119,7 +120,10 @@ void print_text(const Json& json, std::ostream& out) {
     line("rendezvous", identity["master_addr"].get<std::string>() + ":" +
                            identity["master_port"].dump() +
                            (identity["agent_serves_store"] ? ", served by torchrun's agent"
-                                                           : ", served by rank 0"));
+                                                           : ", served by rank 0") +
+                           (identity["master_origin"] == ""
+                                ? ""
+                                : ", by " + identity["master_origin"].get<std::string>()));
   }
   for (const auto& [device, backend] : json["backend"].items()) {
     line("backend", "auto on " + device + " takes " + backend["reason"].get<std::string>());

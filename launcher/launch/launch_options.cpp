@@ -30,6 +30,43 @@ std::vector<uint8_t> parse_streams(std::string_view flag, const std::string& tex
   return streams;
 }
 
+namespace {
+
+/// A whole number of at most four digits; -1 for anything else.
+int small_number(const std::string& text) {
+  static const std::regex digits("\\d{1,4}");
+  return std::regex_match(text, digits) ? std::stoi(text) : -1;
+}
+
+}  // namespace
+
+int parse_ranks(const std::string& text, int gpus, int cores) {
+  FUSEDBUN_REQUIRE(text != "gpu" || gpus > 0, ConfigError,
+                   "--nproc-per-node gpu: no GPU is visible here (nvidia-smi lists them)");
+  if (text == "gpu" || (text == "auto" && gpus > 0)) return gpus;
+  if (text == "cpu" || text == "auto") return cores;
+  const int ranks = small_number(text);
+  FUSEDBUN_REQUIRE(ranks >= 0, UsageError,
+                   "--nproc-per-node " + text + ": give a number, gpu, cpu or auto");
+  FUSEDBUN_REQUIRE(ranks >= 1 && ranks <= kRanksMax, ConfigError,
+                   "--nproc-per-node = " + text + ": must be 1 to " + std::to_string(kRanksMax));
+  return ranks;
+}
+
+int parse_nodes(const std::string& text) {
+  const size_t colon = text.find(':');
+  const int least = small_number(text.substr(0, colon));
+  const int most = colon == text.npos ? least : small_number(text.substr(colon + 1));
+  FUSEDBUN_REQUIRE(least >= 0 && most >= 0, UsageError,
+                   "--nnodes " + text + ": give a number of hosts");
+  FUSEDBUN_REQUIRE(least == most, ConfigError,
+                   "--nnodes " + text +
+                       ": a job here has a fixed number of hosts; torchrun alone changes it, with "
+                       "--engine torchrun");
+  FUSEDBUN_REQUIRE(least >= 1, ConfigError, "--nnodes = " + text + ": must be at least 1");
+  return least;
+}
+
 StreamRoute route(const LaunchOptions& options, int rank, StreamBits stream, bool is_terminal) {
   const auto asked = [&](const std::vector<uint8_t>& streams) {
     return !streams.empty() && (streams[rank] & stream) != 0;
@@ -39,24 +76,25 @@ StreamRoute route(const LaunchOptions& options, int rank, StreamBits stream, boo
   return {.captured = options.ranks > 1 && !(rank == 0 && is_terminal)};
 }
 
-std::filesystem::path rank_log_dir(const AttemptIdentity& identity, int rank) {
-  return identity.log_dir / std::to_string(rank);
+std::filesystem::path rank_log_dir(const AttemptIdentity& identity, int local_rank) {
+  return identity.log_dir / std::to_string(local_rank);
 }
 
-std::map<std::string, std::string> rank_environment(const AttemptIdentity& identity, int rank) {
-  const std::string rank_text = std::to_string(rank);
-  const std::string ranks_text = std::to_string(identity.ranks);
+std::map<std::string, std::string> rank_environment(const AttemptIdentity& identity,
+                                                    int local_rank) {
+  const std::string rank_text = std::to_string(identity.node_rank * identity.ranks + local_rank);
+  const std::string world_text = std::to_string(identity.nodes * identity.ranks);
   std::map<std::string, std::string> environment = {
       {"RANK", rank_text},
-      {"LOCAL_RANK", rank_text},
+      {"LOCAL_RANK", std::to_string(local_rank)},
       {"ROLE_RANK", rank_text},
-      {"WORLD_SIZE", ranks_text},
-      {"LOCAL_WORLD_SIZE", ranks_text},
-      {"ROLE_WORLD_SIZE", ranks_text},
+      {"WORLD_SIZE", world_text},
+      {"LOCAL_WORLD_SIZE", std::to_string(identity.ranks)},
+      {"ROLE_WORLD_SIZE", world_text},
       {"ROLE_NAME", "default"},
-      {"GROUP_RANK", "0"},
-      {"GROUP_WORLD_SIZE", "1"},
-      {"MASTER_ADDR", "127.0.0.1"},
+      {"GROUP_RANK", std::to_string(identity.node_rank)},
+      {"GROUP_WORLD_SIZE", std::to_string(identity.nodes)},
+      {"MASTER_ADDR", identity.master_addr},
       {"MASTER_PORT", std::to_string(identity.master_port)},
       {"TORCHELASTIC_RUN_ID", identity.run_id},
       {"TORCHELASTIC_RESTART_COUNT", std::to_string(identity.attempt)},
@@ -66,7 +104,7 @@ std::map<std::string, std::string> rank_environment(const AttemptIdentity& ident
       {"OMP_NUM_THREADS", std::to_string(std::max(1, identity.cores / identity.ranks))},
   };
   if (!identity.log_dir.empty()) {
-    environment["TORCHELASTIC_ERROR_FILE"] = rank_log_dir(identity, rank) / "error.json";
+    environment["TORCHELASTIC_ERROR_FILE"] = rank_log_dir(identity, local_rank) / "error.json";
   }
   if (!identity.last_words.empty()) environment[kLastWordsVariable] = identity.last_words;
   return environment;

@@ -15,9 +15,18 @@ namespace fusedbun::launch {
 /// Bits as torchrun counts them: 1 standard output, 2 standard error.
 enum StreamBits : uint8_t { kNoStream = 0, kOut = 1, kErr = 2, kBoth = 3 };
 
+inline constexpr int kRanksMax = 1024;  ///< on one host
+
+/// torchrun's, where several hosts meet and none is given.
+inline constexpr int kStaticPort = 29'500;
+
 struct LaunchOptions {
-  int ranks = 1;
-  int master_port = 0;                  ///< 0: a free one, chosen anew for each attempt
+  int ranks = 1;                          ///< on this host, as on each
+  int nodes = 1;                          ///< hosts of the job; a launcher runs on each of them
+  int node_rank = 0;                      ///< this host
+  std::string master_addr = "127.0.0.1";  ///< of host 0, whose rank 0 serves the store
+  int master_port = 0;      ///< 0: a free one, chosen anew for each attempt; one host only
+  std::string run_id = {};  ///< equal on all hosts; empty: a new one, for one host
   std::filesystem::path log_dir = {};   ///< empty: no log files
   std::vector<uint8_t> redirects = {};  ///< [rank] StreamBits that go to the log file alone
   std::vector<uint8_t> tee = {};        ///< [rank] StreamBits that go to the log file and on
@@ -33,6 +42,13 @@ struct LaunchOptions {
 /// Reads torchrun's notation: "3" for all ranks, or "0:3,1:1" for some (the others get 0). Throws UsageError.
 std::vector<uint8_t> parse_streams(std::string_view flag, const std::string& text, int ranks);
 
+/// Reads torchrun's --nproc-per-node: a number, or gpu (as many as there are), cpu (usable cores), auto (gpu if there is one, else cpu).
+/// Throws UsageError, ConfigError.
+int parse_ranks(const std::string& text, int gpus, int cores);
+
+/// Reads torchrun's --nnodes: "2" or "2:2". Throws UsageError, and ConfigError for a number that may change while the job runs.
+int parse_nodes(const std::string& text);
+
 /// Where one stream of one rank goes.
 struct StreamRoute {
   bool captured =
@@ -47,7 +63,10 @@ StreamRoute route(const LaunchOptions& options, int rank, StreamBits stream, boo
 
 /// What is equal for all ranks of one attempt.
 struct AttemptIdentity {
-  int ranks = 1;
+  int ranks = 1;  ///< on each host
+  int nodes = 1;
+  int node_rank = 0;
+  std::string master_addr = "127.0.0.1";
   int master_port = 0;
   std::string run_id = {};
   int attempt = 0;
@@ -57,11 +76,12 @@ struct AttemptIdentity {
   std::string last_words = {};         ///< where ranks keep theirs (last_words.h), empty: nowhere
 };
 
-/// The variables torchrun sets and $FUSEDBUN_LAST_WORDS, for a job of one host whose rank 0 serves the store itself. OMP_NUM_THREADS is the
-/// ranks' share of the cores, at least 1; the caller leaves it out where the user has set one.
-std::map<std::string, std::string> rank_environment(const AttemptIdentity& identity, int rank);
+/// The variables torchrun sets and $FUSEDBUN_LAST_WORDS, for a job whose rank 0 serves the store itself. OMP_NUM_THREADS is the
+/// ranks' share of the cores, at least 1; the caller leaves it out where the user has set one. `local_rank` counts on this host.
+std::map<std::string, std::string> rank_environment(const AttemptIdentity& identity,
+                                                    int local_rank);
 
-/// Where rank `rank`'s log files lie, as torchrun places them: <log_dir of the attempt>/<rank>.
-std::filesystem::path rank_log_dir(const AttemptIdentity& identity, int rank);
+/// Where a rank's log files lie, as torchrun places them: <log_dir of the attempt>/<local_rank>.
+std::filesystem::path rank_log_dir(const AttemptIdentity& identity, int local_rank);
 
 }  // namespace fusedbun::launch

@@ -40,6 +40,7 @@ SupervisionOptions supervision_options(const LaunchOptions& options) {
           .grace = grace,
           .failure_grace = std::min(grace.value_or(kFailureGrace), kFailureGrace),
           .max_restarts = options.max_restarts,
+          .several_hosts = options.nodes > 1,
           .restart_delay = std::llround(options.restart_delay_seconds * 1000)};
 }
 
@@ -66,7 +67,10 @@ std::string new_run_id() {
 ProcessLoop::ProcessLoop(const LaunchOptions& options)
     : options_(options),
       identity_{.ranks = options.ranks,
-                .run_id = new_run_id(),
+                .nodes = options.nodes,
+                .node_rank = options.node_rank,
+                .master_addr = options.master_addr,
+                .run_id = options.run_id.empty() ? new_run_id() : options.run_id,
                 .max_restarts = options.max_restarts,
                 .cores = launcher::usable_cores(),
                 .last_words = last_words_.path()},
@@ -110,7 +114,7 @@ void ProcessLoop::run() {
   const Verdict& verdict = supervision_.verdict();
   if (verdict.outcome == Outcome::done) return;
   std::vector<std::string> lines =
-      last_lines(verdict, culprit(), options_.ranks,
+      last_lines(verdict_in_job(), culprit(), options_.ranks * options_.nodes,
                  supervision_.restarts_used_up() ? options_.max_restarts : 0, last_words_.read(),
                  launcher::quoted(options_.own_words));
   const std::string last = std::move(lines.back());
@@ -124,10 +128,10 @@ void ProcessLoop::perform(const Actions& actions) {
   if (actions.signal != 0) signal_ranks(actions.signal);
   if (actions.restart_in) {
     read_streams();  // what the ranks said last comes before it
-    notice(launcher::shown(
-        restart_line(supervision_.attempt(), options_.max_restarts, *actions.restart_in,
-                     sentence_about_verdict(supervision_.verdict(), culprit(), options_.ranks),
-                     last_words_.read())));
+    notice(launcher::shown(restart_line(
+        supervision_.attempt(), options_.max_restarts, *actions.restart_in,
+        sentence_about_verdict(verdict_in_job(), culprit(), options_.ranks * options_.nodes),
+        last_words_.read())));
   }
   if (actions.start_attempt) start_attempt();
   if (actions.finished) finished_ = true;
@@ -136,8 +140,8 @@ void ProcessLoop::perform(const Actions& actions) {
 void ProcessLoop::start_attempt() {
   identity_.attempt = supervision_.attempt();
   port_ = HeldPort();  // the same one may be wanted again
-  port_ = HeldPort(options_.master_port);
-  identity_.master_port = port_.number();
+  if (options_.node_rank == 0) port_ = HeldPort(options_.master_port);
+  identity_.master_port = options_.node_rank == 0 ? port_.number() : options_.master_port;
   if (has_logs(options_)) {
     identity_.log_dir =
         options_.log_dir / identity_.run_id / ("attempt_" + std::to_string(identity_.attempt));
@@ -170,7 +174,9 @@ void ProcessLoop::capture(int rank, StreamBits stream, int descriptor) {
   RankStream::Options options = {.descriptor = descriptor};
   if (where.to_console) options.console = stream == kOut ? &out_ : &err_;
   if (stream == kErr) options.last_line = &errors_[static_cast<size_t>(rank)];
-  if (options_.ranks > 1) options.prefix = "[rank " + std::to_string(rank) + "] ";
+  if (options_.ranks * options_.nodes > 1) {
+    options.prefix = "[rank " + std::to_string(in_job({.rank = rank}).rank) + "] ";
+  }
   if (where.to_log) {
     options.log_file =
         rank_log_dir(identity_, rank) / (stream == kOut ? "stdout.log" : "stderr.log");
@@ -284,7 +290,18 @@ std::string ProcessLoop::sentence_about(int received, int sent) const {
 }
 
 std::string ProcessLoop::name_of_end(const RankEnd& end) const {
-  return sentence_about_end(end, ranks_[end.rank].pid, host_name());
+  return sentence_about_end(in_job(end), ranks_[end.rank].pid, host_name());
+}
+
+RankEnd ProcessLoop::in_job(RankEnd end) const {
+  end.rank += options_.node_rank * options_.ranks;
+  return end;
+}
+
+Verdict ProcessLoop::verdict_in_job() const {
+  Verdict verdict = supervision_.verdict();
+  verdict.culprit = in_job(verdict.culprit);
+  return verdict;
 }
 
 Culprit ProcessLoop::culprit() const {

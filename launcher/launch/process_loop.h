@@ -51,6 +51,9 @@ class ProcessLoop {
   std::string sentence_about(int received, int sent) const;
   std::string name_of_end(const RankEnd& end) const;
   Culprit culprit() const;
+  /// With the rank among those of all hosts.
+  RankEnd in_job(RankEnd end) const;
+  Verdict verdict_in_job() const;
   void notice(const std::string& sentence);
 
   LaunchOptions options_;

@@ -78,14 +78,14 @@ void discard_pending_signals() {
   ::_exit(1);
 }
 
-[[noreturn]] void refuse(const std::string& program, int error) {
+}  // namespace
+
+void throw_cannot_start(const std::string& program, int error) {
   const std::string sentence = "cannot start '" + program + "': " + std::strerror(error);
   if (error == ENOENT) throw UsageError(sentence + "; is it on PATH, or its interpreter missing?");
   if (error == EACCES || error == EPERM) throw PermissionError(sentence);
   throw IoError(sentence);
 }
-
-}  // namespace
 
 std::vector<std::string> merged_environment(
     const std::map<std::string, std::string>& rank_variables) {
@@ -126,7 +126,7 @@ RankProcess start_rank(const std::vector<std::string>& command,
     if (pid > 0) ::waitpid(pid, nullptr, 0);
     close_if_open(out.read);
     close_if_open(err.read);
-    refuse(command.front(), error);
+    throw_cannot_start(command.front(), error);
   }
   for (const int descriptor : {out.read, err.read}) {
     if (descriptor >= 0) ::fcntl(descriptor, F_SETFL, O_NONBLOCK);

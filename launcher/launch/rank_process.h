@@ -32,10 +32,13 @@ std::vector<std::string> merged_environment(
     const std::map<std::string, std::string>& rank_variables);
 
 /// Starts `command` with exactly `environment`, found along PATH. Signals that the launcher blocks are open in it.
-/// Throws UsageError when there is no such program, PermissionError when it may not be run, IoError for other
-/// failures.
+/// Throws what throw_cannot_start() does.
 RankProcess start_rank(const std::vector<std::string>& command,
                        const std::vector<std::string>& environment, const StartOptions& options);
+
+/// The sentence and code for a program that could not be started, by what exec said: UsageError when there is none, PermissionError when
+/// it may not be run, IoError for other failures.
+[[noreturn]] void throw_cannot_start(const std::string& program, int error);
 
 /// A rank that has ended, after killing what is left of its process group; nothing when none has.
 std::optional<RankEnd> reap_one(const std::vector<RankProcess>& ranks);

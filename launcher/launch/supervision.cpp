@@ -29,11 +29,13 @@ int shell_code(const RankEnd& end) {
   return end.signal != 0 ? 128 + end.signal : end.code;
 }
 
-bool is_restartable(const RankEnd& end, const std::set<int>& received) {
+bool is_restartable(const RankEnd& end, const std::set<int>& received, bool several_hosts) {
   if (const int signal = signal_of(end); signal != 0) return !received.contains(signal);
   constexpr std::array restartable = {ExitCode::unclassified, ExitCode::internal, ExitCode::device,
                                       ExitCode::io, ExitCode::peer_lost};
-  return std::ranges::find(restartable, static_cast<ExitCode>(end.code)) != restartable.end();
+  const auto code = static_cast<ExitCode>(end.code);
+  if (several_hosts && (code == ExitCode::unavailable || code == ExitCode::timeout)) return true;
+  return std::ranges::find(restartable, code) != restartable.end();
 }
 
 Milliseconds restart_wait(Milliseconds first, int quick_failures) {
@@ -150,7 +152,7 @@ Actions Supervision::attempt_over(Milliseconds now) {
 bool Supervision::is_worth_another() const {
   return stop_signal_ == 0 && !left_as_told_ &&
          (verdict_.outcome == Outcome::failed || verdict_.outcome == Outcome::peer_lost) &&
-         is_restartable(verdict_.culprit, received_);
+         is_restartable(verdict_.culprit, received_, options_.several_hosts);
 }
 
 void Supervision::kill_by(Milliseconds time) {

@@ -32,6 +32,8 @@ struct SupervisionOptions {
   std::optional<Milliseconds> grace = {};
   Milliseconds failure_grace = 10'000;  ///< from a failure to SIGKILL
   int max_restarts = 0;
+  bool several_hosts =
+      false;  ///< then a rank that could not meet the others (69, 124) may do so later
   Milliseconds restart_delay = 0;  ///< before the first restart; restart_wait() says how it grows
 };
 
@@ -131,6 +133,7 @@ class Supervision {
 int shell_code(const RankEnd& end);
 
 /// Whether a rank's own failure is worth another attempt: codes 1, 70, 71, 74, 76, and a signal that hit it alone.
-bool is_restartable(const RankEnd& end, const std::set<int>& received);
+/// With `several_hosts` also 69 and 124: their ranks are started by other launchers, which may be restarting too.
+bool is_restartable(const RankEnd& end, const std::set<int>& received, bool several_hosts = false);
 
 }  // namespace fusedbun::launch

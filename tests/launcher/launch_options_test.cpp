@@ -35,6 +35,44 @@ TEST(RankEnvironment, IsWhatTorchrunSets) {
   EXPECT_FALSE(environment.contains("TORCHELASTIC_ERROR_FILE"));
 }
 
+TEST(RankEnvironment, OfTheSecondOfTwoHosts) {
+  const auto environment = rank_environment({.ranks = 3,
+                                             .nodes = 2,
+                                             .node_rank = 1,
+                                             .master_addr = "a",
+                                             .master_port = 29500,
+                                             .cores = 6},
+                                            2);
+  EXPECT_EQ(environment.at("RANK"), "5");
+  EXPECT_EQ(environment.at("LOCAL_RANK"), "2");
+  EXPECT_EQ(environment.at("WORLD_SIZE"), "6");
+  EXPECT_EQ(environment.at("LOCAL_WORLD_SIZE"), "3");
+  EXPECT_EQ(environment.at("GROUP_RANK"), "1");
+  EXPECT_EQ(environment.at("GROUP_WORLD_SIZE"), "2");
+  EXPECT_EQ(environment.at("MASTER_ADDR"), "a");
+  EXPECT_EQ(environment.at("OMP_NUM_THREADS"), "2");
+}
+
+TEST(ParseRanks, ReadsTorchrunsWords) {
+  EXPECT_EQ(parse_ranks("4", 0, 2), 4);
+  EXPECT_EQ(parse_ranks("gpu", 3, 2), 3);
+  EXPECT_EQ(parse_ranks("cpu", 3, 2), 2);
+  EXPECT_EQ(parse_ranks("auto", 3, 2), 3);
+  EXPECT_EQ(parse_ranks("auto", 0, 2), 2);
+  EXPECT_THROW(parse_ranks("gpu", 0, 2), ConfigError);
+  for (const char* text : {"0", "1025"}) EXPECT_THROW(parse_ranks(text, 1, 1), ConfigError) << text;
+  for (const char* text : {"", "-1", "two", "1x", "99999"})
+    EXPECT_THROW(parse_ranks(text, 1, 1), UsageError) << text;
+}
+
+TEST(ParseNodes, TakesAFixedNumberOnly) {
+  EXPECT_EQ(parse_nodes("2"), 2);
+  EXPECT_EQ(parse_nodes("2:2"), 2);
+  for (const char* text : {"1:4", "0"}) EXPECT_THROW(parse_nodes(text), ConfigError) << text;
+  for (const char* text : {"", "x", "1:", ":1", "-2"})
+    EXPECT_THROW(parse_nodes(text), UsageError) << text;
+}
+
 TEST(RankEnvironment, GivesEachRankAtLeastOneThread) {
   EXPECT_EQ(rank_environment({.ranks = 8, .cores = 2}, 0).at("OMP_NUM_THREADS"), "1");
 }

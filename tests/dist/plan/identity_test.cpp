@@ -115,6 +115,43 @@ TEST(Identity, OfASlurmStep) {
   EXPECT_EQ(identify(without(kSlurmStep, "SLURM_STEP_NUM_TASKS"), {}).world_size, 8);
 }
 
+TEST(Identity, RanksOfASlurmStepMeetOnItsFirstHost) {
+  const Environment two_hosts = with(kSlurmStep, "SLURM_STEP_NODELIST", "node[07-08],gpu1");
+  const Identity identity = identify(with(two_hosts, "SLURM_JOB_NODELIST", "node[01-20]"), {});
+  EXPECT_EQ(identity.master_addr, "node07");
+  EXPECT_EQ(identity.master_port, 10'000 + 77 * 101);
+  EXPECT_EQ(identity.master_origin, "SLURM_STEP_NODELIST");
+  EXPECT_NE(identify(with(two_hosts, "SLURM_STEP_ID", "1"), {}).master_port, identity.master_port)
+      << "steps of one job that run at a time";
+  EXPECT_EQ(identify(with(kSlurmStep, "SLURM_JOB_NODELIST", "a,b"), {}).master_addr, "a");
+  EXPECT_EQ(identify(with(kSlurmStep, "SLURM_STEP_NODELIST", "only"), {}).master_addr, "127.0.0.1");
+}
+
+TEST(Identity, WhatIsGivenStandsAboveWhatSlurmSays) {
+  const Environment step = with(kSlurmStep, "SLURM_STEP_NODELIST", "a,b");
+  const Identity by_variables =
+      identify(with(with(step, "MASTER_ADDR", "b"), "MASTER_PORT", "29400"), {});
+  EXPECT_EQ(by_variables.master_addr, "b");
+  EXPECT_EQ(by_variables.master_port, 29400);
+  EXPECT_EQ(by_variables.master_origin, "");
+  const Identity half = identify(with(step, "MASTER_ADDR", "b"), {});
+  EXPECT_EQ(half.master_addr, "b");
+  EXPECT_EQ(half.master_port, 10'000 + 77 * 101);
+  EXPECT_EQ(identify(step, {.master_addr = "c", .master_port = 5}).master_addr, "c");
+}
+
+TEST(Identity, WhereTheUserPlacesTasksTheFirstHostMayNotHaveRank0) {
+  const Environment step =
+      with(with(kSlurmStep, "SLURM_STEP_NODELIST", "a,b"), "SLURM_DISTRIBUTION", "arbitrary");
+  EXPECT_EQ(identify(step, {}).master_port, 0);
+}
+
+TEST(Identity, KubeflowsHostsNeedALauncher) {
+  EXPECT_THAT(error_of({{"PET_NNODES", "2"}, {"PET_NODE_RANK", "0"}}), HasSubstr("PET_NNODES = 2"));
+  EXPECT_EQ(identify({{"PET_NNODES", "1"}, {"PET_NPROC_PER_NODE", "4"}}, {}).world_size, 1);
+  EXPECT_EQ(identify(with(kTorchrun, "PET_NNODES", "2"), {}).rank, 1);
+}
+
 TEST(Identity, ReadsTasksPerNodeOfEachNode) {
   const auto tasks_on = [](const std::string& node, const std::string& text) {
     Environment environment = with(kSlurmStep, "SLURM_NODEID", node);
@@ -253,6 +290,14 @@ TEST(Identity, AnUnknownLauncherIsRefusedByName) {
 
 TEST(Identity, AnUnknownLauncherOfOneProcessOrBesideAKnownOneIsNoHindrance) {
   EXPECT_EQ(identify({{"PMI_RANK", "0"}, {"PMI_SIZE", "1"}}, {}).world_size, 1);
+  EXPECT_EQ(identify({{"PALS_RANKID", "0"}, {"PMI_RANK", "0"}, {"PMI_SIZE", "1"}}, {}).world_size,
+            1);
+  EXPECT_EQ(
+      identify(
+          {{"FLUX_TASK_RANK", "0"}, {"FLUX_JOB_SIZE", "1"}, {"PMI_RANK", "0"}, {"PMI_SIZE", "1"}},
+          {})
+          .world_size,
+      1);
   const Environment pmi = {{"PMI_RANK", "1"}, {"PMI_SIZE", "4"}};
   EXPECT_EQ(identify(merged({kTorchrun, pmi}), {}).launcher, Launcher::torchrun);
   EXPECT_EQ(identify(merged({kOpenMpi, pmi}), {}).launcher, Launcher::open_mpi);
