@@ -93,7 +93,7 @@ class Refusals(ClusterTestCase):
         if self.hosts[0].run("nft", "list", "ruleset", check=False).returncode != 0:
             self.skipTest("no nft (Debian: nftables)")
         self.hosts[0].drop("input", "tcp dport 29500 ip saddr 10.77.0.2")
-        jobs = [self.static(number, *self.train(3, "--timeout", "8"), ranks=1) for number in (0, 1)]
+        jobs = [self.static(number, *self.train(3, "--timeout", "5"), ranks=1) for number in (0, 1)]
         first, second = (job.result(60) for job in jobs)
         self.assert_fails(second, 69, "cannot reach the store at node-0:29500")
         self.assert_fails(first, 124, "missing: 1")
@@ -113,7 +113,8 @@ class Refusals(ClusterTestCase):
         (self.folder / "data").mkdir()
         (self.folder / "data" / "text.txt").write_text(self.text.read_text())
         self.hosts[1].hide(self.folder / "data")
-        jobs = [self.static(number, *self.train(3, "--data", self.folder / "data" / "text.txt"), ranks=1) for number in (0, 1)]
+        words = self.train(3, "--timeout", "5", "--data", self.folder / "data" / "text.txt")
+        jobs = [self.static(number, *words, ranks=1) for number in (0, 1)]
         results = [job.result(60) for job in jobs]
         for result in results:
             self.assertNotEqual(result.code, 0, result)
