@@ -24,6 +24,10 @@ constexpr std::array<std::pair<std::string_view, Engine>, 5> kEngines = {
 constexpr double kMpirunGrace = 10;
 /// A host that answers nothing for 10 s is gone.
 constexpr const char* kSshNoticesLoss = "-o ServerAliveInterval=5 -o ServerAliveCountMax=2";
+constexpr std::array<std::pair<const char*, const char*>, 3> kDaemonNoticesLoss = {
+    {{"oob_tcp_keepalive_time", "3"},
+     {"oob_tcp_keepalive_intvl", "2"},
+     {"oob_tcp_keepalive_probes", "2"}}};
 /// Variables of ours and of the transports that mpirun takes to other hosts only when it is told to.
 constexpr std::array<std::string_view, 3> kForwarded = {"FUSEDBUN_", "GLOO_", "NCCL_"};
 
@@ -131,6 +135,17 @@ void put_mpirun_logs(Words& words, const EngineRequest& request) {
                              request.log_dir + (request.redirects == "3" ? ":nocopy" : "")});
 }
 
+/// mpirun waits for the ssh and for the daemon of each host: without these it would go on waiting for a host that has vanished, long
+/// after all ranks left.
+void put_loss_of_hosts(Words& words, const EngineRequest& request, const EngineHost& host) {
+  if (!request.hosts && !request.hostfile) return;
+  for (const auto& [name, value] : kDaemonNoticesLoss)
+    words.insert(words.end(), {"--mca", name, value});
+  const bool users_own = find(host, "OMPI_MCA_plm_rsh_args") != nullptr ||
+                         find(host, "OMPI_MCA_plm_rsh_agent") != nullptr;
+  if (!users_own) words.insert(words.end(), {"--mca", "plm_rsh_args", kSshNoticesLoss});
+}
+
 Words mpirun_words(const EngineRequest& request, const EngineHost& host) {
   refuse_restarts(request, Engine::mpirun,
                   "it starts nothing again; repeat the command, which goes on from the newest "
@@ -147,13 +162,7 @@ Words mpirun_words(const EngineRequest& request, const EngineHost& host) {
   words.insert(words.end(), {"--bind-to", "none", "--mca", "odls_base_sigkill_timeout",
                              std::to_string(std::max(1, static_cast<int>(std::lround(grace))))});
   put_mpirun_logs(words, request);
-  // mpirun waits for the ssh of each host: without these it would go on waiting for a host that has vanished, long after all ranks left.
-  const bool is_remote = request.hosts || request.hostfile;
-  const bool users_own = find(host, "OMPI_MCA_plm_rsh_args") != nullptr ||
-                         find(host, "OMPI_MCA_plm_rsh_agent") != nullptr;
-  if (is_remote && !users_own) {
-    words.insert(words.end(), {"--mca", "plm_rsh_args", kSshNoticesLoss});
-  }
+  put_loss_of_hosts(words, request, host);
   if (find(host, "OMP_NUM_THREADS") != nullptr) {
     words.insert(words.end(), {"-x", "OMP_NUM_THREADS"});
   } else if (ranks) {

@@ -32,10 +32,11 @@ std::vector<uint8_t> parse_streams(std::string_view flag, const std::string& tex
 
 namespace {
 
-/// A whole number of at most four digits; -1 for anything else.
-int small_number(const std::string& text) {
-  static const std::regex digits("\\d{1,4}");
-  return std::regex_match(text, digits) ? std::stoi(text) : -1;
+/// A whole number of at most four digits.
+std::optional<int> small_number(const std::string& text) {
+  static const std::regex digits("-?\\d{1,4}");
+  if (!std::regex_match(text, digits)) return {};
+  return std::stoi(text);
 }
 
 }  // namespace
@@ -45,26 +46,25 @@ int parse_ranks(const std::string& text, int gpus, int cores) {
                    "--nproc-per-node gpu: no GPU is visible here (nvidia-smi lists them)");
   if (text == "gpu" || (text == "auto" && gpus > 0)) return gpus;
   if (text == "cpu" || text == "auto") return cores;
-  const int ranks = small_number(text);
-  FUSEDBUN_REQUIRE(ranks >= 0, UsageError,
+  const std::optional<int> ranks = small_number(text);
+  FUSEDBUN_REQUIRE(ranks, UsageError,
                    "--nproc-per-node " + text + ": give a number, gpu, cpu or auto");
-  FUSEDBUN_REQUIRE(ranks >= 1 && ranks <= kRanksMax, ConfigError,
+  FUSEDBUN_REQUIRE(*ranks >= 1 && *ranks <= kRanksMax, ConfigError,
                    "--nproc-per-node = " + text + ": must be 1 to " + std::to_string(kRanksMax));
-  return ranks;
+  return *ranks;
 }
 
 int parse_nodes(const std::string& text) {
   const size_t colon = text.find(':');
-  const int least = small_number(text.substr(0, colon));
-  const int most = colon == text.npos ? least : small_number(text.substr(colon + 1));
-  FUSEDBUN_REQUIRE(least >= 0 && most >= 0, UsageError,
-                   "--nnodes " + text + ": give a number of hosts");
+  const std::optional<int> least = small_number(text.substr(0, colon));
+  const std::optional<int> most = colon == text.npos ? least : small_number(text.substr(colon + 1));
+  FUSEDBUN_REQUIRE(least && most, UsageError, "--nnodes " + text + ": give a number of hosts");
   FUSEDBUN_REQUIRE(least == most, ConfigError,
                    "--nnodes " + text +
                        ": a job here has a fixed number of hosts; torchrun alone changes it, with "
                        "--engine torchrun");
-  FUSEDBUN_REQUIRE(least >= 1, ConfigError, "--nnodes = " + text + ": must be at least 1");
-  return least;
+  FUSEDBUN_REQUIRE(*least >= 1, ConfigError, "--nnodes = " + text + ": must be at least 1");
+  return *least;
 }
 
 StreamRoute route(const LaunchOptions& options, int rank, StreamBits stream, bool is_terminal) {

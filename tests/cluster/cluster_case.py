@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from hosts import Hosts, missing  # noqa: E402
+from hosts import SUBNET, Hosts, missing  # noqa: E402
 from job_process import BINARY, Process, children, run, wait_until  # noqa: E402
 from training import TrainingTestCase  # noqa: E402
 
@@ -29,9 +29,11 @@ class OnHost(Process):
 class ClusterTestCase(TrainingTestCase):
     """Two hosts, new ones for each test."""
 
+    subnet = SUBNET
+
     def setUp(self):
         super().setUp()
-        self.hosts = Hosts(2)
+        self.hosts = Hosts(2, subnet=self.subnet)
         self.hosts.__enter__()
         self.addCleanup(self.hosts.__exit__, None, None, None)
 
@@ -76,7 +78,8 @@ class SshCluster:
         (self.folder / "known").write_text("".join(f"{host.name},{host.address} {key}\n" for host in hosts))
         (self.folder / "sshd").write_text(f"HostKey {self.folder}/host\nAuthorizedKeysFile {self.folder}/authorized\n"
                                           "StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPidFile none\n")
-        self.arguments = f"-i {self.folder}/user -o UserKnownHostsFile={self.folder}/known -o BatchMode=yes -o ServerAliveInterval=3 -o ServerAliveCountMax=2 -o LogLevel=ERROR"
+        self.arguments = (f"-i {self.folder}/user -o UserKnownHostsFile={self.folder}/known -o BatchMode=yes -o LogLevel=ERROR "
+                          "-o ServerAliveInterval=3 -o ServerAliveCountMax=2")
         self.servers = [host.start("/usr/sbin/sshd", "-D", "-E", self.folder / f"{host.name}.log", "-f", self.folder / "sshd")
                         for host in hosts]
         for host in hosts:

@@ -1,6 +1,5 @@
 """`fusedbun launch` over two hosts by the engines of others: Open MPI's mpirun over sshd, and torchrun's rendezvous."""
 
-import json
 import os
 import shutil
 import time
@@ -44,7 +43,7 @@ class Mpirun(ClusterTestCase):
         self.assertEqual([line["loss"] for line in steps(self.run_dir)], by_mpi)
 
     def test_a_host_that_vanishes_is_named(self):
-        job = self.mpirun([*self.train(1_000_000), *QUICK])
+        job = self.mpirun([*self.train(1_000_000), *QUICK], "--grace", "2")
         self.wait_for_steps(3)
         self.hosts[1].cut()
         cut = time.monotonic()
@@ -52,7 +51,6 @@ class Mpirun(ClusterTestCase):
         wait_until(error.exists, 10, "a lost rank is named")
         self.assertLess(time.monotonic() - cut, 10)
         self.assert_fails(job.result(60), 76, "on node-1) is lost")
-        self.assertRegex(json.loads(error.read_text())["sentence"], r"rank [23] \(pid \d+ on node-1\) is lost")
 
     def test_an_unknown_host_key(self):
         (self.ssh.folder / "known").write_text("")

@@ -92,9 +92,9 @@ class Namespace:
 class Host(Namespace):
     """One of Hosts."""
 
-    def __init__(self, number, name, switch, shm_mebibytes):
+    def __init__(self, number, name, switch, shm_mebibytes, subnet):
         super().__init__(name, shm_mebibytes)
-        self.address = f"{SUBNET}.{number + 1}"
+        self.address = f"{subnet}.{number + 1}"
         self._switch, self._port = switch, f"port{number}"
         self._written = set()
         subprocess.run(["ip", "link", "add", "name", CABLE, "netns", str(self.pid), "type", "veth",
@@ -161,7 +161,8 @@ class _Started(subprocess.Popen):
 class Hosts:
     """A context manager: `count` hosts with names and a switch. `shm_mebibytes` is the size of each one's /dev/shm."""
 
-    def __init__(self, count, prefix="node-", shm_mebibytes=1024):
+    def __init__(self, count, prefix="node-", shm_mebibytes=1024, subnet=SUBNET):
+        self._subnet = subnet
         self.names = [f"{prefix}{number}" for number in range(count)]
         self._shm_mebibytes = shm_mebibytes
         self._open = contextlib.ExitStack()
@@ -174,7 +175,7 @@ class Hosts:
             switch.run("ip", "link", "add", "name", "switch", "type", "bridge")
             switch.run("ip", "link", "set", "switch", "up")
             for number, name in enumerate(self.names):
-                self._hosts.append(Host(number, name, switch, self._shm_mebibytes))
+                self._hosts.append(Host(number, name, switch, self._shm_mebibytes, self._subnet))
                 stack.callback(self._hosts[-1].power_off)
             names = "".join(f"{host.address} {host.name}\n" for host in self._hosts)
             for host in self._hosts:

@@ -63,7 +63,10 @@ TEST(ChooseEngine, RefusesWhatContradicts) {
 }
 
 /// What mpirun is told about ssh.
-const std::string kSsh = "--mca plm_rsh_args -o ServerAliveInterval=5 -o ServerAliveCountMax=2 ";
+const std::string kSsh =
+    "--mca oob_tcp_keepalive_time 3 --mca oob_tcp_keepalive_intvl 2 --mca oob_tcp_keepalive_probes "
+    "2 "
+    "--mca plm_rsh_args -o ServerAliveInterval=5 -o ServerAliveCountMax=2 ";
 
 TEST(EngineWords, OfMpirun) {
   EXPECT_EQ(line({.hosts = "a:2,b:2"}),
@@ -89,8 +92,8 @@ TEST(EngineWords, OfMpirun) {
             "-x OMP_NUM_THREADS -x FUSEDBUN_RUN_DIR fusedbun train");
   const EngineHost own = {.environment = {{"OMPI_MCA_plm_rsh_args", "-p 2222"}}};
   EXPECT_EQ(line({.hosts = "a"}, own),
-            "mpirun --host a:1 -np 1 --bind-to none --mca odls_base_sigkill_timeout 10 fusedbun "
-            "train");
+            "mpirun --host a:1 -np 1 --bind-to none --mca odls_base_sigkill_timeout 10 " +
+                kSsh.substr(0, kSsh.find("--mca plm")) + "fusedbun train");
 }
 
 TEST(EngineWords, OfMpirunAreRefusedWhereItCannot) {

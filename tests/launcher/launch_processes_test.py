@@ -93,7 +93,7 @@ class Refusals(TestCase):
             (78, ["launch", "-n", "0", "--", "true"], "--nproc-per-node = 0"),
             (78, ["launch", "-n", "-3", "--", "true"], "--nproc-per-node = -3"),
             (78, ["launch", "--grace", "nan", "--", "true"], "--grace"),
-            (78, ["launch", "--nnodes", "2", "--", "true"], "--nnodes"),
+            (64, ["launch", "--nnodes", "2", "--", "true"], "--nnodes"),
             (78, ["launch", "--restart-delay", "0", "--", "true"], "--restart-delay"),
             (78, ["launch", "--restart-delay", "nan", "--", "true"], "--restart-delay"),
         ]

@@ -345,5 +345,13 @@ TEST(Supervision, RandomHistoriesEndInTimeAndAreJudgedAsByASecondReader) {
   }
 }
 
+TEST(IsRestartable, OfSeveralHostsARankThatCouldNotMeetTheOthers) {
+  for (const int code : {69, 124}) {
+    EXPECT_FALSE(is_restartable({.code = code}, {}));
+    EXPECT_TRUE(is_restartable({.code = code}, {}, /*several_hosts=*/true));
+  }
+  EXPECT_FALSE(is_restartable({.code = 78}, {}, /*several_hosts=*/true));
+}
+
 }  // namespace
 }  // namespace fusedbun::launch
