@@ -18,6 +18,7 @@
 #include "fusedbun/launcher/data/data_command.h"
 #include "fusedbun/launcher/env/version_command.h"
 #include "fusedbun/launcher/launch/launch_command.h"
+#include "fusedbun/launcher/runs/runs_command.h"
 #ifdef FUSEDBUN_HAS_TORCH
 #include "fusedbun/launcher/bench/bench_command.h"
 #include "fusedbun/launcher/env/env_command.h"
@@ -77,6 +78,7 @@ void add_commands(CLI::App& app) {
 #endif
   add_data_command(app);
   CLI::App* const checkpoint = add_checkpoint_command(app);
+  add_runs_command(app);
 #ifdef FUSEDBUN_HAS_CONTROL
   add_checkpoint_save_command(*checkpoint);
   add_status_command(app);

@@ -13,6 +13,7 @@
 #include <span>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/core/host_name.h"
 #include "fusedbun/dist/checkpoint/checkpoint_folder.h"
 #include "fusedbun/dist/checkpoint/digest.h"
 #include "fusedbun/dist/comm/object_collectives.h"
@@ -645,6 +646,19 @@ class Run {
   StepTrace trace_;
 };
 
+/// Looks at files. Where all ranks are on one host they all see the same, and what is wrong is thrown at once; a rank of several hosts
+/// returns it, with the host's name, to be told when all have met: the others would wait for it.
+std::exception_ptr of_this_host(const plan::Identity& identity, const std::function<void()>& look) {
+  try {
+    look();
+  } catch (const Error& error) {
+    if (identity.local_world_size == identity.world_size) throw;
+    return std::make_exception_ptr(
+        Error(error.code(), "on " + host_name() + ": " + error.what()));
+  }
+  return nullptr;
+}
+
 }  // namespace
 
 void train(const TrainOptions& options) {
@@ -652,9 +666,12 @@ void train(const TrainOptions& options) {
   const plan::Identity identity = plan::identify(read_environment(), options.identity);
   LeaveSignals signals(identity.rank == 0);
   if (options.use_gpu) require_gpu(identity);
-  const InitialModel initial = choose_initial_model(options);
-  data::require_present(options.data);
-  data::require_present(options.eval_data);
+  std::optional<InitialModel> initial;
+  const std::exception_ptr missing = of_this_host(identity, [&] {
+    initial = choose_initial_model(options);
+    data::require_present(options.data);
+    data::require_present(options.eval_data);
+  });
   share_of_batch(options.batch, options.accumulation, identity.rank, identity.world_size);
   if (identity.rank == 0 && !options.save.empty())
     checkpoint::require_writable(checkpoint::place_of(options.save));
@@ -690,6 +707,13 @@ void train(const TrainOptions& options) {
                  say_saved(progress, saved);
                },
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
+  try {
+    comm::rethrow_on_all_ranks(*job.channels().host, [&] {
+      if (missing) std::rethrow_exception(missing);
+    });
+  } catch (const std::exception& error) {
+    job.fail(error);
+  }
   if (is_finished(job, resumed, run_dir, progress)) {
     if (options.checkpoints) job.checkpointer();  // what a killed save has left goes
     job.finish();
@@ -700,7 +724,7 @@ void train(const TrainOptions& options) {
   std::optional<MemoryUse> memory;
   try {
     // Connected, a rank may read for as long as it lives, and what one cannot read is the same error on all.
-    const data::CorpusOptions read = corpus_options(options, initial, run_dir, progress);
+    const data::CorpusOptions read = corpus_options(options, *initial, run_dir, progress);
     comm::Communicator& host = *job.channels().host;
     comm::rethrow_on_all_ranks(host, [&] {  // one rank of each host
       if (job.identity().local_rank != 0) return;
@@ -710,13 +734,13 @@ void train(const TrainOptions& options) {
     comm::rethrow_on_all_ranks(host, [&] {
       corpora.emplace(options, read);
       memory.emplace(job.placement().device);
-      model = make_model(initial, options);
+      model = make_model(*initial, options);
     });
   } catch (const std::exception& error) {
     job.fail(error);
   }
   const Run::End end =
-      Run(options, initial, run_dir, job, *model, *corpora, *memory, progress, last_words, signals)
+      Run(options, *initial, run_dir, job, *model, *corpora, *memory, progress, last_words, signals)
           .to_its_end();
   if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
   if (end.leave == changes::LeaveRequest::drain) {

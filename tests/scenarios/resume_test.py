@@ -17,7 +17,7 @@ from training import TrainingTestCase, steps  # noqa: E402
 
 MPIRUN = [os.environ["FUSEDBUN_MPIRUN"], "-np", "2", "--oversubscribe"]
 TORCHRUN = [os.environ["FUSEDBUN_TORCHRUN"], "--standalone", "--no-python", "--nproc-per-node", "2"]
-STEPS = 480
+STEPS = 450
 EVERY = 50
 _whole_models = {}  # by how they were trained; all tests have the same text
 
