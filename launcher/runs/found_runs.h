@@ -19,9 +19,9 @@ struct FoundRun {
   /// "SUCCEEDED" and so on; of one that says RUNNING: "KILLED" where its process is surely gone, "RUNNING" where it is seen to live,
   /// else "RUNNING?", on another host or in another container.
   std::string state;
-  int64_t steps = 0;                            ///< done; of a live run as metrics.jsonl has it
-  std::optional<double> loss, validation_loss;  ///< the newest
-  int64_t seconds_since = 0;                    ///< its end, or the newest line of a live run
+  int64_t steps = 0;  ///< done; of a live run as metrics.jsonl has it
+  std::optional<double> loss = {}, validation_loss = {};  ///< the newest
+  int64_t seconds_since = 0;  ///< its end, or the newest line of a live run
 };
 
 struct RunsFound {

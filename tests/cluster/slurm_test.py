@@ -54,14 +54,17 @@ class Slurm(TrainingTestCase):
                 self.assertEqual(done.returncode, 0, done.stderr)
 
     def test_the_script_saves_in_time_is_requeued_and_goes_on(self):
-        whole = self.submit(*self.flags(400, "--seed", 3))
+        whole = self.submit(*self.flags(300, "--seed", 3))
         self.slurm.wait_for(whole, "COMPLETED")
         expected = (self.run_dir / "model.safetensors").read_bytes()
 
-        job = self.submit(*self.flags(400, "--seed", 3))
+        job = self.submit(*self.flags(300, "--seed", 3))
         self.wait_for_steps(20)
         self.slurm.command("scancel", "--signal=USR1", str(job))  # as --signal=USR1@300 does when the time is nearly up
-        wait_until(lambda: "requeue 1 of at most 50" in self.log(), 30, "a requeue")
+        try:
+            wait_until(lambda: "requeue 1 of at most 50" in self.log(), 60, "a requeue")
+        except AssertionError as late:
+            self.fail(f"{late}: {self.slurm.state(job)}, after {len(steps(self.run_dir))} steps\n{self.log()}")
         self.slurm.wait_for(job, "COMPLETED")
         self.assertEqual((self.run_dir / "model.safetensors").read_bytes(), expected)
         attempts = {line["attempt"] for line in metrics(self.run_dir) if "attempt" in line}
