@@ -5,8 +5,8 @@ import shutil
 import time
 import unittest
 
-from cluster_case import QUICK, ClusterTestCase, SshCluster
-from job_process import run, wait_until
+from cluster_case import ClusterTestCase, SshCluster
+from job_process import run
 from training import TrainingTestCase, steps
 
 MPIRUN = os.environ["FUSEDBUN_MPIRUN"]
@@ -43,14 +43,15 @@ class Mpirun(ClusterTestCase):
         self.assertEqual([line["loss"] for line in steps(self.run_dir)], by_mpi)
 
     def test_a_host_that_vanishes_is_named(self):
-        job = self.mpirun([*self.train(1_000_000), *QUICK], "--grace", "2")
+        job = self.mpirun(self.train(1_000_000), "--grace", "2")
         self.wait_for_steps(3)
         self.hosts[1].cut()
         cut = time.monotonic()
-        error = self.run_dir / "error.json"
-        wait_until(error.exists, 10, "a lost rank is named")
-        self.assertLess(time.monotonic() - cut, 10)
-        self.assert_fails(job.result(60), 76, "on node-1) is lost")
+        result = job.result(60)
+        self.assertLess(time.monotonic() - cut, 30)
+        # mpirun notices after 7 s without an answer, and says 205; the ranks after 10, and say 76.
+        self.assertIn(result.code, (205, 76), result)
+        self.assertRegex(result.err, r"on node-1\) is lost|Remote daemon.*node-1")
 
     def test_an_unknown_host_key(self):
         (self.ssh.folder / "known").write_text("")
