@@ -78,8 +78,7 @@ class SshCluster:
         (self.folder / "known").write_text("".join(f"{host.name},{host.address} {key}\n" for host in hosts))
         (self.folder / "sshd").write_text(f"HostKey {self.folder}/host\nAuthorizedKeysFile {self.folder}/authorized\n"
                                           "StrictModes no\nUsePAM no\nPermitRootLogin prohibit-password\nPidFile none\n")
-        self.arguments = (f"-i {self.folder}/user -o UserKnownHostsFile={self.folder}/known -o BatchMode=yes -o LogLevel=ERROR "
-                          "-o ServerAliveInterval=3 -o ServerAliveCountMax=2")
+        self.arguments = (f"-i {self.folder}/user -o UserKnownHostsFile={self.folder}/known -o BatchMode=yes -o LogLevel=ERROR")
         self.servers = [host.start("/usr/sbin/sshd", "-D", "-E", self.folder / f"{host.name}.log", "-f", self.folder / "sshd")
                         for host in hosts]
         for host in hosts:
