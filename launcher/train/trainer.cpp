@@ -653,8 +653,7 @@ std::exception_ptr of_this_host(const plan::Identity& identity, const std::funct
     look();
   } catch (const Error& error) {
     if (identity.local_world_size == identity.world_size) throw;
-    return std::make_exception_ptr(
-        Error(error.code(), "on " + host_name() + ": " + error.what()));
+    return std::make_exception_ptr(Error(error.code(), "on " + host_name() + ": " + error.what()));
   }
   return nullptr;
 }
