@@ -713,6 +713,7 @@ TEST_F(ShardedOnDevices, TheReferenceStepsTheRest) {
 }
 
 TEST_F(ShardedOnDevices, GiveTheDeviceAsMuchForAnyNumberOfParameters) {
+  const std::string host_wait = "host wait";
   std::map<std::string, int> of_few;
   for (const int count : {4, 32}) {
     Program program{.ranks = 1, .options = preset("compact", 1e-2), .sharded = {}};
@@ -729,6 +730,10 @@ TEST_F(ShardedOnDevices, GiveTheDeviceAsMuchForAnyNumberOfParameters) {
     on_devices(program);
     std::map<std::string, int> of_two = of_five;
     for (const auto& [call, times] : device_.calls()) of_two[call] -= times;
+    // At the start and the end of a run the host may find the device done or wait for it: one more or less. A wait in
+    // every step would be two.
+    EXPECT_LT(std::abs(of_two[host_wait]), 2);
+    of_two.erase(host_wait);
     if (count == 4) of_few = of_two;
     EXPECT_EQ(of_two, of_few);
     for (const auto& [call, times] : of_two)
