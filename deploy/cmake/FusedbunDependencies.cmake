@@ -115,3 +115,9 @@ if(FUSEDBUN_WITH_CONTROL)
   find_package(gRPC CONFIG QUIET)
 endif()
 fusedbun_part(CONTROL "libgrpc++-dev, libprotobuf-dev or protobuf-compiler-grpc is missing" Protobuf_FOUND AND gRPC_FOUND)
+
+# --- prometheus-cpp: of the command alone -----------------------------------------------------------
+if(FUSEDBUN_WITH_PROMETHEUS AND FUSEDBUN_BUILD_LAUNCHER)
+  find_package(prometheus-cpp CONFIG QUIET)
+endif()
+fusedbun_part(PROMETHEUS "prometheus-cpp-dev is not installed, or FUSEDBUN_BUILD_LAUNCHER is OFF" prometheus-cpp_FOUND)
