@@ -12,6 +12,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/run_folder/standard_error.h"
 #include "fusedbun/launcher/checkpoint/checkpoint_command.h"
+#include "fusedbun/launcher/cli/log_record.h"
 #include "fusedbun/launcher/cli/standard_streams.h"
 #include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/cli/usage.h"
@@ -104,7 +105,8 @@ void add_commands(CLI::App& app) {
 
 int fail(ExitCode code, const std::string& sentence) {
   std::cout.flush();
-  run_folder::write_to_standard_error("fusedbun: " + shown(sentence) + "\n");
+  run_folder::write_to_standard_error(
+      error_line(shown(sentence), {{"exit_code", int64_t{static_cast<int>(code)}}}));
   return static_cast<int>(code);
 }
 

@@ -115,3 +115,16 @@ if(FUSEDBUN_WITH_CONTROL)
   find_package(gRPC CONFIG QUIET)
 endif()
 fusedbun_part(CONTROL "libgrpc++-dev, libprotobuf-dev or protobuf-compiler-grpc is missing" Protobuf_FOUND AND gRPC_FOUND)
+
+# --- Metrics for Prometheus: of the command alone --------------------------------------------------
+# prometheus-cpp's own HTTP server (civetweb) is not used: its threads have stacks of 100 KiB, of which the thread-local variables of
+# LibTorch take so much that an error page ends the process.
+if(FUSEDBUN_WITH_PROMETHEUS AND FUSEDBUN_BUILD_LAUNCHER)
+  find_package(prometheus-cpp CONFIG QUIET)
+  find_package(PkgConfig QUIET)
+  if(PkgConfig_FOUND)
+    pkg_check_modules(httplib QUIET IMPORTED_TARGET cpp-httplib)
+  endif()
+endif()
+fusedbun_part(PROMETHEUS "prometheus-cpp-dev or libcpp-httplib-dev is not installed, or FUSEDBUN_BUILD_LAUNCHER is OFF"
+              prometheus-cpp_FOUND AND httplib_FOUND)

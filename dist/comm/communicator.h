@@ -14,7 +14,7 @@
 //    dead ranks and calls abort(). A lost peer is a PeerLostError on the others, a deadline missed is a TimeoutError;
 //    after either the communicator is broken: only abort() and destruction are allowed.
 //
-// Thread safety: one thread at a time per communicator, except abort() and failure(), which any thread may call.
+// Thread safety: one thread at a time per communicator, except abort(), failure() and sent_bytes(), which any thread may call.
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -142,6 +142,9 @@ class Communicator {
   virtual void abort(const std::string& reason) noexcept = 0;
   /// Why it is broken; nothing while it is not. Any thread may ask.
   virtual std::optional<Failure> failure() const = 0;
+
+  /// Bytes of the messages that this rank has sent to others, over its groups too; nothing where they are not counted. Any thread may ask.
+  virtual std::optional<int64_t> sent_bytes() const { return std::nullopt; }
 
  private:
   std::chrono::milliseconds timeout_ = std::chrono::seconds(60);

@@ -2,6 +2,7 @@
 // Family: a communicator, its groups and theirs. The first failure of one breaks them all.
 //
 // Thread safety: all of it, from any thread.
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <optional>
@@ -29,6 +30,10 @@ class Family {
   void fail(const Failure& failure);
   std::optional<Failure> failure() const;
 
+  /// Of the messages of all members to other ranks.
+  void add_sent_bytes(int64_t bytes) { sent_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
+  int64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
+
   /// The lowest group number that this process has not used.
   int64_t next_group() const;
   void set_next_group(int64_t number);
@@ -37,6 +42,7 @@ class Family {
   mutable std::mutex mutex_;  // of failure_ and next_group_
   std::optional<Failure> failure_;
   int64_t next_group_ = 1;
+  std::atomic<int64_t> sent_bytes_ = 0;
   std::mutex members_mutex_;
   std::set<Member*> members_;
 };

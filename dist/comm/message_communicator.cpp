@@ -110,6 +110,7 @@ class MessageCommunicator final : public Communicator {
     queue_->family().fail({ExitCode::peer_lost, reason});
   }
   std::optional<Failure> failure() const override { return queue_->family().failure(); }
+  std::optional<int64_t> sent_bytes() const override { return queue_->family().sent_bytes(); }
 
  private:
   Caller caller() const { return {backend(), rank(), size()}; }

@@ -177,6 +177,7 @@ void OperationQueue::start_round(Entry& entry) {
   entry.transfers.push_back(is_local ? nullptr
                                      : transport_->start(packets_of(entry, round.sends),
                                                          packets_of(entry, round.receives)));
+  for (const Message& message : round.sends) family_->add_sent_bytes(message.bytes);
   ++entry.started;
 }
 

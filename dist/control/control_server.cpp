@@ -2,9 +2,7 @@
 
 #include <google/protobuf/util/time_util.h>
 #include <grpc/grpc.h>
-#include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
-#include <grpcpp/impl/server_builder_option.h>
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -25,6 +23,7 @@
 #include "fusedbun/dist/control/credentials.h"
 #include "fusedbun/dist/control/grpc_log.h"
 #include "fusedbun/dist/control/health_reporter.h"
+#include "fusedbun/dist/control/health_service.h"
 #include "fusedbun/dist/control/listen_address.h"
 #include "fusedbun/dist/control/socket_path.h"
 #include "fusedbun/dist/control/training_control_service.h"
@@ -76,17 +75,6 @@ void set_limits(grpc::ServerBuilder& builder, const ControlOptions& options) {
   builder.SetSyncServerOption(grpc::ServerBuilder::MIN_POLLERS, 1);
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 2);
 }
-
-/// Linking the plugin switches server reflection on for each server of the process; this takes it away from one. A call of
-/// reflection holds a thread for as long as its client likes.
-class WithoutReflection final : public grpc::ServerBuilderOption {
- public:
-  void UpdateArguments(grpc::ChannelArguments*) override {}
-  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
-    const std::string name = grpc::reflection::ProtoServerReflectionPlugin().name();
-    std::erase_if(*plugins, [&](const auto& plugin) { return plugin->name() == name; });
-  }
-};
 
 /// gRPC binds a Unix socket with 0777 & ~umask; there is no moment at which others may open it.
 class PrivateUmask {
@@ -169,9 +157,10 @@ class ControlServer::Parts {
         std::clamp(options_.stall_timeout / 4, std::chrono::milliseconds(10), kHealthIntervalMax);
     health_ = std::make_unique<HealthReporter>(
         *server_->GetHealthCheckService(),
-        HealthReporter::Sources{[this] { return service_.accepts_changes(); },
-                                [this] { return service_.is_progressing(); },
-                                [this] { service_.tell_turns(); }},
+        HealthReporter::Sources{
+            .names = {{kControlHealthName, [this] { return service_.accepts_changes(); }},
+                      {kProgressHealthName, [this] { return service_.is_progressing(); }}},
+            .tell_turns = [this] { service_.tell_turns(); }},
         interval);
     live_health_ = health_.get();
     health_->update();  // a call may have come before it was there
@@ -236,14 +225,7 @@ class ControlServer::Parts {
   }
 
   void listen() {
-    static std::once_flag process_once;
-    std::call_once(process_once, [] {
-      // Held to the end of the process: the last to let go of gRPC waits, up to 10 s, for a write
-      // that a client never read, and the end of a job must not.
-      grpc_init();
-      // A switch that every later server of the process obeys.
-      grpc::EnableDefaultHealthCheckService(true);
-    });
+    enable_health_service();
     grpc::ServerBuilder builder;
     set_limits(builder, options_);
     int port = 0;

@@ -4,10 +4,12 @@ namespace fusedbun::control {
 
 HealthReporter::HealthReporter(grpc::HealthCheckServiceInterface& service, Sources sources,
                                std::chrono::milliseconds interval)
-    : service_(service), sources_(std::move(sources)), interval_(interval) {
-  service_.SetServingStatus(kControlHealthName,
-                            false);  // both names are known from the first call on
-  service_.SetServingStatus(kProgressHealthName, false);
+    : service_(service),
+      sources_(std::move(sources)),
+      interval_(interval),
+      serving_(sources_.names.size(), false) {
+  // The names are known from the first call on.
+  for (const Name& each : sources_.names) service_.SetServingStatus(each.name, false);
   thread_ = std::thread([this] { run(); });
 }
 
@@ -34,12 +36,12 @@ void HealthReporter::stop() {
 void HealthReporter::publish() {
   sources_.tell_turns();
   // A watcher hears of every call of SetServingStatus, so only turns are told.
-  const bool control = sources_.accepts_changes();
-  if (control != control_serving_)
-    service_.SetServingStatus(kControlHealthName, control_serving_ = control);
-  const bool progress = sources_.is_progressing();
-  if (progress != progress_serving_)
-    service_.SetServingStatus(kProgressHealthName, progress_serving_ = progress);
+  for (size_t at = 0; at < serving_.size(); ++at) {
+    const bool is_serving = sources_.names[at].is_serving();
+    if (is_serving == serving_[at]) continue;
+    serving_[at] = is_serving;
+    service_.SetServingStatus(sources_.names[at].name, is_serving);
+  }
 }
 
 void HealthReporter::run() {

@@ -1,5 +1,5 @@
 #pragma once
-// HealthReporter: what grpc.health.v1 says about a job. Three names: "" (the process lives),
+// HealthReporter: what grpc.health.v1 says about a job. "": the process lives. And the names that it is given:
 // "fusedbun.control.v1.TrainingControl" (changes are taken), "fusedbun.progress" (steps finish). gRPC serves Check and Watch;
 // this object tells it when an answer turns, from a thread of its own, because a stall is the absence of events.
 //
@@ -12,6 +12,7 @@
 #include <mutex>
 #include <string>
 #include <thread>
+#include <vector>
 
 namespace fusedbun::control {
 
@@ -20,10 +21,13 @@ inline constexpr const char* kProgressHealthName = "fusedbun.progress";
 
 class HealthReporter {
  public:
+  struct Name {
+    const char* name;
+    std::function<bool()> is_serving;
+  };
   struct Sources {
-    std::function<bool()> accepts_changes;
-    std::function<bool()> is_progressing;
-    std::function<void()> tell_turns;  ///< called each time it looks
+    std::vector<Name> names;
+    std::function<void()> tell_turns = [] {};  ///< called each time it looks
   };
 
   /// Looks every `interval`, and at once on update(). `service` outlives this object.
@@ -48,8 +52,7 @@ class HealthReporter {
   std::mutex mutex_;
   std::condition_variable woken_;
   bool stopped_ = false;
-  bool control_serving_ = false;
-  bool progress_serving_ = false;
+  std::vector<bool> serving_;  ///< [name]
   std::thread thread_;
 };
 

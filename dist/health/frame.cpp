@@ -8,7 +8,7 @@
 namespace fusedbun::health {
 namespace {
 
-constexpr uint16_t kVersion = 2;
+constexpr uint16_t kVersion = 3;
 
 struct Header {
   uint32_t body_bytes = 0;
@@ -28,6 +28,8 @@ struct Text {
   std::string str() const { return {bytes, ::strnlen(bytes, kBytes)}; }
 };
 
+constexpr int64_t kNotCounted = -1;
+
 // Bodies. Every byte is a member's, so that none travels uninitialised.
 struct HelloBody {
   int32_t rank = 0;
@@ -43,6 +45,9 @@ struct BeatBody {
   uint64_t position = 0;
   uint64_t state_digest = 0;
   int64_t shard_bytes = 0;
+  std::array<int64_t, plan::kPhaseCount> phase_us = {};
+  int64_t sent_bytes = kNotCounted;
+  int64_t resident_bytes = 0;
 };
 struct LostBody {
   int32_t rank = 0;
@@ -72,7 +77,13 @@ HelloBody body_of(const Hello& hello) {
           hello.nonce, hello.proof};
 }
 BeatBody body_of(const Beat& beat) {
-  return {plan::pack(beat.position), beat.state_digest, beat.shard_bytes};
+  const plan::RankUsage& usage = beat.usage;
+  return {plan::pack(beat.position),
+          beat.state_digest,
+          beat.shard_bytes,
+          usage.phase_us,
+          usage.sent_bytes.value_or(kNotCounted),
+          usage.resident_bytes};
 }
 LostBody body_of(const plan::LostRank& lost) {
   return {lost.rank,
@@ -108,7 +119,11 @@ Frame frame_of(const HelloBody& body) {
                .proof = body.proof};
 }
 Frame frame_of(const BeatBody& body) {
-  return Beat{plan::unpack(body.position), body.state_digest, body.shard_bytes};
+  Beat beat{plan::unpack(body.position), body.state_digest, body.shard_bytes};
+  beat.usage.phase_us = body.phase_us;
+  if (body.sent_bytes != kNotCounted) beat.usage.sent_bytes = body.sent_bytes;
+  beat.usage.resident_bytes = body.resident_bytes;
+  return beat;
 }
 Frame frame_of(const LostBody& body) {
   using Cause = plan::LostRank::Cause;

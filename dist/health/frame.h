@@ -13,6 +13,7 @@
 #include <string>
 #include <variant>
 
+#include "fusedbun/dist/plan/rank_status.h"
 #include "fusedbun/dist/plan/rank_watch.h"
 
 namespace fusedbun::health {
@@ -60,6 +61,7 @@ struct Beat {
   plan::RankPosition position = {};
   uint64_t state_digest = 0;
   int64_t shard_bytes = 0;  ///< optimizer state of this rank
+  plan::RankUsage usage = {};
 
   bool operator==(const Beat&) const = default;
 };

@@ -122,7 +122,8 @@ plan::RankStatus Heartbeat::Loop::status_of(int rank) const {
                           .phase = beat.position.phase,
                           .bucket = beat.position.bucket,
                           .state_hash = beat.state_digest,
-                          .liveness = watch_.liveness(rank)};
+                          .liveness = watch_.liveness(rank),
+                          .usage = beat.usage};
   if (is_me) {
     status.heartbeat_age_ms = 0;
   } else if (const auto silence = watch_.silence_us(rank)) {

@@ -33,6 +33,11 @@ plan::Phase Job::enter(plan::Phase phase) {
   return before;
 }
 
+std::vector<plan::RankStatus> Job::ranks() const {
+  const auto& heartbeat = parts_->heartbeats.heartbeat;
+  return heartbeat ? heartbeat->ranks() : std::vector<plan::RankStatus>{};
+}
+
 void Job::set_total_steps(int64_t total_steps) {
   parts_->options.total_steps = total_steps;
 }
@@ -51,6 +56,11 @@ SaveStart Job::save(const CheckpointContents& contents) {
 
 std::optional<Loaded> Job::resume(const CheckpointContents& contents, const LoadOptions& options) {
   return parts_->open_checkpointer().load(contents, options);
+}
+
+std::vector<changes::ChangeEntry> Job::accepted_changes(int64_t after, int64_t up_to) const {
+  return parts_->port != nullptr ? parts_->port->entries(after, up_to)
+                                 : std::vector<changes::ChangeEntry>{};
 }
 
 std::string Job::control_address() const {

@@ -16,7 +16,7 @@
 // max(lost limit, 5 s) is ended with exit code 76 (after its own failure with that one's). 5. A rank
 // that lives is waited for: only heartbeats, or hang_us (then 124), end a job.
 //
-// Thread safety: one thread at a time.
+// Thread safety: one thread at a time, but for ranks().
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -25,11 +25,13 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/comm/communicator.h"
 #include "fusedbun/dist/plan/backend_choice.h"
 #include "fusedbun/dist/plan/identity.h"
+#include "fusedbun/dist/plan/rank_status.h"
 #include "fusedbun/dist/plan/rank_watch.h"
 #include "fusedbun/dist/snapshot/checkpointer.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
@@ -91,6 +93,9 @@ class Job {
   /// its phase for `health.hang_us` is ended.
   plan::Phase enter(plan::Phase phase);
 
+  /// Where all ranks stand, as rank 0 hears it by the heartbeats; empty without them. Any thread may ask.
+  std::vector<plan::RankStatus> ranks() const;
+
   /// As JobOptions::total_steps, for a program that finds out after the job is connected. Before serve().
   void set_total_steps(int64_t total_steps);
 
@@ -99,6 +104,8 @@ class Job {
   void serve(ShardedFusedbun& optimizer);
   /// "unix:/path/control.sock", or empty when nothing is served.
   std::string control_address() const;
+  /// The changes (after, up_to] that this job has accepted, in order of revision. Rank 0's; empty elsewhere, and before serve().
+  std::vector<changes::ChangeEntry> accepted_changes(int64_t after, int64_t up_to) const;
   /// Saves a checkpoint to <run_dir>/checkpoints while training goes on, and brings the newest one back (checkpointer.h says what
   /// each does, and throws). Collective, between two steps; resume() before serve(), so that changes go on where they were. finish()
   /// waits for the save that is still being written.

@@ -185,7 +185,6 @@ void Job::Parts::tell(const CheckpointEvent& event) {
 
 void Job::Parts::serve(ShardedFusedbun& optimizer) {
   shard_bytes = optimizer.state_bytes();
-  changes::ControlPort* port = nullptr;
   comm::rethrow_on_all_ranks(*connections.host, [&] {
     if (identity.rank == 0) port = open_port(optimizer);
   });

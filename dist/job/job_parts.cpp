@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <fstream>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/checkpoint/checkpoint_folder.h"
@@ -27,6 +28,13 @@ std::chrono::milliseconds gpu_timeout_of(const plan::HealthLimits& health) {
   if (health.hang_us == 0) return comm::kNoDeadline;
   const std::chrono::microseconds limit(health.hang_us + health.lost_us);
   return std::chrono::duration_cast<std::chrono::milliseconds>(limit);
+}
+
+/// Of this process; 0 where the system does not tell.
+int64_t resident_bytes() {
+  int64_t pages = 0, resident_pages = 0;
+  std::ifstream("/proc/self/statm") >> pages >> resident_pages;
+  return resident_pages * ::sysconf(_SC_PAGESIZE);
 }
 
 JobOptions checked(JobOptions options) {
@@ -101,7 +109,7 @@ void Job::Parts::start_heartbeats_of_job() {
   watch.limits = options.health;
   watch.leave_us = std::max(options.health.lost_us, kLeaveUsMin);
   watch.beat = [this] {
-    return health::Beat{board.position(), board.state_digest(), shard_bytes.load()};
+    return health::Beat{board.position(), board.state_digest(), shard_bytes.load(), usage()};
   };
   watch.on_lost = [this](const plan::LostRank& lost) { on_lost(lost); };
   watch.on_overdue = [this] { on_overdue(); };
@@ -120,6 +128,12 @@ void Job::Parts::start_heartbeats_of_job() {
            " s (--timeout) ends, and a rank that is busy for longer ends the job: " +
            heartbeats.reason);
   }
+}
+
+plan::RankUsage Job::Parts::usage() const {
+  return {.phase_us = board.phase_us(),
+          .sent_bytes = connections.device ? std::nullopt : connections.host->sent_bytes(),
+          .resident_bytes = resident_bytes()};
 }
 
 void Job::Parts::notice(std::string_view sentence) const {

@@ -53,6 +53,7 @@ class Job::Parts {
   std::atomic<control::ControlServer*> live_server = nullptr;  ///< for the heartbeat's thread
 #endif
   std::unique_ptr<changes::ChangeSchedule> schedule;  ///< rank 0, instead of a server
+  changes::ControlPort* port = nullptr;               ///< rank 0, since serve(): of one of the two
   std::unique_ptr<Checkpointer> checkpointer;
   std::atomic<bool> started = false;  ///< `heartbeats` is there
   Heartbeats heartbeats;              ///< its thread uses all of the above
@@ -65,6 +66,7 @@ class Job::Parts {
   /// Rank 0, when both are there: clients may ask for checkpoints.
   void offer_checkpoints();
   void start_heartbeats_of_job();
+  plan::RankUsage usage() const;
   void abort(const std::string& reason) noexcept;
   std::chrono::milliseconds patience_with_peers() const;
   void on_lost(const plan::LostRank& lost);

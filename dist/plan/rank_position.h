@@ -24,6 +24,8 @@ enum class Phase : uint8_t {
   validate = 9,          ///< the loss on text or images held back
 };
 
+inline constexpr int kPhaseCount = 10;
+
 /// In these phases nobody expects a step to end: a rank is not stalled, however long they last.
 bool takes_no_steps(Phase phase);
 

@@ -3,6 +3,7 @@
 // the ranks' heartbeats implements the directory, and dist/control shows what it says (ListRanks, state DEGRADED).
 //
 // Thread safety: RankStatus is a value; a RankDirectory is called from any thread and guards itself.
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -19,6 +20,16 @@ enum class Liveness : uint8_t {
   lost,     ///< given up: no heartbeat for longer than the lost limit, or its connection broke
 };
 
+/// What a rank has used since it started; numbers that only grow, but for the memory.
+struct RankUsage {
+  std::array<int64_t, kPhaseCount> phase_us = {};  ///< [Phase], of phases that have ended
+  /// Bytes of messages to other ranks; nothing where they are not counted (NCCL). What ranks read in shared memory is no message.
+  std::optional<int64_t> sent_bytes = {};
+  int64_t resident_bytes = 0;  ///< of the process
+
+  bool operator==(const RankUsage&) const = default;
+};
+
 struct RankStatus {
   int rank = 0;
   int local_rank = 0;
@@ -33,6 +44,7 @@ struct RankStatus {
   uint64_t state_hash =
       0;  ///< of step counts and effective hyperparameters; equal on all ranks in the same step
   Liveness liveness = Liveness::alive;
+  RankUsage usage = {};
 };
 
 class RankDirectory {

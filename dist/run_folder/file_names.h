@@ -7,6 +7,8 @@ namespace fusedbun::run_folder {
 inline constexpr const char* kLockName = "run.lock";
 inline constexpr const char* kRecordName = "run.json";
 inline constexpr const char* kMetricsName = "metrics.jsonl";
+/// TensorBoard reads the files whose names begin so.
+inline constexpr const char* kEventsPrefix = "events.out.tfevents.";
 inline constexpr const char* kLogName = "train.log";
 inline constexpr const char* kPlanName = "plan.txt";
 inline constexpr const char* kModelName = "model.safetensors";

@@ -112,6 +112,10 @@ void remove_earlier_run(const fs::path& run_dir) {
   for (const char* name :
        {kRecordName, kMetricsName, kLogName, kPlanName, kChangesName, kBestModelName})
     fs::remove(run_dir / name, ignored);
+  for (const fs::directory_entry& entry : fs::directory_iterator(run_dir, ignored)) {
+    if (entry.path().filename().string().starts_with(kEventsPrefix))
+      fs::remove(entry.path(), ignored);
+  }
   fs::remove_all(run_dir / kCheckpointsName, ignored);
   remove_error_files(run_dir);
 }

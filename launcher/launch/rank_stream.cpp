@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/cli/log_record.h"
 
 namespace fusedbun::launch {
 
@@ -49,7 +50,8 @@ void RankStream::pass_on(std::string_view text) {
 }
 
 void RankStream::end_line() {
-  if (options_.console != nullptr) options_.console->put_line(options_.prefix, line_);
+  if (options_.console != nullptr)
+    options_.console->put_line(launcher::is_log_record(line_) ? "" : options_.prefix, line_);
   const bool is_blank = line_.find_first_not_of(" \t\r") == line_.npos;
   if (options_.last_line != nullptr && !is_blank) *options_.last_line = line_;
   line_.clear();

@@ -1,6 +1,6 @@
 #pragma once
 // RankStream: reads one output stream of one rank, writes it to the rank's log file as it comes, and to a console
-// line by line with the rank's prefix.
+// line by line with the rank's prefix; a log record goes without it, since it names its rank.
 //
 // Thread safety: one thread at a time.
 #include <filesystem>

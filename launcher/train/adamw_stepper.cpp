@@ -78,7 +78,8 @@ class AdamwStepper : public Stepper {
     optimizer_.step();
     for (const torch::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
     ++job_step_;
-    return {optimizer_.param_groups()[0].options().get_lr(), norm, 0, 0};
+    const double lr = optimizer_.param_groups()[0].options().get_lr();
+    return {.lr = lr, .grad_norm = norm, .group_rates = {{"default", lr}}};
   }
 
   void finish() override {}

@@ -1,6 +1,7 @@
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/launcher/model/gpt2_file.h"
+#include "fusedbun/launcher/train/change_notes.h"
 #include "fusedbun/launcher/train/stepper.h"
 
 namespace fusedbun::train {
@@ -63,6 +64,11 @@ class FusedbunStepper : public Stepper {
         step_in_backward_(options.step_in_backward) {
     if (resume != nullptr) resume->loaded = job.resume(contents({}), resume->from);
     job.serve(optimizer_);
+    if (job.rank() != 0) return;
+    std::vector<std::string> groups;
+    for (size_t group = 0; group < optimizer_.param_groups().size(); ++group)
+      groups.push_back(optimizer_.group_name(group));
+    change_notes_.emplace(std::move(groups), optimizer_.job_step());
   }
 
   void begin(double lr) override {
@@ -80,8 +86,13 @@ class FusedbunStepper : public Stepper {
   StepOutcome step() override {
     optimizer_.step();
     const changes::StepReport& report = optimizer_.report();
-    return {report.group_options[0].lr, report.gradient_norm, report.active_revision,
-            report.skipped_steps, take_scale()};
+    StepOutcome outcome{report.group_options[0].lr, report.gradient_norm, report.active_revision,
+                        report.skipped_steps, take_scale()};
+    for (size_t group = 0; group < report.group_options.size(); ++group) {
+      outcome.group_rates.push_back({optimizer_.group_name(group), report.group_options[group].lr});
+    }
+    outcome.changes = changes_of(report.job_step);
+    return outcome;
   }
 
   void finish() override { optimizer_.finish(); }
@@ -113,6 +124,13 @@ class FusedbunStepper : public Stepper {
   }
 
  private:
+  std::vector<std::string> changes_of(int64_t job_step) {
+    if (!change_notes_) return {};
+    const int64_t before = change_notes_->known_revision();
+    const int64_t known = optimizer_.active_changes().known_revision;
+    if (known > before) change_notes_->accept(job_.accepted_changes(before, known), known);
+    return change_notes_->take(job_step);
+  }
   std::optional<StepOutcome::Scale> take_scale() {
     const std::vector<ShardedFusedbun::StepOutcome> heard = optimizer_.take_outcomes();
     if (!scales_loss_) return std::nullopt;
@@ -144,6 +162,7 @@ class FusedbunStepper : public Stepper {
   bool scales_loss_;
   bool bf16_on_wire_;
   bool step_in_backward_;
+  std::optional<ChangeNotes> change_notes_;  ///< rank 0's
 };
 
 }  // namespace

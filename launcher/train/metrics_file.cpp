@@ -11,7 +11,7 @@ MetricsFile::MetricsFile(std::filesystem::path path, int64_t attempt,
                          run_folder::LineFile::Notice notice)
     : lines_(std::move(path), std::move(notice)), attempt_(attempt) {}
 
-void MetricsFile::write(const StepMetrics& metrics) {
+void MetricsFile::step_done(const monitoring::StepMetrics& metrics) {
   steps_ = metrics.step + 1;
   ordered_json line{{"attempt", attempt_},
                     {"step", metrics.step},
@@ -28,7 +28,7 @@ void MetricsFile::write(const StepMetrics& metrics) {
   lines_.append(line.dump());
 }
 
-void MetricsFile::write_validation(int64_t step, double loss) {
+void MetricsFile::validated(int64_t step, double loss) {
   lines_.append(
       ordered_json{{"attempt", attempt_}, {"step", step}, {"validation_loss", loss}}.dump());
 }

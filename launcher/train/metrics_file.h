@@ -11,35 +11,19 @@
 // Thread safety: none.
 #include <cstdint>
 #include <filesystem>
-#include <optional>
 #include <string>
 
 #include "fusedbun/dist/run_folder/line_file.h"
+#include "fusedbun/launcher/monitoring/run_observer.h"
 
 namespace fusedbun::train {
 
-struct StepMetrics {
-  int64_t step = 0;  ///< job step, from 0
-  double loss = 0;   ///< mean over the global batch, nats per token
-  double lr = 0;     ///< as used
-  double tokens_per_second = 0;
-  double grad_norm = 0;  ///< before clipping; 0: not clipping
-  int64_t revision = 0;  ///< of the hyperparameters in use
-  int64_t skipped = 0;   ///< steps skipped so far
-  /// With a dynamic loss scale.
-  struct Scale {
-    double used = 1;         ///< the step's loss was multiplied by it
-    int64_t good_steps = 0;  ///< after that step, since the scale changed last
-  };
-  std::optional<Scale> loss_scale = {};
-};
-
-class MetricsFile {
+class MetricsFile final : public monitoring::RunObserver {
  public:
   /// Appends to `path`; `notice` is told when lines are lost.
   MetricsFile(std::filesystem::path path, int64_t attempt, run_folder::LineFile::Notice notice);
-  void write(const StepMetrics& metrics);
-  void write_validation(int64_t step, double loss);
+  void step_done(const monitoring::StepMetrics& metrics) override;
+  void validated(int64_t step, double loss) override;
   /// "runs/a/metrics.jsonl", and how many lines it lacks.
   std::string description() const;
   /// Job steps told of so far.

@@ -53,17 +53,23 @@ void Progress::say(std::string_view sentence) {
   put(sentence);
 }
 
-void Progress::put(std::string_view line) {
+void Progress::put(std::string_view line, const std::vector<launcher::LogField>& fields) {
   if (log_) log_->append(line);
-  show(line);
+  show(line, fields);
 }
 
-void Progress::show(std::string_view line) {
+void Progress::show(std::string_view line, const std::vector<launcher::LogField>& fields) {
   if (!screen_) return;
+  const auto written = [&](std::string_view sentence,
+                           const std::vector<launcher::LogField>& numbers) {
+    return style_ == Style::json ? launcher::log_record("info", sentence, numbers)
+                                 : std::string(sentence) + "\n";
+  };
   std::string text(line_open_ ? kEraseLine : "");
   if (not_shown_ > 0)
-    text += "(" + std::to_string(not_shown_) + " lines are missing here: nobody read them)\n";
-  text += std::string(line) + "\n";
+    text += written("(" + std::to_string(not_shown_) + " lines are missing here: nobody read them)",
+                    {});
+  text += written(line, fields);
   if (screen_(text)) {
     line_open_ = false;
     not_shown_ = 0;
@@ -78,8 +84,12 @@ void Progress::step(const StepLine& line, Clock::time_point now) {
   const bool is_last = line.job_step + 1 == line.total_steps;
   if (last_shown_ && now - *last_shown_ < interval && !is_last) return;
   last_shown_ = now;
-  if (style_ == Style::plain) {
-    put(format(line));
+  if (style_ != Style::rewritten) {
+    put(format(line), {{"step", line.job_step},
+                       {"total_steps", line.total_steps},
+                       {"loss", line.loss},
+                       {"tokens_per_second", line.tokens_per_second},
+                       {"seconds_left", line.seconds_left}});
   } else if (screen_ && screen_(std::string(kEraseLine) + format(line))) {
     line_open_ = true;
   }

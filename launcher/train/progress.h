@@ -1,6 +1,6 @@
 #pragma once
 // What a run tells a person: sentences, and where training stands. On a terminal one line that is rewritten at most
-// each 0.1 s; otherwise plain lines at most each 10 s. All but the rewritten line also goes to the run's log file. No
+// each 0.1 s; otherwise plain lines, or log records, at most each 10 s. All but the rewritten line also goes to the run's log file. No
 // colours, so NO_COLOR has nothing to switch off.
 //
 // Invariants: 1. A sentence never lands in the middle of the rewritten line. 2. Ranks other than 0 are silent: they
@@ -18,8 +18,10 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "fusedbun/dist/run_folder/line_file.h"
+#include "fusedbun/launcher/cli/log_record.h"
 
 namespace fusedbun::train {
 
@@ -37,7 +39,11 @@ std::string format(const StepLine& line);
 class Progress {
  public:
   using Clock = std::chrono::steady_clock;
-  enum class Style : uint8_t { rewritten, plain };
+  enum class Style : uint8_t {
+    rewritten,
+    plain,
+    json,  ///< plain, each line a log record
+  };
 
   /// Shows a text; false if nobody took it.
   using Screen = std::function<bool(std::string_view text)>;
@@ -55,8 +61,8 @@ class Progress {
   void step(const StepLine& line, Clock::time_point now);
 
  private:
-  void put(std::string_view line);
-  void show(std::string_view line);
+  void put(std::string_view line, const std::vector<launcher::LogField>& fields = {});
+  void show(std::string_view line, const std::vector<launcher::LogField>& fields = {});
 
   std::mutex mutex_;
   Screen screen_;

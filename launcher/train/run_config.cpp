@@ -21,7 +21,8 @@ using launcher::Setting;
 constexpr std::string_view kTypedOnly[] = {"config",     "print-config", "rank",
                                            "world-size", "resume",       "overwrite"};
 /// Where an earlier run left what it wrote: another run must not write there.
-constexpr std::string_view kPlacesOfARun[] = {"run-dir", "save", "trace"};
+constexpr std::string_view kPlacesOfARun[] = {
+    "run-dir", "save", "trace", "metrics-port", "metrics-address", "health-port"};
 constexpr const char* kModelKey = "model";
 
 bool is_in(const auto& names, std::string_view name) {

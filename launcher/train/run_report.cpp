@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "fusedbun/launcher/cli/log_record.h"
 #include "fusedbun/launcher/data/tokenizer_match.h"
 #include "fusedbun/launcher/train/memory_forecast.h"
 
@@ -161,6 +162,21 @@ std::string memory_per_rank(const std::vector<int64_t>& bytes, int64_t forecast)
          (bytes.size() > 1 ? " (rank " + std::to_string(most - bytes.begin()) + ")" : "") +
          "; the forecast was " + mebibytes_or_gibibytes(forecast) + " (" + (off > 0 ? "+" : "") +
          fixed(off, 0) + " %)";
+}
+
+std::string json_of(const RunEnd& end) {
+  const LoopResult& result = end.result;
+  std::vector<launcher::LogField> fields = {
+      {"steps", result.steps},
+      {"first_validation_loss", result.first_validation_loss},
+      {"last_validation_loss", result.last_validation_loss},
+      {"tokens_per_second", result.tokens_per_second},
+      {"optimizer_state_bytes", std::ranges::max(end.measured_bytes)},
+      {"memory_bytes", std::ranges::max(end.memory)},
+      {"metrics", end.metrics}};
+  if (end.model) fields.emplace_back("model", end.model->string());
+  if (end.model_is_of) fields.emplace_back("model_step", end.model_is_of->job_step);
+  return launcher::log_record("info", "the run's training has ended", fields);
 }
 
 void print_end(const RunEnd& end, std::ostream& out) {

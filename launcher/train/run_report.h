@@ -46,5 +46,7 @@ struct RunEnd {
   std::optional<BestValidation> model_is_of = {};   ///< with --keep-best
 };
 void print_end(const RunEnd& end, std::ostream& out);
+/// The same as a log record.
+std::string json_of(const RunEnd& end);
 
 }  // namespace fusedbun::train

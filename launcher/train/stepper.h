@@ -13,12 +13,14 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "fusedbun/core/loss_scale.h"
 #include "fusedbun/core/options.h"
 #include "fusedbun/dist/changes/control_port.h"
 #include "fusedbun/dist/plan/transport_choice.h"
 #include "fusedbun/dist/snapshot/checkpointer.h"
+#include "fusedbun/launcher/monitoring/run_observer.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
 
 namespace fusedbun {
@@ -44,6 +46,8 @@ struct StepOutcome {
     bool has_skipped = false;  ///< some step that was heard of now
   };
   std::optional<Scale> loss_scale = {};
+  std::vector<monitoring::GroupRate> group_rates = {};
+  std::vector<std::string> changes = {};  ///< that it was the first to use, in words; rank 0's
 };
 
 class Stepper {

@@ -10,6 +10,7 @@
 #include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/job/capability.h"
+#include "fusedbun/launcher/cli/log_record.h"
 #include "fusedbun/launcher/cli/own_words.h"
 #include "fusedbun/launcher/data/corpus.h"
 #include "fusedbun/launcher/env/versions.h"
@@ -36,6 +37,7 @@ struct Flags {
   bool no_control = false;
   bool no_host_window = false;
   bool no_checkpoints = false;
+  bool no_tensorboard = false;
   std::string checkpoint_every = "10m";
   std::string schedule = "cosine";
   std::string warmup, tokens;
@@ -345,6 +347,40 @@ void add_run_flags(CLI::App& command, TrainOptions& options) {
   command.add_flag("-q,--quiet", options.quiet, "Print the end only")->group("Run");
 }
 
+void add_monitoring_flags(CLI::App& command, Flags& flags) {
+  TrainOptions& options = flags.options;
+  constexpr const char* kGroup = "Monitoring";
+  command
+      .add_option("--metrics-port", options.metrics_port,
+                  "Serve http://127.0.0.1:PORT/metrics for Prometheus, from rank 0 for all ranks; "
+                  "0: a free port")
+      ->type_name("PORT")
+      ->group(kGroup);
+  command
+      .add_option("--metrics-address", options.metrics_address,
+                  "Serve it at this IP address of rank 0's host; 0.0.0.0: at all. Who reaches it "
+                  "may read it")
+      ->type_name("ADDRESS")
+      ->default_str("127.0.0.1")
+      ->group(kGroup);
+  command
+      .add_option("--health-port", options.health_port,
+                  "Serve gRPC health alone, in plaintext, on all interfaces of each host, for "
+                  "kubelet's probes: \"\" the process lives, fusedbun.progress its steps end; 0: a "
+                  "free port")
+      ->type_name("PORT")
+      ->group(kGroup);
+  command
+      .add_flag("--log-json", options.log_json,
+                "Print JSON lines, for collectors of logs: time, level, rank, message, and the "
+                "numbers of steps; train.log stays text")
+      ->group(kGroup);
+  command
+      .add_flag("--no-tensorboard", flags.no_tensorboard,
+                "Write no events.out.tfevents file into RUN_DIR (tensorboard --logdir runs)")
+      ->group(kGroup);
+}
+
 void add_rank_flags(CLI::App& command, Flags& flags) {
   TrainOptions& options = flags.options;
   const std::map<std::string, bool> devices = {{"cpu", false}, {"cuda", true}};
@@ -473,6 +509,8 @@ void print_config(const CLI::App& command, const Origins& origins,
 void run(Flags flags) {
   raise_descriptor_limit();  // connections of others must not cost the run its files
   TrainOptions& options = flags.options;
+  if (options.log_json)
+    launcher::speak_json(plan::identify(read_environment(), options.identity).rank);
   if (options.data.empty()) options.data = {data::kDefaultTextFolder};
   options.backend = plan::parse_backend(flags.backend);
   if (!flags.mask.empty()) options.optimizer.mask = parse<Mask>(flags.mask);
@@ -483,6 +521,7 @@ void run(Flags flags) {
   options.long_documents = data::parse_long_documents(flags.long_documents);
   options.control = !flags.no_control;
   options.checkpoints = !flags.no_checkpoints;
+  options.tensorboard = !flags.no_tensorboard;
   options.schedule.kind = train::parse_schedule(flags.schedule);
   if (!flags.warmup.empty()) options.schedule.warmup = train::parse_warmup(flags.warmup);
   if (!flags.tokens.empty()) options.length.tokens = train::parse_tokens(flags.tokens);
@@ -515,6 +554,7 @@ CLI::App* add_train_command(CLI::App& app) {
   add_precision_flags(*command, *flags);
   add_schedule_flags(*command, *flags);
   add_run_flags(*command, flags->options);
+  add_monitoring_flags(*command, *flags);
   add_rank_flags(*command, *flags);
   command->callback([flags, command] {
     flags->options.command = own_words();

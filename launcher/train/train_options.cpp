@@ -14,6 +14,12 @@ void require_at_least(const char* flag, int64_t value, int64_t least) {
                        std::to_string(least));
 }
 
+void require_port(const char* flag, int port) {
+  FUSEDBUN_REQUIRE(
+      port >= 0 && port <= 65535, ConfigError,
+      std::string(flag) + " = " + std::to_string(port) + ": from 1 to 65535, or 0 for a free one");
+}
+
 // What the formats need of the optimizer.
 void validate_precision(const TrainOptions& options) {
   const std::string flag = "--precision " + std::string(name_of(options.precision));
@@ -52,7 +58,24 @@ void validate_precision(const TrainOptions& options) {
                        "bf16-autocast");
 }
 
+// Where Prometheus asks.
+void validate_metrics(const TrainOptions& options) {
+  FUSEDBUN_REQUIRE(options.metrics_port || options.metrics_address.empty(), ConfigError,
+                   "--metrics-address says where metrics are served, and without --metrics-port "
+                   "none are: give both, as --metrics-port 9400 --metrics-address 0.0.0.0");
+  if (!options.metrics_port) return;
+  require_port("--metrics-port", *options.metrics_port);
+  monitoring::require_metrics_endpoint();
+  monitoring::text_of(listen_options(options));
+}
+
 }  // namespace
+
+monitoring::ListenOptions listen_options(const TrainOptions& options) {
+  monitoring::ListenOptions listen{.port = options.metrics_port.value_or(0)};
+  if (!options.metrics_address.empty()) listen.address = options.metrics_address;
+  return listen;
+}
 
 void validate(const TrainOptions& options) {
   validate(options.length);
@@ -92,7 +115,9 @@ void validate(const TrainOptions& options) {
                    ConfigError, "--resume: only --optimizer fusedbun has checkpoints");
   FUSEDBUN_REQUIRE(!options.share_gpu || options.use_gpu, ConfigError,
                    "--share-gpu: the ranks are on CPUs: add --device cuda");
+  if (options.health_port) require_port("--health-port", *options.health_port);
   plan::validate(options.health);
+  validate_metrics(options);
   validate_precision(options);
   options_of(options.optimizer);
 }

@@ -15,6 +15,7 @@
 #include "fusedbun/dist/plan/rank_watch.h"
 #include "fusedbun/dist/run_folder/run_record.h"
 #include "fusedbun/launcher/data/corpus.h"
+#include "fusedbun/launcher/monitoring/metrics_endpoint.h"
 #include "fusedbun/launcher/train/checkpoint_schedule.h"
 #include "fusedbun/launcher/train/early_stopping.h"
 #include "fusedbun/launcher/train/optimizer_choice.h"
@@ -71,8 +72,14 @@ struct TrainOptions {
   std::string control_address;                ///< empty: a socket in the run folder
   std::filesystem::path control_credentials;  ///< folder of certificates; empty: plaintext
   bool insecure_control = false;
-  double control_rate = 50;       ///< changes per second of one actor; 0: any number
-  std::filesystem::path changes;  ///< file of changes of hyperparameters; empty: none
+  double control_rate = 50;         ///< changes per second of one actor; 0: any number
+  std::filesystem::path changes;    ///< file of changes of hyperparameters; empty: none
+  std::optional<int> metrics_port;  ///< of /metrics for Prometheus, on rank 0's host; 0: a free one
+  std::string metrics_address;      ///< an IP address; empty: 127.0.0.1
+  std::optional<int>
+      health_port;          ///< of gRPC health, on the first rank of each host; 0: a free one
+  bool tensorboard = true;  ///< an event file in the run folder
+  bool log_json = false;    ///< what a person is told as JSON lines (cli/log_record.h)
   bool quiet = false;
   bool overwrite = false;  ///< a run folder that was used before starts anew
   bool checkpoints = true;
@@ -92,6 +99,9 @@ struct TrainOptions {
   std::chrono::milliseconds timeout{60'000};
   plan::HealthLimits health;
 };
+
+/// Where --metrics-port is.
+monitoring::ListenOptions listen_options(const TrainOptions& options);
 
 /// Throws ConfigError "--flag = value: allowed range" for the first value that cannot be.
 void validate(const TrainOptions& options);

@@ -23,17 +23,22 @@
 #include "fusedbun/dist/run_folder/file_names.h"
 #include "fusedbun/dist/run_folder/run_record.h"
 #include "fusedbun/dist/run_folder/standard_error.h"
+#include "fusedbun/launcher/cli/log_record.h"
 #include "fusedbun/launcher/cli/own_words.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/model/gpt2_file.h"
+#include "fusedbun/launcher/monitoring/event_file.h"
+#include "fusedbun/launcher/monitoring/metrics_endpoint.h"
 #include "fusedbun/launcher/train/across_ranks.h"
 #include "fusedbun/launcher/train/best_model.h"
 #include "fusedbun/launcher/train/frozen_parameters.h"
+#include "fusedbun/launcher/train/health_probe.h"
 #include "fusedbun/launcher/train/initial_model.h"
 #include "fusedbun/launcher/train/last_words.h"
 #include "fusedbun/launcher/train/leave_signals.h"
 #include "fusedbun/launcher/train/memory_forecast.h"
 #include "fusedbun/launcher/train/memory_use.h"
+#include "fusedbun/launcher/train/metrics_file.h"
 #include "fusedbun/launcher/train/model_file.h"
 #include "fusedbun/launcher/train/model_folder.h"
 #include "fusedbun/launcher/train/run_checkpoints.h"
@@ -125,6 +130,31 @@ void require_same_run(comm::Communicator& host, const TrainOptions& options,
                             {"--loss-scale-growth-every", options.loss_scale.growth_interval},
                             {"the text of --data", static_cast<int64_t>(corpus.digest())},
                             {kConfigSays, digest_of(config)}});
+}
+
+/// What people compare runs by: these, and whatever else was set.
+std::vector<monitoring::HyperParameter> hyper_parameters(const TrainOptions& options,
+                                                         const Schedule& schedule, int64_t context,
+                                                         int world_size) {
+  std::vector<monitoring::HyperParameter> values = {
+      {"lr", schedule.peak},
+      {"steps", static_cast<double>(schedule.total_steps)},
+      {"warmup", static_cast<double>(schedule.warmup_steps)},
+      {"schedule", std::string(name_of(schedule.kind))},
+      {"batch", static_cast<double>(options.batch)},
+      {"context", static_cast<double>(context)},
+      {"clip", options.max_grad_norm},
+      {"seed", static_cast<double>(options.seed)},
+      {"precision", std::string(name_of(options.precision))},
+      {"optimizer", describe(options.optimizer)},
+      {"ranks", static_cast<double>(world_size)}};
+  for (const auto& [flag, texts] : options.settings) {
+    std::string text;
+    for (const std::string& each : texts) text += (text.empty() ? "" : " ") + each;
+    if (std::ranges::find(values, flag, &monitoring::HyperParameter::first) == values.end())
+      values.emplace_back(flag, text);
+  }
+  return values;
 }
 
 LoopOptions loop_options(const TrainOptions& options, const Job& job, int64_t context,
@@ -261,7 +291,7 @@ class Run {
  public:
   Run(const TrainOptions& options, const InitialModel& initial, const fs::path& run_dir, Job& job,
       model::CausalLm& model, const Corpora& corpora, const MemoryUse& memory, Progress& progress,
-      LastWords& last_words, LeaveSignals& signals)
+      LastWords& last_words, LeaveSignals& signals, monitoring::MetricsEndpoint* endpoint)
       : options_(options),
         initial_(initial),
         run_dir_(run_dir),
@@ -272,6 +302,7 @@ class Run {
         progress_(progress),
         last_words_(last_words),
         signals_(signals),
+        endpoint_(endpoint),
         resume_{.from = resume_from(options), .loaded = {}} {}
 
   struct End {
@@ -331,6 +362,7 @@ class Run {
     const MemoryForecast forecast =
         forecast_memory(memory_question(*stepper, loop, std::ranges::max(planned)));
     if (job_.rank() == 0) say_start(*stepper, counts, planned, forecast);
+    if (job_.rank() == 0 && options_.tensorboard) open_event_file(stepper->job_step(), context);
     if (job_.rank() == 0 && options_.keep_best) open_best_model(loop.validations.best);
     if (options_.checkpoints_activations) {
       launcher::return_freed_memory();  // who asks for it wants memory more than time
@@ -346,7 +378,7 @@ class Run {
     last_words_.steps_done(stepper->job_step());
     LoopResult result =
         TrainingLoop({model_, corpora_.training, corpora_.validation(), *stepper, job_, progress_,
-                      metrics_.get(), checkpoints_ ? &*checkpoints_ : nullptr,
+                      observers(), checkpoints_ ? &*checkpoints_ : nullptr,
                       [this](int64_t count) { last_words_.steps_done(count); },
                       [this](const BestValidation& validation) {
                         if (best_model_) best_model_->consider(validation);
@@ -409,6 +441,27 @@ class Run {
                                     run_dir_ / run_folder::kSaveToName);
     metrics_ = std::make_unique<MetricsFile>(run_dir_ / run_folder::kMetricsName,
                                              std::ssize(record_->earlier()) + 1, say);
+    if (endpoint_ != nullptr)
+      endpoint_->begin({.run_dir = run_dir_.string(),
+                        .attempt = std::ssize(record_->earlier()) + 1,
+                        .world_size = job_.world_size(),
+                        .total_steps = schedule_.total_steps,
+                        .keeps_checkpoints = keeps_checkpoints()});
+  }
+
+  void open_event_file(int64_t first_step, int64_t context) {
+    events_ = std::make_unique<monitoring::EventFile>(
+        run_dir_, first_step, hyper_parameters(options_, schedule_, context, job_.world_size()),
+        [this](const std::string& sentence) { progress_.say(sentence); });
+  }
+
+  /// None but on rank 0.
+  std::vector<monitoring::RunObserver*> observers() const {
+    std::vector<monitoring::RunObserver*> all;
+    if (metrics_) all.push_back(metrics_.get());
+    if (events_) all.push_back(events_.get());
+    if (endpoint_ != nullptr) all.push_back(endpoint_);
+    return all;
   }
 
   /// Rank 0. What the run is for, and what it says of it.
@@ -420,7 +473,11 @@ class Run {
     record_->set_steps(end.result.steps);
     record_->set_model(end.model.value_or(""),
                        end.model_is_of ? std::optional(end.model_is_of->job_step) : std::nullopt);
-    print_end(end, std::cout);
+    if (options_.log_json) {
+      std::cout << json_of(end) << std::flush;
+    } else {
+      print_end(end, std::cout);
+    }
     const bool goes_on = end.result.leave == changes::LeaveRequest::drain;
     if (best_model_ && end.model && !goes_on) best_model_->remove();
   }
@@ -524,9 +581,9 @@ class Run {
     if (job_.rank() != (lost_first ? 1 : 0)) return;
     note_durable();
     if (last_words_.sentence().empty()) return;
-    run_folder::write_to_standard_error(
-        "fusedbun: " + last_words_.sentence() + "; " + last_words_.same_command() +
-        (last_words_.has_checkpoint() ? " goes on from there\n" : " starts anew\n"));
+    run_folder::write_to_standard_error(launcher::error_line(
+        last_words_.sentence() + "; " + last_words_.same_command() +
+        (last_words_.has_checkpoint() ? " goes on from there" : " starts anew")));
   }
 
   /// Rank 0 is told of each save; the others, and all ranks after a load, look here.
@@ -622,6 +679,7 @@ class Run {
     }
     progress_.say("run folder: " + run_dir_.string());
     if (!job_.control_address().empty()) progress_.say("control plane: " + job_.control_address());
+    if (endpoint_ != nullptr) progress_.say("metrics: " + endpoint_->url());
   }
 
   const TrainOptions& options_;
@@ -634,12 +692,14 @@ class Run {
   Progress& progress_;
   LastWords& last_words_;
   LeaveSignals& signals_;
+  monitoring::MetricsEndpoint* endpoint_;  ///< null: nobody asked for it, or another rank
   ResumeRequest resume_;
   std::optional<RunCheckpoints> checkpoints_;
   std::unique_ptr<run_folder::RunRecorder> record_;  ///< rank 0, as the two below
   Companions companions_;                            ///< rank 0's
   std::unique_ptr<ModelFile> model_file_;
   std::unique_ptr<MetricsFile> metrics_;
+  std::unique_ptr<monitoring::EventFile> events_;
   std::optional<BestModel> best_model_;  ///< rank 0, with --keep-best
   Schedule schedule_;
   bool is_another_run_ = false;  ///< than the one whose checkpoint this one goes on from
@@ -675,6 +735,10 @@ void train(const TrainOptions& options) {
   if (identity.rank == 0 && !options.save.empty())
     checkpoint::require_writable(checkpoint::place_of(options.save));
   if (identity.rank == 0 && !options.trace.empty()) run_folder::require_writable(options.trace);
+  std::optional<monitoring::MetricsEndpoint> endpoint;
+  if (identity.rank == 0 && options.metrics_port)
+    endpoint.emplace(listen_options(options), options.versions);
+  HealthProbe probe(options.health_port, identity.local_rank);
   set_threads(options.threads, identity.local_world_size);
   const fs::path run_dir = run_folder_of(options, identity);
   const bool resumed = is_resumed(options, identity, run_dir);
@@ -683,7 +747,7 @@ void train(const TrainOptions& options) {
   }
   const bool is_shown = identity.rank == 0 && !options.quiet;
   Progress progress(is_shown ? Progress::Screen(run_folder::write_to_standard_error) : nullptr,
-                    style_of_stderr());
+                    options.log_json ? Progress::Style::json : style_of_stderr());
   LastWords last_words(options.run_dir.empty() ? "--run-dir " + launcher::quoted(run_dir.string())
                                                : "");
   Job job({.backend = options.backend,
@@ -703,9 +767,15 @@ void train(const TrainOptions& options) {
            .checkpoint_saved =
                [&](const SavedCheckpoint& saved) {
                  last_words.checkpoint_durable(saved.job_step);
+                 if (endpoint)
+                   endpoint->checkpoint_saved(saved.job_step, saved.bytes, saved.seconds);
                  say_saved(progress, saved);
                },
            .notice = [&progress](std::string_view sentence) { progress.say(sentence); }});
+  const HealthProbe::WatchedJob probed(probe, job);
+  if (probe.port()) progress.say("health: port " + std::to_string(*probe.port()));
+  std::optional<monitoring::MetricsEndpoint::WatchedRanks> watched;
+  if (endpoint) watched.emplace(*endpoint, [&job] { return job.ranks(); });
   try {
     comm::rethrow_on_all_ranks(*job.channels().host, [&] {
       if (missing) std::rethrow_exception(missing);
@@ -738,9 +808,9 @@ void train(const TrainOptions& options) {
   } catch (const std::exception& error) {
     job.fail(error);
   }
-  const Run::End end =
-      Run(options, *initial, run_dir, job, *model, *corpora, *memory, progress, last_words, signals)
-          .to_its_end();
+  const Run::End end = Run(options, *initial, run_dir, job, *model, *corpora, *memory, progress,
+                           last_words, signals, endpoint ? &*endpoint : nullptr)
+                           .to_its_end();
   if (!end.is_saved) throw Error(ExitCode::left_early, "left without saving the model, as told");
   if (end.leave == changes::LeaveRequest::drain) {
     throw Error(ExitCode::left_early,

@@ -85,7 +85,8 @@ void TrainingLoop::validate(int64_t job_step) {
   result_.validations =
       after_validation(result_.validations, options_.early_stopping, job_step, loss);
   if (parts_.checkpoints != nullptr) parts_.checkpoints->set_validations(result_.validations);
-  if (parts_.metrics != nullptr) parts_.metrics->write_validation(job_step, loss);
+  for (monitoring::RunObserver* const observer : parts_.observers)
+    observer->validated(job_step, loss);
   parts_.progress.say("validation loss " + number("%.4f", loss) + " after " +
                       std::to_string(job_step) + " steps");
   if (parts_.validated) parts_.validated({job_step, loss});
@@ -165,11 +166,18 @@ void TrainingLoop::report(int64_t job_step, double loss, const StepOutcome& outc
   const auto steps_done = static_cast<double>(job_step + 1 - first_step_);
   const auto steps_left = static_cast<double>(options_.schedule.total_steps - job_step - 1);
   result_.tokens_per_second = tokens * steps_done / training_seconds_;
-  if (parts_.metrics != nullptr) {
-    StepMetrics metrics{job_step,          loss,
-                        outcome.lr,        tokens / time.whole_seconds,
-                        outcome.grad_norm, outcome.revision,
-                        outcome.skipped};
+  if (!parts_.observers.empty()) {
+    monitoring::StepMetrics metrics{.step = job_step,
+                                    .loss = loss,
+                                    .lr = outcome.lr,
+                                    .tokens_per_second = tokens / time.whole_seconds,
+                                    .grad_norm = outcome.grad_norm,
+                                    .revision = outcome.revision,
+                                    .skipped = outcome.skipped,
+                                    .tokens = options_.share.global_sequences * options_.context,
+                                    .seconds = time.whole_seconds,
+                                    .group_rates = outcome.group_rates,
+                                    .changes = outcome.changes};
     std::vector<changes::Metric> live = {
         {"loss", loss},
         {"tokens_per_second", tokens / time.whole_seconds},
@@ -179,7 +187,7 @@ void TrainingLoop::report(int64_t job_step, double loss, const StepOutcome& outc
       metrics.loss_scale = {outcome.loss_scale->used, outcome.loss_scale->next.good_steps};
       live.push_back({"loss_scale", outcome.loss_scale->used});
     }
-    parts_.metrics->write(metrics);
+    for (monitoring::RunObserver* const observer : parts_.observers) observer->step_done(metrics);
     parts_.job.record_metrics(job_step, live);
   }
   StepLine line{job_step, options_.schedule.total_steps, loss, result_.tokens_per_second,

@@ -7,9 +7,9 @@
 #include <optional>
 #include <vector>
 
+#include "fusedbun/launcher/monitoring/run_observer.h"
 #include "fusedbun/launcher/train/early_stopping.h"
 #include "fusedbun/launcher/train/global_batch.h"
-#include "fusedbun/launcher/train/metrics_file.h"
 #include "fusedbun/launcher/train/progress.h"
 #include "fusedbun/launcher/train/run_checkpoints.h"
 #include "fusedbun/launcher/train/schedule.h"
@@ -40,7 +40,7 @@ struct LoopParts {
   Stepper& stepper;
   Job& job;
   Progress& progress;
-  MetricsFile* metrics;                                    ///< nullptr but on rank 0
+  std::vector<monitoring::RunObserver*> observers;         ///< none but on rank 0
   RunCheckpoints* checkpoints;                             ///< nullptr: none are saved
   std::function<void(int64_t steps_done)> step_done = {};  ///< told on every rank
   std::function<void(const BestValidation&)> validated =

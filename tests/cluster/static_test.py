@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cluster_case import QUICK, ClusterTestCase
 from job_process import tree, wait_until
-from training import steps
+from training import steps, steps_done
 
 
 def ranks_of(job):
@@ -46,7 +46,7 @@ class Static(ClusterTestCase):
         flags = ("--max-restarts", "5", "--restart-delay", "0.5")
         jobs = [self.static(number, *self.train(150, "--checkpoint-every", "20", "--timeout", "20"), *QUICK, flags=flags)
                 for number in (0, 1)]
-        wait_until(lambda: len(steps(self.run_dir)) >= 45, 60, "45 steps")
+        wait_until(lambda: steps_done(self.run_dir) >= 45, 60, "45 steps")
         self.hosts[1].cut()
         cut = time.monotonic()
         # All four ranks leave by themselves: those of each host, because they hear nothing from the other.

@@ -31,7 +31,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 from job_process import BINARY, MPI_ENVIRONMENT, Process, lives, run, tree, wait_until  # noqa: E402
 from small_disk import CannotMount, empty, fill, small_disk  # noqa: E402
-from training import SMALL, TEXT, metrics, steps  # noqa: E402
+from training import SMALL, TEXT, metrics, steps, steps_done  # noqa: E402
 
 NAMED_WITHIN = 10  # seconds from a fault to the sentence that names the lost rank
 WATCH = ["--heartbeat", "0.1", "--stall-timeout", "0.4", "--lost-timeout", "2"]
@@ -170,9 +170,9 @@ class Job:
 
     def wait_for_phase(self):
         conditions = {"starting": lambda: len(self.ranks()) == self.case.ranks,
-                      "training": lambda: len(steps(self.run_dir)) >= 3,
+                      "training": lambda: steps_done(self.run_dir) >= 3,
                       "validating": lambda: len([line for line in metrics(self.run_dir) if "validation_loss" in line]) >= 3,
-                      "saving": lambda: len(steps(self.run_dir)) >= 6}
+                      "saving": lambda: steps_done(self.run_dir) >= 6}
         wait_until(lambda: self.ends() or conditions[self.case.phase](), 60, f"the phase {self.case.phase}")
         assert not self.ends(), "it ended before the fault"
         self.tree()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 from job_process import BINARY, MPI_ENVIRONMENT, Process, lives, run, start, tree, wait_until  # noqa: E402
-from training import TrainingTestCase, metrics, steps  # noqa: E402
+from training import TrainingTestCase, metrics, steps, steps_done  # noqa: E402
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 MPIRUN = [os.environ["FUSEDBUN_MPIRUN"], "-np", "2", "--oversubscribe", "--mca", "odls_base_sigkill_timeout", "3"]
@@ -140,7 +140,7 @@ class ClosedTerminal(SignalTestCase):
         if pid == 0:
             os.execv(words[0], words)
         try:
-            self.read_until(terminal, lambda: len(steps(self.run_dir)) > 3)
+            self.read_until(terminal, lambda: steps_done(self.run_dir) > 3)
             pids = tree(pid)
         finally:
             os.close(terminal)  # the kernel sends SIGHUP to the launcher

@@ -24,11 +24,13 @@ for number in (signal.SIGHUP, signal.SIGINT):
 def wait_until(condition, seconds, what):
     """Returns the first true value of condition(); fails after `seconds`."""
     end = time.monotonic() + seconds
+    pause = 0.01
     while time.monotonic() < end:
         value = condition()
         if value:
             return value
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(pause * 1.1, 0.05)  # the processors are the job's
     raise AssertionError(f"not within {seconds} s: {what}")
 
 

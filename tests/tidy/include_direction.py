@@ -27,6 +27,7 @@ LIBRARIES = {
     "json": r"nlohmann/",
     "toml": r"toml\+\+/",
     "flags": r"CLI/",
+    "prometheus": r"(prometheus/.*|httplib\.h$)",
     "hash": r"xxhash\.h$",
     "crypto": r"openssl/",
     "threads": r"(thread|mutex|shared_mutex|condition_variable|future|atomic|semaphore|latch|barrier|stop_token|pthread\.h)$",
@@ -66,6 +67,8 @@ PARTS = [
      {"json", "toml"} | SYSTEM),
     (r"launcher/train/run_config\.", r"core/error\.h|dist/run_folder/|launcher/cli/settings\.h|launcher/train/run_config\.h",
      {"json", "toml"} | SYSTEM),
+    (r"launcher/monitoring/metric", r"core/(error|host_name)\.h|dist/(plan|run_folder)/|launcher/monitoring/", {"prometheus"} | SYSTEM),
+    (r"launcher/monitoring/", r"core/(error|host_name)\.h|dist/(plan|run_folder)/|launcher/monitoring/", SYSTEM),
     (r"launcher/", r"core/|dist/|launcher/", {"torch", "grpc", "proto", "json", "flags", "hash", "log"} | SYSTEM),
 ]
 

@@ -75,6 +75,7 @@ class Task:
     steps: int
     threads: int = 1
     peer: Peer | None = None  # None for step, where one process holds all optimizers
+    world_size: int = WORLD_SIZE
 
     def to_json(self):
         return asdict(self)
@@ -82,4 +83,4 @@ class Task:
     @staticmethod
     def of_json(values):
         peer = Peer(**values["peer"]) if values["peer"] else None
-        return Task(values["part"], Size(**values["size"]), values["steps"], values["threads"], peer)
+        return Task(values["part"], Size(**values["size"]), values["steps"], values["threads"], peer, values["world_size"])

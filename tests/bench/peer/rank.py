@@ -21,7 +21,7 @@ import torch
 from torch import distributed
 
 from peer import exchange, optimizers, sharding
-from peer.contest import CHECK_STEPS, OPTIMIZERS, WARM_UP_STEPS, WORLD_SIZE, Task
+from peer.contest import CHECK_STEPS, OPTIMIZERS, WARM_UP_STEPS, Task
 from peer.gpt2 import Gpt2, batches
 from peer.process_memory import status_bytes
 
@@ -144,7 +144,7 @@ def one_line(error):
 def main(task, rank, store):
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     task, rank = Task.of_json(json.loads(task)), int(rank)
-    world_size = 1 if task.part == "step" else WORLD_SIZE
+    world_size = 1 if task.part == "step" else task.world_size
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))  # DeepSpeed reads them
     torch.set_num_threads(task.threads)
     torch.manual_seed(1)

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <bit>
 #include <functional>
@@ -49,6 +50,27 @@ INSTANTIATE_TEST_SUITE_P(Delayed, Conformance,
                          kName);
 INSTANTIATE_TEST_SUITE_P(Memory, Breakage, ::testing::ValuesIn(memory_worlds("memory", {2, 3})),
                          kName);
+
+TEST(MessageCommunicator, CountsTheBytesOfItsMessagesAndOfItsGroups) {
+  const auto world = make_world(3, {}, std::chrono::seconds(10));
+  world->run([&](Communicator& comm) {
+    const int next = (comm.rank() + 1) % 3, previous = (comm.rank() + 2) % 3;
+    const auto sizes = std::to_array<int64_t>({100, 20'000, 3});
+    std::vector<std::byte> out(20'000), in(20'000);
+    const auto send_around = [&](Communicator& ring) {
+      ring.exchange({{next, out.data(), sizes[static_cast<size_t>(comm.rank())]}},
+                    {{previous, in.data(), sizes[static_cast<size_t>(previous)]}})
+          .wait();
+    };
+    EXPECT_EQ(comm.sent_bytes(), std::optional<int64_t>(0));
+    send_around(comm);
+    EXPECT_EQ(comm.sent_bytes(), std::optional(sizes[static_cast<size_t>(comm.rank())]));
+    const auto group = comm.group({0, 1, 2});  // its ranks agree on it by messages
+    const int64_t before = *comm.sent_bytes();
+    send_around(*group);
+    EXPECT_EQ(*comm.sent_bytes() - before, sizes[static_cast<size_t>(comm.rank())]);
+  });
+}
 
 // What rank `rank` is told when an all_reduce meets this fault.
 std::string error_on(int rank, MemoryFaults faults) {

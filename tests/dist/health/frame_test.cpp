@@ -13,21 +13,26 @@ namespace fusedbun::health {
 namespace {
 
 std::vector<Frame> one_of_each() {
-  return {Challenge{.nonce = {7, 8, 9}},
-          Hello{.card = {.rank = 3, .local_rank = 1, .pid = 4711, .host = "node3", .device = "cpu"},
-                .nonce = {4, 5, 6},
-                .proof = {1, 2, 3}},
-          Welcome{.proof = {0xFF, 0xFE}},
-          Beat{{41, plan::Phase::update, 2}, 0x0123456789ABCDEF, 1 << 20},
-          plan::LostRank{.rank = 2,
-                         .host = "node2",
-                         .pid = 4712,
-                         .last = {41, plan::Phase::all_gather, 0},
-                         .cause = plan::LostRank::Cause::failed,
-                         .silence_us = 17,
-                         .code = 74,
-                         .reason = "the disk is full"},
-          Bye{}};
+  return {
+      Challenge{.nonce = {7, 8, 9}},
+      Hello{.card = {.rank = 3, .local_rank = 1, .pid = 4711, .host = "node3", .device = "cpu"},
+            .nonce = {4, 5, 6},
+            .proof = {1, 2, 3}},
+      Welcome{.proof = {0xFF, 0xFE}},
+      Beat{{41, plan::Phase::update, 2},
+           0x0123456789ABCDEF,
+           1 << 20,
+           {.phase_us = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, .sent_bytes = 0, .resident_bytes = 11}},
+      Beat{.usage = {.sent_bytes = {}, .resident_bytes = 12}},
+      plan::LostRank{.rank = 2,
+                     .host = "node2",
+                     .pid = 4712,
+                     .last = {41, plan::Phase::all_gather, 0},
+                     .cause = plan::LostRank::Cause::failed,
+                     .silence_us = 17,
+                     .code = 74,
+                     .reason = "the disk is full"},
+      Bye{}};
 }
 
 TEST(Frame, ComesBackFromItsBytes) {

@@ -111,8 +111,9 @@ TEST_F(RunRecordTest, AFinishedRunKeepsItsFolder) {
 
 TEST_F(RunRecordTest, OverwritingRemovesTheEarlierRunButNotItsModel) {
   start().end(RunState::succeeded, 0, "");
-  for (const char* name : {"metrics.jsonl", "train.log", "plan.txt", "error.json", "changes.log",
-                           "model.safetensors", "notes"})
+  for (const char* name :
+       {"metrics.jsonl", "train.log", "plan.txt", "error.json", "changes.log", "model.safetensors",
+        "notes", "events.out.tfevents.0123456789.node3.17.0"})
     write_text(folder_ / name, "old");
   const RunRecorder recorder = start(Reuse::overwrite);
   EXPECT_THAT(recorder.earlier(), IsEmpty());

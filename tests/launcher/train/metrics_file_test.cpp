@@ -14,17 +14,19 @@ namespace {
 TEST(MetricsFile, EveryLineIsThereAtOnceAndIsJson) {
   const support::ScratchFolder folder;
   MetricsFile metrics(folder / "metrics.jsonl", 2, [](const std::string&) {});
-  metrics.write_validation(0, 5.5);
-  metrics.write({.step = 3,
-                 .loss = 2.25,
-                 .lr = 1e-3,
-                 .tokens_per_second = 1000,
-                 .grad_norm = 0.5,
-                 .revision = 1,
-                 .skipped = 2});
-  metrics.write({.step = 4, .loss = std::nan("")});
-  metrics.write(
-      {.step = 5, .loss = 2, .loss_scale = StepMetrics::Scale{.used = 65536, .good_steps = 17}});
+  metrics.validated(0, 5.5);
+  metrics.step_done({.step = 3,
+                     .loss = 2.25,
+                     .lr = 1e-3,
+                     .tokens_per_second = 1000,
+                     .grad_norm = 0.5,
+                     .revision = 1,
+                     .skipped = 2});
+  metrics.step_done({.step = 4, .loss = std::nan("")});
+  metrics.step_done(
+      {.step = 5,
+       .loss = 2,
+       .loss_scale = monitoring::StepMetrics::Scale{.used = 65536, .good_steps = 17}});
   std::istringstream lines(support::read_text(folder / "metrics.jsonl"));
   std::string line;
   std::getline(lines, line);
@@ -43,8 +45,8 @@ TEST(MetricsFile, WhatCannotBeWrittenIsCounted) {
   std::string said;
   MetricsFile full("/dev/full", 1, [&](const std::string& sentence) { said += sentence; });
   EXPECT_EQ(full.description(), "/dev/full");
-  full.write_validation(0, 1);
-  full.write({.step = 1});
+  full.validated(0, 1);
+  full.step_done({.step = 1});
   EXPECT_EQ(full.description(), "/dev/full (2 lines were lost: they could not be written)");
   EXPECT_EQ(said.find("cannot write /dev/full"), 0U);
 }

@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <nlohmann/json.hpp>
 #include <sstream>
+#include <string>
+#include <vector>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/tests/support/scratch_folder.h"
@@ -43,6 +47,33 @@ TEST(Progress, ATerminalLineIsRewrittenAtMostTenTimesASecond) {
   }
   EXPECT_EQ(screen.str(),
             "\r\033[K" + format(line(0)) + "\r\033[K" + format(line(2)) + "\r\033[Ka sentence\n");
+}
+
+TEST(Progress, LogRecordsHaveTheNumbersOfAStep) {
+  const support::ScratchFolder folder;
+  std::ostringstream screen;
+  Progress progress(onto(screen), Progress::Style::json);
+  progress.write_to(folder / "train.log");
+  progress.say("a \"sentence\"\xff");
+  progress.step(line(0), kStart);
+  progress.step(line(1), kStart + 9s);
+  StepLine diverged = line(99);
+  diverged.loss = std::nan("");
+  progress.step(diverged, kStart + 9s);
+  std::istringstream lines(screen.str());
+  std::vector<nlohmann::json> records;
+  for (std::string each; std::getline(lines, each);) records.push_back(nlohmann::json::parse(each));
+  ASSERT_EQ(records.size(), 3u);
+  EXPECT_EQ(records[0].at("message"), "a \"sentence\"\xEF\xBF\xBD");
+  EXPECT_EQ(records[0].at("level"), "info");
+  EXPECT_EQ(records[1].at("message"), format(line(0)));
+  EXPECT_EQ(records[1].at("step"), 0);
+  EXPECT_EQ(records[1].at("total_steps"), 100);
+  EXPECT_EQ(records[1].at("loss"), 2.5);
+  EXPECT_EQ(records[2].at("step"), 99);
+  EXPECT_TRUE(records[2].at("loss").is_null());
+  EXPECT_EQ(support::read_text(folder / "train.log"),
+            "a \"sentence\"\xff\n" + format(line(0)) + "\n" + format(diverged) + "\n");
 }
 
 TEST(Progress, PlainLinesComeEachTenSecondsAndAtTheEnd) {

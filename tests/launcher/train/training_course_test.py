@@ -11,7 +11,7 @@ import numpy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 from job_process import run, start, wait_until  # noqa: E402
-from training import TrainingTestCase, metrics, steps  # noqa: E402
+from training import TrainingTestCase, metrics, steps, steps_done  # noqa: E402
 
 
 def record(run_dir):
@@ -143,7 +143,7 @@ class Stopping(Course):
 
         words = ["launch", "-n", 2, "--grace", 20, "--", *self.train(3000, *self.LONG, "--keep-best", "", "--checkpoint-every", 7)]
         with start(*words) as job:
-            wait_until(lambda: len(steps(self.run_dir)) > best[0] + 25, 60, "a worse validation")
+            wait_until(lambda: steps_done(self.run_dir) > best[0] + 25, 60, "a worse validation")
             job.signal(signal.SIGTERM)
             result = job.result()
         self.assertEqual(result.code, 75, result)
