@@ -1,5 +1,7 @@
 #include "fusedbun/dist/job/connect.h"
 
+#include <torch/version.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <vector>
@@ -75,6 +77,19 @@ std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(
 }
 #endif
 
+/// Ranks of other builds may send other messages, or compute other bits: before anything else is said.
+void require_same_build(comm::Communicator& host, const std::string& program) {
+  const std::string mine = (program.empty() ? "" : program + ", ") +
+                           "library " FUSEDBUN_VERSION " with LibTorch " TORCH_VERSION;
+  const std::string of_rank_0 = comm::broadcast_text(host, mine, 0);
+  comm::rethrow_on_all_ranks(host, [&] {
+    FUSEDBUN_REQUIRE(mine == of_rank_0, ConfigError,
+                     "rank " + std::to_string(host.rank()) + " on " + host_name() +
+                         " runs another build than rank 0: " + mine + "; rank 0: " + of_rank_0 +
+                         "; install the same one on all hosts");
+  });
+}
+
 Placement placement_of(const plan::Capability& mine) {
   if (mine.gpu_ordinal < 0) return {};
   return {.device = at::Device(at::kCUDA, static_cast<at::DeviceIndex>(mine.gpu_ordinal)),
@@ -97,6 +112,7 @@ Connections connect(const plan::Identity& identity, const ConnectOptions& option
   if (options.gpu.use && options.gpu.share) ::setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1", 1);
   Connections connections;
   connections.host = meet(identity, options);
+  require_same_build(*connections.host, options.program);
   const plan::Capability mine = capability_of(identity, options.backend, options.gpu);
   const std::vector<plan::Capability> all = comm::all_gather_object(*connections.host, mine);
   connections.choice = plan::choose_backend(all);

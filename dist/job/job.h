@@ -41,6 +41,8 @@ namespace fusedbun {
 struct JobOptions {
   plan::BackendRequest backend = plan::BackendRequest::automatic;
   plan::IdentityFlags identity = {};
+  /// Name and version of the program. Ranks that say different ones are refused (ConfigError), as are those of different libraries.
+  std::string program = {};
   /// Everything a run writes. Empty: nothing is written and there is no control plane.
   std::filesystem::path run_dir = {};
   /// Serve the control plane on <run_dir>/control.sock from rank 0 (serve() does it).

@@ -49,6 +49,7 @@ Job::Parts::Parts(JobOptions given)
       identity(plan::identify(read_environment(), options.identity)),
       connections(connect(identity, {.backend = options.backend,
                                      .gpu = {.use = options.use_gpu, .share = options.share_gpu},
+                                     .program = options.program,
                                      .timeout = options.timeout,
                                      .on_gpu_failure = [this](const comm::Failure& failure) {
                                        gpu_failure.tell(failure);

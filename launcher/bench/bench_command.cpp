@@ -15,6 +15,7 @@
 #include "fusedbun/launcher/bench/own_ranks.h"
 #include "fusedbun/launcher/bench/rank_bench.h"
 #include "fusedbun/launcher/bench/step_bench.h"
+#include "fusedbun/launcher/env/versions.h"
 
 namespace fusedbun::launcher {
 namespace {
@@ -55,6 +56,7 @@ using Rows = std::function<Json(Job&, const bench::RankBenchOptions&)>;
 void take_part(const std::string& name, const Flags& flags, const Rows& measure) {
   at::set_num_threads(1);
   Job job({.backend = plan::parse_backend(flags.backend),
+           .program = launcher::program_text(),
            .control = false,
            .use_gpu = flags.use_gpu,
            .share_gpu = flags.share_gpu});

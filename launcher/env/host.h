@@ -33,7 +33,7 @@ std::optional<bool> has_bfloat16_products();
 /// The same of what /proc/cpuinfo says.
 std::optional<bool> bfloat16_products_in(const std::string& cpuinfo);
 
-/// Of /dev/shm, where the ranks of one host share gradients; nothing if it is not mounted.
+/// Of /dev/shm, where NCCL and Open MPI keep the buffers of a host's ranks; nothing if it is not mounted.
 std::optional<SharedMemory> shared_memory();
 /// By /proc/self/status; zeros where there is none.
 ResidentMemory resident_memory();

@@ -21,6 +21,11 @@ std::vector<std::pair<std::string_view, std::string>> versions() {
           {"cuda", or_left_out(FUSEDBUN_CUDA_VERSION)}};
 }
 
+std::string program_text() {
+  const auto [name, version] = versions().front();
+  return std::string(name) + " " + version;
+}
+
 std::string versions_text() {
   std::string text;
   for (const auto& [name, version] : versions()) {

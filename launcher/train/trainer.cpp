@@ -26,6 +26,7 @@
 #include "fusedbun/launcher/cli/log_record.h"
 #include "fusedbun/launcher/cli/own_words.h"
 #include "fusedbun/launcher/env/host.h"
+#include "fusedbun/launcher/env/versions.h"
 #include "fusedbun/launcher/model/gpt2_file.h"
 #include "fusedbun/launcher/monitoring/event_file.h"
 #include "fusedbun/launcher/monitoring/metrics_endpoint.h"
@@ -752,6 +753,7 @@ void train(const TrainOptions& options) {
                                                : "");
   Job job({.backend = options.backend,
            .identity = options.identity,
+           .program = launcher::program_text(),
            .run_dir = run_dir,
            .control = options.control,
            .control_address = options.control_address,

@@ -30,10 +30,11 @@ class ClusterTestCase(TrainingTestCase):
     """Two hosts, new ones for each test."""
 
     subnet = SUBNET
+    shm_mebibytes = 1024
 
     def setUp(self):
         super().setUp()
-        self.hosts = Hosts(2, subnet=self.subnet)
+        self.hosts = Hosts(2, shm_mebibytes=self.shm_mebibytes, subnet=self.subnet)
         self.hosts.__enter__()
         self.addCleanup(self.hosts.__exit__, None, None, None)
 
@@ -42,10 +43,10 @@ class ClusterTestCase(TrainingTestCase):
         self.addCleanup(process.__exit__)
         return process
 
-    def static(self, number, *words, ranks=2, flags=(), address="node-0"):
+    def static(self, number, *words, ranks=2, flags=(), address="node-0", environment=None):
         """The launcher of one host of two, as torchrun's static form is started."""
         return self.start(number, "launch", "--nnodes", "2", "--node-rank", str(number), "--master-addr", address,
-                          "-n", str(ranks), *flags, "--", *words)
+                          "-n", str(ranks), *flags, "--", *words, environment=environment)
 
     def on_both(self, *words, **options):
         """Runs it on both hosts to the end; the two results."""

@@ -1,7 +1,10 @@
 """Jobs under a real Slurm of two hosts: ranks of srun find one another without any variable set by hand, and deploy/slurm/train.sbatch saves,
 is requeued and goes on, to the bits of the run that was not disturbed."""
 
+import os
 import re
+import signal
+import subprocess
 import sys
 import tempfile
 import unittest
@@ -53,24 +56,44 @@ class Slurm(TrainingTestCase):
                 done = self.slurm.command("srun", *flags, "--ntasks=2", BINARY, *words, "--overwrite", check=False)
                 self.assertEqual(done.returncode, 0, done.stderr)
 
+    def wait_for_requeue(self, job, number):
+        try:
+            wait_until(lambda: f"requeue {number} of at most 50" in self.log(), 60, "a requeue")
+        except AssertionError as late:
+            self.fail(f"{late}: {self.slurm.state(job)}, after {len(steps(self.run_dir))} steps\n{self.log()}")
+
+    def newest_checkpoint(self):
+        return max((int(path.name[5:]) for path in (self.run_dir / "checkpoints").glob("step-*") if path.name[5:].isdigit()), default=0)
+
     def test_the_script_saves_in_time_is_requeued_and_goes_on(self):
         whole = self.submit(*self.flags(300, "--seed", 3))
         self.slurm.wait_for(whole, "COMPLETED")
         expected = (self.run_dir / "model.safetensors").read_bytes()
 
-        job = self.submit(*self.flags(300, "--seed", 3))
-        self.wait_for_steps(20)
+        job = self.submit(*self.flags(300, "--seed", 3, "--checkpoint-every", 20))
+        self.wait_for_steps(50)
         self.slurm.command("scancel", "--signal=USR1", str(job))  # as --signal=USR1@300 does when the time is nearly up
-        try:
-            wait_until(lambda: "requeue 1 of at most 50" in self.log(), 60, "a requeue")
-        except AssertionError as late:
-            self.fail(f"{late}: {self.slurm.state(job)}, after {len(steps(self.run_dir))} steps\n{self.log()}")
+        self.wait_for_requeue(job, 1)
+        saved = self.newest_checkpoint()
+        wait_until(lambda: self.newest_checkpoint() > saved, 90, "a checkpoint of the second attempt")
+        rank = subprocess.run(["pgrep", "-n", "-f", f"{BINARY} train .*slurm-{job}"], capture_output=True, text=True, check=True).stdout
+        os.kill(int(rank), signal.SIGKILL)
+        self.wait_for_requeue(job, 2)
         self.slurm.wait_for(job, "COMPLETED")
         self.assertEqual((self.run_dir / "model.safetensors").read_bytes(), expected)
         attempts = {line["attempt"] for line in metrics(self.run_dir) if "attempt" in line}
         self.assertRegex(self.log(), r"left with 75: requeue 1")
+        self.assertRegex(self.log(), r"left with (76|137): requeue 2")  # of killed and lost ranks the first to be noticed
         self.assertRegex(self.log(), r"goes on after step \d+")
-        self.assertNotEqual(attempts, {1}, "one attempt alone")
+        self.assertEqual(attempts, {1, 2, 3})
+
+    def test_a_rank_that_is_killed_before_there_is_a_checkpoint_ends_the_job(self):
+        job = self.submit(*self.flags(1_000_000))
+        self.wait_for_steps(20)
+        rank = subprocess.run(["pgrep", "-n", "-f", f"{BINARY} train .*slurm-{job}"], capture_output=True, text=True, check=True).stdout
+        os.kill(int(rank), signal.SIGKILL)
+        self.slurm.wait_for(job, "FAILED")
+        print(self.log())
 
     def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(self):
         job = self.submit(*self.flags(1_000_000))

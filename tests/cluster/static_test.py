@@ -1,13 +1,14 @@
 """`fusedbun launch --nnodes 2 --node-rank R --master-addr H`, started on two hosts: without any other engine."""
 
 import os
+import re
 import signal
 import time
 import unittest
 from pathlib import Path
 
-from cluster_case import QUICK, ClusterTestCase
-from job_process import tree, wait_until
+from cluster_case import QUICK, ClusterTestCase, OnHost
+from job_process import BINARY, MPI_ENVIRONMENT, tree, wait_until
 from training import steps, steps_done
 
 
@@ -21,6 +22,18 @@ class Static(ClusterTestCase):
         for result in self.on_both(*self.train(5)):
             self.assertEqual(result.code, 0, result)
         self.assertEqual(self.model(), self.model_of_one_host(5))
+
+    def test_clocks_that_are_an_hour_apart(self):
+        behind = self.folder / "behind"
+        behind.touch()
+        words = self.train(30, "--checkpoint-every", "10", "--heartbeat", "0.1")
+        jobs = [self.static(0, *words, ranks=1),
+                self.static(1, *words, ranks=1, environment={"LD_PRELOAD": os.environ["FUSEDBUN_SLOW_WORLD"],
+                                                             "FUSEDBUN_TEST_CLOCK_BACK": str(behind)})]
+        for job in jobs:
+            result = job.result(60)
+            self.assertEqual(result.code, 0, result)
+        self.assertTrue((self.run_dir / "checkpoints" / "step-20").exists())
 
     def test_a_killed_rank_ends_both_hosts(self):
         jobs = [self.static(number, *self.train(1_000_000), *QUICK) for number in (0, 1)]
@@ -61,6 +74,19 @@ class Static(ClusterTestCase):
             self.assertIn("restart 1 of at most 5", result.err)
         self.assertRegex(first.err, "from (the )?checkpoint|step-[0-9]+")
         self.assertEqual(steps(self.run_dir)[-1]["step"], 149)
+
+
+class LittleSharedMemory(ClusterTestCase):
+    shm_mebibytes = 64  # of /dev/shm, as containers have it
+
+    def test_ranks_of_one_host_need_none(self):
+        words = self.train(2, "--width", "512", "--layers", "6", "--batch", "2")
+        for launcher in ([BINARY, "launch", "-n", "2", "--"], [os.environ["FUSEDBUN_MPIRUN"], "-np", "2", "--oversubscribe", BINARY]):
+            if launcher[0]:
+                with OnHost(self.hosts[0], *launcher, *words, "--overwrite", environment=MPI_ENVIRONMENT) as job:
+                    result = job.result(60)
+                self.assertEqual(result.code, 0, result)
+        self.assertGreater((self.run_dir / "model.safetensors").stat().st_size, 64 << 20)
 
 
 class NameOnLoopback(ClusterTestCase):
@@ -123,6 +149,19 @@ class Refusals(ClusterTestCase):
         for job in jobs:
             self.assert_fails(job.result(60), 65, "on node-1: ", "text.txt")
         self.assertLess(time.monotonic() - started, 30)
+
+    def test_another_build_on_one_host(self):
+        data = Path(BINARY).read_bytes()
+        library = re.search(rb"library [0-9]+\.[0-9]+\.[0-9]+ with LibTorch ", data).group()
+        other = self.folder / "fusedbun"
+        other.write_bytes(data.replace(library, library.replace(b".", b"9", 1)))
+        other.chmod(0o755)
+        first = self.static(0, *self.train(3), ranks=1)
+        second = OnHost(self.hosts[1], other, "launch", "--nnodes", "2", "--node-rank", "1", "--master-addr", "node-0", "-n", "1", "--",
+                        *self.train(3))
+        self.addCleanup(second.__exit__)
+        for job in (first, second):
+            self.assert_fails(job.result(60), 78, "rank 1 on node-1 runs another build than rank 0: ", "install the same one on all hosts")
 
     def test_words_that_cannot_be_right(self):
         for words, code, part in (

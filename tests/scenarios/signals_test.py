@@ -1,4 +1,7 @@
-"""Told to leave: every signal, under every launcher, saves the model; one request stays one however often it arrives."""
+"""Told to leave: every signal, under every launcher, saves the model; one request stays one however often it arrives.
+
+FUSEDBUN_LONG=1 sends every signal to the launcher alone and to all its processes; else each signal goes one of the two ways.
+"""
 
 import os
 import pty
@@ -17,8 +20,15 @@ from job_process import BINARY, MPI_ENVIRONMENT, Process, lives, run, start, tre
 from training import TrainingTestCase, metrics, steps, steps_done  # noqa: E402
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+LONG = os.environ.get("FUSEDBUN_LONG") == "1"
 MPIRUN = [os.environ["FUSEDBUN_MPIRUN"], "-np", "2", "--oversubscribe", "--mca", "odls_base_sigkill_timeout", "3"]
 TORCHRUN = [os.environ["FUSEDBUN_TORCHRUN"], "--standalone", "--no-python", "--nproc-per-node", "2"]
+
+
+def ways(of_signals):
+    """[(signal, whether it goes to the whole tree)]: of each signal all ways, or in turns one of them."""
+    return [(number, whole_tree) for at, (number, choices) in enumerate(of_signals.items())
+            for whole_tree in (choices if LONG else [choices[at % len(choices)]])]
 
 
 class SignalTestCase(TrainingTestCase):
@@ -43,16 +53,15 @@ class SignalTestCase(TrainingTestCase):
 
 class UnderLaunch(SignalTestCase):
     def test_every_signal_drains(self):
-        for number in SIGNALS:
-            for whole_tree in (False, True):
-                with self.subTest(number=number.name, whole_tree=whole_tree):
-                    with start("launch", "-n", "2", "--", *self.into(f"{number.name}-{whole_tree}")) as job:
-                        pids = self.send(job, number, whole_tree)
-                        result = job.result()
-                    self.assert_fails(result, 75, "left before the last step as asked",
-                                      "another signal, a second or more from now, leaves at once")
-                    self.assertEqual(result.err.count("told to leave"), 1, result)
-                    self.assert_saved(pids)
+        for number, whole_tree in ways({number: (False, True) for number in SIGNALS}):
+            with self.subTest(number=number.name, whole_tree=whole_tree):
+                with start("launch", "-n", "2", "--", *self.into(f"{number.name}-{whole_tree}")) as job:
+                    pids = self.send(job, number, whole_tree)
+                    result = job.result()
+                self.assert_fails(result, 75, "left before the last step as asked",
+                                  "another signal, a second or more from now, leaves at once")
+                self.assertEqual(result.err.count("told to leave"), 1, result)
+                self.assert_saved(pids)
 
     def test_one_process_alone(self):
         for number in SIGNALS:
@@ -159,8 +168,8 @@ class ClosedTerminal(SignalTestCase):
 @unittest.skipIf(not MPIRUN[0], "this build has no Open MPI")
 class UnderMpirun(SignalTestCase):
     def test_every_signal_drains(self):
-        for number, whole_tree in ((signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, False),
-                                   (signal.SIGHUP, False), (signal.SIGUSR1, False), (signal.SIGUSR1, True)):
+        for number, whole_tree in ways({signal.SIGTERM: (False, True), signal.SIGINT: (False,), signal.SIGHUP: (False,),
+                                        signal.SIGUSR1: (False, True)}):
             with self.subTest(number=number.name, whole_tree=whole_tree):
                 words = self.into(f"{number.name}-{whole_tree}")
                 with Process(MPIRUN + [BINARY, *words], MPI_ENVIRONMENT) as job:
@@ -172,8 +181,7 @@ class UnderMpirun(SignalTestCase):
 
 class UnderTorchrun(SignalTestCase):
     def test_every_signal_drains(self):
-        for number, whole_tree in ((signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, False),
-                                   (signal.SIGHUP, False)):
+        for number, whole_tree in ways({signal.SIGTERM: (False, True), signal.SIGINT: (False,), signal.SIGHUP: (False,)}):
             with self.subTest(number=number.name, whole_tree=whole_tree):
                 words = self.into(f"{number.name}-{whole_tree}")
                 with Process(TORCHRUN + [BINARY, *words]) as job:

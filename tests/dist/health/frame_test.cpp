@@ -79,7 +79,7 @@ TEST(Frame, WhatCannotBeIsRefused) {
 /// What the comment of frame.h says of the bytes, told without it.
 enum class Verdict { whole, awaited, refused };
 Verdict judge(const std::string& bytes) {
-  constexpr size_t kBodyBytes[] = {16, 144, 32, 24, 616, 8};  // by kind
+  constexpr size_t kBodyBytes[] = {16, 144, 32, 120, 616, 8};  // by kind
   constexpr uint16_t kLost = 4;
   constexpr size_t kCauseAt = 8 + 32;
   if (bytes.size() < 8) return Verdict::awaited;
@@ -89,7 +89,7 @@ Verdict judge(const std::string& bytes) {
   std::memcpy(&length, &bytes[0], 4);
   std::memcpy(&kind, &bytes[4], 2);
   std::memcpy(&version, &bytes[6], 2);
-  if (version != 2 || length > 1024) return Verdict::refused;
+  if (version != 3 || length > 1024) return Verdict::refused;
   if (bytes.size() < 8 + length) return Verdict::awaited;
   if (kind >= std::size(kBodyBytes) || length != kBodyBytes[kind]) return Verdict::refused;
   uint64_t cause = 0;

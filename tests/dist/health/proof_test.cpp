@@ -31,12 +31,12 @@ const Hello kHello{
 
 // Python's hmac over the side, the challenge's nonce and the Hello as it travels, with zeros for its proof:
 //   body = struct.pack("<iiq", 3, 1, 4711) + b"node3".ljust(64, b"\0") + b"cpu".ljust(16, b"\0") + bytes(range(32, 48)) + bytes(32)
-//   hmac.new(bytes(range(16)), bytes([side]) + bytes(range(16, 32)) + struct.pack("<IHH", len(body), 1, 2) + body, "sha256")
+//   hmac.new(bytes(range(16)), bytes([side]) + bytes(range(16, 32)) + struct.pack("<IHH", len(body), 1, 3) + body, "sha256")
 TEST(Proof, IsHmacSha256OverWhatBothHaveSaid) {
   EXPECT_EQ(proof_of(kToken, Side::joining, kChallenge, kHello),
-            from_hex("c3142339da5e417f33f4e6ae6d8a990682ee805cb42747da1140cc7cc1a500ea"));
+            from_hex("e8f3e805a2d5cb26745b46db2ce913cad130938ef03a76bb2d2e3499a0fc5d1a"));
   EXPECT_EQ(proof_of(kToken, Side::listening, kChallenge, kHello),
-            from_hex("9ee817cdfb280cd9ff570ddb5c2e84ae4a2a2629dff4c3833791f1ced0cd52b8"));
+            from_hex("f0e15361d66e1534b82fb3caf19300006ac4e2d2976e900d8079ee56baff31a2"));
 }
 
 TEST(Proof, FitsNothingElse) {
