@@ -36,12 +36,14 @@ mirror=${mirror:-$(awk '$1 == "deb" { print $2; exit }' /etc/apt/sources.list)}
 debootstrap --variant=minbase --include=ca-certificates bookworm "$work/base" "$mirror" >"$work/debootstrap.log" 2>&1 ||
   die 74 "debootstrap: $(tail -1 "$work/debootstrap.log")"
 for path in /etc/apt/sources.list /etc/apt/sources.list.d /etc/apt/apt.conf.d /etc/pip.conf; do
-  [ ! -e $path ] || { rm -rf "$work/base$path" && cp -a $path "$work/base$path"; }
+  rm -rf "$work/base$path"
+  [ ! -e $path ] || cp -a $path "$work/base$path"
 done
-cp -L /etc/ssl/certs/ca-certificates.crt "$work/base/etc/ssl/certs/"
+# Under a name that Debian's own certificates do not take.
+cp -L /etc/ssl/certs/ca-certificates.crt "$work/base/etc/ssl/this-machine.crt"
 container=$(buildah "${storage[@]}" from scratch)
 buildah "${storage[@]}" add --quiet "$container" "$work/base" /
-buildah "${storage[@]}" config --env PIP_CERT=/etc/ssl/certs/ca-certificates.crt "$container"
+buildah "${storage[@]}" config --env PIP_CERT=/etc/ssl/this-machine.crt "$container"
 buildah "${storage[@]}" commit --quiet --rm "$container" docker.io/library/debian:bookworm-slim
 rm -rf "$work/base"
 

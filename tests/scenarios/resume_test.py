@@ -17,8 +17,8 @@ from training import TrainingTestCase, steps  # noqa: E402
 
 MPIRUN = [os.environ["FUSEDBUN_MPIRUN"], "-np", "2", "--oversubscribe"]
 TORCHRUN = [os.environ["FUSEDBUN_TORCHRUN"], "--standalone", "--no-python", "--nproc-per-node", "2"]
-STEPS = 450
-EVERY = 50
+STEPS = 270
+EVERY = 30
 _whole_models = {}  # by how they were trained; all tests have the same text
 
 
@@ -86,7 +86,7 @@ class Killed(ResumeTestCase):
     def test_a_run_that_was_killed_again_and_again_is_the_run_that_was_not(self):
         whole = self.whole("launch", "-n", "2", "--")
         words = ["launch", "-n", "2", "--", *self.words("killed")]
-        for step in (100, 250, 400):
+        for step in (60, 150, 210):
             with start(*words) as job:
                 self.wait_for_checkpoint(step)
                 for pid in tree(job.pid):
@@ -100,7 +100,7 @@ class Killed(ResumeTestCase):
     def test_launch_restarts_go_on_where_the_run_was(self):
         whole = self.whole("launch", "-n", "2", "--")
         with start("launch", "-n", "2", "--max-restarts", "3", "--", *self.words("restarted")) as job:
-            for step in (100, 300):
+            for step in (60, 180):
                 self.wait_for_checkpoint(step)
                 os.kill(a_rank(job), signal.SIGKILL)
             result = job.result(120)
@@ -112,7 +112,7 @@ class Killed(ResumeTestCase):
         at = words.index("--run-dir")
         with start(*words[:at], *words[at + 2 :], folder=self.folder) as job:
             self.run_dir = wait_until(lambda: next(self.folder.glob("runs/*"), None), 60, "a run folder")
-            self.wait_for_checkpoint(100)
+            self.wait_for_checkpoint(60)
             os.kill(a_rank(job), signal.SIGKILL)
             result = job.result(120)
         self.assertEqual(result.code, 0, result)
@@ -126,7 +126,7 @@ class Killed(ResumeTestCase):
         at = words.index("--run-dir")
         with start(*words[:at], *words[at + 2 :], folder=self.folder) as job:
             self.run_dir = wait_until(lambda: next(self.folder.glob("runs/*"), None), 60, "a run folder")
-            for step in (100, 200):
+            for step in (60, 120):
                 self.wait_for_checkpoint(step)
                 wait_until(lambda: f"checkpoint of step {self.checkpoints()[-1]} is durable" in self.told(), 60, "the run to know it")
                 for pid in children(job.pid):  # nobody is left to say anything
@@ -158,7 +158,7 @@ class Killed(ResumeTestCase):
     def test_torchrun_restarts_go_on_where_the_run_was(self):
         whole = self.whole("launch", "-n", "2", "--")
         with Process(TORCHRUN + ["--max-restarts", "2", BINARY, *self.words("restarted")]) as job:
-            self.wait_for_checkpoint(150)
+            self.wait_for_checkpoint(90)
             os.kill(a_rank(job), signal.SIGKILL)
             result = job.result(120)
         self.assertEqual(result.code, 0, result)
@@ -172,7 +172,7 @@ class Killed(ResumeTestCase):
         whole = (self.run_dir / "model.safetensors").read_bytes()
         words = MPIRUN + [BINARY, *self.words("killed")]
         with Process(words, MPI_ENVIRONMENT) as job:
-            self.wait_for_checkpoint(200)
+            self.wait_for_checkpoint(120)
             os.kill(a_rank(job), signal.SIGKILL)
             self.assertNotEqual(job.result().code, 0)
         with Process(words, MPI_ENVIRONMENT) as job:
@@ -182,12 +182,12 @@ class Killed(ResumeTestCase):
 
     def test_changes_made_on_the_way_are_made_again(self):
         changes = self.folder / "changes.toml"
-        changes.write_text('[[changes]]\nat_step = 75\nreason = "slower"\nlr_scale = 0.5\n'
-                           '[[changes]]\nat_step = 410\nreason = "less"\nweight_decay = 0.2\n')
+        changes.write_text('[[changes]]\nat_step = 45\nreason = "slower"\nlr_scale = 0.5\n'
+                           '[[changes]]\nat_step = 246\nreason = "less"\nweight_decay = 0.2\n')
         whole = self.whole("launch", "-n", "2", "--", more=("--changes", changes))
         words = ["launch", "-n", "2", "--", *self.words("killed", "--changes", changes)]
         with start(*words) as job:
-            self.wait_for_checkpoint(200)
+            self.wait_for_checkpoint(120)
             os.kill(a_rank(job), signal.SIGKILL)
             job.result()
         result = run(*words)
@@ -262,9 +262,9 @@ class Precision(ResumeTestCase):
         scales = self.scales()
         self.assertGreater(len({scale for scale, _ in scales.values()}), 2, "it rises and falls")
         words = ["launch", "-n", "2", "--", *self.words("stopped", *self.SCALED)]
-        self.stop_after(100, [BINARY, *words])
+        self.stop_after(60, [BINARY, *words])
         with start(*words) as job:
-            self.wait_for_checkpoint(300)
+            self.wait_for_checkpoint(180)
             os.kill(a_rank(job), signal.SIGKILL)
             job.result()
         result = run(*words)
@@ -275,14 +275,14 @@ class Precision(ResumeTestCase):
     def test_bfloat16_parameters_and_their_masters_go_on_to_the_bit(self):
         whole = self.whole("launch", "-n", "2", "--", more=("--precision", "bf16"))
         words = ["launch", "-n", "2", "--", *self.words("stopped", "--precision", "bf16")]
-        self.stop_after(200, [BINARY, *words])
+        self.stop_after(120, [BINARY, *words])
         result = run(*words)
         self.assertEqual(result.code, 0, result)
         self.assert_is(whole)
 
     def test_on_other_ranks_the_scale_goes_on(self):
         words = self.words("moved", "--batch", 6, *self.SCALED)
-        self.stop_after(100, [BINARY, "launch", "-n", "2", "--", *words])
+        self.stop_after(60, [BINARY, "launch", "-n", "2", "--", *words])
         scale, good = self.scales()[len(steps(self.run_dir)) - 1]
         done = len(steps(self.run_dir))
         result = run("launch", "-n", "3", "--", *words)
@@ -295,7 +295,7 @@ class Precision(ResumeTestCase):
             self.assertEqual(steps(self.run_dir)[done]["good_steps"], (good + 1) % 7)
 
     def test_another_precision_is_another_run(self):
-        self.stop_after(50, [BINARY, *self.words("run", *self.SCALED)])
+        self.stop_after(30, [BINARY, *self.words("run", *self.SCALED)])
         self.assert_fails(run(*self.words("run")), 78, "--precision (fp16-autocast, here float32)", "--overwrite")
 
 
@@ -382,7 +382,7 @@ class Commands(ResumeTestCase):
     def setUp(self):
         super().setUp()
         with start("launch", "-n", "2", "--", *self.words("run")) as job:
-            self.wait_for_checkpoint(100)
+            self.wait_for_checkpoint(60)
             job.signal(signal.SIGTERM)
             self.assertEqual(job.result().code, 75)
 

@@ -85,6 +85,7 @@ class SaveOnDemand(TrainingTestCase):
         with self.job() as job:
             self.wait_for_steps(3)
             with start("watch", "--run-dir", self.run_dir, "--output", "json") as watch:
+                self.assertTrue(watch.popen.stdout.readline(), "it watches")
                 self.assertEqual(self.ask("--reason", "look").code, 0)
                 job.signal(signal.SIGTERM)
                 job.result()

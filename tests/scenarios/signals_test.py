@@ -3,6 +3,7 @@
 FUSEDBUN_LONG=1 sends every signal to the launcher alone and to all its processes; else each signal goes one of the two ways.
 """
 
+import fcntl
 import os
 import pty
 import re
@@ -87,12 +88,13 @@ class UnderLaunch(SignalTestCase):
         self.assert_saved(pids)
 
     def test_a_reader_of_standard_error_that_has_stopped_holds_nothing_up(self):
-        # Nobody reads the pipe before the end; a step says a line of 40 bytes, a pipe holds 64 KiB. The launcher keeps what ranks
-        # said until somebody reads it.
+        # Nobody reads the pipe before the end; a step says a line of 40 bytes, and the pipe holds a hundred of them. The launcher keeps
+        # what ranks said until somebody reads it.
         for words in ([], ["launch", "-n", "2", "--"]):
             self.run_dir = self.folder / f"run-{len(words)}"
             with self.subTest(words=words), start(*words, *self.train(1_000_000, "--eval-every", "1")) as job:
-                self.wait_for_steps(3_000)
+                fcntl.fcntl(job.popen.stderr, fcntl.F_SETPIPE_SZ, 4096)
+                self.wait_for_steps(400)
                 pids = tree(job.pid)[:-1]
                 job.signal(signal.SIGTERM)
                 if not words:
@@ -100,9 +102,9 @@ class UnderLaunch(SignalTestCase):
                 self.assert_saved(pids)
                 result = job.result()
                 self.assertEqual(result.code, 75)
-                self.assertGreater((self.run_dir / "train.log").read_text().count("validation loss"), 3_000)
+                self.assertGreater((self.run_dir / "train.log").read_text().count("validation loss"), 400)
                 if not words:
-                    self.assertLess(result.err.count("validation loss"), 3_000)
+                    self.assertLess(result.err.count("validation loss"), 400)
 
     def test_a_terminal_that_is_held_holds_nothing_up(self):
         self.run_dir = self.folder / "run"
@@ -112,7 +114,7 @@ class UnderLaunch(SignalTestCase):
         with start(*self.train(1_000_000, "--eval-every", "1"), streams={"stdout": subprocess.DEVNULL, "stderr": ours}) as job:
             self.wait_for_steps(3)
             termios.tcflow(ours, termios.TCOOFF)  # Ctrl-S
-            self.wait_for_steps(len(steps(self.run_dir)) + 2_000)
+            self.wait_for_steps(len(steps(self.run_dir)) + 300)
             job.signal(signal.SIGTERM)
             self.assertEqual(job.popen.wait(30), 75)
         self.assert_saved([])
