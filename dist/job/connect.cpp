@@ -77,7 +77,7 @@ std::unique_ptr<comm::Communicator> connect_gloo_over_mpi(
 }
 #endif
 
-/// Ranks of other builds may send other messages, or compute other bits: before anything else is said.
+/// Must precede all other collectives: different builds may exchange messages of different layouts, or compute different bits.
 void require_same_build(comm::Communicator& host, const std::string& program) {
   const std::string mine = (program.empty() ? "" : program + ", ") +
                            "library " FUSEDBUN_VERSION " with LibTorch " TORCH_VERSION;
@@ -86,7 +86,7 @@ void require_same_build(comm::Communicator& host, const std::string& program) {
     FUSEDBUN_REQUIRE(mine == of_rank_0, ConfigError,
                      "rank " + std::to_string(host.rank()) + " on " + host_name() +
                          " runs another build than rank 0: " + mine + "; rank 0: " + of_rank_0 +
-                         "; install the same one on all hosts");
+                         "; install the same build on all hosts");
   });
 }
 

@@ -19,7 +19,7 @@ namespace fusedbun {
 struct ConnectOptions {
   plan::BackendRequest backend = plan::BackendRequest::automatic;
   GpuUse gpu = {};
-  std::string program = {};  ///< name and version of what runs; all ranks must say the same
+  std::string program = {};  ///< name and version of the program; must be equal on all ranks
   std::chrono::milliseconds timeout{
       60'000};  ///< of connecting (NCCL at least its own 300 s), and of the host's waits until set_timeout
   /// NCCL's watchdog has found a failure: by its thread.
@@ -43,8 +43,8 @@ struct Connections {
 };
 
 /// From here on SIGPIPE is ignored where the program had left it alone, and where ranks share GPUs NCCL_MULTI_RANK_GPU_ENABLE is set.
-/// Throws ConfigError (a backend that cannot hold everywhere, no address to meet at, ranks of different builds), DeviceError (a rank without a GPU to use),
-/// UnavailableError, TimeoutError.
+/// Throws ConfigError (a backend that cannot hold everywhere, no address to meet at, ranks of different builds), DeviceError (a rank without
+/// a GPU to use), UnavailableError, TimeoutError.
 Connections connect(const plan::Identity& identity, const ConnectOptions& options);
 
 }  // namespace fusedbun

@@ -41,7 +41,7 @@ namespace fusedbun {
 struct JobOptions {
   plan::BackendRequest backend = plan::BackendRequest::automatic;
   plan::IdentityFlags identity = {};
-  /// Name and version of the program. Ranks that say different ones are refused (ConfigError), as are those of different libraries.
+  /// Name and version of the program. If they, or the library's, differ among ranks, the job is refused (ConfigError).
   std::string program = {};
   /// Everything a run writes. Empty: nothing is written and there is no control plane.
   std::filesystem::path run_dir = {};

@@ -29,33 +29,40 @@ constexpr std::chrono::seconds kPatience{2};
 constexpr size_t kRequestBytesMax = 4 << 10;
 constexpr const char* kTextFormat = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Without SO_REUSEPORT, which is httplib's default: two runs would share a port.
+void set_listener_options(int listener) {
+  const int on = 1;
+  ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  ::fcntl(listener, F_SETFD, FD_CLOEXEC);
+}
+
 /// Binds it once and lets it go: the HTTP server says only that it could not, and not why.
-void require_free(const std::string& text, const ListenOptions& listen) {
-  const bool is_v6 = text.front() == '[';
+void require_free(const ListenOptions& listen) {
+  const std::string ip = ip_of(listen);
   sockaddr_storage address{};
   socklen_t length = 0;
-  if (is_v6) {
+  if (is_v6(ip)) {
     auto& v6 = reinterpret_cast<sockaddr_in6&>(address);
     v6.sin6_family = AF_INET6;
     v6.sin6_port = htons(static_cast<uint16_t>(listen.port));
-    ::inet_pton(AF_INET6, text.substr(1, text.rfind(']') - 1).c_str(), &v6.sin6_addr);
+    ::inet_pton(AF_INET6, ip.c_str(), &v6.sin6_addr);
     length = sizeof v6;
   } else {
     auto& v4 = reinterpret_cast<sockaddr_in&>(address);
     v4.sin_family = AF_INET;
     v4.sin_port = htons(static_cast<uint16_t>(listen.port));
-    ::inet_pton(AF_INET, text.substr(0, text.rfind(':')).c_str(), &v4.sin_addr);
+    ::inet_pton(AF_INET, ip.c_str(), &v4.sin_addr);
     length = sizeof v4;
   }
-  const int descriptor = ::socket(is_v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  const int on = 1;
-  ::setsockopt(descriptor, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  const int descriptor = ::socket(address.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  set_listener_options(descriptor);
   const bool is_free = ::bind(descriptor, reinterpret_cast<sockaddr*>(&address), length) == 0 &&
                        ::listen(descriptor, 1) == 0;
   const int problem = errno;
   if (descriptor >= 0) ::close(descriptor);
   if (is_free) return;
-  const std::string what = "cannot serve metrics on " + text + " of " + host_name() + ": ";
+  const std::string what =
+      "cannot serve metrics on " + text_of(listen) + " of " + host_name() + ": ";
   FUSEDBUN_REQUIRE(problem != EADDRINUSE, UnavailableError,
                    what +
                        "something listens there already; give another --metrics-port, or 0 "
@@ -64,13 +71,6 @@ void require_free(const std::string& text, const ListenOptions& listen) {
                    what + "ports below 1024 need root; give another --metrics-port");
   throw ConfigError(what + std::strerror(problem) +
                     "; --metrics-address takes an address of this host");
-}
-
-/// Without SO_REUSEPORT, which is httplib's default: two runs would share a port.
-void set_listener_options(int listener) {
-  const int on = 1;
-  ::setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  ::fcntl(listener, F_SETFD, FD_CLOEXEC);
 }
 
 /// Ends all connections of this process that came in at `port`: httplib waits for their ends, which are a client's to choose.
@@ -98,10 +98,8 @@ class MetricsEndpoint::Served {
  public:
   Served(const ListenOptions& listen, run_folder::NamedTexts versions) {
     status_.versions = std::move(versions);
-    const std::string text = monitoring::text_of(listen);
-    require_free(text, listen);
-    const std::string ip =
-        text.front() == '[' ? text.substr(1, text.rfind(']') - 1) : text.substr(0, text.rfind(':'));
+    require_free(listen);
+    const std::string ip = ip_of(listen);
     server_.new_task_queue = [] { return new httplib::ThreadPool(kThreads); };
     server_.set_socket_options(set_listener_options);
     server_.set_keep_alive_max_count(1);
@@ -116,7 +114,8 @@ class MetricsEndpoint::Served {
             : server_.bind_to_port(ip, listen.port) ? listen.port
                                                     : -1;
     FUSEDBUN_REQUIRE(port_ > 0, UnavailableError,
-                     "cannot serve metrics on " + text + " of " + host_name() +
+                     "cannot serve metrics on " + monitoring::text_of(listen) + " of " +
+                         host_name() +
                          ": another process was faster; give another --metrics-port, or 0 for a "
                          "free one");
     text_ = monitoring::text_of({.address = listen.address, .port = port_});

@@ -20,7 +20,13 @@ struct ListenOptions {
   std::string address = "127.0.0.1";  ///< an IP address of this host, or "localhost"
   int port = 0;                       ///< 0: a free one
 };
-/// "127.0.0.1:9400", "[::1]:9400". Throws ConfigError for an address that is no IP address.
+/// "127.0.0.1", "::1". Throws ConfigError for an address that is no IP address.
+std::string ip_of(const ListenOptions& listen);
+/// Whether ip_of()'s text is an IPv6 address.
+inline bool is_v6(const std::string& ip) {
+  return ip.find(':') != ip.npos;
+}
+/// "127.0.0.1:9400", "[::1]:9400". Throws as ip_of().
 std::string text_of(const ListenOptions& listen);
 
 /// Throws ConfigError where this build has no endpoint.

@@ -62,6 +62,10 @@ class Slurm(TrainingTestCase):
         except AssertionError as late:
             self.fail(f"{late}: {self.slurm.state(job)}, after {len(steps(self.run_dir))} steps\n{self.log()}")
 
+    def kill_a_rank(self, job):
+        rank = subprocess.run(["pgrep", "-n", "-f", f"{BINARY} train .*slurm-{job}"], capture_output=True, text=True, check=True).stdout
+        os.kill(int(rank), signal.SIGKILL)
+
     def newest_checkpoint(self):
         return max((int(path.name[5:]) for path in (self.run_dir / "checkpoints").glob("step-*") if path.name[5:].isdigit()), default=0)
 
@@ -76,8 +80,7 @@ class Slurm(TrainingTestCase):
         self.wait_for_requeue(job, 1)
         saved = self.newest_checkpoint()
         wait_until(lambda: self.newest_checkpoint() > saved, 90, "a checkpoint of the second attempt")
-        rank = subprocess.run(["pgrep", "-n", "-f", f"{BINARY} train .*slurm-{job}"], capture_output=True, text=True, check=True).stdout
-        os.kill(int(rank), signal.SIGKILL)
+        self.kill_a_rank(job)
         self.wait_for_requeue(job, 2)
         self.slurm.wait_for(job, "COMPLETED")
         self.assertEqual((self.run_dir / "model.safetensors").read_bytes(), expected)
@@ -90,10 +93,9 @@ class Slurm(TrainingTestCase):
     def test_a_rank_that_is_killed_before_there_is_a_checkpoint_ends_the_job(self):
         job = self.submit(*self.flags(1_000_000))
         self.wait_for_steps(20)
-        rank = subprocess.run(["pgrep", "-n", "-f", f"{BINARY} train .*slurm-{job}"], capture_output=True, text=True, check=True).stdout
-        os.kill(int(rank), signal.SIGKILL)
+        self.kill_a_rank(job)
         self.slurm.wait_for(job, "FAILED")
-        print(self.log())
+        self.assertNotIn("requeue", self.log())
 
     def test_a_cancelled_job_leaves_a_checkpoint_and_does_not_come_back(self):
         job = self.submit(*self.flags(1_000_000))

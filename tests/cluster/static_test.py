@@ -161,7 +161,7 @@ class Refusals(ClusterTestCase):
                         *self.train(3))
         self.addCleanup(second.__exit__)
         for job in (first, second):
-            self.assert_fails(job.result(60), 78, "rank 1 on node-1 runs another build than rank 0: ", "install the same one on all hosts")
+            self.assert_fails(job.result(60), 78, "rank 1 on node-1 runs another build than rank 0: ", "install the same build on all hosts")
 
     def test_words_that_cannot_be_right(self):
         for words, code, part in (

@@ -88,8 +88,8 @@ class UnderLaunch(SignalTestCase):
         self.assert_saved(pids)
 
     def test_a_reader_of_standard_error_that_has_stopped_holds_nothing_up(self):
-        # Nobody reads the pipe before the end; a step says a line of 40 bytes, and the pipe holds a hundred of them. The launcher keeps
-        # what ranks said until somebody reads it.
+        # The test does not read the pipe until the job has ended. Each step prints a line of 40 bytes, and the pipe holds 100 lines. The
+        # launcher buffers the output of its ranks until it is read.
         for words in ([], ["launch", "-n", "2", "--"]):
             self.run_dir = self.folder / f"run-{len(words)}"
             with self.subTest(words=words), start(*words, *self.train(1_000_000, "--eval-every", "1")) as job:
