@@ -24,6 +24,15 @@ bool copy_and_test(ElementType source_type, const void* source, ElementType dest
                       copy_and_test(source_type, source, destination_type, destination, count));
 }
 
+void round_update(const float* stepped, float* rows, uint16_t* update, int64_t count,
+                  InstructionSet set) {
+  FUSEDBUN_IN_VARIANT(set, round_update(stepped, rows, update, count));
+}
+
+void apply_update(const uint16_t* update, float* rows, int64_t count, InstructionSet set) {
+  FUSEDBUN_IN_VARIANT(set, apply_update(update, rows, count));
+}
+
 namespace {
 
 template <class T>

@@ -1,6 +1,7 @@
 #pragma once
-// The loops over gradients outside the fused pass: the test for finite squares, the copy that makes this test on its way, and the
-// sum of several gradients in a fixed order. They are compiled for the same instruction sets as the fused pass (step_cpu_variants.h).
+// The loops over gradients and rows outside the fused pass: the test for finite squares, the copy that makes this test on its way, the
+// sum of several gradients in a fixed order, and updates that travel rounded. They are compiled for the same instruction sets as the fused
+// pass (step_cpu_variants.h).
 //
 // The test is on g·g in the type of the arithmetic (float64 for f64, else float32), which overflows before g does: a gradient whose
 // square is inf would spoil the second moment although g itself is a number.
@@ -39,6 +40,13 @@ void sum_in_order(std::span<const void* const> parts, ElementType type, T* sum, 
 template <class T>
 double sum_in_order_with_squares(std::span<const void* const> parts, ElementType type, T* sum,
                                  int64_t count, const CpuExecution& execution = {});
+
+/// update[i] = bf16(stepped[i] - rows[i]), rounded to nearest even, and rows[i] += update[i], in float32. The ranges do not overlap.
+void round_update(const float* stepped, float* rows, uint16_t* update, int64_t count,
+                  InstructionSet set = best_instruction_set());
+/// rows[i] += update[i]: after it these rows have the bits of those that round_update left.
+void apply_update(const uint16_t* update, float* rows, int64_t count,
+                  InstructionSet set = best_instruction_set());
 
 /// The sum of squares of `count` values that lie in rows of `columns`, the last row maybe shorter, as the fused pass adds them up
 /// (sum_order.h): each row, then the rows' sums. T = float or double.

@@ -44,6 +44,8 @@ struct SummedParts {
   bool squares_are_finite(ElementType type, const void* values, int64_t n);                     \
   bool copy_and_test(ElementType source_type, const void* source, ElementType destination_type, \
                      void* destination, int64_t n);                                             \
+  void round_update(const float* stepped, float* rows, uint16_t* update, int64_t n);            \
+  void apply_update(const uint16_t* update, float* rows, int64_t n);                            \
   double sum_in_order(const SummedParts& parts, float* sum, int64_t n, bool with_squares);      \
   double sum_in_order(const SummedParts& parts, double* sum, int64_t n, bool with_squares);     \
   double sum_of_squares(const float* values, int64_t n);                                        \

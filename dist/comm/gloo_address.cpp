@@ -36,12 +36,21 @@ struct FreeAddresses {
 };
 using Addresses = std::unique_ptr<addrinfo, FreeAddresses>;
 
+// A name that is not known yet is tried again: that of a pod or a virtual machine appears while it starts.
 Addresses resolve(const std::string& address) {
+  constexpr std::chrono::seconds kNameAppears{15};
+  constexpr std::chrono::milliseconds kPause{200};
   addrinfo hints{};
   hints.ai_socktype = SOCK_DGRAM;
   addrinfo* list = nullptr;
-  const int status =
-      ::getaddrinfo(address.c_str(), "9", &hints, &list);  // any port: nothing is sent
+  int status = 0;
+  const auto deadline = std::chrono::steady_clock::now() + kNameAppears;
+  for (;;) {
+    status = ::getaddrinfo(address.c_str(), "9", &hints, &list);  // any port: nothing is sent
+    const bool is_unknown = status == EAI_NONAME || status == EAI_AGAIN;
+    if (!is_unknown || std::chrono::steady_clock::now() >= deadline) break;
+    std::this_thread::sleep_for(kPause);
+  }
   FUSEDBUN_REQUIRE(status == 0, UnavailableError,
                    "gloo: the address '" + address + "' does not resolve (" +
                        ::gai_strerror(status) +

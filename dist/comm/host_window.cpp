@@ -13,13 +13,12 @@
 #include <cerrno>
 #include <climits>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <span>
 #include <vector>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/comm/available_memory.h"
+#include "fusedbun/dist/comm/host_identity.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 
 namespace fusedbun::comm {
@@ -48,15 +47,6 @@ struct Offer {
   uint64_t device = 0;
   uint64_t inode = 0;
 };
-
-/// Equal on two ranks if a pid means the same process to both: the same boot of the same kernel, the same pid
-/// namespace.
-std::string host_identity() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  std::error_code unreadable;
-  return boot + " " + std::filesystem::read_symlink("/proc/self/ns/pid", unreadable).string();
-}
 
 class Descriptor {
  public:

@@ -14,10 +14,15 @@ constexpr std::array<std::string_view, 4> kTransportNames = {"auto", "collective
 /// Why a transport cannot carry the job, with what to do; empty if it can.
 std::string obstacle_of(GradientTransport transport, const TransportQuery& query) {
   if (transport == GradientTransport::collective) {
-    if (!query.rounds_gradients) return "";
-    return "gradient_wire = bf16 is for messages between CPUs, because a reduce-scatter adds up "
-           "what it carries: use "
-           "gradient_wire = exact or transport = point_to_point";
+    if (query.rounds_gradients) {
+      return "gradient_wire = bf16 is for messages between CPUs, because a reduce-scatter adds up "
+             "what it carries: use "
+             "gradient_wire = exact or transport = point_to_point";
+    }
+    if (!query.rounds_updates) return "";
+    return "update_wire = bf16 is for messages between CPUs, because an all-gather carries rows "
+           "and "
+           "not their changes: use update_wire = exact or transport = point_to_point";
   }
   if (query.on_gpu) return "the parameters are on a GPU: use transport = collective";
   if (transport == GradientTransport::shared_memory && !query.strided_parameter.empty()) {

@@ -25,6 +25,7 @@ struct TransportQuery {
   int world_size = 1;
   bool wants_host_window = true;       ///< ShardedOptions::host_window
   bool rounds_gradients = false;       ///< float32 gradients travel as bfloat16
+  bool rounds_updates = false;         ///< what a step changes of float32 rows does
   std::string strided_parameter = {};  ///< the first that is not contiguous; empty: none
 };
 

@@ -164,9 +164,9 @@ void StepEngine::finish_update() {
     start_param_sync(bucket);
   }
   update_.send_squares();
-  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
-    finish_param_sync(bucket);
-  }
+  // While the first buckets are passed on among the ranks of a host, the last ones still come from other hosts.
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) relay_rows(bucket);
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) finish_param_sync(bucket);
   update_.end();
 }
 
@@ -178,10 +178,17 @@ void StepEngine::start_grad_sync(int bucket) {
 void StepEngine::start_param_sync(int bucket) {
   free_slot_of(bucket);
   rows_arrive_[bucket] = true;
-  param_syncs_[bucket] = {model_.buckets[bucket]->start_param_sync(model_.matrices, update_.used(),
-                                                                   collector_.round(bucket)),
+  param_syncs_[bucket] = {model_.buckets[bucket]->start_update_sync(model_.matrices, update_.used(),
+                                                                    collector_.round(bucket)),
                           comm::Clock::now()};
   update_.release_gradients(bucket);
+}
+
+void StepEngine::relay_rows(int bucket) {
+  if (!rows_arrive_[bucket] || model_.on_gpu()) return;
+  progress_.wait(param_syncs_[bucket], plan::Phase::all_gather, bucket);
+  param_syncs_[bucket] = {model_.buckets[bucket]->relay_rows(model_.matrices, update_.used()),
+                          comm::Clock::now()};
 }
 
 void StepEngine::finish_param_sync(int bucket) {

@@ -91,6 +91,7 @@ class StepEngine {
   void finish_update();
   void start_grad_sync(int bucket);
   void start_param_sync(int bucket);
+  void relay_rows(int bucket);
   void finish_param_sync(int bucket);
   void wait_for_gradients(int bucket);
   /// Buckets of a GPU take turns in memory: what others have under way where this one lies is over then.

@@ -99,6 +99,8 @@ void StepEngine::gather_parameters() {
     comm::Work rows =
         model_.buckets[bucket]->start_param_sync(model_.matrices, all, collector_.round(bucket));
     wait_for(rows, model_.device);
+    comm::Work relayed = model_.buckets[bucket]->relay_rows(model_.matrices, all);
+    wait_for(relayed, model_.device);
     model_.buckets[bucket]->finish_param_sync(model_.matrices, all);
   }
   control_stream_->barrier().wait();  // where ranks share a replica, each has written its rows

@@ -10,6 +10,7 @@
 #include <set>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/dist/comm/host_identity.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/step/collective_bucket.h"
 #include "fusedbun/dist/step/device_bucket.h"
@@ -146,6 +147,9 @@ void StepEngine::require_fit(std::span<const RegisteredParameter> all, size_t fi
                    "has written the parameters by then: leave one of them out");
   FUSEDBUN_REQUIRE(sharded_.gradient_wire == GradientWire::exact || model_.device.is_cpu(),
                    ConfigError, "gradient_wire = bf16 is for CPUs: NCCL adds up what it carries");
+  FUSEDBUN_REQUIRE(
+      sharded_.update_wire == UpdateWire::exact || model_.device.is_cpu(), ConfigError,
+      "update_wire = bf16 is for CPUs: on GPUs keep the parameters in bfloat16, which travels");
   require_trainable(all);
   for (const RegisteredParameter& parameter : all.subspan(first)) {
     const std::string problem = why_not_there(parameter.tensor.device(), model_.placement);
@@ -189,6 +193,12 @@ void StepEngine::make_buckets(const plan::TransportChoice& choice, size_t first_
   }
   if (sharded_.broadcast_parameters) broadcast_parameters(first_parameter);
   const bool rounds = sharded_.gradient_wire == GradientWire::bf16 && model_.world_size > 1;
+  const bool by_messages =
+      !model_.on_gpu() && choice.transport != plan::GradientTransport::collective;
+  const plan::RowRoutes routes =
+      by_messages && model_.world_size > 1
+          ? plan::route_rows(comm::hosts_of_ranks(*control_stream_), model_.rank)
+          : plan::RowRoutes{};
   std::optional<DeviceBucketRing> ring;
   if (model_.on_gpu() && model_.world_size > 1 && first_bucket < model_.plan.buckets.size()) {
     // A second part of the update, after the columns of all buckets, reads the sums once more.
@@ -207,8 +217,12 @@ void StepEngine::make_buckets(const plan::TransportChoice& choice, size_t first_
     } else if (choice.transport == plan::GradientTransport::collective) {
       model_.buckets.push_back(make_collective_bucket(bucket, *gradient_stream_));
     } else {
-      model_.buckets.push_back(make_point_to_point_bucket(
-          bucket, *gradient_stream_, wire_type(bucket, rounds), sharded_.in_place_bytes));
+      model_.buckets.push_back(
+          make_point_to_point_bucket(bucket, *gradient_stream_,
+                                     {.gradient_type = wire_type(bucket, rounds),
+                                      .rounds_updates = sharded_.update_wire == UpdateWire::bf16,
+                                      .in_place_bytes = sharded_.in_place_bytes,
+                                      .routes = routes}));
     }
   }
   for (size_t p = first_parameter; p < model_.matrices.size(); ++p) model_.matrices[p].remember();
@@ -220,7 +234,8 @@ plan::TransportChoice StepEngine::choose_transport(std::span<const RegisteredPar
                              .on_gpu = model_.on_gpu(),
                              .world_size = model_.world_size,
                              .wants_host_window = sharded_.host_window,
-                             .rounds_gradients = sharded_.gradient_wire == GradientWire::bf16};
+                             .rounds_gradients = sharded_.gradient_wire == GradientWire::bf16,
+                             .rounds_updates = sharded_.update_wire == UpdateWire::bf16};
   for (const RegisteredParameter& parameter : all.subspan(first)) {
     if (parameter.tensor.is_contiguous()) continue;
     query.strided_parameter = parameter.name;

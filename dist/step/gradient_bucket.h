@@ -10,8 +10,10 @@
 //   add_gradient or add_zero_gradient, for each parameter, once or more   the last one counts
 //   start_grad_sync, wait                                                 again, with a larger round, if gradients were added again
 //   reduce_and_norm                                                       if gradients are clipped, after the last sync
-//   reduced_gradients                                                     read by the update, which writes this rank's rows
-//   start_param_sync, release_gradients, wait, finish_param_sync          or, where the step is skipped, release_gradients alone
+//   reduced_gradients, rows_to_step                                       read and written by the update
+//   start_update_sync, release_gradients, wait, relay_rows, wait,
+//   finish_param_sync                                                     or, where the step is skipped, release_gradients alone
+// Rows that no step has written (a restored checkpoint's) travel with start_param_sync in place of start_update_sync.
 //
 // Invariant: on CPUs the sum has the same bits in all three. Gradients are taken in the parameter's type (one of another type is
 // converted to it) and added up in rank order in the arithmetic's type: float64 for float64 parameters, else float32.
@@ -59,11 +61,27 @@ class GradientBucket {
   /// Lets references to gradients go. After start_grad_sync's Work.
   virtual void release_gradients() {}
 
+  /// What a step changes of float32 rows travels rounded to bfloat16, and every rank adds the same to the rows that it has.
+  virtual bool rounds_updates() const { return false; }
+  /// Where the update of a segment of this rank finds its old values and leaves the new ones: in `rows`, the parameter's own, or, if
+  /// updates are rounded, in a copy of them.
+  virtual at::Tensor rows_to_step(const plan::Segment&, const at::Tensor& rows) { return rows; }
+
   /// Sends this rank's rows from `matrices` (by parameter), and receives the others' rows, of parameters that were `used`. Collective;
   /// `round` is that of the last start_grad_sync.
   virtual comm::Work start_param_sync(std::span<const ParameterMatrix> matrices,
                                       const std::vector<bool>& used, uint32_t round) = 0;
-  /// Copies rows that arrived in the bucket's own memory into `matrices`. After start_param_sync's Work.
+  /// The same with what the update left in rows_to_step(). Where updates are rounded, this rank's rows are complete when it returns.
+  virtual comm::Work start_update_sync(std::span<const ParameterMatrix> matrices,
+                                       const std::vector<bool>& used, uint32_t round) {
+    return start_param_sync(matrices, used, round);
+  }
+  /// Passes on what has come from another host to the ranks of this one, and receives what they pass on. Collective. After the Work of the
+  /// two above; nothing to wait for where rows go straight to every rank.
+  virtual comm::Work relay_rows(std::span<const ParameterMatrix>, const std::vector<bool>&) {
+    return {};
+  }
+  /// Takes what arrived in the bucket's own memory into `matrices`. After the Works of the three above.
   virtual void finish_param_sync(std::span<ParameterMatrix> matrices,
                                  const std::vector<bool>& used) = 0;
 

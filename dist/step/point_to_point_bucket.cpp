@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/step/tensor_kernels.h"
@@ -49,16 +50,25 @@ class PackedSegments {
 class PointToPointBucket final : public GradientBucket {
  public:
   PointToPointBucket(const plan::Bucket& bucket, comm::Communicator& communicator,
-                     at::ScalarType wire, int64_t in_place_bytes)
+                     const PointToPointOptions& options)
       : GradientBucket(bucket, communicator.rank()),
         communicator_(communicator),
+        routes_(options.routes),
         // Gradients that are rounded on their way are copied.
-        gradients_(bucket_, wire == parameter_type(bucket) ? in_place_bytes : kNever, wire),
-        rows_(bucket_, in_place_bytes, parameter_type(bucket)),
+        gradients_(bucket_, rounds_gradients(options) ? kNever : options.in_place_bytes,
+                   options.gradient_type),
+        rows_(bucket_, options.in_place_bytes, parameter_type(bucket)),
         arrivals_(at::zeros({communicator.size() - 1, bucket.counts[communicator.rank()]},
-                            at::TensorOptions().dtype(wire))) {
+                            at::TensorOptions().dtype(options.gradient_type))) {
     for (int peer = 0; peer < communicator.size(); ++peer) {
       if (peer != rank_) peers_.push_back(peer);
+    }
+    if (!options.rounds_updates || parameter_type(bucket) != at::kFloat || peers_.empty()) return;
+    // The gradients are used up when the updates come, so rounded ones lend their memory.
+    if (rounds_gradients(options)) {
+      updates_.emplace(gradients_);
+    } else {
+      updates_.emplace(bucket_, kNever, at::kBFloat16);
     }
   }
 
@@ -135,21 +145,45 @@ class PointToPointBucket final : public GradientBucket {
 
   void release_gradients() override { kept_.clear(); }
 
+  bool rounds_updates() const override { return updates_.has_value(); }
+
+  at::Tensor rows_to_step(const plan::Segment& own, const at::Tensor& rows) override {
+    if (!updates_) return rows;
+    if (!stepped_.defined()) stepped_ = at::empty({bucket_.counts[rank_]}, at::kFloat);
+    return stepped(index_of(own)).view(rows.sizes()).copy_(rows);
+  }
+
+  comm::Work start_update_sync(std::span<const ParameterMatrix> matrices,
+                               const std::vector<bool>& used, uint32_t round) override {
+    if (!updates_) return start_param_sync(matrices, used, round);
+    for (size_t i = 0; i < bucket_.segments[rank_].size(); ++i) {
+      const plan::Segment& own = bucket_.segments[rank_][i];
+      if (!used[own.parameter]) continue;
+      round_update(stepped(i), matrices[own.parameter].rows(own.range).view({-1}),
+                   updates_->segment(rank_, i));
+    }
+    stepped_.reset();
+    updates_travel_ = true;
+    return send(routes_.sends, routes_.receives, matrices, used);
+  }
+
   comm::Work start_param_sync(std::span<const ParameterMatrix> matrices,
                               const std::vector<bool>& used, uint32_t) override {
     if (peers_.empty()) return {};
-    std::vector<comm::Message> sends, receives;
+    updates_travel_ = false;
     for (size_t i = 0; i < bucket_.segments[rank_].size(); ++i) {
       const plan::Segment& own = bucket_.segments[rank_][i];
       if (rows_.holds(rank_, i)) {
         rows_.segment(rank_, i).copy_(matrices[own.parameter].rows(own.range).view({-1}));
       }
     }
-    for (const int peer : peers_) {
-      add_rows(sends, peer, rank_, matrices, used);
-      add_rows(receives, peer, peer, matrices, used);
-    }
-    return communicator_.exchange(std::move(sends), std::move(receives));
+    return send(routes_.sends, routes_.receives, matrices, used);
+  }
+
+  comm::Work relay_rows(std::span<const ParameterMatrix> matrices,
+                        const std::vector<bool>& used) override {
+    if (!routes_.relays) return {};
+    return send(routes_.relay_sends, routes_.relay_receives, matrices, used);
   }
 
   void finish_param_sync(std::span<ParameterMatrix> matrices,
@@ -157,13 +191,22 @@ class PointToPointBucket final : public GradientBucket {
     for (const int peer : peers_) {
       for (size_t i = 0; i < bucket_.segments[peer].size(); ++i) {
         const plan::Segment& segment = bucket_.segments[peer][i];
-        if (!rows_.holds(peer, i) || !used[segment.parameter]) continue;
-        matrices[segment.parameter].rows(segment.range).view({-1}).copy_(rows_.segment(peer, i));
+        if (!used[segment.parameter]) continue;
+        const at::Tensor rows = matrices[segment.parameter].rows(segment.range).view({-1});
+        if (updates_travel_) {
+          apply_update(updates_->segment(peer, i), rows);
+        } else if (rows_.holds(peer, i)) {
+          rows.copy_(rows_.segment(peer, i));
+        }
       }
     }
   }
 
  private:
+  bool rounds_gradients(const PointToPointOptions& options) const {
+    return options.gradient_type != parameter_type(bucket_);
+  }
+
   /// A segment of a gradient that stayed where it was, or zeros.
   at::Tensor kept(int rank, size_t i) const {
     const plan::Segment& segment = bucket_.segments[rank][i];
@@ -208,9 +251,28 @@ class PointToPointBucket final : public GradientBucket {
     return peers_.empty() ? summands(i).front() : placed(arrivals_[0], i);
   }
 
-  /// The rows of `owner`, to or from `peer`.
-  void add_rows(std::vector<comm::Message>& messages, int peer, int owner,
+  /// This rank's segment i among those that were stepped in a copy.
+  at::Tensor stepped(size_t i) const {
+    return stepped_.narrow(0, updates_->layout().places[rank_][i],
+                           bucket_.segments[rank_][i].range.elements());
+  }
+
+  comm::Work send(const std::vector<plan::RowMessage>& sends,
+                  const std::vector<plan::RowMessage>& receives,
+                  std::span<const ParameterMatrix> matrices, const std::vector<bool>& used) {
+    std::vector<comm::Message> to, from;
+    for (const plan::RowMessage& rows : sends) add_rows(to, rows, matrices, used);
+    for (const plan::RowMessage& rows : receives) add_rows(from, rows, matrices, used);
+    return communicator_.exchange(std::move(to), std::move(from));
+  }
+
+  void add_rows(std::vector<comm::Message>& messages, const plan::RowMessage& rows,
                 std::span<const ParameterMatrix> matrices, const std::vector<bool>& used) const {
+    const auto [peer, owner] = rows;
+    if (updates_travel_) {
+      messages.push_back(message(peer, updates_->of_rank(owner)));
+      return;
+    }
     messages.push_back(message(peer, rows_.of_rank(owner)));
     for (size_t i = 0; i < bucket_.segments[owner].size(); ++i) {
       const plan::Segment& segment = bucket_.segments[owner][i];
@@ -220,6 +282,7 @@ class PointToPointBucket final : public GradientBucket {
   }
 
   comm::Communicator& communicator_;
+  const plan::RowRoutes routes_;
   std::vector<int> peers_;    ///< the other ranks, in order
   PackedSegments gradients_;  ///< in the wire's type
   PackedSegments rows_;       ///< in the parameters' type
@@ -229,6 +292,11 @@ class PointToPointBucket final : public GradientBucket {
   at::Tensor arrivals_;  ///< [peer][elements of this rank's portion], by gradients_.layout()
   at::Tensor sum_;       ///< [elements of this rank's portion] where arrivals have another type
   bool is_summed_ = false;
+  /// Where updates are rounded: those of all ranks.
+  std::optional<PackedSegments> updates_;
+  at::Tensor
+      stepped_;  ///< [elements of this rank's portion] between rows_to_step and start_update_sync
+  bool updates_travel_ = false;  ///< in what was started last; else rows
 };
 
 }  // namespace
@@ -263,9 +331,8 @@ at::ScalarType wire_type(const plan::Bucket& bucket, bool rounds_gradients) {
 
 std::unique_ptr<GradientBucket> make_point_to_point_bucket(const plan::Bucket& bucket,
                                                            comm::Communicator& communicator,
-                                                           at::ScalarType wire,
-                                                           int64_t in_place_bytes) {
-  return std::make_unique<PointToPointBucket>(bucket, communicator, wire, in_place_bytes);
+                                                           const PointToPointOptions& options) {
+  return std::make_unique<PointToPointBucket>(bucket, communicator, options);
 }
 
 }  // namespace fusedbun

@@ -1,6 +1,11 @@
 #pragma once
 // PointToPointBucket: CPUs. Messages carry long segments from the gradients and parameters where they are, and new rows arrive where they
-// belong; short segments are packed into one message. What arrives is added up by the update while it reads it.
+// belong; short segments are packed into one message. What arrives is added up by the update while it reads it. Between hosts each row
+// travels once, and the ranks of a host pass it on (plan/row_routes.h).
+//
+// Rounded updates: what a step changes of a row travels as bfloat16, and all ranks, its owner too, add that to the float32 row. So ranks
+// stay equal to the bit, no second copy of the rows is kept, and each change is off by at most 2^-8 of itself; nothing is lost below it,
+// because bfloat16 has float32's exponents. ZeRO++ (Wang et al., 2023) sends quantised weights instead, which needs a master beside them.
 //
 // Thread safety: as GradientBucket; the layout is a value.
 #include <cstdint>
@@ -8,6 +13,7 @@
 #include <vector>
 
 #include "fusedbun/dist/comm/communicator.h"
+#include "fusedbun/dist/plan/row_routes.h"
 #include "fusedbun/dist/plan/shard_plan.h"
 #include "fusedbun/dist/step/gradient_bucket.h"
 
@@ -31,10 +37,16 @@ PackedLayout lay_out_packed(const plan::Bucket& bucket, int64_t element_bytes,
 /// The type in which gradients travel: the parameters', or bfloat16 for float32 ones if `rounds_gradients`.
 at::ScalarType wire_type(const plan::Bucket& bucket, bool rounds_gradients);
 
-/// `wire` is wire_type(...). The communicator outlives the bucket.
+struct PointToPointOptions {
+  at::ScalarType gradient_type;  ///< wire_type(...)
+  bool rounds_updates = false;   ///< of float32 parameters; others' rows travel as they are
+  int64_t in_place_bytes = 0;
+  plan::RowRoutes routes = {};
+};
+
+/// The communicator outlives the bucket.
 std::unique_ptr<GradientBucket> make_point_to_point_bucket(const plan::Bucket& bucket,
                                                            comm::Communicator& communicator,
-                                                           at::ScalarType wire,
-                                                           int64_t in_place_bytes);
+                                                           const PointToPointOptions& options);
 
 }  // namespace fusedbun

@@ -153,7 +153,8 @@ void ShardUpdate::begin_segment(OwnedSegment& segment, int bucket) {
   const RowRange& range = segment.where.range;
   const OwnedState& owned = owned_[segment.rows];
   segment.step = {};
-  segment.step.parameter = model_.matrices[parameter].rows(range);
+  segment.step.parameter =
+      model_.buckets[bucket]->rows_to_step(segment.where, model_.matrices[parameter].rows(range));
   segment.step.gradients = model_.buckets[bucket]->reduced_gradients(segment.where);
   if (const at::Tensor& diagonal = hessian_diagonals_[parameter]; diagonal.defined()) {
     segment.step.hessian_diagonal = diagonal.narrow(0, range.row_begin, range.rows());
@@ -184,12 +185,17 @@ void ShardUpdate::finish_bucket(int bucket) {
 }
 
 void ShardUpdate::send_squares() {
-  for (const auto& segments : segments_) {
-    for (const OwnedSegment& segment : segments) {
+  for (int bucket = 0; bucket < model_.bucket_count(); ++bucket) {
+    for (const OwnedSegment& segment : segments_[bucket]) {
       const int parameter = segment.where.parameter;
-      if (!used_[parameter] || !is_scaled_by_rms(parameter)) continue;
-      if (!steps_on_device_)
-        message_.square(columns_.square_offset[parameter]).add_(segment.sum_of_squares);
+      if (!used_[parameter] || !is_scaled_by_rms(parameter) || steps_on_device_) continue;
+      // What the update counted is not what the rows have where it was rounded.
+      const double squares =
+          model_.buckets[bucket]->rounds_updates()
+              ? sum_of_squares(model_.matrices[parameter].rows(segment.where.range),
+                               segment.where.range, model_.options_of(parameter))
+              : segment.sum_of_squares;
+      message_.square(columns_.square_offset[parameter]).add_(squares);
     }
   }
   message_.send_squares();
@@ -197,7 +203,10 @@ void ShardUpdate::send_squares() {
 }
 
 void ShardUpdate::release_gradients(int bucket) {
-  for (OwnedSegment& segment : segments_[bucket]) segment.step.gradients.clear();
+  for (OwnedSegment& segment : segments_[bucket]) {
+    segment.step.gradients.clear();
+    segment.step.parameter.reset();  // perhaps a copy of the rows
+  }
   model_.buckets[bucket]->release_gradients();
 }
 

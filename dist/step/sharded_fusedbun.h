@@ -56,6 +56,13 @@ enum class GradientWire : uint8_t {
   bf16,   ///< those of float32 parameters rounded to bfloat16: half the bytes. CPUs
 };
 
+/// What a step changes of a row, new value less old one, on its way between ranks that do not share memory.
+enum class UpdateWire : uint8_t {
+  exact,  ///< the new row in the parameter's type
+  bf16,  ///< the change of float32 rows rounded to bfloat16: half the bytes, off by at most 2^-8 of itself. Every rank adds it to its float32
+         ///< row, the owner too, so all keep the same. CPUs
+};
+
 enum class GradientRelease : uint8_t {
   in_hook,  ///< p.grad goes at once; its memory, if messages carry it from there, with the bucket's step
   after_step,  ///< p.grad is this rank's own gradient until step() returns; to write it between backward and step() is an error
@@ -79,6 +86,7 @@ struct ShardedOptions {
   /// after many good ones, as torch.amp.GradScaler does. Needs nonfinite = skip in all groups. None: scale_loss() returns its loss.
   std::optional<LossScaleRules> dynamic_loss_scale = {};
   GradientWire gradient_wire = GradientWire::exact;
+  UpdateWire update_wire = UpdateWire::exact;
   /// How gradients and rows travel; equal on all ranks. Anything but automatic is used or refused with a ConfigError that says why.
   plan::GradientTransport transport = plan::GradientTransport::automatic;
   /// Steps each bucket inside the backward pass, as soon as the next one has left. Needs nonfinite = propagate in all

@@ -32,6 +32,9 @@ std::string text_of(const std::optional<LossScaleRules>& rules) {
 std::string text_of(GradientWire wire) {
   return wire == GradientWire::bf16 ? "bf16" : "exact";
 }
+std::string text_of(UpdateWire wire) {
+  return wire == UpdateWire::bf16 ? "bf16" : "exact";
+}
 std::string text_of(plan::GradientTransport transport) {
   return std::string(plan::name_of(transport));
 }

@@ -21,8 +21,8 @@ void visit_sharded_options(const ShardedOptions& options, Visit&& visit) {
   // One name for each field: the compiler counts them.
   const auto& [min_rows_per_rank, bucket_bytes, in_place_bytes, max_grad_norm,
                clip_by_previous_norm, gradient_divisor, dynamic_loss_scale, gradient_wire,
-               transport, step_in_backward, host_window, release, broadcast_parameters, trace,
-               notice] = options;
+               update_wire, transport, step_in_backward, host_window, release, broadcast_parameters,
+               trace, notice] = options;
   visit("min_rows_per_rank", min_rows_per_rank, FieldScope::job);
   visit("bucket_bytes", bucket_bytes, FieldScope::job);
   visit("in_place_bytes", in_place_bytes, FieldScope::job);
@@ -31,6 +31,7 @@ void visit_sharded_options(const ShardedOptions& options, Visit&& visit) {
   visit("gradient_divisor", gradient_divisor, FieldScope::job);
   visit("dynamic_loss_scale", dynamic_loss_scale, FieldScope::job);
   visit("gradient_wire", gradient_wire, FieldScope::job);
+  visit("update_wire", update_wire, FieldScope::job);
   visit("transport", transport, FieldScope::job);
   visit("step_in_backward", step_in_backward, FieldScope::job);
   visit("host_window", host_window, FieldScope::job);

@@ -30,6 +30,7 @@ struct Flags {
   int steps = 7;
   int ranks = 2;
   int mebibytes = 128;
+  int bucket_mebibytes = 25;
   std::vector<std::string> only;
   std::string backend = "auto";
   std::string report_to;
@@ -47,7 +48,9 @@ void show(const Json& report, bool json) {
 }
 
 bench::Setting setting_of(const std::string& name, const Flags& flags) {
-  return {.with_backward = name == "train", .on_gpu = flags.use_gpu};
+  return {.with_backward = name == "train",
+          .on_gpu = flags.use_gpu,
+          .bucket_bytes = int64_t{flags.bucket_mebibytes} << 20};
 }
 
 using Rows = std::function<Json(Job&, const bench::RankBenchOptions&)>;
@@ -98,11 +101,12 @@ Json merged(const std::vector<Json>& rounds) {
 /// Each row on ranks of its own, so that memory is the row's; rows take turns, round after round.
 Json over_own_ranks(const std::string& name, const Flags& flags) {
   const auto words = [&](const std::string& row) {
-    std::vector<std::string> all = {"bench",     name,
-                                    "--steps",   std::to_string(flags.steps),
-                                    "--mib",     std::to_string(flags.mebibytes),
-                                    "--model",   flags.model,
-                                    "--backend", flags.backend};
+    std::vector<std::string> all = {"bench",        name,
+                                    "--steps",      std::to_string(flags.steps),
+                                    "--mib",        std::to_string(flags.mebibytes),
+                                    "--bucket-mib", std::to_string(flags.bucket_mebibytes),
+                                    "--model",      flags.model,
+                                    "--backend",    flags.backend};
     if (flags.use_gpu) all.insert(all.end(), {"--device", "cuda"});
     if (flags.share_gpu) all.emplace_back("--share-gpu");
     if (!row.empty()) all.insert(all.end(), {"--only", row});
@@ -176,6 +180,9 @@ CLI::App* add_over_ranks(CLI::App& app, const std::string& name, const std::stri
   command->add_option("--steps", flags->steps, "Timed steps per turn");
   command->add_option("--only", flags->only, "This row; may be repeated")->default_str("all rows");
   command->add_option("--mib", flags->mebibytes, "Size of the buffers of collectives, MiB");
+  command
+      ->add_option("--bucket-mib", flags->bucket_mebibytes, "Gradients that travel together, MiB")
+      ->check(CLI::PositiveNumber);
   command->add_option("--backend", flags->backend, "auto, gloo, mpi or nccl");
   add_device_flag(*command, *flags);
   command->add_flag("--share-gpu", flags->share_gpu, "Let several ranks be on one GPU; NCCL 2.30");

@@ -20,6 +20,11 @@ const std::vector<Contestant> kContestants = {
     {.name = "messages, agreed"},
     {.name = "messages, in backward", .in_backward = true},
     {.name = "messages, bf16 on the wire, agreed", .bf16_on_wire = true},
+    {.name = "messages, bf16 both ways, agreed", .bf16_on_wire = true, .bf16_both_ways = true},
+    {.name = "messages, bf16 both ways, in backward",
+     .bf16_on_wire = true,
+     .bf16_both_ways = true,
+     .in_backward = true},
     {.name = "all_reduce + AdamW fused", .adamw = true},
 };
 
@@ -29,9 +34,11 @@ class FusedbunStep : public ParallelStep {
                bool keep_gradients)
       : optimizer_(
             channels, parameters, options_of(contestant),
-            {.max_grad_norm = contestant.max_grad_norm,
+            {.bucket_bytes = contestant.bucket_bytes,
+             .max_grad_norm = contestant.max_grad_norm,
              .gradient_divisor = channels.data->size(),
              .gradient_wire = contestant.bf16_on_wire ? GradientWire::bf16 : GradientWire::exact,
+             .update_wire = contestant.bf16_both_ways ? UpdateWire::bf16 : UpdateWire::exact,
              .step_in_backward = contestant.in_backward,
              .host_window = contestant.host_window,
              .release = keep_gradients ? GradientRelease::never : GradientRelease::in_hook}) {}
@@ -104,7 +111,9 @@ std::vector<Contestant> chosen(const std::vector<std::string>& names, const Sett
     if (contestant.in_backward && !setting.with_backward) continue;
     if ((contestant.host_window || contestant.bf16_on_wire) && setting.on_gpu) continue;
     const bool asked = names.empty() || std::ranges::find(names, contestant.name) != names.end();
-    if (asked) result.push_back(contestant);
+    if (!asked) continue;
+    result.push_back(contestant);
+    result.back().bucket_bytes = setting.bucket_bytes;
   }
   for (const std::string& name : names) {
     FUSEDBUN_REQUIRE(

@@ -18,9 +18,11 @@ struct Contestant {
   bool adamw = false;  ///< all_reduce of all gradients, AdamW on every rank: plain data parallelism
   std::string preset = "recommended";
   bool host_window = false;
-  bool bf16_on_wire = false;
-  bool in_backward = false;  ///< the update runs inside backward; needs a backward pass
+  bool bf16_on_wire = false;    ///< gradients
+  bool bf16_both_ways = false;  ///< and what a step changes
+  bool in_backward = false;     ///< the update runs inside backward; needs a backward pass
   double max_grad_norm = 0;
+  int64_t bucket_bytes = ShardedOptions{}.bucket_bytes;
 };
 
 const std::vector<Contestant>& contestants();
@@ -28,6 +30,7 @@ const std::vector<Contestant>& contestants();
 struct Setting {
   bool with_backward = false;  ///< false leaves out what needs a backward pass
   bool on_gpu = false;         ///< true leaves out what is for CPUs
+  int64_t bucket_bytes = ShardedOptions{}.bucket_bytes;
 };
 /// Those with the given names, all that fit if there are none. Throws ConfigError.
 std::vector<Contestant> chosen(const std::vector<std::string>& names, const Setting& setting);

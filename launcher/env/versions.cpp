@@ -1,6 +1,9 @@
 #include "fusedbun/launcher/env/versions.h"
 
 namespace fusedbun::launcher {
+
+std::string_view commit_of_build();  // written by each build: deploy/cmake/FusedbunCommit.cmake
+
 namespace {
 
 std::string or_left_out(std::string_view version) {
@@ -10,7 +13,7 @@ std::string or_left_out(std::string_view version) {
 }  // namespace
 
 std::vector<std::pair<std::string_view, std::string>> versions() {
-  const std::string_view hash = FUSEDBUN_GIT_HASH;
+  const std::string_view hash = commit_of_build();
   std::string own = FUSEDBUN_VERSION;
   if (!hash.empty()) own.append(" (git ").append(hash).append(")");
   return {{"fusedbun", own},

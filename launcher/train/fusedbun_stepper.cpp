@@ -53,6 +53,7 @@ class FusedbunStepper : public Stepper {
              .gradient_divisor = {},
              .dynamic_loss_scale = options.loss_scale,
              .gradient_wire = options.bf16_on_wire ? GradientWire::bf16 : GradientWire::exact,
+             .update_wire = options.bf16_on_wire ? UpdateWire::bf16 : UpdateWire::exact,
              .step_in_backward = options.step_in_backward,
              .host_window = options.host_window,
              .release = GradientRelease::in_hook,
@@ -118,7 +119,7 @@ class FusedbunStepper : public Stepper {
         optimizer_.shares_memory()
             ? "host window: one replica of the parameters, gradients read where they are written"
             : "messages: reduce-scatter and all-gather";
-    if (bf16_on_wire_ && !optimizer_.shares_memory()) way += ", gradients as bfloat16";
+    if (bf16_on_wire_ && !optimizer_.shares_memory()) way += ", gradients and updates as bfloat16";
     if (step_in_backward_) way += "; buckets are stepped during backward";
     return way;
   }

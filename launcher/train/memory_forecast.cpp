@@ -77,8 +77,12 @@ int64_t bucket_bytes(const MemoryQuestion& question) {
       const bool rounds = question.bf16_on_wire && ranks > 1;
       const int64_t packed = std::min(count, packed_elements(question));
       const int64_t wire_bytes = rounds ? kHalfBytes : bytes;
+      // Rows whose update is rounded are stepped in a copy, one bucket after the other.
+      const int64_t stepped = rounds && bytes == kFloatBytes
+                                  ? std::min(portion * kFloatBytes, question.bucket_bytes / ranks)
+                                  : 0;
       return (ranks - 1) * portion * wire_bytes + (rounds ? count : packed) * wire_bytes +
-             packed * bytes +
+             packed * bytes + stepped +
              (sums_apart || (rounds && question.clips) ? portion * kFloatBytes : 0);
     }
     case plan::GradientTransport::collective:

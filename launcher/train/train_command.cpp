@@ -425,7 +425,8 @@ void add_rank_flags(CLI::App& command, Flags& flags) {
       ->group("Ranks");
   command
       .add_flag("--bf16-wire", options.bf16_on_wire,
-                "Send gradients as bfloat16, half the bytes; sums stay float32")
+                "Send gradients and what a step changes as bfloat16, half the bytes; sums and "
+                "parameters stay float32")
       ->group("Ranks");
   command
       .add_flag("--step-in-backward", options.step_in_backward,

@@ -65,7 +65,7 @@ struct TrainOptions {
   bool checkpoints_activations = false;  ///< blocks are recomputed in backward
   bool host_window = true;               ///< ranks of one host share one replica of the parameters
   double bucket_mebibytes = 25;          ///< gradients that travel together
-  bool bf16_on_wire = false;             ///< gradients travel as bfloat16
+  bool bf16_on_wire = false;             ///< gradients and updates travel as bfloat16
   bool step_in_backward = false;         ///< buckets are stepped during backward
   bool clip_by_previous_norm = false;    ///< and clipped by the norm of the step before
   bool control = true;

@@ -4,8 +4,9 @@
     tests/bench/over_a_line.py [--model 25m] [--rate 1gbit] [--rounds 3] [--steps 7] [--json]
 
 The hosts are namespaces of this machine with a switch between them (tests/cluster/hosts.py); `tc tbf` lets each cable carry --rate in
-each direction. 1 and 2 ranks a host, one thread each, float32 models (peer/contest.py); ours is the row "messages, bf16 on the wire,
-agreed" of `fusedbun bench train`, DDP has gradients as bucket views and torch's fused AdamW (peer/rank.py). Ranks find one another by
+each direction. 1 and 2 ranks a host, one thread each, float32 models (peer/contest.py); ours are the rows "messages, bf16 both
+ways" of `fusedbun bench train`: "agreed" looks at all gradients before the first write and skips a step that is not finite, "in backward"
+does not, as DDP and AdamW do not. DDP has gradients as bucket views and torch's fused AdamW (peer/rank.py). Ranks find one another by
 RANK, WORLD_SIZE and MASTER_ADDR, as under torchrun. The ratio is that of one round; its median and spread are told.
 
 Needs root, a release build, .venv of `deploy/install.sh test`, and a quiet machine: some ten minutes.
@@ -27,7 +28,8 @@ from peer.machine import machine  # noqa: E402
 from peer.turns import outcome, rows_of  # noqa: E402
 
 HOSTS, PORT = 2, 29500
-ROW = "messages, bf16 on the wire, agreed"
+ROWS = ("messages, bf16 both ways, agreed", "messages, bf16 both ways, in backward")
+DDP_NAME = "DDP + AdamW fused"
 DDP = next(peer for peer in TRAIN if (peer.wrap, peer.optimizer) == ("ddp", "adamw_fused"))
 TIMEOUT_S = 900
 
@@ -59,9 +61,11 @@ def on_hosts(hosts, per_host, words_of):
     return row
 
 
-def ours(chosen, hosts, per_host):
-    return on_hosts(hosts, per_host, lambda place: [
-        chosen.binary, "bench", "train", "--model", chosen.model, "--only", ROW, "--rounds", 1, "--steps", chosen.steps, "--json"])
+def ours(row):
+    """The turn of a row of `fusedbun bench train`."""
+    return lambda chosen, hosts, per_host: on_hosts(hosts, per_host, lambda place: [
+        chosen.binary, "bench", "train", "--model", chosen.model, "--only", row, "--rounds", 1, "--steps", chosen.steps, "--bucket-mib",
+        chosen.bucket_mib, "--json"])
 
 
 def ddp(chosen, hosts, per_host):
@@ -72,20 +76,23 @@ def ddp(chosen, hosts, per_host):
             f"{folder}/store"])
 
 
+TURNS = {DDP_NAME: ddp} | {row: ours(row) for row in ROWS}
+
+
 def measure(chosen):
     """{ranks a host: [a round: {contestant: its row}]}"""
     measured = {per_host: [] for per_host in chosen.ranks}
     for number in range(1, chosen.rounds + 1):
         for per_host in measured:
             rows = {}
-            for name, take_turn in (("ours", ours), ("ddp", ddp)):
+            for name, take_turn in TURNS.items():
                 with Hosts(HOSTS) as hosts:
                     for host in hosts:
                         host.shape(chosen.rate)
                     rows[name] = take_turn(chosen, hosts, per_host)
             measured[per_host].append(rows)
             print(f"round {number} of {chosen.rounds}, {per_host} a host: " +
-                  ", ".join(f"{name} {row['not_forward_backward_ms']:.0f} ms" for name, row in rows.items()), file=sys.stderr)
+                  "; ".join(f"{name} {row['not_forward_backward_ms']:.0f} ms" for name, row in rows.items()), file=sys.stderr)
     return measured
 
 
@@ -94,11 +101,14 @@ def spread(values, digits):
 
 
 def table(chosen, measured):
-    lines = [f"| {chosen.model}, {HOSTS} hosts, {chosen.rate} | DDP + AdamW fused, ms | {ROW}, ms | ratio |", "| --- | --- | --- | --- |"]
+    lines = [f"| {chosen.model}, {HOSTS} hosts, {chosen.rate} | {DDP_NAME}, ms | " + " | ".join(f"{row}, ms | ratio" for row in ROWS) + " |",
+             "| --- " * (2 + 2 * len(ROWS)) + "|"]
     for per_host, rounds in measured.items():
-        beyond = {name: [row[name]["not_forward_backward_ms"] for row in rounds] for name in ("ddp", "ours")}
-        ratios = [our / their for our, their in zip(beyond["ours"], beyond["ddp"])]
-        lines.append(f"| {per_host} a host | {spread(beyond['ddp'], 0)} | {spread(beyond['ours'], 0)} | {spread(ratios, 2)} |")
+        beyond = {name: [row[name]["not_forward_backward_ms"] for row in rounds] for name in TURNS}
+        cells = [f"{per_host} a host", spread(beyond[DDP_NAME], 0)]
+        for row in ROWS:
+            cells += [spread(beyond[row], 0), spread([our / their for our, their in zip(beyond[row], beyond[DDP_NAME])], 2)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -107,6 +117,7 @@ def main():
     parser.add_argument("--model", choices=SIZES, default="25m")
     parser.add_argument("--rate", default="1gbit", help="in tc's words")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="ranks a host")
+    parser.add_argument("--bucket-mib", type=int, default=25, help="of ours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=7)
     parser.add_argument("--binary", default=str(environment.ROOT / "build/release/launcher/fusedbun"))

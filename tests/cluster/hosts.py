@@ -17,6 +17,7 @@ was started on them end with the context, and with this process however it ends.
 
 import contextlib
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -108,6 +109,11 @@ class Host(Namespace):
         """Starts a command and returns its subprocess.Popen, a context manager that kills it at the end."""
         return _Started(self.words(*words), env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, text=True,
                         start_new_session=True, **options)
+
+    def sent_bytes(self):
+        """What has left it over its cable so far, with the headers of the network."""
+        (link,) = json.loads(self.run("ip", "-json", "-statistics", "link", "show", CABLE).stdout)
+        return link["stats64"]["tx"]["bytes"]
 
     def cut(self):
         """Pulls its cable at the switch: packets of both directions are lost, and nobody is told."""

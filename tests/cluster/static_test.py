@@ -23,6 +23,19 @@ class Static(ClusterTestCase):
             self.assertEqual(result.code, 0, result)
         self.assertEqual(self.model(), self.model_of_one_host(5))
 
+    def test_rows_cross_between_the_hosts_once(self):
+        count = 5
+        for wire, number_bytes in (((), 4), (("--bf16-wire", ""), 2)):
+            words = self.train(count, "--width", "256", "--layers", "4", "--run-dir", self.folder / str(number_bytes), *wire)
+            before = [host.sent_bytes() for host in self.hosts]
+            for result in self.on_both(*words):
+                self.assertEqual(result.code, 0, result)
+            parameters = (self.folder / str(number_bytes) / "model.safetensors").stat().st_size / 4
+            for host, was in zip(self.hosts, before):
+                # At the start, rank 0's parameters; in a step the gradients of both ranks for the other host's half, and the rows of this half.
+                per_step = (host.sent_bytes() - was - 4 * parameters) / count
+                self.assertLess(per_step, 1.1 * (2 / 2 + 1 / 2) * parameters * number_bytes)
+
     def test_clocks_that_are_an_hour_apart(self):
         behind = self.folder / "behind"
         behind.touch()
@@ -114,6 +127,14 @@ class Refusals(ClusterTestCase):
                             *self.train(3))
         for job in (first, second):
             self.assert_fails(job.result(60), 78, "rank 0 of 2 is there already")
+
+    def test_a_name_that_is_known_later(self):
+        self.hosts[1].write_file("/etc/hosts", "127.0.0.1 localhost\n")
+        jobs = [self.static(number, *self.train(3), ranks=1) for number in (0, 1)]
+        time.sleep(2)
+        self.hosts[1].write_file("/etc/hosts", f"127.0.0.1 localhost\n{self.hosts[0].address} node-0\n{self.hosts[1].address} node-1\n")
+        for job in jobs:
+            self.assertEqual(job.result(60).code, 0)
 
     def test_an_address_that_is_none(self):
         result = self.static(1, *self.train(3), address="nowhere", flags=()).result(60)

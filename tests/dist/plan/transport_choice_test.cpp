@@ -60,6 +60,10 @@ TEST(TransportChoice, RefusesWhatCannotCarryTheJobAndSaysWhatToDo) {
               HasSubstr("gradient_wire = exact"));
   EXPECT_THAT(message_of({.on_gpu = true, .rounds_gradients = true}),
               HasSubstr("gradient_wire = exact"));
+  EXPECT_THAT(message_of({.request = collective, .rounds_updates = true}),
+              HasSubstr("update_wire = exact"));
+  EXPECT_THAT(message_of({.on_gpu = true, .rounds_updates = true}),
+              HasSubstr("update_wire = exact"));
 }
 
 TEST(TransportChoice, NamesAreReadAsTheyAreWritten) {

@@ -30,8 +30,10 @@ at::ScalarType type_of(const plan::ParameterSpec& spec) {
 struct Setting {
   plan::ShardPlan plan;
   int64_t in_place_bytes = 0;
-  bool rounds = false;   // float32 gradients travel as bfloat16
-  bool strided = false;  // parameters are not contiguous
+  bool rounds = false;          // float32 gradients travel as bfloat16
+  bool rounds_updates = false;  // and what a step changes of float32 rows
+  std::vector<int> hosts = {};  // [rank]
+  bool strided = false;         // parameters are not contiguous
 };
 
 Setting random_setting(Random& random, int world_size, GradientTransport transport) {
@@ -43,6 +45,9 @@ Setting random_setting(Random& random, int world_size, GradientTransport transpo
   const int64_t choices[] = {0, between(random, 1, 2000), std::numeric_limits<int64_t>::max()};
   setting.in_place_bytes = choices[between(random, 0, 2)];
   setting.rounds = transport == GradientTransport::point_to_point && chance(random, 0.3);
+  setting.rounds_updates = transport == GradientTransport::point_to_point && chance(random, 0.4);
+  for (int rank = 0; rank < world_size; ++rank)
+    setting.hosts.push_back(static_cast<int>(between(random, 0, 2)));
   setting.strided = transport != GradientTransport::shared_memory && chance(random, 0.3);
   return setting;
 }
@@ -189,11 +194,15 @@ class Rank {
 
   void make_buckets(GradientTransport transport) {
     for (const plan::Bucket& bucket : plan().buckets) {
-      buckets_.push_back(transport == GradientTransport::collective
-                             ? make_collective_bucket(bucket, communicator_)
-                             : make_point_to_point_bucket(bucket, communicator_,
-                                                          wire_type(bucket, setting_.rounds),
-                                                          setting_.in_place_bytes));
+      buckets_.push_back(
+          transport == GradientTransport::collective
+              ? make_collective_bucket(bucket, communicator_)
+              : make_point_to_point_bucket(
+                    bucket, communicator_,
+                    {.gradient_type = wire_type(bucket, setting_.rounds),
+                     .rounds_updates = setting_.rounds_updates,
+                     .in_place_bytes = setting_.in_place_bytes,
+                     .routes = plan::route_rows(setting_.hosts, communicator_.rank())}));
     }
   }
 
@@ -300,30 +309,48 @@ class Rank {
     }
   }
 
-  // Each rank writes its own rows of the parameters that were used.
+  // Each rank writes its own rows of the parameters that were used: as a step does, or as who restores them.
   void update(Random& random, const std::vector<bool>& used) {
+    const bool steps = chance(random, 0.8);
+    std::vector<at::Tensor> fresh;
     for (size_t p = 0; p < parameters_.size(); ++p) {
-      const at::Tensor fresh = random_values(random, plan().parameters[p]);
-      if (used[p]) expected_[p] = fresh;
+      fresh.push_back(random_values(random, plan().parameters[p]));
+      if (used[p]) expected_[p] = steps ? as_stepped(expected_[p], fresh[p]) : fresh[p];
     }
     for (ParameterMatrix& matrix : matrices_) matrix.refresh();
     std::vector<comm::Work> works;
     for (size_t b = 0; b < buckets_.size(); ++b) {
       for (const plan::Segment& own : plan().buckets[b].segments[communicator_.rank()]) {
         if (!used[own.parameter]) continue;
-        at::Tensor rows = matrices_[own.parameter].rows(own.range);
-        rows.copy_(expected_[own.parameter]
-                       .view({own.range.rows_total, own.range.columns})
-                       .narrow(0, own.range.row_begin, own.range.rows()));
+        const at::Tensor rows = matrices_[own.parameter].rows(own.range);
+        const at::Tensor target = steps ? buckets_[b]->rows_to_step(own, rows) : rows;
+        ASSERT_TRUE(at::equal(target, rows)) << "a step does not begin with the rows as they are";
+        target.copy_(fresh[own.parameter]
+                         .view({own.range.rows_total, own.range.columns})
+                         .narrow(0, own.range.row_begin, own.range.rows()));
       }
-      works.push_back(buckets_[b]->start_param_sync(matrices_, used, round_));
+      works.push_back(steps ? buckets_[b]->start_update_sync(matrices_, used, round_)
+                            : buckets_[b]->start_param_sync(matrices_, used, round_));
       buckets_[b]->release_gradients();
     }
+    wait_for_all(works);
+    for (auto& bucket : buckets_) works.push_back(bucket->relay_rows(matrices_, used));
+    wait_for_all(works);
+    for (auto& bucket : buckets_) bucket->finish_param_sync(matrices_, used);
+    for (ParameterMatrix& matrix : matrices_) matrix.write_back();
+  }
+
+  static void wait_for_all(std::vector<comm::Work>& works) {
     for (comm::Work& work : works) {
       if (work.pending()) work.wait();
     }
-    for (auto& bucket : buckets_) bucket->finish_param_sync(matrices_, used);
-    for (ParameterMatrix& matrix : matrices_) matrix.write_back();
+    works.clear();
+  }
+
+  at::Tensor as_stepped(const at::Tensor& old_values, const at::Tensor& new_values) const {
+    const bool rounds = setting_.rounds_updates && communicator_.size() > 1;
+    if (!rounds || new_values.scalar_type() != at::kFloat) return new_values;
+    return old_values + (new_values - old_values).to(at::kBFloat16).to(at::kFloat);
   }
 
   void expect_parameters(int step) {

@@ -81,6 +81,7 @@ class Drawing {
     case_.bucket_bytes = one_of<int64_t>({64, 400, 2000, 8000, 25 << 20});
     case_.in_place_bytes = one_of<int64_t>({0, 1, 200, 2000, 64 << 10});
     case_.wire_bf16 = case_.transport != GradientTransport::collective && chance(0.2);
+    case_.updates_bf16 = case_.transport != GradientTransport::collective && chance(0.2);
     case_.step_in_backward = chance(0.15);
     case_.release = one_of({GradientRelease::after_step, GradientRelease::after_step,
                             GradientRelease::in_hook, GradientRelease::never});

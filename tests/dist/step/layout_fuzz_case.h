@@ -115,7 +115,8 @@ struct FuzzCase {
   int64_t min_rows_per_rank = 4;
   int64_t bucket_bytes = 25 << 20;
   int64_t in_place_bytes = 64 << 10;
-  bool wire_bf16 = false;
+  bool wire_bf16 = false;     ///< gradients
+  bool updates_bf16 = false;  ///< and what a step changes, or that alone
   double max_grad_norm = 0;
   double divisor = 0;  ///< of the user; 0: none
   bool step_in_backward = false;

@@ -99,7 +99,7 @@ class Alone {
     choose_way(batch);
   }
 
-  // Parameters that join together travel alike: over messages, where wire_bf16 rounds, or in shared memory, where nothing does.
+  // Parameters that join together travel alike: over messages, where wire_bf16 and updates_bf16 round, or in shared memory, where nothing does.
   void choose_way(const std::vector<size_t>& batch) {
     using plan::GradientTransport;
     bool messages = case_.transport == GradientTransport::point_to_point;
@@ -363,7 +363,22 @@ class Alone {
     for (size_t g = 0; g < group_count_; ++g) {
       options_of(g).lr = lr_pins_[g].value_or(scheduled_lr_[g] * lr_scale_);
     }
+    std::vector<at::Tensor> before;
+    for (const at::Tensor& tensor : tensors_) before.push_back(tensor.detach().clone());
     optimizer_->step();
+    for (size_t p = 0; p < tensors_.size(); ++p) {
+      if (averages[p] && rounds_updates(p)) round_update(tensors_[p], before[p]);
+    }
+  }
+
+  bool rounds_updates(size_t p) const {
+    return case_.updates_bf16 && by_messages_[p] && case_.parameters[p].type == ElementType::f32;
+  }
+
+  static void round_update(const at::Tensor& tensor, const at::Tensor& before) {
+    const at::NoGradGuard no_grad;
+    const at::Tensor change = (tensor - before).to(at::kBFloat16).to(at::kFloat);
+    tensor.copy_(before + change);
   }
 
   // ---- changes -----------------------------------------------------------------------------------
@@ -409,6 +424,7 @@ class Alone {
     // A momentum that is stored in bfloat16 rounds to 2^-9 of itself, and a step is a tenth of the parameters or less.
     if (parameter.type == ElementType::f64) return 1e-3;
     if (parameter.type == ElementType::bf16) return 0x1p-7;
+    if (rounds_updates(p)) return 1e-3;  // a bit of 2^-8 of a step
     return group.bf16_momentum ? 1e-3 : 5e-6;
   }
 

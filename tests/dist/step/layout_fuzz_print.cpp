@@ -146,6 +146,7 @@ std::string to_cpp(const FuzzCase& c) {
   line("bucket_bytes", c.bucket_bytes, plain.bucket_bytes);
   line("in_place_bytes", c.in_place_bytes, plain.in_place_bytes);
   line("wire_bf16", c.wire_bf16, plain.wire_bf16);
+  line("updates_bf16", c.updates_bf16, plain.updates_bf16);
   line("max_grad_norm", c.max_grad_norm, plain.max_grad_norm);
   line("divisor", c.divisor, plain.divisor);
   line("step_in_backward", c.step_in_backward, plain.step_in_backward);
@@ -203,6 +204,7 @@ void name_features_of_sharding(const FuzzCase& c, std::set<std::string>& names) 
     names.insert("host window");
   }
   if (c.wire_bf16) names.insert("wire bf16");
+  if (c.updates_bf16) names.insert("updates bf16");
   if (c.max_grad_norm > 0) names.insert("clip");
   if (c.divisor > 0) names.insert("user's divisor");
   if (c.step_in_backward) names.insert("step_in_backward");
@@ -252,6 +254,7 @@ std::vector<std::string> wanted_features() {
                                     "host window",
                                     "spread over buckets",
                                     "wire bf16",
+                                    "updates bf16",
                                     "clip",
                                     "user's divisor",
                                     "step_in_backward",

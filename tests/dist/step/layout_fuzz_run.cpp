@@ -114,6 +114,7 @@ class Program {
                            .release = case_.release};
     if (case_.divisor > 0) options.gradient_divisor = case_.divisor;
     if (case_.wire_bf16) options.gradient_wire = GradientWire::bf16;
+    if (case_.updates_bf16) options.update_wire = UpdateWire::bf16;
     return options;
   }
 

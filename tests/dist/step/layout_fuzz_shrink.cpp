@@ -97,6 +97,7 @@ class Shrinking {
     reset(&FuzzCase::bucket_bytes);
     reset(&FuzzCase::in_place_bytes);
     reset(&FuzzCase::wire_bf16);
+    reset(&FuzzCase::updates_bf16);
     reset(&FuzzCase::max_grad_norm);
     reset(&FuzzCase::divisor);
     reset(&FuzzCase::step_in_backward);

@@ -651,6 +651,57 @@ TEST(ShardedFusedbun, Bfloat16OnTheWireTrains) {
   }
 }
 
+TEST(ShardedFusedbun, UpdatesInBfloat16AreThoseOfOneProcessRounded) {
+  // In groups whose parameters' norm scales the step, that norm is of the rounded values.
+  for (const bool scales : {false, true}) {
+    auto options = FusedbunOptions::sm3(kLr).nonfinite(Nonfinite::skip);
+    options.values().scale_by_parameter_rms = scales;
+    for (const int ranks : {2, 4}) {  // the average of equal gradients is exact
+      run_ranks(ranks, [&](comm::Communicator& communicator) {
+        TinyModel sharded, alone;
+        ShardedFusedbun optimizer(both(communicator), sharded.parameters, options,
+                                  {.min_rows_per_rank = 1,
+                                   .bucket_bytes = 256,
+                                   .update_wire = UpdateWire::bf16,
+                                   .host_window = false});
+        Fusedbun reference(alone.parameters.values(), options);
+        for (int step = 0; step < 4; ++step) {
+          at::Generator random = at::detail::createCPUGenerator(step);
+          std::vector<at::Tensor> before;
+          for (size_t p = 0; p < alone.tensors().size(); ++p) {
+            at::Tensor theirs = alone.tensors()[p], ours = sharded.tensors()[p];
+            const at::Tensor gradient = at::randn(theirs.sizes(), random);
+            theirs.mutable_grad() = gradient;
+            ours.mutable_grad() = gradient.clone();
+            before.push_back(theirs.detach().clone());
+          }
+          optimizer.step();
+          reference.step();
+          const at::NoGradGuard no_grad;
+          for (size_t p = 0; p < before.size(); ++p) {
+            at::Tensor theirs = alone.tensors()[p];
+            theirs.copy_(before[p] + (theirs - before[p]).to(at::kBFloat16).to(at::kFloat));
+            const at::Tensor ours = sharded.tensors()[p].detach();
+            // Norms are sums, whose order may move a rounding.
+            if (scales) {
+              EXPECT_TRUE(at::allclose(ours, theirs, 1e-4, 1e-6)) << p << " in step " << step;
+            } else {
+              EXPECT_TRUE(at::equal(ours, theirs)) << p << " in step " << step;
+            }
+          }
+        }
+        const std::vector<double> squares = optimizer.state_to_save().sums_of_squares;
+        for (size_t p = 0; scales && p < squares.size(); ++p) {
+          const double expected =
+              sharded.tensors()[p].detach().to(at::kDouble).square().sum().item<double>();
+          EXPECT_NEAR(squares[p], expected, 1e-12 * expected) << p;
+        }
+        optimizer.finish();
+      });
+    }
+  }
+}
+
 TEST(ShardedFusedbun, RefusesOptionsThatDifferBetweenRanks) {
   EXPECT_THROW(run_ranks(2,
                          [&](comm::Communicator& communicator) {

@@ -217,6 +217,9 @@ TEST(ShardedTransport, IsRefusedOnEveryRankWhereItCannotCarryTheJob) {
     EXPECT_THROW(construct({.gradient_wire = GradientWire::bf16,
                             .transport = plan::GradientTransport::collective}),
                  ConfigError);
+    EXPECT_THROW(construct({.update_wire = UpdateWire::bf16,
+                            .transport = plan::GradientTransport::collective}),
+                 ConfigError);
   });
 }
 

@@ -36,6 +36,7 @@ std::vector<OtherValue> fields_of_the_job() {
       {"dynamic_loss_scale",
        [](ShardedOptions& o) { o.dynamic_loss_scale = {.growth_interval = 7}; }},
       {"gradient_wire", [](ShardedOptions& o) { o.gradient_wire = GradientWire::bf16; }},
+      {"update_wire", [](ShardedOptions& o) { o.update_wire = UpdateWire::bf16; }},
       {"transport",
        [](ShardedOptions& o) { o.transport = plan::GradientTransport::point_to_point; }},
       {"step_in_backward", [](ShardedOptions& o) { o.step_in_backward = true; }},

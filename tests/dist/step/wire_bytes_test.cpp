@@ -54,7 +54,7 @@ std::vector<std::vector<int64_t>> shapes() {
 
 /// Bytes that all ranks together send per step, averaged over two steps with everything that belongs to them.
 int64_t bytes_per_step(int size, GradientWire wire, const FusedbunOptions& preset,
-                       at::ScalarType type = at::kFloat) {
+                       at::ScalarType type = at::kFloat, UpdateWire updates = UpdateWire::exact) {
   std::atomic<int64_t> bytes = 0;
   std::vector<int64_t> marks;
   auto transports = comm::testing::make_memory_transports(size);
@@ -67,9 +67,9 @@ int64_t bytes_per_step(int size, GradientWire wire, const FusedbunOptions& prese
       std::vector<at::Tensor> parameters;
       for (const auto& shape : shapes())
         parameters.push_back(at::full(shape, 0.1, type).requires_grad_());
-      ShardedFusedbun optimizer({communicator.get(), communicator.get()},
-                                {torch::optim::OptimizerParamGroup(parameters)}, preset,
-                                {.gradient_wire = wire, .host_window = false});
+      ShardedFusedbun optimizer(
+          {communicator.get(), communicator.get()}, {torch::optim::OptimizerParamGroup(parameters)},
+          preset, {.gradient_wire = wire, .update_wire = updates, .host_window = false});
       for (int step = 0; step < 3; ++step) {
         communicator->barrier().wait();
         if (rank == 0) marks.push_back(bytes);
@@ -112,6 +112,15 @@ TEST_P(WireBytes, AreThreeQuartersWithGradientsInBf16) {
   const double least = 1.5 * (size - 1) * static_cast<double>(parameter_bytes());
   EXPECT_GE(sent, least);
   EXPECT_LE(sent, 1.005 * least);
+}
+
+TEST_P(WireBytes, AreHalfWithUpdatesInBf16AsWell) {
+  const int size = GetParam();
+  const auto sent = static_cast<double>(bytes_per_step(
+      size, GradientWire::bf16, FusedbunOptions::recommended(1e-3), at::kFloat, UpdateWire::bf16));
+  const double least = (size - 1) * static_cast<double>(parameter_bytes());
+  EXPECT_GE(sent, least);
+  EXPECT_LE(sent, 1.01 * least);
 }
 
 TEST_P(WireBytes, AreHalfForParametersOfTwoBytes) {
