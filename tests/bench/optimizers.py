@@ -3,7 +3,7 @@
 
     tests/bench/optimizers.py [--binary build/release/launcher/fusedbun] [--steps 200] [--finetune-steps 100] [--seeds 3]
     tests/bench/optimizers.py --model FOLDER --data A.bin --eval-data B.bin [--other-data C.bin] [--context 256] [--batch 4]
-                              [--finetune-steps 24]
+                              [--finetune-steps 24] [--lr NAME=RATE] [--leave-out NAME]
 
 The first: a byte-level GPT of 0.84 M parameters on two ranks: pretrained on licence texts, then fine-tuned on Python's standard
 library, all optimizers from the same pretrained weights (AdamW's). Learning rates are tuned per optimizer and task by
@@ -13,7 +13,9 @@ and standard deviation over the other seeds. Takes about a quarter of an hour on
 The second: a published model, as deploy/finetune.sh has it, fine-tuned on tokens whose prompts carry no loss; torch's Adafactor and Muon take
 part, on the same samples by the same schedule (peer/finetune.py), with state, peak memory and time of a step, and what became of a
 text of another kind (--other-data, judged by `fusedbun eval`). All rates are tuned first; then each seed goes through all optimizers, so
-that their times meet the same machine. Needs .venv of `deploy/install.sh test`. SmolLM2-135M on two cores: three hours with the defaults.
+that their times meet the same machine. Needs .venv of `deploy/install.sh test`. SmolLM2-135M on two cores: three hours with the defaults,
+and without Muon: torch's iterates in bfloat16, and where the processor has no instructions for it (AVX2 alone), 12 steps of 2 x 256 tokens
+had not ended after 15 minutes.
 
 Markdown goes to stdout, every run to stderr.
 """
@@ -160,17 +162,30 @@ def shown(losses):
     return f"{statistics.mean(losses):.3f} ± {spread:.3f}"
 
 
+def said_of(out, what):
+    """What the end of a run on several ranks says of `what`."""
+    (line,) = re.findall(rf"^\[rank 0\] {what} +(.*)$", out, re.MULTILINE)
+    return line
+
+
 def state_of(out):
     """Bytes of optimizer state of the rank that has most, as a run's end says."""
-    (line,) = [line for line in out.splitlines() if line.startswith("optimizer state")]
+    line = said_of(out, "optimizer state")
     return max(int(number.replace(",", "")) for number in re.findall(r"([\d,]+) bytes", line))
 
 
 def memory_of(out):
     """Bytes of peak memory of the rank that takes most, without what the process had before it had a model."""
-    (line,) = [line for line in out.splitlines() if line.startswith("memory")]
-    value, unit = re.match(r"memory +([\d.]+) (MiB|GiB) at the peak", line).groups()
+    value, unit = re.match(r"([\d.]+) (MiB|GiB) at the peak", said_of(out, "memory")).groups()
     return float(value) * (1 << (20 if unit == "MiB" else 30))
+
+
+def rate_of(text):
+    """("sm3", 2e-4) of "sm3=2e-4"."""
+    name, _, rate = text.rpartition("=")
+    if name not in FINETUNING:
+        raise argparse.ArgumentTypeError(f"'{name}' is none of {', '.join(FINETUNING)}")
+    return name, float(rate)
 
 
 def small_models(bench, arguments):
@@ -196,8 +211,10 @@ def published_model(bench, arguments):
             "flags": ["--init", arguments.model, "--data", arguments.data, "--eval-data", arguments.eval_data, "--context", arguments.context,
                       "--batch", arguments.batch, "--warmup", WARMUP, "--long-documents", "cut", "--packing", "documents",
                       "--weight-decay", 0, "--threads", 1, "--validation-batches", 1000, "--no-checkpoints"]}
-    lr = {name: bench.tune(name, task, first) for name, (_, first) in FINETUNING.items()}
-    found = {name: [] for name in FINETUNING}
+    given = dict(arguments.lr)
+    lr = {name: given[name] if name in given else bench.tune(name, task, first)
+          for name, (_, first) in FINETUNING.items() if name not in arguments.leave_out}
+    found = {name: [] for name in lr}
     for seed in range(1, arguments.seeds + 1):
         for name, runs in found.items():
             runs.append(bench.judged(name, lr[name], seed, task))
@@ -225,6 +242,9 @@ def main():
     parser.add_argument("--other-data", help="tokens of another kind, to see what fine-tuning did to it")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--leave-out", action="append", default=[], metavar="NAME", help="of a published model's table; may be repeated")
+    parser.add_argument("--lr", action="append", default=[], metavar="NAME=RATE", type=rate_of,
+                        help="a rate that was tuned before, of a published model's table; may be repeated")
     arguments = parser.parse_args()
     if bool(arguments.model) != bool(arguments.data and arguments.eval_data):
         parser.error("--model, --data and --eval-data go together")
