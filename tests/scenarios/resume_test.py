@@ -272,13 +272,19 @@ class Precision(ResumeTestCase):
         self.assert_is(whole)
         self.assertEqual(self.scales(), scales)
 
-    def test_bfloat16_parameters_and_their_masters_go_on_to_the_bit(self):
-        whole = self.whole("launch", "-n", "2", "--", more=("--precision", "bf16"))
-        words = ["launch", "-n", "2", "--", *self.words("stopped", "--precision", "bf16")]
+    def goes_on_to_the_bit(self, *flags):
+        whole = self.whole("launch", "-n", "2", "--", more=flags)
+        words = ["launch", "-n", "2", "--", *self.words("stopped", *flags)]
         self.stop_after(120, [BINARY, *words])
         result = run(*words)
         self.assertEqual(result.code, 0, result)
         self.assert_is(whole)
+
+    def test_bfloat16_parameters_and_their_masters_go_on_to_the_bit(self):
+        self.goes_on_to_the_bit("--precision", "bf16")
+
+    def test_rounded_updates_go_on_to_the_bit(self):
+        self.goes_on_to_the_bit("--bf16-wire", "", "--no-host-window", "")
 
     def test_on_other_ranks_the_scale_goes_on(self):
         words = self.words("moved", "--batch", 6, *self.SCALED)
