@@ -269,8 +269,8 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
                         first_line(error) + "): whoever served it left, and says why");
   }
   if (!rendezvous->device) {
-    rendezvous->device =
-        c10d::ProcessGroupGloo::createDeviceForHostname(local_address_towards(options.master_addr));
+    rendezvous->device = c10d::ProcessGroupGloo::createDeviceForHostname(
+        local_address_towards(options.master_addr, options.timeout));
   }
   auto communicator = make_message_communicator(
       make_gloo_transport(connect_channel(rendezvous, store, options.rank, options.size)),

@@ -36,15 +36,15 @@ struct FreeAddresses {
 };
 using Addresses = std::unique_ptr<addrinfo, FreeAddresses>;
 
-// A name that is not known yet is tried again: that of a pod or a virtual machine appears while it starts.
-Addresses resolve(const std::string& address) {
-  constexpr std::chrono::seconds kNameAppears{15};
+// A name that is not known yet is asked for again during `patience`: that of a pod or a virtual machine appears while it starts.
+Addresses resolve(const std::string& address, std::chrono::milliseconds patience) {
+  constexpr std::chrono::milliseconds kPatienceMax{15'000};
   constexpr std::chrono::milliseconds kPause{200};
   addrinfo hints{};
   hints.ai_socktype = SOCK_DGRAM;
   addrinfo* list = nullptr;
   int status = 0;
-  const auto deadline = std::chrono::steady_clock::now() + kNameAppears;
+  const auto deadline = std::chrono::steady_clock::now() + std::min(patience, kPatienceMax);
   for (;;) {
     status = ::getaddrinfo(address.c_str(), "9", &hints, &list);  // any port: nothing is sent
     const bool is_unknown = status == EAI_NONAME || status == EAI_AGAIN;
@@ -149,9 +149,9 @@ bool is_loopback(const std::string& address) {
   return address == "localhost" || address == "::1" || address.rfind("127.", 0) == 0;
 }
 
-std::string local_address_towards(const std::string& address) {
+std::string local_address_towards(const std::string& address, std::chrono::milliseconds patience) {
   if (is_loopback(address)) return address == "::1" ? "::1" : "127.0.0.1";
-  const Addresses addresses = resolve(address);
+  const Addresses addresses = resolve(address, patience);
   for (const addrinfo* each = addresses.get(); each != nullptr; each = each->ai_next) {
     const std::string source = source_towards(each->ai_addr, each->ai_addrlen);
     if (source.empty()) continue;
@@ -200,7 +200,7 @@ std::string wait_for_listener(const std::string& address, uint16_t port,
                               std::chrono::milliseconds timeout) {
   constexpr std::chrono::milliseconds kPause{20};
   const auto deadline = std::chrono::steady_clock::now() + timeout;
-  const Addresses addresses = resolve(address);
+  const Addresses addresses = resolve(address, timeout);
   for (;;) {
     int error = 0;
     for (const addrinfo* each = addresses.get(); each != nullptr; each = each->ai_next) {

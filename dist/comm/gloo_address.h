@@ -14,8 +14,8 @@ bool is_loopback(const std::string& address);
 
 /// This host's numeric address on the interface that leads to `address`; "127.0.0.1" or "::1" for loopback that is written as such, and
 /// for a name of this host that its own /etc/hosts sends to loopback the address under which other hosts reach it. Throws
-/// UnavailableError when the name does not resolve within 15 s, or no route leads there.
-std::string local_address_towards(const std::string& address);
+/// UnavailableError when no route leads there, or the name does not resolve, which is asked again during `patience` and at most 15 s.
+std::string local_address_towards(const std::string& address, std::chrono::milliseconds patience);
 
 /// A bound and listening socket; the caller owns the descriptor.
 struct ListeningSocket {

@@ -63,6 +63,8 @@ class PointToPointBucket final : public GradientBucket {
     for (int peer = 0; peer < communicator.size(); ++peer) {
       if (peer != rank_) peers_.push_back(peer);
     }
+    FUSEDBUN_ASSERT(routes_.receives.size() + routes_.relay_receives.size() == peers_.size(),
+                    "every other rank's rows have a way here");
     if (!options.rounds_updates || parameter_type(bucket) != at::kFloat || peers_.empty()) return;
     // The gradients are used up when the updates come, so rounded ones lend their memory.
     if (rounds_gradients(options)) {

@@ -41,7 +41,7 @@ struct PointToPointOptions {
   at::ScalarType gradient_type;  ///< wire_type(...)
   bool rounds_updates = false;   ///< of float32 parameters; others' rows travel as they are
   int64_t in_place_bytes = 0;
-  plan::RowRoutes routes = {};
+  plan::RowRoutes routes = {};  ///< from every other rank
 };
 
 /// The communicator outlives the bucket.

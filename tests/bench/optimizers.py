@@ -242,7 +242,7 @@ def main():
     parser.add_argument("--other-data", help="tokens of another kind, to see what fine-tuning did to it")
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--leave-out", action="append", default=[], metavar="NAME", help="of a published model's table; may be repeated")
+    parser.add_argument("--leave-out", action="append", default=[], choices=FINETUNING, metavar="NAME", help="of a published model's table; may be repeated")
     parser.add_argument("--lr", action="append", default=[], metavar="NAME=RATE", type=rate_of,
                         help="a rate that was tuned before, of a published model's table; may be repeated")
     arguments = parser.parse_args()

@@ -189,8 +189,8 @@ TEST(Gloo, AddressesKnowLoopback) {
   EXPECT_TRUE(is_loopback("localhost"));
   EXPECT_TRUE(is_loopback("127.0.1.1"));
   EXPECT_FALSE(is_loopback("10.0.0.1"));
-  EXPECT_EQ(local_address_towards("localhost"), "127.0.0.1");
-  EXPECT_THROW(local_address_towards("no.such.host.invalid"), UnavailableError);
+  EXPECT_EQ(local_address_towards("localhost", {}), "127.0.0.1");
+  EXPECT_THROW(local_address_towards("no.such.host.invalid", {}), UnavailableError);
 }
 
 }  // namespace

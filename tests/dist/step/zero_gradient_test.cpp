@@ -33,8 +33,10 @@ TEST(ZeroGradient, TakesOneSegmentOnceAndNotTheMatrixPerRank) {
   const auto plan = plan::make_plan(
       std::vector<plan::ParameterSpec>{{.name = "table", .shape = {4096, 256}}}, {.world_size = 4});
   const auto ranks = comm::make_local_communicators(4);
-  const auto bucket = make_point_to_point_bucket(
-      plan.buckets[0], *ranks[0], {.gradient_type = at::kFloat, .in_place_bytes = 64 << 10});
+  const auto bucket = make_point_to_point_bucket(plan.buckets[0], *ranks[0],
+                                                 {.gradient_type = at::kFloat,
+                                                  .in_place_bytes = 64 << 10,
+                                                  .routes = plan::route_rows({0, 0, 0, 0}, 0)});
   EXPECT_GE(allocated_by([] { at::zeros({1000}); }), 4000) << "nothing is counted";
   const int64_t first = allocated_by([&] { bucket->add_zero_gradient(0); });
   EXPECT_GE(first, kBytes / 4);
