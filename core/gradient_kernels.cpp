@@ -24,13 +24,48 @@ bool copy_and_test(ElementType source_type, const void* source, ElementType dest
                       copy_and_test(source_type, source, destination_type, destination, count));
 }
 
-void round_update(const float* stepped, float* rows, uint16_t* update, int64_t count,
-                  InstructionSet set) {
+namespace {
+
+constexpr int64_t kPiece = int64_t{1} << 16;  // elements: some ten microseconds
+
+/// Calls work(begin, count) for each piece of `count` elements.
+template <class Work>
+void in_pieces(int64_t count, const CpuExecution& execution, const Work& work) {
+  const int64_t pieces = (count + kPiece - 1) / kPiece;
+  const auto work_on = [&](int64_t piece) {
+    const int64_t begin = piece * kPiece;
+    work(begin, std::min(kPiece, count - begin));
+  };
+  if (execution.parallel_for && pieces > 1) {
+    execution.parallel_for(pieces, work_on);
+  } else {
+    for (int64_t piece = 0; piece < pieces; ++piece) work_on(piece);
+  }
+}
+
+void round_piece(const float* stepped, float* rows, uint16_t* update, int64_t count,
+                 InstructionSet set) {
   FUSEDBUN_IN_VARIANT(set, round_update(stepped, rows, update, count));
 }
 
-void apply_update(const uint16_t* update, float* rows, int64_t count, InstructionSet set) {
+void apply_piece(const uint16_t* update, float* rows, int64_t count, InstructionSet set) {
   FUSEDBUN_IN_VARIANT(set, apply_update(update, rows, count));
+}
+
+}  // namespace
+
+void round_update(const float* stepped, float* rows, uint16_t* update, int64_t count,
+                  const CpuExecution& execution) {
+  in_pieces(count, execution, [&](int64_t begin, int64_t length) {
+    round_piece(stepped + begin, rows + begin, update + begin, length, execution.set);
+  });
+}
+
+void apply_update(const uint16_t* update, float* rows, int64_t count,
+                  const CpuExecution& execution) {
+  in_pieces(count, execution, [&](int64_t begin, int64_t length) {
+    apply_piece(update + begin, rows + begin, length, execution.set);
+  });
 }
 
 namespace {
@@ -53,19 +88,11 @@ void sum_in_order(std::span<const void* const> parts, ElementType type, T* sum, 
 template <class T>
 double sum_in_order_with_squares(std::span<const void* const> parts, ElementType type, T* sum,
                                  int64_t count, const CpuExecution& execution) {
-  constexpr int64_t kPiece = int64_t{1} << 16;  // some ten microseconds
-  const int64_t pieces = (count + kPiece - 1) / kPiece;
-  std::vector<double> squares(pieces);
-  const auto sum_piece = [&](int64_t piece) {
-    const int64_t begin = piece * kPiece;
-    squares[piece] = sum_parts(parts, type, begin, sum + begin, std::min(kPiece, count - begin),
-                               /*with_squares=*/true, execution.set);
-  };
-  if (execution.parallel_for && pieces > 1) {
-    execution.parallel_for(pieces, sum_piece);
-  } else {
-    for (int64_t piece = 0; piece < pieces; ++piece) sum_piece(piece);
-  }
+  std::vector<double> squares((count + kPiece - 1) / kPiece);
+  in_pieces(count, execution, [&](int64_t begin, int64_t length) {
+    squares[begin / kPiece] = sum_parts(parts, type, begin, sum + begin, length,
+                                        /*with_squares=*/true, execution.set);
+  });
   double total = 0;
   for (const double part : squares) total += part;
   return total;

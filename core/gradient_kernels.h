@@ -43,10 +43,10 @@ double sum_in_order_with_squares(std::span<const void* const> parts, ElementType
 
 /// update[i] = bf16(stepped[i] - rows[i]), rounded to nearest even, and rows[i] += update[i], in float32. The ranges do not overlap.
 void round_update(const float* stepped, float* rows, uint16_t* update, int64_t count,
-                  InstructionSet set = best_instruction_set());
+                  const CpuExecution& execution = {});
 /// rows[i] += update[i]: after it these rows have the bits of those that round_update left.
 void apply_update(const uint16_t* update, float* rows, int64_t count,
-                  InstructionSet set = best_instruction_set());
+                  const CpuExecution& execution = {});
 
 /// The sum of squares of `count` values that lie in rows of `columns`, the last row maybe shorter, as the fused pass adds them up
 /// (sum_order.h): each row, then the rows' sums. T = float or double.

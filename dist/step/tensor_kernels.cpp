@@ -3,20 +3,8 @@
 #include "fusedbun/core/gradient_kernels.h"
 #include "fusedbun/core/segment_step.h"
 
-#include <algorithm>
-
 namespace fusedbun {
 namespace {
-
-/// Calls work(begin, count) for pieces of `count` elements, on LibTorch's threads.
-template <class Work>
-void in_pieces(int64_t count, const Work& work) {
-  constexpr int64_t kPiece = int64_t{1} << 16;  // some ten microseconds
-  on_torch_threads((count + kPiece - 1) / kPiece, [&](int64_t piece) {
-    const int64_t begin = piece * kPiece;
-    work(begin, std::min(kPiece, count - begin));
-  });
-}
 
 uint16_t* bits_of(const at::Tensor& bfloat16) {
   return reinterpret_cast<uint16_t*>(bfloat16.mutable_data_ptr<at::BFloat16>());
@@ -35,20 +23,13 @@ bool squares_are_finite(const at::Tensor& gradient) {
 }
 
 void round_update(const at::Tensor& stepped, const at::Tensor& rows, const at::Tensor& update) {
-  const float* const from = stepped.const_data_ptr<float>();
-  float* const to = rows.mutable_data_ptr<float>();
-  uint16_t* const rounded = bits_of(update);
-  in_pieces(rows.numel(), [&](int64_t begin, int64_t count) {
-    round_update(from + begin, to + begin, rounded + begin, count);
-  });
+  round_update(stepped.const_data_ptr<float>(), rows.mutable_data_ptr<float>(), bits_of(update),
+               rows.numel(), {.parallel_for = on_torch_threads});
 }
 
 void apply_update(const at::Tensor& update, const at::Tensor& rows) {
-  const uint16_t* const rounded = bits_of(update);
-  float* const to = rows.mutable_data_ptr<float>();
-  in_pieces(rows.numel(), [&](int64_t begin, int64_t count) {
-    apply_update(rounded + begin, to + begin, count);
-  });
+  apply_update(bits_of(update), rows.mutable_data_ptr<float>(), rows.numel(),
+               {.parallel_for = on_torch_threads});
 }
 
 double add_up(const std::vector<at::Tensor>& parts, const at::Tensor& sum) {
