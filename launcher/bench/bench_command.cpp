@@ -15,6 +15,7 @@
 #include "fusedbun/launcher/bench/own_ranks.h"
 #include "fusedbun/launcher/bench/rank_bench.h"
 #include "fusedbun/launcher/bench/step_bench.h"
+#include "fusedbun/launcher/cli/torch_program.h"
 #include "fusedbun/launcher/env/versions.h"
 
 namespace fusedbun::launcher {
@@ -240,8 +241,7 @@ void add_all(CLI::App& app) {
 }  // namespace
 
 CLI::App* add_bench_command(CLI::App& app) {
-  CLI::App* const command =
-      app.add_subcommand("bench", "Measure the optimizer's step, the transport and training here");
+  CLI::App* const command = add_torch_command(app, kBench);
   command->require_subcommand(1);
   command->footer(
       "Examples:\n"

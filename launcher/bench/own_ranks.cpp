@@ -10,6 +10,7 @@
 #include <fstream>
 
 #include "fusedbun/core/error.h"
+#include "fusedbun/launcher/cli/torch_program.h"
 
 namespace fusedbun::bench {
 namespace {
@@ -45,8 +46,8 @@ int run(std::vector<std::string> words) {
   ::posix_spawn_file_actions_init(&actions);
   ::posix_spawn_file_actions_adddup2(&actions, STDERR_FILENO, STDOUT_FILENO);
   pid_t child = 0;
-  const int error =
-      ::posix_spawn(&child, "/proc/self/exe", &actions, nullptr, argv.data(), environ);
+  const int error = ::posix_spawn(&child, launcher::fusedbun_program().c_str(), &actions, nullptr,
+                                  argv.data(), environ);
   ::posix_spawn_file_actions_destroy(&actions);
   FUSEDBUN_REQUIRE(error == 0, IoError, std::string("cannot start ranks: ") + std::strerror(error));
   int status = 0;

@@ -88,9 +88,13 @@ std::vector<std::string> words_of(int argc, const char* const* argv) {
 }
 
 std::vector<std::string> with_program_marked(const CLI::App& app, std::vector<std::string> words) {
-  if (words.empty() || words[0] != "launch" || std::ranges::find(words, "--") != words.end())
+  const auto launches =
+      app.get_subcommands([](const CLI::App* command) { return command->get_name() == "launch"; });
+  if (launches.empty() || words.empty() || words[0] != "launch" ||
+      std::ranges::find(words, "--") != words.end()) {
     return words;
-  const CLI::App* const launch = app.get_subcommand("launch");
+  }
+  const CLI::App* const launch = launches.front();
   for (auto word = words.begin() + 1; word != words.end(); ++word) {
     if (!word->starts_with("-")) {
       const std::vector<std::string> commands = commands_of(app);

@@ -13,6 +13,7 @@
 #include "fusedbun/dist/plan/backend_choice.h"
 #include "fusedbun/dist/plan/identity.h"
 #include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/cli/torch_program.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/env/versions.h"
 
@@ -98,7 +99,7 @@ Json collect() {
                              {"total_bytes", memory->total_bytes}};
   }
   json["gpus"] = gpus;
-  json["start"] = start_lines(std::filesystem::read_symlink("/proc/self/exe").string());
+  json["start"] = start_lines(fusedbun_program().string());
   return json;
 }
 
@@ -149,8 +150,7 @@ void print_text(const Json& json, std::ostream& out) {
 }  // namespace
 
 CLI::App* add_env_command(CLI::App& app) {
-  CLI::App* const command =
-      app.add_subcommand("env", "Say which rank this is, which backend it would take, and why");
+  CLI::App* const command = add_torch_command(app, kEnv);
   command->footer(
       "Examples:\n"
       "  fusedbun env\n"

@@ -12,6 +12,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/launcher/cli/output_format.h"
+#include "fusedbun/launcher/cli/torch_program.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/generate/generation.h"
 #include "fusedbun/launcher/generate/tokenizer.h"
@@ -76,8 +77,7 @@ void run(const Flags& flags, OutputFormat format) {
 
 CLI::App* add_generate_command(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* const command =
-      app.add_subcommand("generate", "Let a model go on with a text, or answer");
+  CLI::App* const command = add_torch_command(app, kGenerate);
   command->footer(
       "Examples:\n"
       "  fusedbun generate --model runs/first --prompt \"This program is\"\n"

@@ -14,6 +14,7 @@
 #include "fusedbun/dist/run_folder/standard_error.h"
 #include "fusedbun/launcher/cli/output_format.h"
 #include "fusedbun/launcher/cli/table.h"
+#include "fusedbun/launcher/cli/torch_program.h"
 #include "fusedbun/launcher/data/tokenizer_match.h"
 #include "fusedbun/launcher/env/host.h"
 #include "fusedbun/launcher/train/initial_model.h"
@@ -161,8 +162,7 @@ void run(const EvalOptions& options, OutputFormat format) {
 }  // namespace
 
 CLI::App* add_eval_command(CLI::App& app) {
-  CLI::App* const command =
-      app.add_subcommand("eval", "Say how well a model predicts files: loss and perplexity");
+  CLI::App* const command = add_torch_command(app, kEval);
   command->footer(
       "Examples:\n"
       "  fusedbun eval --model runs/first --data held_back.txt\n"

@@ -12,6 +12,7 @@
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/launcher/cli/log_record.h"
 #include "fusedbun/launcher/cli/own_words.h"
+#include "fusedbun/launcher/cli/torch_program.h"
 #include "fusedbun/launcher/data/corpus.h"
 #include "fusedbun/launcher/env/versions.h"
 #include "fusedbun/launcher/train/run_config.h"
@@ -540,7 +541,7 @@ void run(Flags flags) {
 
 CLI::App* add_train_command(CLI::App& app) {
   auto flags = std::make_shared<Flags>();
-  CLI::App* const command = app.add_subcommand("train", "Train a GPT-2 on text");
+  CLI::App* const command = add_torch_command(app, kTrain);
   command->footer(
       "Examples:\n"
       "  fusedbun launch -n 2 -- train --steps 300 --save models/english\n"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import time
 import unittest
@@ -172,11 +173,13 @@ class Refusals(ClusterTestCase):
         self.assertLess(time.monotonic() - started, 30)
 
     def test_another_build_on_one_host(self):
-        data = Path(BINARY).read_bytes()
+        data = Path(BINARY + "-torch").read_bytes()
         library = re.search(rb"library [0-9]+\.[0-9]+\.[0-9]+ with LibTorch ", data).group()
         other = self.folder / "fusedbun"
-        other.write_bytes(data.replace(library, library.replace(b".", b"9", 1)))
-        other.chmod(0o755)
+        shutil.copy(BINARY, other)
+        changed = self.folder / "fusedbun-torch"
+        changed.write_bytes(data.replace(library, library.replace(b".", b"9", 1)))
+        changed.chmod(0o755)
         first = self.static(0, *self.train(3), ranks=1)
         second = OnHost(self.hosts[1], other, "launch", "--nnodes", "2", "--node-rank", "1", "--master-addr", "node-0", "-n", "1", "--",
                         *self.train(3))

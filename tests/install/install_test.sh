@@ -80,11 +80,14 @@ check_headers
 check_two_lines
 check_resumed_lines
 # Assertions of the installed command name files of the project, not of the machine that built it.
-grep -qF "core/options.cpp" "$prefix/bin/fusedbun" || fail "no assertion of the installed command names core/options.cpp"
-! grep -qF "$(cd "$here/../.." && pwd)/core/" "$prefix/bin/fusedbun" ||
-  fail "the installed command holds the path of the folder that it was built in"
+grep -qF "core/options.cpp" "$prefix/bin/fusedbun-torch" || fail "no assertion of the installed command names core/options.cpp"
+for program in fusedbun fusedbun-torch; do
+  ! grep -qF "$(cd "$here/../.." && pwd)/core/" "$prefix/bin/$program" ||
+    fail "the installed $program holds the path of the folder that it was built in"
+done
 build_project
 "$prefix/bin/fusedbun" --help >/dev/null || fail "the installed command does not run"
+"$prefix/bin/fusedbun" env >/dev/null || fail "the installed command finds no fusedbun-torch"
 {
   "$project/plain"
   "$project/sharded"
