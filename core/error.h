@@ -3,7 +3,7 @@
 //
 // 1. The caller or the world is at fault (a bad option, a lost rank, a full disk): a typed exception derived from
 //    Error, thrown by FUSEDBUN_REQUIRE or directly. Its message is one sentence: what, where, which rank, what to do.
-//    Its exit code is what the `fusedbun` command leaves with.
+//    Its exit code is what the `fusedbun` command exits with.
 // 2. Our own bug: FUSEDBUN_ASSERT prints the broken condition and aborts. It stays on in release builds; inner
 //    loops use none.
 //

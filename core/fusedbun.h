@@ -48,13 +48,7 @@ class FusedbunOptions : public torch::optim::OptimizerCloneableOptions<FusedbunO
   type name() const {                 \
     return values_.name;              \
   }
-  FUSEDBUN_OPTION(double, lr)
-  FUSEDBUN_OPTION(double, eps)
-  FUSEDBUN_OPTION(double, beta_decay)
-  FUSEDBUN_OPTION(double, Lambda)
-  FUSEDBUN_OPTION(double, momentum_beta)
-  FUSEDBUN_OPTION(bool, centralize)
-  FUSEDBUN_OPTION(bool, use_rms)
+  FUSEDBUN_HYPERPARAMETERS(FUSEDBUN_OPTION)
   FUSEDBUN_OPTION(Accumulator, accumulator)
   FUSEDBUN_OPTION(Denominator, denominator)
   FUSEDBUN_OPTION(Decay, decay)
@@ -165,7 +159,7 @@ class Fusedbun : public torch::optim::Optimizer {
   void leave_device();
 
   int64_t job_step_ = 0;
-  int64_t skipped_steps_ = 0;  ///< but for those that device_ counts
+  int64_t skipped_steps_ = 0;  ///< except for those that device_ counts
   std::unique_ptr<FusedbunDevice> device_;
   ska::flat_hash_map<void*, torch::Tensor> hessian_diagonals_;
 };

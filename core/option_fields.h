@@ -1,8 +1,8 @@
 #pragma once
-// Every field of Options with its name, in one list: whoever prints, saves, parses or compares options walks it, so a
-// new field is added here and is known everywhere.
+// Every field of Options with its name: what prints, saves, parses or compares options walks it. Hyperparameters are listed in options.h,
+// the structure here.
 //
-// Invariant: the list is complete. Thread safety: as the options it is given.
+// Invariant: both lists are complete. Thread safety: as the options it is given.
 #include "fusedbun/core/options.h"
 
 namespace fusedbun {
@@ -10,13 +10,9 @@ namespace fusedbun {
 /// Calls `visit(name, field)` for every hyperparameter. `Target` is Hyperparameters or Options, const or not.
 template <class Target, class Visit>
 void visit_hyperparameters(Target& options, Visit&& visit) {
-  visit("lr", options.lr);
-  visit("eps", options.eps);
-  visit("beta_decay", options.beta_decay);
-  visit("Lambda", options.Lambda);
-  visit("momentum_beta", options.momentum_beta);
-  visit("centralize", options.centralize);
-  visit("use_rms", options.use_rms);
+#define FUSEDBUN_VISIT(type, name) visit(#name, options.name);
+  FUSEDBUN_HYPERPARAMETERS(FUSEDBUN_VISIT)
+#undef FUSEDBUN_VISIT
 }
 
 /// Calls `visit(name, field)` for every structural option. `Target` is Structure or Options, const or not.

@@ -63,6 +63,16 @@ struct Hyperparameters {
   bool use_rms = false;
 };
 
+/// Every field of Hyperparameters: whatever prints, saves, parses, compares or sets them walks this list.
+#define FUSEDBUN_HYPERPARAMETERS(FIELD) \
+  FIELD(double, lr)                     \
+  FIELD(double, eps)                    \
+  FIELD(double, beta_decay)             \
+  FIELD(double, Lambda)                 \
+  FIELD(double, momentum_beta)          \
+  FIELD(bool, centralize)               \
+  FIELD(bool, use_rms)
+
 /// Fixed when the optimizer is made: decides what is stored and what is exchanged.
 struct Structure {
   bool operator==(const Structure&) const = default;

@@ -28,7 +28,7 @@
 
 namespace fusedbun {
 
-/// The stored second moment of a segment; undefined tensors are not stored under the options at hand.
+/// The stored second moment of a segment; undefined tensors are not stored with these options.
 struct SecondMoment {
   torch::Tensor full;  ///< [rows, m]: accumulator full, and every vector
   torch::Tensor row;   ///< [rows]: mean, sm3
@@ -48,7 +48,7 @@ struct SegmentState {
       remainder;  ///< [rows, m] int16, with LowPrecision::remainder: what the master has beyond the parameter
 };
 
-/// Calls visit(name, tensor) for every tensor that some options store; undefined ones are not stored under the options at hand.
+/// Calls visit(name, tensor) for every tensor that some options store; undefined ones are not stored with these options.
 template <class Segment, class Visit>
 void visit_tensors(Segment& segment, Visit&& visit) {
   visit("momentum_buffer", segment.momentum_buffer);

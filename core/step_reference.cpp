@@ -1,4 +1,4 @@
-// One step of Fusedbun, written to be read. Every tensor is [rows, m]: the rows of one matrix that are at hand (all
+// One step of Fusedbun, written to be read. Every tensor is [rows, m]: the rows of one matrix that are given (all
 // of them in one process). g is the gradient, p the parameter, r and c what is remembered of the squares of past
 // gradients.
 //

@@ -41,7 +41,7 @@ double ordered_sum(const T* values, int64_t count) {
   return sum;
 }
 
-/// How the rows of a matrix are cut into bands: 1, 2, 4 ... 256 that are equally long but for 16 rows, of at least 8192 elements and
+/// How the rows of a matrix are cut into bands: 1, 2, 4 ... 256 that are equally long except for 16 rows, of at least 8192 elements and
 /// about 64 rows each. Each has column sums of its own, 8 bytes per column, so much shorter ones would cost memory traffic; longer ones
 /// would leave a GPU's multiprocessors idle. The shape alone decides.
 struct RowBands {

@@ -5,7 +5,7 @@
 #
 # FOLDER is what `fusedbun train --control-credentials` takes; FOLDER/admin, FOLDER/operator and FOLDER/viewer are what
 # clients take (--credentials); copy only those to other people. --host names the addresses that clients call; localhost and
-# 127.0.0.1 are always among them. Whoever holds FOLDER/ca.key can make more clients; it is not needed while jobs run.
+# 127.0.0.1 are always among them. The owner of FOLDER/ca.key can make more clients; it is not needed while jobs run.
 # Run again, the authority stays and everything else is made anew: a running job uses it within seconds. The server's files are
 # links into a hidden folder beside them.
 set -euo pipefail

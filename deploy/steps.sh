@@ -21,7 +21,7 @@ steps_done() {
   _step=""
 }
 
-# fail CODE SENTENCE...: says what is wrong and what mends it, and leaves with CODE.
+# fail CODE SENTENCE...: says what is wrong and what mends it, and exits with CODE.
 fail() {
   trap - EXIT
   printf '%s: %s\n' "$_name" "${*:2}" >&2

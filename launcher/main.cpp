@@ -11,9 +11,11 @@
 #ifdef FUSEDBUN_HAS_CONTROL
 #include "fusedbun/launcher/control/cancel_command.h"
 #include "fusedbun/launcher/control/checkpoint_save_command.h"
+#include "fusedbun/launcher/control/dump_command.h"
 #include "fusedbun/launcher/control/health_command.h"
 #include "fusedbun/launcher/control/history_command.h"
 #include "fusedbun/launcher/control/leave_commands.h"
+#include "fusedbun/launcher/control/pause_commands.h"
 #include "fusedbun/launcher/control/ranks_command.h"
 #include "fusedbun/launcher/control/save_to_command.h"
 #include "fusedbun/launcher/control/set_command.h"
@@ -47,10 +49,13 @@ void add_commands(CLI::App& app) {
   add_unpin_command(app);
   add_cancel_command(app);
   add_history_command(app);
+  add_pause_command(app);
+  add_resume_command(app);
   add_drain_command(app);
   add_stop_command(app);
   add_save_to_command(app);
   add_health_command(app);
+  add_dump_command(app);
 #else
   static_cast<void>(checkpoint);
 #endif

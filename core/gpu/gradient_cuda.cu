@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads) move_tiles(MoveTable table) {
       finite = move_from<ElementType::f16>(source.elements, piece, begin, end, tests);
       break;
   }
-  if (!finite) table.control->nonfinite = 1;  // whoever writes last writes the same
+  if (!finite) table.control->nonfinite = 1;  // every writer writes the same
 }
 
 // --- squares ------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 """Writes dashboard.json, a Grafana dashboard of training runs: Dashboards, New, Import.
 
     deploy/monitoring/dashboard.py            # writes dashboard.json beside this file
-    deploy/monitoring/dashboard.py --check    # leaves with 1 if dashboard.json is not what it would write
+    deploy/monitoring/dashboard.py --check    # exits with 1 if dashboard.json is not what it would write
 
 The panels are the table below. $instance is which runs are shown; $__rate_interval is Grafana's, at least four scrapes.
 """

@@ -5,22 +5,36 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 
 namespace fusedbun::changes {
 namespace {
 
+// ---- how a row of the table is written ------------------------------------------------------------
+
 constexpr double kAny = std::numeric_limits<double>::max();  // every finite value
 
-constexpr FieldSpec real(Field field, std::string_view name, std::string_view option_name,
-                         bool per_group, std::string_view description) {
-  return {field, name, option_name, 0, kAny, false, false, false, per_group, description};
+constexpr FieldSpec real(Field field, std::string_view name, std::string_view description) {
+  return {
+      .field = field, .name = name, .option_name = name, .max = kAny, .description = description};
 }
 
-constexpr FieldSpec flag(Field field, std::string_view name, std::string_view option_name,
-                         std::string_view description) {
-  return {field, name, option_name, 0, 1, false, false, true, true, description};
+/// A field of the optimizer's options, of each group: floating point or bool.
+template <auto kMember>
+constexpr FieldSpec option(Field field, std::string_view name, std::string_view option_name,
+                           std::string_view description) {
+  using Value = std::remove_cvref_t<decltype(std::declval<Options>().*kMember)>;
+  FieldSpec spec = real(field, name, description);
+  spec.option_name = option_name;
+  spec.per_group = true;
+  spec.is_bool = std::is_same_v<Value, bool>;
+  if (spec.is_bool) spec.max = 1;
+  spec.get = [](const Options& options) { return static_cast<double>(options.*kMember); };
+  spec.set = [](Options& options, double value) { options.*kMember = static_cast<Value>(value); };
+  return spec;
 }
 
 constexpr FieldSpec positive(FieldSpec spec) {
@@ -34,67 +48,49 @@ constexpr FieldSpec below(FieldSpec spec, double max) {
   return spec;
 }
 
-constexpr FieldSpec only(FieldSpec spec, double value) {
-  spec.min = spec.max = value;
-  return spec;
-}
-
 constexpr FieldSpec kFieldSpecs[] = {
-    real(Field::learning_rate, "learning_rate", "lr", true,
-         "step size; pins this value against the schedule until unpin_learning_rate"),
-    positive(real(Field::eps, "eps", "eps", true, "mask threshold and floor of the denominator")),
-    real(Field::beta_decay, "beta_decay", "beta_decay", true,
-         "decay of the second moment: below 1 with decay ema, above 0 with decay power"),
-    real(Field::weight_decay, "weight_decay", "Lambda", true, "decoupled weight decay"),
-    below(positive(real(Field::momentum_beta, "momentum_beta", "momentum_beta", true,
-                        "decay of the momentum; fixed where it was 0 at the start")),
+    option<&Options::lr>(
+        Field::learning_rate, "learning_rate", "lr",
+        "step size; pins this value against the schedule until unpin_learning_rate"),
+    positive(option<&Options::eps>(Field::eps, "eps", "eps",
+                                   "mask threshold and floor of the denominator")),
+    option<&Options::beta_decay>(
+        Field::beta_decay, "beta_decay", "beta_decay",
+        "decay of the second moment: below 1 with decay ema, above 0 with decay power"),
+    option<&Options::Lambda>(Field::weight_decay, "weight_decay", "Lambda",
+                             "decoupled weight decay"),
+    below(positive(option<&Options::momentum_beta>(
+              Field::momentum_beta, "momentum_beta", "momentum_beta",
+              "decay of the momentum; fixed where it was 0 at the start")),
           1),
-    flag(Field::centralize, "centralize", "centralize",
-         "subtract each matrix row's mean from the gradient"),
-    flag(Field::use_rms, "use_rms", "use_rms", "divide by the root of the second moment"),
-    real(Field::max_grad_norm, "max_grad_norm", "max_grad_norm", false,
+    option<&Options::centralize>(Field::centralize, "centralize", "centralize",
+                                 "subtract each matrix row's mean from the gradient"),
+    option<&Options::use_rms>(Field::use_rms, "use_rms", "use_rms",
+                              "divide by the root of the second moment"),
+    real(Field::max_grad_norm, "max_grad_norm",
          "clip the averaged gradient to this global 2-norm; 0 = off"),
-    real(Field::lr_scale, "lr_scale", "lr_scale", false, "factor over the scheduled learning rate"),
-    only(flag(Field::unpin_learning_rate, "unpin_learning_rate", "unpin_lr",
-              "back to the schedule; value 1"),
-         1),
+    real(Field::lr_scale, "lr_scale", "factor over the scheduled learning rate"),
+    {.field = Field::unpin_learning_rate,
+     .name = "unpin_learning_rate",
+     .option_name = "unpin_lr",
+     .min = 1,
+     .max = 1,
+     .is_bool = true,
+     .per_group = true,
+     .description = "back to the schedule; value 1"},
 };
-
-void apply_to_options(const ChangeEntry& entry, Options& options) {
-  switch (entry.field) {
-    case Field::eps:
-      options.eps = entry.value;
-      return;
-    case Field::beta_decay:
-      options.beta_decay = entry.value;
-      return;
-    case Field::weight_decay:
-      options.Lambda = entry.value;
-      return;
-    case Field::momentum_beta:
-      options.momentum_beta = entry.value;
-      return;
-    case Field::centralize:
-      options.centralize = entry.value != 0;
-      return;
-    case Field::use_rms:
-      options.use_rms = entry.value != 0;
-      return;
-    case Field::learning_rate:
-    case Field::unpin_learning_rate:
-    case Field::max_grad_norm:
-    case Field::lr_scale:
-    case Field::cancel:
-      break;
-  }
-  FUSEDBUN_ASSERT(
-      false, "field " + std::to_string(static_cast<int>(entry.field)) + " is none of the options'");
-}
 
 }  // namespace
 
 std::span<const FieldSpec> field_specs() {
   return kFieldSpecs;
+}
+
+const FieldSpec& spec_of(Field field) {
+  const auto spec = std::ranges::find(kFieldSpecs, field, &FieldSpec::field);
+  FUSEDBUN_ASSERT(spec != std::end(kFieldSpecs),
+                  "field " + std::to_string(static_cast<int>(field)) + " is unknown");
+  return *spec;
 }
 
 std::optional<FieldSpec> find_field(std::string_view name) {
@@ -105,10 +101,7 @@ std::optional<FieldSpec> find_field(std::string_view name) {
 }
 
 std::string_view name_of(Field field) {
-  const auto spec = std::ranges::find(kFieldSpecs, field, &FieldSpec::field);
-  FUSEDBUN_ASSERT(spec != std::end(kFieldSpecs),
-                  "field " + std::to_string(static_cast<int>(field)) + " is unknown");
-  return spec->name;
+  return spec_of(field).name;
 }
 
 bool allows(const FieldSpec& spec, double value) {
@@ -174,7 +167,7 @@ void ActiveChanges::apply(const ChangeEntry& entry, std::span<Options* const> gr
     } else if (entry.field == Field::unpin_learning_rate) {
       lr_pin_[group].reset();
     } else {
-      apply_to_options(entry, *group_options[group]);
+      spec_of(entry.field).set(*group_options[group], entry.value);
     }
   }
 }

@@ -44,19 +44,23 @@ struct ChangeEntry {
 static_assert(sizeof(ChangeEntry) == 32);
 
 struct FieldSpec {
-  Field field;
-  std::string_view name;         ///< the contract's: weight_decay
-  std::string_view option_name;  ///< the optimizer's: Lambda
-  double min, max;
-  bool min_exclusive, max_exclusive;
-  bool is_bool;
-  bool per_group;
-  std::string_view description;
+  Field field{};
+  std::string_view name = {};         ///< the contract's: weight_decay
+  std::string_view option_name = {};  ///< the optimizer's: Lambda
+  double min = 0, max = 0;
+  bool min_exclusive = false, max_exclusive = false;
+  bool is_bool = false;
+  bool per_group = false;
+  std::string_view description = {};
+  /// Of the options of a group; null for what is not one of them (the job's values, unpin_learning_rate).
+  double (*get)(const Options& options) = nullptr;
+  void (*set)(Options& options, double value) = nullptr;
 };
 /// The one table that the validator, the service and the command's help read.
 std::span<const FieldSpec> field_specs();
 /// By either name; nothing if unknown.
 std::optional<FieldSpec> find_field(std::string_view name);
+const FieldSpec& spec_of(Field field);
 std::string_view name_of(Field field);
 /// What the field sets: pin and unpin are two values of one thing.
 constexpr Field slot_of(Field field) {

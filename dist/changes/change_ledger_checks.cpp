@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "fusedbun/dist/changes/change_ledger.h"
-#include "fusedbun/dist/plan/hexadecimal.h"
+#include "fusedbun/dist/plan/hex.h"
 
 namespace fusedbun::changes {
 namespace {
@@ -53,7 +53,7 @@ uint64_t ChangeLedger::body_hash(const ChangeRequest& request) {
 }
 
 std::string ChangeLedger::etag_of(int64_t revision, uint64_t chain_hash) {
-  return "\"" + std::to_string(revision) + "-" + plan::hexadecimal(chain_hash) + "\"";
+  return "\"" + std::to_string(revision) + "-" + plan::to_hex(chain_hash) + "\"";
 }
 
 std::optional<ChangeLedger::Verdict> ChangeLedger::find_repeated(const ChangeRequest& request,

@@ -76,11 +76,11 @@ void ChangeLog::append(std::span<const AcceptedChange> changes,
   first_of_last_ = changes.front().revision;
 }
 
-void ChangeLog::append_end(const RunEnd& end) {
+void ChangeLog::append_run_end(const RunEnd& end) {
   write_frames(frame(end_record(end), durable_bytes_), std::nullopt);
 }
 
-void ChangeLog::take_back() {
+void ChangeLog::undo_last_append() {
   remove({.keep_bytes = before_last_, .void_after = first_of_last_ - 1});
 }
 

@@ -1,10 +1,10 @@
 #pragma once
-// ChangeLog: <run_dir>/changes.log, who changed what, when and why. It only grows; what is appended is on disk before whoever
-// asked gets an answer. Frames: change_log_frames.h, records: change_records.h.
+// ChangeLog: <run_dir>/changes.log, who changed what, when and why. It only grows; what is appended is on disk before the client
+// gets its answer. Frames: change_log_frames.h, records: change_records.h.
 //
 // Opening it cuts off what a crash left half written, and refuses a file that was damaged otherwise.
 //
-// Thread safety: none; ChangeCommit guards it.
+// Thread safety: none; ChangeCommitter guards it.
 #include <cstdint>
 #include <filesystem>
 #include <optional>
@@ -35,9 +35,9 @@ class ChangeLog {
   void append(std::span<const AcceptedChange> changes, std::span<const LedgerGroup> groups);
   /// Takes back what the last append() wrote: nobody has been told of it. A file that cannot be cut (chattr +a) gets a record
   /// that says so instead. Throws IoError if that fails too.
-  void take_back();
+  void undo_last_append();
   /// Throws IoError.
-  void append_end(const RunEnd& end);
+  void append_run_end(const RunEnd& end);
   /// It has bytes of changes that were not taken, and that could not be removed; tried again before each write and at the
   /// end. Meanwhile it takes nothing more.
   bool holds_what_was_not_taken() const { return remnant_.has_value(); }

@@ -7,7 +7,7 @@
 #include <optional>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/plan/hexadecimal.h"
+#include "fusedbun/dist/plan/hex.h"
 
 namespace fusedbun::changes {
 namespace {
@@ -38,9 +38,9 @@ std::optional<Frame> read_frame(std::string_view bytes) {
   const std::string_view length = bytes.substr(0, kLengthDigits);
   const std::string_view durable = bytes.substr(kLengthDigits + 1, kDurableDigits);
   const std::string_view hash = bytes.substr(kHeaderBytes - kHashDigits - 1, kHashDigits);
-  const auto length_value = plan::read_hexadecimal(length);
-  const auto durable_value = plan::read_hexadecimal(durable);
-  const auto hash_value = plan::read_hexadecimal(hash);
+  const auto length_value = plan::from_hex(length);
+  const auto durable_value = plan::from_hex(durable);
+  const auto hash_value = plan::from_hex(hash);
   if (!length_value || !durable_value || !hash_value) return std::nullopt;
   if (*length_value > bytes.size() - kHeaderBytes - 1) return std::nullopt;
   const std::string_view json = bytes.substr(kHeaderBytes, *length_value);
@@ -62,18 +62,17 @@ uint64_t durable_after(std::string_view bytes) {
   return durable;
 }
 
-bool may_be_a_torn_beginning(std::string_view bytes) {
+bool is_torn_first_frame(std::string_view bytes) {
   return bytes.size() <= kFirstFrameBytesMax &&
-         (bytes.empty() || bytes[0] == '\0' ||
-          plan::read_hexadecimal(bytes.substr(0, 1)).has_value());
+         (bytes.empty() || bytes[0] == '\0' || plan::from_hex(bytes.substr(0, 1)).has_value());
 }
 
 }  // namespace
 
 std::string frame(std::string_view json, uint64_t durable_bytes) {
-  const std::string length = plan::hexadecimal(json.size(), kLengthDigits);
-  const std::string durable = plan::hexadecimal(durable_bytes, kDurableDigits);
-  const std::string hash = plan::hexadecimal(hash_of(length, durable, json), kHashDigits);
+  const std::string length = plan::to_hex(json.size(), kLengthDigits);
+  const std::string durable = plan::to_hex(durable_bytes, kDurableDigits);
+  const std::string hash = plan::to_hex(hash_of(length, durable, json), kHashDigits);
   return length + " " + durable + " " + hash + " " + std::string(json) + "\n";
 }
 
@@ -85,7 +84,7 @@ LogText read_frames(std::string_view bytes) {
     const auto next = read_frame(rest);
     if (!next) {
       FUSEDBUN_REQUIRE(
-          text.valid_bytes > 0 || may_be_a_torn_beginning(rest), DataError,
+          text.valid_bytes > 0 || is_torn_first_frame(rest), DataError,
           "it is no log of changes, or one of another version: move it out of the run folder");
       FUSEDBUN_REQUIRE(std::max(durable, durable_after(rest)) <= text.valid_bytes, DataError,
                        "it was damaged after it had been written, at byte " +

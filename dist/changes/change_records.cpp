@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/plan/hexadecimal.h"
+#include "fusedbun/dist/plan/hex.h"
 #include "fusedbun/dist/run_folder/utc_time.h"
 
 namespace fusedbun::changes {
@@ -20,43 +20,17 @@ std::string now_text() {
   return run_folder::utc_text_us(run_folder::utc_now_us());
 }
 
-const FieldSpec& spec_of(Field field) {
-  const auto specs = field_specs();
-  const auto spec = std::ranges::find(specs, field, &FieldSpec::field);
-  FUSEDBUN_ASSERT(spec != specs.end(), "every field has a row in the table");
-  return *spec;
-}
-
 Json number(Field field, double value) {
   return spec_of(field).is_bool ? Json(value != 0) : Json(value);
 }
 
 /// What `field` was in `group`, or in the job.
 Json previous_value(const Settings& settings, Field field, size_t group) {
-  switch (field) {
-    case Field::learning_rate:
-    case Field::unpin_learning_rate:
-      return settings.lr_pins[group] ? Json(*settings.lr_pins[group]) : Json(nullptr);
-    case Field::eps:
-      return settings.groups[group].eps;
-    case Field::beta_decay:
-      return settings.groups[group].beta_decay;
-    case Field::weight_decay:
-      return settings.groups[group].Lambda;
-    case Field::momentum_beta:
-      return settings.groups[group].momentum_beta;
-    case Field::centralize:
-      return settings.groups[group].centralize;
-    case Field::use_rms:
-      return settings.groups[group].use_rms;
-    case Field::max_grad_norm:
-      return settings.max_grad_norm;
-    case Field::lr_scale:
-      return settings.lr_scale;
-    case Field::cancel:
-      break;
-  }
-  FUSEDBUN_ASSERT(false, "every field has a previous value");
+  if (slot_of(field) == Field::learning_rate)
+    return settings.lr_pins[group] ? Json(*settings.lr_pins[group]) : Json(nullptr);
+  if (field == Field::max_grad_norm) return settings.max_grad_norm;
+  if (field == Field::lr_scale) return settings.lr_scale;
+  return number(field, spec_of(field).get(settings.groups[group]));
 }
 
 Json previous_values(const AcceptedChange& change, std::span<const LedgerGroup> groups) {
@@ -93,7 +67,7 @@ std::string dump(const Json& json) {
 }
 
 uint64_t read_chain_hash(const std::string& text) {
-  const auto value = plan::read_hexadecimal(text);
+  const auto value = plan::from_hex(text);
   if (!value) throw DataError("'" + text + "' is no chain hash");
   return *value;
 }
@@ -206,7 +180,7 @@ std::string change_record(const AcceptedChange& change, std::span<const LedgerGr
                {"unconditional", change.unconditional},
                {"values", std::move(values)},
                {"previous", previous_values(change, groups)},
-               {"chain_hash", plan::hexadecimal(change.chain_hash)}});
+               {"chain_hash", plan::to_hex(change.chain_hash)}});
 }
 
 std::string void_record(int64_t after) {

@@ -17,13 +17,6 @@ std::string text_of(double value) {
   return std::string(buffer, end);
 }
 
-const FieldSpec& spec_of(Field field) {
-  const auto specs = field_specs();
-  const auto spec = std::ranges::find(specs, field, &FieldSpec::field);
-  FUSEDBUN_ASSERT(spec != specs.end(), "every field has a row in the table");
-  return *spec;
-}
-
 std::string range_text(const FieldSpec& spec) {
   if (spec.is_bool) return spec.min == spec.max ? "true" : "true or false";
   const bool open_end = spec.max == std::numeric_limits<double>::max();

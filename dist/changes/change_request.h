@@ -48,8 +48,7 @@ enum class RefusalKind : uint8_t {
   out_of_range,         ///< the step is past, or too near
   aborted,              ///< somebody else was faster: look again
   resource_exhausted,
-  unavailable,  ///< not now
-  unimplemented,
+  unavailable,        ///< not now
   unauthenticated,    ///< nobody knows who asks
   permission_denied,  ///< who asks may not
 };

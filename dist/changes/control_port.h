@@ -1,5 +1,5 @@
 #pragma once
-// ControlPort: what the engine (dist/step) asks of, and tells, whoever controls the job, at a step
+// ControlPort: what the engine (dist/step) asks of, and tells, the control plane of the job, at a step
 // boundary. dist/control implements it on rank 0; without a control plane there is none. The engine
 // and the service know only this.
 //
@@ -51,11 +51,18 @@ class ControlPort {
     int64_t newest_revision = 0;
     LeaveRequest leave = LeaveRequest::none;
     bool checkpoint = false;  ///< one is asked for, once
+    bool pause = false;       ///< the job shall be held
   };
   virtual Boundary close_step(int64_t job_step) = 0;
   /// Content of the changes (after, up_to], in order of revision.
   virtual std::vector<ChangeEntry> entries(int64_t after, int64_t up_to) = 0;
   virtual void step_finished(const StepReport& report) = 0;
+
+  // A port that never asks for a pause has no need of these.
+  /// All ranks are held between two steps. Asked again and again; they stay while the answer has `pause` and no `leave`.
+  virtual Boundary held() { return {}; }
+  /// They go on, or leave because some rank was asked to.
+  virtual void hold_ended(LeaveRequest) {}
 };
 
 }  // namespace fusedbun::changes

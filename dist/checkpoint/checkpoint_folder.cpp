@@ -133,7 +133,8 @@ std::optional<fs::path> replace_folder(const fs::path& from, const fs::path& to)
 }
 
 /// Takes replace_folder back, as far as it goes: a name of which nobody knows whether it is durable is not left to be believed.
-void take_back(const fs::path& from, const fs::path& to, const std::optional<fs::path>& replaced) {
+void undo_last_append(const fs::path& from, const fs::path& to,
+                      const std::optional<fs::path>& replaced) {
   if (replaced == from) {
     static_cast<void>(exchange_names(from, to));
     return;
@@ -226,7 +227,7 @@ Digest CheckpointFolder::publish(const Manifest& manifest) const {
   try {
     run_folder::sync_folder(root_);
   } catch (...) {
-    take_back(under_way, published, replaced);
+    undo_last_append(under_way, published, replaced);
     throw;
   }
   run_folder::AtomicFile latest(root_ / kLatestName);

@@ -44,7 +44,7 @@ class CheckpointFolder {
   std::filesystem::path path_of(int64_t job_step) const;
   std::filesystem::path path_under_way(int64_t job_step) const;
 
-  /// One rank, before the others write. Makes ROOT where it is missing, and step-N.tmp empty but for the three folders.
+  /// One rank, before the others write. Makes ROOT where it is missing, and step-N.tmp empty except for the three folders.
   /// Throws IoError, as all of these.
   void begin(int64_t job_step) const;
   /// After a rank has written its files: fsyncs the folders they are in.

@@ -3,7 +3,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
-#include "fusedbun/dist/plan/hexadecimal.h"
+#include "fusedbun/dist/plan/hex.h"
 
 namespace fusedbun::checkpoint {
 
@@ -16,14 +16,14 @@ Digest digest_of(std::span<const std::byte> bytes) {
   return {hash.high64, hash.low64};
 }
 
-std::string hexadecimal(const Digest& digest) {
-  return plan::hexadecimal(digest.high) + plan::hexadecimal(digest.low);
+std::string to_hex(const Digest& digest) {
+  return plan::to_hex(digest.high) + plan::to_hex(digest.low);
 }
 
 std::optional<Digest> read_digest(std::string_view text) {
   if (text.size() != 32) return std::nullopt;
-  const auto high = plan::read_hexadecimal(text.substr(0, 16));
-  const auto low = plan::read_hexadecimal(text.substr(16));
+  const auto high = plan::from_hex(text.substr(0, 16));
+  const auto low = plan::from_hex(text.substr(16));
   if (!high || !low) return std::nullopt;
   return Digest{*high, *low};
 }

@@ -19,7 +19,7 @@ struct Digest {
   bool operator==(const Digest&) const = default;
 };
 Digest digest_of(std::span<const std::byte> bytes);
-std::string hexadecimal(const Digest& digest);  ///< 32 digits, as `xxhsum -H2` prints them
+std::string to_hex(const Digest& digest);  ///< 32 digits, as `xxhsum -H2` prints them
 /// The value of 32 lower-case digits; nothing for any other text.
 std::optional<Digest> read_digest(std::string_view text);
 

@@ -6,7 +6,7 @@
 #include "fusedbun/core/option_fields.h"
 #include "fusedbun/dist/checkpoint/manifest.h"
 #include "fusedbun/dist/checkpoint/manifest_words.h"
-#include "fusedbun/dist/plan/hexadecimal.h"
+#include "fusedbun/dist/plan/hex.h"
 #include "fusedbun/dist/plan/parameter_spec.h"
 
 namespace fusedbun::checkpoint {
@@ -78,7 +78,7 @@ OrderedJson json_of(const StoredPart& part) {
           {"dtype", name_of(part.dtype)},
           {"shape", part.shape},
           {"offsets", part.offsets},
-          {kDigestField, hexadecimal(part.digest)}};
+          {kDigestField, to_hex(part.digest)}};
 }
 
 /// The manifest's text: a line for each thing that there are many of.
@@ -122,7 +122,7 @@ class Lines {
 
 void add_file(Lines& lines, const StoredFile& file) {
   const OrderedJson facts = {
-      {"path", file.path}, {"bytes", file.bytes}, {"header", hexadecimal(file.header)}};
+      {"path", file.path}, {"bytes", file.bytes}, {"header", to_hex(file.header)}};
   std::string start = one_line(facts, file.path);
   start.pop_back();  // its closing brace comes after the parts
   lines.add(start + ",\"parts\":");
@@ -163,7 +163,7 @@ std::string format_manifest(const Manifest& manifest) {
   lines.field("lr_scale", finite(manifest.lr_scale, "lr_scale"));
   lines.field("active_revision", manifest.active_revision);
   lines.field("known_revision", manifest.known_revision);
-  lines.field("chain_hash", plan::hexadecimal(manifest.chain_hash));
+  lines.field("chain_hash", plan::to_hex(manifest.chain_hash));
   lines.list("scheduled", manifest.scheduled,
              [&](const changes::ChangeEntry& change) { lines.add(json_of(change).dump()); });
   lines.list(
@@ -175,7 +175,7 @@ std::string format_manifest(const Manifest& manifest) {
       "{}");
   lines.list("files", manifest.files, [&](const StoredFile& file) { add_file(lines, file); });
   std::string& text = lines.text();
-  const std::string digest = hexadecimal(digest_of(std::as_bytes(std::span(text))));
+  const std::string digest = to_hex(digest_of(std::as_bytes(std::span(text))));
   text += std::string(kBeforeDigest) + digest + std::string(kAfterDigest);
   return std::move(text);
 }

@@ -13,7 +13,7 @@
 #include "fusedbun/dist/checkpoint/manifest_words.h"
 #include "fusedbun/dist/checkpoint/safetensors_header.h"
 #include "fusedbun/dist/checkpoint/shard_file.h"
-#include "fusedbun/dist/plan/hexadecimal.h"
+#include "fusedbun/dist/plan/hex.h"
 #include "fusedbun/dist/plan/parameter_spec.h"
 
 namespace fusedbun::checkpoint {
@@ -393,7 +393,7 @@ Manifest ManifestReader::finish(const Json& root) {
   manifest_.active_revision = fields.whole("active_revision");
   manifest_.known_revision = fields.whole("known_revision");
   const std::string& chain_hash = fields.text("chain_hash");
-  const auto hash = plan::read_hexadecimal(chain_hash);
+  const auto hash = plan::from_hex(chain_hash);
   if (!hash || chain_hash.size() != 16)
     fields.refuse("'chain_hash' must be 16 hexadecimal digits in lower case");
   manifest_.chain_hash = *hash;
@@ -432,7 +432,7 @@ Digest checked_digest(std::string_view text) {
       "it does not end with its own digest: it was cut, or changed after it was written");
   const std::string_view listed = ending.substr(kBeforeDigest.size(), 32);
   const Digest digest = digest_of(std::as_bytes(std::span(body)));
-  FUSEDBUN_REQUIRE(listed == hexadecimal(digest), DataError,
+  FUSEDBUN_REQUIRE(listed == to_hex(digest), DataError,
                    "its bytes are not those that were written: its digest does not fit");
   return digest;
 }

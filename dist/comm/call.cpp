@@ -10,13 +10,13 @@
 namespace fusedbun::comm {
 namespace {
 
-[[noreturn]] void refuse(const Caller& caller, Operation operation, const std::string& what) {
+[[noreturn]] void refuse(const CallSite& caller, Operation operation, const std::string& what) {
   throw ConfigError(std::string(caller.backend) + ": rank " + std::to_string(caller.rank) + " of " +
                     std::to_string(caller.size) + " called " + std::string(name_of(operation)) +
                     " with " + what);
 }
 
-void check_buffer(const Caller& caller, Operation operation, const char* role,
+void check_buffer(const CallSite& caller, Operation operation, const char* role,
                   const Buffer& buffer) {
   if (buffer.count < 0) {
     refuse(caller, operation,
@@ -28,8 +28,8 @@ void check_buffer(const Caller& caller, Operation operation, const char* role,
 }
 
 // `counts` divide `whole`.
-void check_counts(const Caller& caller, Operation operation, const char* role, const Counts& counts,
-                  const Buffer& whole) {
+void check_counts(const CallSite& caller, Operation operation, const char* role,
+                  const Counts& counts, const Buffer& whole) {
   if (std::ssize(counts) != caller.size) {
     refuse(caller, operation,
            std::to_string(counts.size()) + " counts for " + role + ": one per rank is needed");
@@ -46,7 +46,7 @@ void check_counts(const Caller& caller, Operation operation, const char* role, c
 }
 
 // `mine` is this rank's portion.
-void check_portion(const Caller& caller, Operation operation, const char* role,
+void check_portion(const CallSite& caller, Operation operation, const char* role,
                    const Counts& counts, const Buffer& mine) {
   const int64_t expected = counts[static_cast<size_t>(caller.rank)];
   if (mine.count != expected) {
@@ -56,7 +56,7 @@ void check_portion(const Caller& caller, Operation operation, const char* role,
   }
 }
 
-void check_types(const Caller& caller, Operation operation, const Buffer& input,
+void check_types(const CallSite& caller, Operation operation, const Buffer& input,
                  const Buffer& output) {
   if (input.type != output.type) {
     refuse(caller, operation,
@@ -65,7 +65,7 @@ void check_types(const Caller& caller, Operation operation, const Buffer& input,
   }
 }
 
-void check_message(const Caller& caller, const Message& message) {
+void check_message(const CallSite& caller, const Message& message) {
   if (message.peer < 0 || message.peer >= caller.size || message.peer == caller.rank) {
     refuse(caller, Operation::exchange,
            "a message for rank " + std::to_string(message.peer) + ", which is not another rank");
@@ -119,7 +119,8 @@ std::string_view name_of(ReduceOp op) {
   return kNames[static_cast<size_t>(op)];
 }
 
-Call Call::reduce_scatter(const Caller& caller, Buffer input, Buffer output, const Counts& counts) {
+CollectiveCall CollectiveCall::reduce_scatter(const CallSite& caller, Buffer input, Buffer output,
+                                              const Counts& counts) {
   constexpr auto kOperation = Operation::reduce_scatter;
   check_buffer(caller, kOperation, "input", input);
   check_buffer(caller, kOperation, "output", output);
@@ -132,7 +133,8 @@ Call Call::reduce_scatter(const Caller& caller, Buffer input, Buffer output, con
   return {.operation = kOperation, .input = input, .output = output, .send_counts = counts};
 }
 
-Call Call::all_gather(const Caller& caller, Buffer input, Buffer output, const Counts& counts) {
+CollectiveCall CollectiveCall::all_gather(const CallSite& caller, Buffer input, Buffer output,
+                                          const Counts& counts) {
   constexpr auto kOperation = Operation::all_gather;
   check_buffer(caller, kOperation, "input", input);
   check_buffer(caller, kOperation, "output", output);
@@ -142,7 +144,7 @@ Call Call::all_gather(const Caller& caller, Buffer input, Buffer output, const C
   return {.operation = kOperation, .input = input, .output = output, .receive_counts = counts};
 }
 
-Call Call::all_reduce(const Caller& caller, Buffer inout, ReduceOp op) {
+CollectiveCall CollectiveCall::all_reduce(const CallSite& caller, Buffer inout, ReduceOp op) {
   constexpr auto kOperation = Operation::all_reduce;
   check_buffer(caller, kOperation, "a buffer", inout);
   const bool floating = inout.type == DataType::f32 || inout.type == DataType::f64;
@@ -157,8 +159,8 @@ Call Call::all_reduce(const Caller& caller, Buffer inout, ReduceOp op) {
   return {.operation = kOperation, .input = inout, .output = inout, .op = op};
 }
 
-Call Call::exchange(const Caller& caller, std::vector<Message> sends,
-                    std::vector<Message> receives) {
+CollectiveCall CollectiveCall::exchange(const CallSite& caller, std::vector<Message> sends,
+                                        std::vector<Message> receives) {
   for (std::vector<Message>* messages : {&sends, &receives}) {
     for (const Message& message : *messages) check_message(caller, message);
     std::erase_if(*messages, [](const Message& message) { return message.bytes == 0; });
@@ -167,7 +169,7 @@ Call Call::exchange(const Caller& caller, std::vector<Message> sends,
       .operation = Operation::exchange, .sends = std::move(sends), .receives = std::move(receives)};
 }
 
-Call Call::broadcast(const Caller& caller, Buffer inout, int root) {
+CollectiveCall CollectiveCall::broadcast(const CallSite& caller, Buffer inout, int root) {
   constexpr auto kOperation = Operation::broadcast;
   check_buffer(caller, kOperation, "a buffer", inout);
   if (root < 0 || root >= caller.size) {
@@ -176,7 +178,7 @@ Call Call::broadcast(const Caller& caller, Buffer inout, int root) {
   return {.operation = kOperation, .input = inout, .output = inout, .root = root};
 }
 
-std::string Call::describe() const {
+std::string CollectiveCall::describe() const {
   std::string text(name_of(operation));
   if (operation == Operation::barrier || operation == Operation::exchange) return text;
   text += "(" + std::string(name_of(input.type));
@@ -199,7 +201,7 @@ std::string Call::describe() const {
   return text + ")";
 }
 
-uint64_t Call::digest() const {
+uint64_t CollectiveCall::digest() const {
   uint64_t hash = mix(kHashSeed, static_cast<uint64_t>(operation));
   if (operation == Operation::barrier || operation == Operation::exchange) return hash;
   hash = mix(hash, static_cast<uint64_t>(input.type));
@@ -213,7 +215,7 @@ uint64_t Call::digest() const {
   return hash;
 }
 
-std::string Call::describe_to(int peer) const {
+std::string CollectiveCall::describe_to(int peer) const {
   if (operation != Operation::exchange) return describe();
   const auto text = [peer](const std::vector<Message>& messages, const char* direction) {
     int64_t count = 0;
@@ -229,7 +231,7 @@ std::string Call::describe_to(int peer) const {
   return "exchange(" + text(sends, "to") + ", " + text(receives, "from") + ")";
 }
 
-bool Call::agrees_with(const Call& other) const {
+bool CollectiveCall::agrees_with(const CollectiveCall& other) const {
   if (operation != other.operation) return false;
   if (operation == Operation::barrier || operation == Operation::exchange) return true;
   if (input.type != other.input.type || op != other.op || root != other.root) return false;
@@ -272,7 +274,7 @@ std::byte* address_of(const Buffer& buffer, int64_t index) {
   return static_cast<std::byte*>(buffer.data) + index * static_cast<int64_t>(bytes_of(buffer.type));
 }
 
-void check_group(const Caller& caller, const std::vector<int>& ranks) {
+void validate_group(const CallSite& caller, const std::vector<int>& ranks) {
   const std::set<int> distinct(ranks.begin(), ranks.end());
   FUSEDBUN_REQUIRE(
       !ranks.empty() && distinct.size() == ranks.size() && *distinct.begin() >= 0 &&

@@ -1,8 +1,8 @@
 #pragma once
-// Call: one collective as its caller asked for it, checked. Every backend makes one first, so that
+// CollectiveCall: one collective as its caller asked for it, checked. Every backend makes one first, so that
 // a wrong argument is the same ConfigError everywhere and never reaches a library.
 //
-// Invariants: 1. A Call that exists is valid on its own; whether the ranks' calls match is seen
+// Invariants: 1. A CollectiveCall that exists is valid on its own; whether the ranks' calls match is seen
 // where they meet.
 // 2. `receive_counts` and `send_counts` have one entry per rank wherever the operation has
 // portions, else none.
@@ -31,13 +31,13 @@ std::string_view name_of(DataType type);
 std::string_view name_of(ReduceOp op);
 
 /// Who calls, for messages and checks.
-struct Caller {
+struct CallSite {
   std::string_view backend;
   int rank = 0;
   int size = 1;
 };
 
-struct Call {
+struct CollectiveCall {
   Operation operation = Operation::barrier;
   Buffer input = {};  ///< all_reduce and broadcast: the one buffer is input and output
   Buffer output = {};
@@ -48,18 +48,19 @@ struct Call {
   int root = 0;
 
   // Each throws ConfigError naming the rank, the operation and what is wrong.
-  static Call reduce_scatter(const Caller& caller, Buffer input, Buffer output,
-                             const Counts& counts);
-  static Call all_gather(const Caller& caller, Buffer input, Buffer output, const Counts& counts);
-  static Call all_reduce(const Caller& caller, Buffer inout, ReduceOp op);
-  static Call exchange(const Caller& caller, std::vector<Message> sends,
-                       std::vector<Message> receives);
-  static Call broadcast(const Caller& caller, Buffer inout, int root);
-  static Call barrier() { return {}; }
+  static CollectiveCall reduce_scatter(const CallSite& caller, Buffer input, Buffer output,
+                                       const Counts& counts);
+  static CollectiveCall all_gather(const CallSite& caller, Buffer input, Buffer output,
+                                   const Counts& counts);
+  static CollectiveCall all_reduce(const CallSite& caller, Buffer inout, ReduceOp op);
+  static CollectiveCall exchange(const CallSite& caller, std::vector<Message> sends,
+                                 std::vector<Message> receives);
+  static CollectiveCall broadcast(const CallSite& caller, Buffer inout, int root);
+  static CollectiveCall barrier() { return {}; }
 
   /// Whether a rank may call this where another calls `other`. The messages of an exchange are compared pair by pair
   /// elsewhere.
-  bool agrees_with(const Call& other) const;
+  bool agrees_with(const CollectiveCall& other) const;
   /// Equal where agrees_with() is true; else different, unless two hashes collide.
   uint64_t digest() const;
   /// What all ranks must agree on, as a person reads it: "all_gather(f32, counts 3 0 4)".
@@ -90,6 +91,6 @@ std::byte* address_of(const Buffer& buffer, int64_t index);
 
 /// Throws ConfigError unless `ranks` are distinct ranks of the caller's communicator, and at least
 /// one.
-void check_group(const Caller& caller, const std::vector<int>& ranks);
+void validate_group(const CallSite& caller, const std::vector<int>& ranks);
 
 }  // namespace fusedbun::comm

@@ -27,7 +27,7 @@ struct ControlFrame {
   Kind kind = Kind::none;
   int32_t code = 0;           ///< ExitCode, of `failed`
   uint64_t number = 0;        ///< of an operation
-  uint64_t digest = 0;        ///< of `asks`: Call::digest()
+  uint64_t digest = 0;        ///< of `asks`: CollectiveCall::digest()
   uint64_t sends_digest = 0;  ///< of `asks`: the sender's messages to the receiver, for an exchange
   uint64_t receives_digest = 0;  ///< the same of its messages from the receiver
   char text[kTextBytes] = {};    ///< ends with 0; a longer text is cut

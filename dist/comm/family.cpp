@@ -1,5 +1,7 @@
 #include "fusedbun/dist/comm/family.h"
 
+#include <utility>
+
 namespace fusedbun::comm {
 
 void Family::add(Member& member) {
@@ -27,6 +29,15 @@ void Family::fail(const Failure& failure) {
 std::optional<Failure> Family::failure() const {
   const std::lock_guard lock(mutex_);
   return failure_;
+}
+
+std::vector<std::string> Family::under_way() const {
+  const std::lock_guard lock(members_mutex_);
+  std::vector<std::string> operations;
+  for (const Member* member : members_) {
+    for (std::string& operation : member->under_way()) operations.push_back(std::move(operation));
+  }
+  return operations;
 }
 
 int64_t Family::next_group() const {

@@ -7,6 +7,8 @@
 #include <mutex>
 #include <optional>
 #include <set>
+#include <string>
+#include <vector>
 
 #include "fusedbun/dist/comm/failure.h"
 
@@ -19,6 +21,8 @@ class Family {
     virtual ~Member() = default;
     /// Tells the peers and closes the connections. By any thread, perhaps more than once.
     virtual void break_with(const Failure& failure) noexcept = 0;
+    /// One sentence per operation that has not ended. Any thread may ask.
+    virtual std::vector<std::string> under_way() const = 0;
   };
 
   /// A member that joins a broken family is broken at once.
@@ -34,6 +38,9 @@ class Family {
   void add_sent_bytes(int64_t bytes) { sent_bytes_.fetch_add(bytes, std::memory_order_relaxed); }
   int64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
 
+  /// Of all members.
+  std::vector<std::string> under_way() const;
+
   /// The lowest group number that this process has not used.
   int64_t next_group() const;
   void set_next_group(int64_t number);
@@ -43,7 +50,7 @@ class Family {
   std::optional<Failure> failure_;
   int64_t next_group_ = 1;
   std::atomic<int64_t> sent_bytes_ = 0;
-  std::mutex members_mutex_;
+  mutable std::mutex members_mutex_;
   std::set<Member*> members_;
 };
 

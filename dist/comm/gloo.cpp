@@ -15,11 +15,11 @@
 
 #include "fusedbun/core/descriptor_limit.h"
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/comm/broken_pipes.h"
 #include "fusedbun/dist/comm/gloo_address.h"
 #include "fusedbun/dist/comm/gloo_process_group.h"
 #include "fusedbun/dist/comm/gloo_transport.h"
 #include "fusedbun/dist/comm/message_communicator.h"
+#include "fusedbun/dist/comm/sigpipe.h"
 
 namespace fusedbun::comm {
 namespace {
@@ -253,7 +253,7 @@ std::unique_ptr<StoreServer> serve_store(const std::string& address, uint16_t po
 std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
   FUSEDBUN_REQUIRE(options.size >= 1 && options.rank >= 0 && options.rank < options.size,
                    ConfigError, rank_text(options) + ": there is no such rank");
-  ignore_broken_pipes();
+  ignore_sigpipe();
   // A name that is wrong on all hosts is told by each rank, so before any of them can miss one that left.
   const auto rendezvous = std::make_shared<Rendezvous>(
       Rendezvous{options, nullptr, device_of_named_interface(options)});
@@ -266,7 +266,7 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
   } catch (const c10::Error& error) {
     throw PeerLostError(rank_text(options) + " lost the store at " + options.master_addr + ":" +
                         std::to_string(options.master_port) + " while the ranks met (" +
-                        first_line(error) + "): whoever served it left, and says why");
+                        first_line(error) + "): the process that served it left, and says why");
   }
   if (!rendezvous->device) {
     rendezvous->device = c10d::ProcessGroupGloo::createDeviceForHostname(
@@ -282,7 +282,7 @@ std::unique_ptr<Communicator> connect_gloo(const GlooOptions& options) {
 
 std::unique_ptr<Communicator> wrap_process_group(c10::intrusive_ptr<c10d::ProcessGroup> group,
                                                  std::chrono::milliseconds timeout) {
-  ignore_broken_pipes();
+  ignore_sigpipe();
   FUSEDBUN_REQUIRE(group, ConfigError, "gloo: wrap_process_group was given no process group");
   const int rank = group->getRank();
   const int size = group->getSize();

@@ -12,7 +12,7 @@
 // containers) does not matter.
 //
 // Invariants: 1. The rounds that a rank posts of an event strictly grow; it may leave some out, and a wait for a round
-// ends with that round or a later one. 2. What a rank wrote before post() is seen by whoever waited for it. 3. A wait
+// ends with that round or a later one. 2. What a rank wrote before post() is seen by a rank that waited for it. 3. A wait
 // ends with the event, with PeerLostError when a rank's process is gone or a rank called abort(), with RankAsideError
 // when a rank stepped aside before the event, with the failure of the communicator it was opened over, or with TimeoutError. 4.
 // That communicator outlives it. 5. No memory is mapped before all ranks know that it is the same, and that it cannot

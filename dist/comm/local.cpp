@@ -26,7 +26,7 @@ class LocalOperation final : public PendingOperation {
     world_->wait(rank_, *meeting_, timeout);
   }
   void wait_on(Stream, std::chrono::milliseconds timeout) override { wait(timeout); }
-  bool aborted() const noexcept override { return world_->failure().has_value(); }
+  bool may_drop() const noexcept override { return world_->failure().has_value(); }
 
  private:
   std::shared_ptr<LocalWorld> world_;
@@ -54,25 +54,25 @@ class LocalCommunicator final : public Communicator {
   DeviceKind device() const override { return device_; }
 
   Work reduce_scatter(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
-    return post(Call::reduce_scatter(caller(), input, output, counts));
+    return post(CollectiveCall::reduce_scatter(caller(), input, output, counts));
   }
   Work all_gather(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
-    return post(Call::all_gather(caller(), input, output, counts));
+    return post(CollectiveCall::all_gather(caller(), input, output, counts));
   }
   Work all_reduce(Buffer inout, ReduceOp op, ProducerStream) override {
-    return post(Call::all_reduce(caller(), inout, op));
+    return post(CollectiveCall::all_reduce(caller(), inout, op));
   }
   Work exchange(std::vector<Message> sends, std::vector<Message> receives,
                 ProducerStream) override {
-    return post(Call::exchange(caller(), std::move(sends), std::move(receives)));
+    return post(CollectiveCall::exchange(caller(), std::move(sends), std::move(receives)));
   }
   Work broadcast(Buffer inout, int root, ProducerStream) override {
-    return post(Call::broadcast(caller(), inout, root));
+    return post(CollectiveCall::broadcast(caller(), inout, root));
   }
-  Work barrier(ProducerStream) override { return post(Call::barrier()); }
+  Work barrier(ProducerStream) override { return post(CollectiveCall::barrier()); }
 
   std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
-    check_group(caller(), ranks);
+    validate_group(caller(), ranks);
     auto world = world_->group(rank_, next_group_++, ranks);
     const auto mine = std::find(ranks.begin(), ranks.end(), rank_);
     if (mine == ranks.end()) return nullptr;
@@ -84,16 +84,16 @@ class LocalCommunicator final : public Communicator {
   std::optional<Failure> failure() const override { return world_->failure(); }
 
  private:
-  Caller caller() const { return {"local", rank_, world_->size()}; }
+  CallSite caller() const { return {"local", rank_, world_->size()}; }
 
-  Work post(Call call) {
+  Work post(CollectiveCall call) {
     if (device_ == DeviceKind::cuda) return in_place(call);
     auto meeting = world_->arrive(rank_, next_operation_++, std::move(call));
     return Work(std::make_unique<LocalOperation>(world_, rank_, std::move(meeting)), timeout());
   }
 
   // The one rank on a GPU: nothing moves, and host code may not touch the memory.
-  Work in_place(const Call& call) const {
+  Work in_place(const CollectiveCall& call) const {
     if (const auto broken = failure()) broken->raise();
     FUSEDBUN_REQUIRE(call.input.data == call.output.data || call.input.count == 0, ConfigError,
                      "local: one rank on a GPU called " + call.describe() +

@@ -38,9 +38,9 @@ bool fit(const std::vector<Message>& sends, const std::vector<Message>& receives
 }
 
 // Moves the data of one operation; calls[r] is rank r's.
-void move_data(const std::vector<Call>& calls) {
+void move_data(const std::vector<CollectiveCall>& calls) {
   const int size = static_cast<int>(calls.size());
-  const Call& first = calls.front();
+  const CollectiveCall& first = calls.front();
   std::vector<const void*> parts(calls.size());
   switch (first.operation) {
     case Operation::reduce_scatter:
@@ -52,7 +52,7 @@ void move_data(const std::vector<Call>& calls) {
       }
       break;
     case Operation::all_gather:
-      for (const Call& to : calls) {
+      for (const CollectiveCall& to : calls) {
         for (int k = 0; k < size; ++k) {
           copy(calls[k].input, 0, to.output, offset_of(first.receive_counts, k),
                calls[k].input.count);
@@ -63,7 +63,7 @@ void move_data(const std::vector<Call>& calls) {
       for (size_t k = 0; k < calls.size(); ++k) parts[k] = calls[k].input.data;
       reduce_in_rank_order(first.op, first.output.type, parts, first.output.data,
                            first.output.count);
-      for (const Call& to : calls) copy(first.output, 0, to.output, 0, to.output.count);
+      for (const CollectiveCall& to : calls) copy(first.output, 0, to.output, 0, to.output.count);
       break;
     case Operation::exchange:
       for (int r = 0; r < size; ++r) {
@@ -77,7 +77,8 @@ void move_data(const std::vector<Call>& calls) {
       }
       break;
     case Operation::broadcast:
-      for (const Call& to : calls) copy(calls[first.root].input, 0, to.output, 0, to.output.count);
+      for (const CollectiveCall& to : calls)
+        copy(calls[first.root].input, 0, to.output, 0, to.output.count);
       break;
     case Operation::barrier:
       break;
@@ -85,10 +86,10 @@ void move_data(const std::vector<Call>& calls) {
 }
 
 // Names the first rank whose call does not match; nothing if all is well.
-std::string mismatch(const Meeting& meeting, int rank, const Call& call) {
+std::string mismatch(const Meeting& meeting, int rank, const CollectiveCall& call) {
   for (size_t r = 0; r < meeting.calls.size(); ++r) {
     if (!meeting.calls[r]) continue;
-    const Call& other = *meeting.calls[r];
+    const CollectiveCall& other = *meeting.calls[r];
     const int other_rank = static_cast<int>(r);
     if (call.agrees_with(other) &&
         fit(with_peer(call.sends, other_rank), with_peer(other.receives, rank)) &&
@@ -103,7 +104,8 @@ std::string mismatch(const Meeting& meeting, int rank, const Call& call) {
 
 }  // namespace
 
-std::shared_ptr<LocalWorld::Meeting> LocalWorld::arrive(int rank, uint64_t number, Call call) {
+std::shared_ptr<LocalWorld::Meeting> LocalWorld::arrive(int rank, uint64_t number,
+                                                        CollectiveCall call) {
   std::unique_lock lock(mutex_);
   const auto [place, is_first] = meetings_.try_emplace(number);
   if (is_first) {
@@ -196,7 +198,7 @@ void LocalWorld::finish(Meeting& meeting, std::unique_lock<std::mutex>& lock) {
   meeting.state = Meeting::State::moving;
   meetings_.erase(meeting.number);
   lock.unlock();
-  std::vector<Call> calls;
+  std::vector<CollectiveCall> calls;
   for (auto& call : meeting.calls) calls.push_back(std::move(*call));
   move_data(calls);
   lock.lock();

@@ -27,7 +27,7 @@ class LocalWorld {
     enum class State : uint8_t { gathering, moving, done };
     uint64_t number = 0;
     State state = State::gathering;
-    std::vector<std::optional<Call>> calls;  ///< by rank; empty: not here yet
+    std::vector<std::optional<CollectiveCall>> calls;  ///< by rank; empty: not here yet
     size_t arrived = 0;
   };
 
@@ -37,7 +37,7 @@ class LocalWorld {
 
   /// Rank `rank` arrives with its call number `number`. Throws ConfigError if it does not match the others'. In a
   /// broken world nothing meets; the wait tells why.
-  std::shared_ptr<Meeting> arrive(int rank, uint64_t number, Call call);
+  std::shared_ptr<Meeting> arrive(int rank, uint64_t number, CollectiveCall call);
   /// Throws the failure; after `timeout` there is one.
   void wait(int rank, const Meeting& meeting, std::chrono::milliseconds timeout);
   /// Breaks the world unless the meeting is over. After it nobody touches the meeting's buffers any more.

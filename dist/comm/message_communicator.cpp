@@ -25,7 +25,7 @@ class MessageOperation final : public PendingOperation {
   }
   void wait_on(Stream, std::chrono::milliseconds timeout) override { wait(timeout); }
   Clock::time_point ended_at() const override { return entry_->ended_at; }
-  bool aborted() const noexcept override { return queue_->family().failure().has_value(); }
+  bool may_drop() const noexcept override { return queue_->family().failure().has_value(); }
 
  private:
   const std::shared_ptr<OperationQueue> queue_;
@@ -76,26 +76,26 @@ class MessageCommunicator final : public Communicator {
   DeviceKind device() const override { return DeviceKind::cpu; }
 
   Work reduce_scatter(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
-    return post(Call::reduce_scatter(caller(), input, output, counts));
+    return post(CollectiveCall::reduce_scatter(caller(), input, output, counts));
   }
   Work all_gather(Buffer input, Buffer output, const Counts& counts, ProducerStream) override {
-    return post(Call::all_gather(caller(), input, output, counts));
+    return post(CollectiveCall::all_gather(caller(), input, output, counts));
   }
   Work all_reduce(Buffer inout, ReduceOp op, ProducerStream) override {
-    return post(Call::all_reduce(caller(), inout, op));
+    return post(CollectiveCall::all_reduce(caller(), inout, op));
   }
   Work exchange(std::vector<Message> sends, std::vector<Message> receives,
                 ProducerStream) override {
-    return post(Call::exchange(caller(), std::move(sends), std::move(receives)));
+    return post(CollectiveCall::exchange(caller(), std::move(sends), std::move(receives)));
   }
   Work broadcast(Buffer inout, int root, ProducerStream) override {
-    return post(Call::broadcast(caller(), inout, root));
+    return post(CollectiveCall::broadcast(caller(), inout, root));
   }
-  Work barrier(ProducerStream) override { return post(Call::barrier()); }
+  Work barrier(ProducerStream) override { return post(CollectiveCall::barrier()); }
 
   // Ranks agree on a number that none of them has used: two groups that share a pair of ranks never share tags or keys.
   std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
-    check_group(caller(), ranks);
+    validate_group(caller(), ranks);
     const int64_t number = agree_on_group(ranks);
     const auto mine = std::find(ranks.begin(), ranks.end(), rank());
     if (mine == ranks.end()) return nullptr;
@@ -111,11 +111,12 @@ class MessageCommunicator final : public Communicator {
   }
   std::optional<Failure> failure() const override { return queue_->family().failure(); }
   std::optional<int64_t> sent_bytes() const override { return queue_->family().sent_bytes(); }
+  std::vector<std::string> under_way() const override { return queue_->family().under_way(); }
 
  private:
-  Caller caller() const { return {backend(), rank(), size()}; }
+  CallSite caller() const { return {backend(), rank(), size()}; }
 
-  Work post(Call call) {
+  Work post(CollectiveCall call) {
     return Work(std::make_unique<MessageOperation>(queue_, queue_->post(std::move(call))),
                 timeout());
   }

@@ -6,7 +6,7 @@
 //
 // Invariants: 1. MPI is initialised once per process, by the first connect_mpi unless the program did it before. 2.
 // What connect_mpi initialised is finalised when the last communicator is destroyed without a failure. After a failure
-// it is not: MPI_Finalize would wait for ranks that are gone. The process then leaves with its own exit code, and
+// it is not: MPI_Finalize would wait for ranks that are gone. The process then exits with its own exit code, and
 // mpirun ends the others.
 //
 // Thread safety: as Communicator; MPI runs with MPI_THREAD_MULTIPLE.

@@ -54,7 +54,7 @@ class NcclOperation final : public PendingOperation {
     waited_ = true;
     session_->wait_on(*launched_, stream);
   }
-  bool aborted() const noexcept override { return session_->failure().has_value(); }
+  bool may_drop() const noexcept override { return session_->failure().has_value(); }
 
  private:
   const std::shared_ptr<NcclSession> session_;
@@ -68,7 +68,7 @@ class BrokenOperation final : public PendingOperation {
   explicit BrokenOperation(Failure failure) : failure_(std::move(failure)) {}
   void wait(std::chrono::milliseconds) override { failure_.raise(); }
   void wait_on(Stream, std::chrono::milliseconds) override { failure_.raise(); }
-  bool aborted() const noexcept override { return true; }
+  bool may_drop() const noexcept override { return true; }
 
  private:
   const Failure failure_;
@@ -86,7 +86,7 @@ class NcclCommunicator final : public Communicator {
 
   Work reduce_scatter(Buffer input, Buffer output, const Counts& counts,
                       ProducerStream producer) override {
-    const Call call = Call::reduce_scatter(caller(), input, output, counts);
+    const CollectiveCall call = CollectiveCall::reduce_scatter(caller(), input, output, counts);
     return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
       const ncclDataType_t type = nccl_type(input.type);
       if (is_equal(counts)) {
@@ -107,7 +107,7 @@ class NcclCommunicator final : public Communicator {
 
   Work all_gather(Buffer input, Buffer output, const Counts& counts,
                   ProducerStream producer) override {
-    const Call call = Call::all_gather(caller(), input, output, counts);
+    const CollectiveCall call = CollectiveCall::all_gather(caller(), input, output, counts);
     return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
       const ncclDataType_t type = nccl_type(input.type);
       if (is_equal(counts)) {
@@ -126,7 +126,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   Work all_reduce(Buffer inout, ReduceOp op, ProducerStream producer) override {
-    const Call call = Call::all_reduce(caller(), inout, op);
+    const CollectiveCall call = CollectiveCall::all_reduce(caller(), inout, op);
     FUSEDBUN_REQUIRE(op != ReduceOp::bit_or, ConfigError,
                      "nccl: all_reduce has no bitwise or: use a host communicator");
     return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
@@ -140,7 +140,8 @@ class NcclCommunicator final : public Communicator {
 
   Work exchange(std::vector<Message> sends, std::vector<Message> receives,
                 ProducerStream producer) override {
-    const Call call = Call::exchange(caller(), std::move(sends), std::move(receives));
+    const CollectiveCall call =
+        CollectiveCall::exchange(caller(), std::move(sends), std::move(receives));
     return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
       for (const Message& message : call.sends) {
         FUSEDBUN_NCCL(*session_, api().send(message.data, static_cast<size_t>(message.bytes),
@@ -154,7 +155,7 @@ class NcclCommunicator final : public Communicator {
   }
 
   Work broadcast(Buffer inout, int root, ProducerStream producer) override {
-    const Call call = Call::broadcast(caller(), inout, root);
+    const CollectiveCall call = CollectiveCall::broadcast(caller(), inout, root);
     return launch(call, producer, [&](ncclComm_t comm, cudaStream_t stream) {
       if (inout.count == 0) return;
       FUSEDBUN_NCCL(*session_,
@@ -164,14 +165,14 @@ class NcclCommunicator final : public Communicator {
   }
 
   Work barrier(ProducerStream producer) override {
-    return launch(Call::barrier(), producer, [&](ncclComm_t comm, cudaStream_t stream) {
+    return launch(CollectiveCall::barrier(), producer, [&](ncclComm_t comm, cudaStream_t stream) {
       FUSEDBUN_NCCL(*session_, api().all_reduce(session_->scratch(), session_->scratch(), 1,
                                                 ncclUint8, ncclMax, comm, stream));
     });
   }
 
   std::unique_ptr<Communicator> group(const std::vector<int>& ranks) override {
-    check_group(caller(), ranks);
+    validate_group(caller(), ranks);
     const auto mine = std::find(ranks.begin(), ranks.end(), rank());
     const int place = static_cast<int>(mine - ranks.begin());
     const bool is_member = mine != ranks.end();
@@ -193,9 +194,10 @@ class NcclCommunicator final : public Communicator {
     session_->fail({ExitCode::peer_lost, reason});
   }
   std::optional<Failure> failure() const override { return session_->failure(); }
+  std::vector<std::string> under_way() const override { return session_->under_way(); }
 
  private:
-  Caller caller() const { return {"nccl", rank(), size()}; }
+  CallSite caller() const { return {"nccl", rank(), size()}; }
   const NcclApi& api() const { return session_->api(); }
 
   // Skips empty portions: NCCL need not hear of them.
@@ -208,7 +210,7 @@ class NcclCommunicator final : public Communicator {
     }
   }
 
-  Work launch(const Call& call, const ProducerStream& producer,
+  Work launch(const CollectiveCall& call, const ProducerStream& producer,
               const std::function<void(ncclComm_t, cudaStream_t)>& enqueue) {
     FUSEDBUN_REQUIRE(producer.has_value(), ConfigError,
                      "nccl: rank " + std::to_string(rank()) + " called " + call.describe() +

@@ -362,6 +362,13 @@ std::optional<Failure> NcclSession::failure() const {
   return failure_;
 }
 
+std::vector<std::string> NcclSession::under_way() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> operations;
+  for (const auto& operation : unfinished_) operations.push_back("nccl " + operation->what());
+  return operations;
+}
+
 std::string NcclSession::prefix() const {
   return "nccl: rank " + std::to_string(options_.rank) + " of " + std::to_string(options_.size) +
          (options_.gpu.empty() ? " on GPU " + std::to_string(options_.device)

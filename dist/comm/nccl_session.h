@@ -50,7 +50,7 @@ class NcclSession {
   /// Opens the NCCL communicator on options.device with `open`, which may leave it in progress.
   NcclSession(const NcclApi& api, const NcclOptions& options,
               const std::function<ncclResult_t(ncclComm_t* comm)>& open);
-  /// Ends the communicator in peace if nothing failed, within the deadline.
+  /// Ends the communicator cleanly if nothing failed, within the deadline.
   ~NcclSession();
   NcclSession(const NcclSession&) = delete;  // owns device resources
 
@@ -68,6 +68,8 @@ class NcclSession {
   /// Until NCCL touches no memory any more; gives up after 5 s.
   void wait_for_abort() noexcept;
   std::optional<Failure> failure() const;
+  /// Of the operations that are not seen to have ended.
+  std::vector<std::string> under_way() const;
 
   // Every return code passes one of these; they throw DeviceError, or PeerLostError when NCCL blames a peer.
   void check(ncclResult_t result, const char* call) const;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <exception>
+#include <iomanip>
+#include <sstream>
 #include <utility>
 
 #include "fusedbun/core/error.h"
@@ -52,11 +54,11 @@ void OperationQueue::break_with(const Failure& failure) noexcept {
   transport_->close();
 }
 
-std::shared_ptr<OperationQueue::Entry> OperationQueue::post(Call call) {
+std::shared_ptr<OperationQueue::Entry> OperationQueue::post(CollectiveCall call) {
   auto entry = std::make_shared<Entry>();
   entry->rounds = rounds_of(call, rank(), size());
   entry->digest = call.digest();
-  entry->call = std::make_shared<const Call>(std::move(call));
+  entry->call = std::make_shared<const CollectiveCall>(std::move(call));
   entry->posted_at = Clock::now();
   if (size() == 1) {  // no peer to wait for
     entry->number = next_number_++;
@@ -221,7 +223,28 @@ std::optional<WatchedOperations::Waiting> OperationQueue::waiting() const {
   return Waiting{entry.number, entry.call, progress_.peer(), Clock::now() - since};
 }
 
-std::shared_ptr<const Call> OperationQueue::find(uint64_t number) const {
+std::vector<std::string> OperationQueue::under_way() const {
+  const std::lock_guard lock(mutex_);
+  const auto seconds_since = [now = Clock::now()](Clock::time_point time) {
+    std::ostringstream text;
+    text << std::fixed << std::setprecision(1) << std::chrono::duration<double>(now - time).count()
+         << " s";
+    return text.str();
+  };
+  std::vector<std::string> operations;
+  for (const auto& entry : entries_) {
+    std::string text = std::string(transport_->backend()) + " operation " +
+                       std::to_string(entry->number) + " of " + std::to_string(size()) +
+                       " ranks, " + entry->call->describe() + ", called " +
+                       seconds_since(entry->posted_at) + " ago";
+    if (entry == entries_.front() && progress_.peer() >= 0)
+      text += ", waits for its rank " + std::to_string(progress_.peer());
+    operations.push_back(std::move(text));
+  }
+  return operations;
+}
+
+std::shared_ptr<const CollectiveCall> OperationQueue::find(uint64_t number) const {
   const std::lock_guard lock(mutex_);
   if (number < first_call_ || number - first_call_ >= calls_.size()) return nullptr;
   return calls_[number - first_call_];

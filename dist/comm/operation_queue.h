@@ -28,7 +28,7 @@ class OperationQueue final : private WatchedOperations, private Family::Member {
  public:
   /// One operation under way. After post() only the queue touches it.
   struct Entry {
-    std::shared_ptr<const Call> call;
+    std::shared_ptr<const CollectiveCall> call;
     uint64_t number = 0;
     uint64_t digest = 0;  // of the call
     std::vector<Round> rounds;
@@ -47,7 +47,7 @@ class OperationQueue final : private WatchedOperations, private Family::Member {
   ~OperationQueue() override;
   OperationQueue(const OperationQueue&) = delete;  // owns a thread
 
-  std::shared_ptr<Entry> post(Call call);
+  std::shared_ptr<Entry> post(CollectiveCall call);
   /// Throws the failure; when nothing has moved for `timeout` there is one.
   void wait(const Entry& entry, std::chrono::milliseconds timeout);
   /// Ends an operation that will not be waited for, breaking the family.
@@ -61,9 +61,10 @@ class OperationQueue final : private WatchedOperations, private Family::Member {
 
  private:
   std::optional<Waiting> waiting() const override;
-  std::shared_ptr<const Call> find(uint64_t number) const override;
+  std::shared_ptr<const CollectiveCall> find(uint64_t number) const override;
   uint64_t next_number() const override;
   void break_with(const Failure& failure) noexcept override;
+  std::vector<std::string> under_way() const override;
 
   void run();
   std::optional<Failure> finish(Entry& entry);
@@ -81,8 +82,8 @@ class OperationQueue final : private WatchedOperations, private Family::Member {
   std::condition_variable posted_;
   std::condition_variable ended_;
   std::deque<std::shared_ptr<Entry>> entries_;
-  std::deque<std::shared_ptr<const Call>> calls_;  // under way and just ended, for find()
-  uint64_t first_call_ = 0;                        // the number of calls_.front()
+  std::deque<std::shared_ptr<const CollectiveCall>> calls_;  // under way and just ended, for find()
+  uint64_t first_call_ = 0;                                  // the number of calls_.front()
   uint64_t next_number_ = 0;
   bool stopping_ = false;
   Progress progress_;

@@ -117,7 +117,7 @@ std::optional<Failure> PeerWatch::handle(int peer, const ControlFrame& frame) {
 }
 
 std::optional<Failure> PeerWatch::compare(int peer, const ControlFrame& ask,
-                                          const Call& mine) const {
+                                          const CollectiveCall& mine) const {
   const bool is_same = mine.digest() == ask.digest &&
                        digest_of(mine.sends, peer) == ask.receives_digest &&
                        digest_of(mine.receives, peer) == ask.sends_digest;
@@ -151,7 +151,7 @@ std::optional<Failure> PeerWatch::lost_peer() {
   return std::nullopt;
 }
 
-Failure PeerWatch::left_failure(int peer, uint64_t number, const Call& call) const {
+Failure PeerWatch::left_failure(int peer, uint64_t number, const CollectiveCall& call) const {
   const ControlFrame& left = *peers_[static_cast<size_t>(peer)].left;
   const std::string after = left.number == 0 ? " before its first operation"
                                              : " after " + std::string(left.text) + " (operation " +
@@ -182,7 +182,7 @@ void PeerWatch::ask() {
   }
 }
 
-void PeerWatch::called(uint64_t number, const Call& call) {
+void PeerWatch::called(uint64_t number, const CollectiveCall& call) {
   if (!has_asks_) return;
   std::optional<Failure> failure;
   {
@@ -198,7 +198,7 @@ void PeerWatch::called(uint64_t number, const Call& call) {
   if (failure) family_.fail(*failure);
 }
 
-std::optional<Failure> PeerWatch::explain(uint64_t number, const Call& call,
+std::optional<Failure> PeerWatch::explain(uint64_t number, const CollectiveCall& call,
                                           const std::function<bool(int peer)>& needs) {
   const std::lock_guard lock(mutex_);
   if (auto failure = look()) return failure;

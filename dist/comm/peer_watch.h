@@ -31,7 +31,7 @@ class WatchedOperations {
  public:
   struct Waiting {
     uint64_t number = 0;
-    std::shared_ptr<const Call> call;
+    std::shared_ptr<const CollectiveCall> call;
     int peer = -1;                                 ///< waited for; -1: none yet
     Clock::duration stalled = Clock::duration(0);  ///< since something of it moved
   };
@@ -39,7 +39,7 @@ class WatchedOperations {
   /// The operation that is being finished; nothing if there is none.
   virtual std::optional<Waiting> waiting() const = 0;
   /// Operation `number`, under way or among the last that ended; else null.
-  virtual std::shared_ptr<const Call> find(uint64_t number) const = 0;
+  virtual std::shared_ptr<const CollectiveCall> find(uint64_t number) const = 0;
   virtual uint64_t next_number() const = 0;
 };
 
@@ -52,10 +52,10 @@ class PeerWatch {
   void stop();
 
   /// Operation `number` was called: compares it with what peers asked before, and breaks the family if they differ.
-  void called(uint64_t number, const Call& call);
+  void called(uint64_t number, const CollectiveCall& call);
   /// Why operation `number` failed, if a peer has said so or left before it; `needs(peer)`: whether the operation
   /// takes it.
-  std::optional<Failure> explain(uint64_t number, const Call& call,
+  std::optional<Failure> explain(uint64_t number, const CollectiveCall& call,
                                  const std::function<bool(int peer)>& needs);
   /// What is known of a rank that lets this one wait for operation `number`, to end a sentence.
   std::string describe(int peer, uint64_t number) const;
@@ -78,9 +78,10 @@ class PeerWatch {
   void run();
   std::optional<Failure> look();  // takes all frames
   std::optional<Failure> handle(int peer, const ControlFrame& frame);
-  std::optional<Failure> compare(int peer, const ControlFrame& ask, const Call& mine) const;
+  std::optional<Failure> compare(int peer, const ControlFrame& ask,
+                                 const CollectiveCall& mine) const;
   std::optional<Failure> lost_peer();
-  Failure left_failure(int peer, uint64_t number, const Call& call) const;
+  Failure left_failure(int peer, uint64_t number, const CollectiveCall& call) const;
   void ask();
   void tell_all(const ControlFrame& frame) noexcept;
 

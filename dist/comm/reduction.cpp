@@ -66,8 +66,9 @@ void reduce_integers(ReduceOp op, std::span<const void* const> parts, void* outp
 
 void reduce_in_rank_order(ReduceOp op, DataType type, std::span<const void* const> parts,
                           void* output, int64_t count) {
-  FUSEDBUN_ASSERT(op == ReduceOp::sum || (type != DataType::f32 && type != DataType::f64),
-                  "floating point numbers are only added up: a Call refuses anything else");
+  FUSEDBUN_ASSERT(
+      op == ReduceOp::sum || (type != DataType::f32 && type != DataType::f64),
+      "floating point numbers are only added up: a CollectiveCall refuses anything else");
   switch (type) {
     case DataType::u8:
       return reduce_integers<uint8_t>(op, parts, output, count);

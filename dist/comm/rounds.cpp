@@ -290,7 +290,7 @@ std::vector<Round> barrier(int rank, int size) {
 
 }  // namespace
 
-std::vector<Round> rounds_of(const Call& call, int rank, int size) {
+std::vector<Round> rounds_of(const CollectiveCall& call, int rank, int size) {
   switch (call.operation) {
     case Operation::reduce_scatter:
       return reduce_scatter(ReduceOp::sum, call.input, call.output, call.send_counts, rank, size);

@@ -53,6 +53,6 @@ inline constexpr int64_t kPieceBytes = 1024 * 1024;
 /// the end of a piece and the start of the next.
 inline constexpr size_t kRoundsAhead = 4;
 
-std::vector<Round> rounds_of(const Call& call, int rank, int size);
+std::vector<Round> rounds_of(const CollectiveCall& call, int rank, int size);
 
 }  // namespace fusedbun::comm

@@ -12,7 +12,7 @@ namespace {
 // wait for them.
 void require_droppable(const PendingOperation* operation) {
   FUSEDBUN_ASSERT(
-      operation == nullptr || operation->aborted() || std::uncaught_exceptions() > 0,
+      operation == nullptr || operation->may_drop() || std::uncaught_exceptions() > 0,
       "a Work was destroyed before it was waited for, so its buffers may go while they are in use");
 }
 

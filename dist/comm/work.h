@@ -35,7 +35,7 @@ class PendingOperation {
   /// Makes later work on `stream` wait for the operation; on host backends the same as wait().
   virtual void wait_on(Stream stream, std::chrono::milliseconds timeout) = 0;
   /// True if the communicator was aborted, so that the operation may be dropped.
-  virtual bool aborted() const noexcept = 0;
+  virtual bool may_drop() const noexcept = 0;
 };
 
 class Work {

@@ -141,12 +141,10 @@ v1::Hyperparameters to_message(const changes::Settings& settings,
     v1::HyperparameterValues& values = *group.mutable_values();
     const Options& options = settings.groups[i];
     if (settings.lr_pins[i]) values.set_learning_rate(*settings.lr_pins[i]);
-    values.set_eps(options.eps);
-    values.set_beta_decay(options.beta_decay);
-    values.set_weight_decay(options.Lambda);
-    values.set_momentum_beta(options.momentum_beta);
-    values.set_centralize(options.centralize);
-    values.set_use_rms(options.use_rms);
+    for (const changes::FieldSpec& spec : changes::field_specs()) {
+      if (spec.get != nullptr && spec.field != changes::Field::learning_rate)
+        set_value(spec.field, spec.get(options), values);
+    }
   }
   message.mutable_job_values()->set_max_grad_norm(settings.max_grad_norm);
   message.mutable_job_values()->set_lr_scale(settings.lr_scale);

@@ -1,5 +1,6 @@
 #include "fusedbun/dist/control/control_client.h"
 
+#include <google/protobuf/util/time_util.h>
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
@@ -350,18 +351,42 @@ v1::ListCheckpointsResponse ControlClient::checkpoints(v1::ListCheckpointsReques
   return connection_->call(&Calls::ListCheckpoints, request);
 }
 
-v1::Job ControlClient::drain(const std::string& reason) {
+v1::Job ControlClient::drain(const std::string& reason, std::optional<double> within_seconds) {
   v1::DrainJobRequest request;
   request.set_name(kThisJob);
   request.set_reason(reason);
+  if (within_seconds) {
+    *request.mutable_deadline() = google::protobuf::util::TimeUtil::MicrosecondsToDuration(
+        static_cast<int64_t>(*within_seconds * 1e6));
+  }
   return connection_->call(&Calls::DrainJob, request);
 }
 
-v1::Job ControlClient::stop(const std::string& reason) {
+v1::Job ControlClient::stop(const std::string& reason, bool force) {
   v1::StopJobRequest request;
   request.set_name(kThisJob);
   request.set_reason(reason);
+  request.set_force(force);
   return connection_->call(&Calls::StopJob, request);
+}
+
+v1::Job ControlClient::pause(const std::string& reason) {
+  v1::PauseJobRequest request;
+  request.set_name(kThisJob);
+  request.set_reason(reason);
+  return connection_->call(&Calls::PauseJob, request);
+}
+
+v1::Job ControlClient::resume() {
+  v1::ResumeJobRequest request;
+  request.set_name(kThisJob);
+  return connection_->call(&Calls::ResumeJob, request);
+}
+
+v1::Diagnostics ControlClient::dump() {
+  v1::DumpDiagnosticsRequest request;
+  request.set_name(kThisJob);
+  return connection_->call(&Calls::DumpDiagnostics, request);
 }
 
 ControlClient::Health ControlClient::health(const std::string& name) {

@@ -75,8 +75,13 @@ class ControlClient {
   v1::Checkpoint create_checkpoint(v1::CreateCheckpointRequest request);
   v1::Checkpoint checkpoint(const std::string& name);
   v1::ListCheckpointsResponse checkpoints(v1::ListCheckpointsRequest request = {});
-  v1::Job drain(const std::string& reason);
-  v1::Job stop(const std::string& reason);
+  /// `within_seconds`: then it leaves without a checkpoint.
+  v1::Job drain(const std::string& reason, std::optional<double> within_seconds = {});
+  /// `force`: at once, without a step boundary and without saving.
+  v1::Job stop(const std::string& reason, bool force = false);
+  v1::Job pause(const std::string& reason);
+  v1::Job resume();
+  v1::Diagnostics dump();
 
   enum class Health { serving, not_serving, unknown_name };
   Health health(const std::string& name);

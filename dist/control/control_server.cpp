@@ -19,7 +19,7 @@
 #include <thread>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/control/callers.h"
+#include "fusedbun/dist/control/authenticator.h"
 #include "fusedbun/dist/control/credentials.h"
 #include "fusedbun/dist/control/grpc_log.h"
 #include "fusedbun/dist/control/health_reporter.h"
@@ -40,7 +40,7 @@ constexpr size_t kMemoryBytesMax = 64 << 20;
 // A call holds a thread: 16 streams that watch, 16 that read metrics, the changes that wait for the disk, and as many more, so
 // that GetJob, DrainJob and StopJob always find one.
 constexpr int kThreadsMax = 2 * TrainingControlService::kStreamsMax +
-                            static_cast<int>(changes::ChangeCommit::kWaitingMax) + 32;
+                            static_cast<int>(changes::ChangeCommitter::kWaitingMax) + 32;
 constexpr int kHandshakeMs = 5'000;
 constexpr int kIdleMs = 15 * 60'000;
 constexpr int kKeepaliveMs = 60'000;
@@ -89,12 +89,14 @@ class PrivateUmask {
 
 /// Only the owner can open the socket, and read the token that a port of loopback asks for; over another port it is anybody,
 /// unless certificates tell.
-std::unique_ptr<Callers> callers_of(const ListenAddress& address, const ControlOptions& options) {
-  if (!options.credentials.empty()) return std::make_unique<Callers>(options.credentials / "roles");
+std::unique_ptr<Authenticator> authenticator_of(const ListenAddress& address,
+                                                const ControlOptions& options) {
+  if (!options.credentials.empty())
+    return std::make_unique<Authenticator>(options.credentials / "roles");
   if (!address.socket.empty())
-    return std::make_unique<Callers>("uid:" + std::to_string(::geteuid()));
-  if (address.is_local()) return std::make_unique<Callers>("loopback", options.token);
-  return std::make_unique<Callers>(std::string("anybody"));
+    return std::make_unique<Authenticator>("uid:" + std::to_string(::geteuid()));
+  if (address.is_local()) return std::make_unique<Authenticator>("loopback", options.token);
+  return std::make_unique<Authenticator>(std::string("anybody"));
 }
 
 std::shared_ptr<grpc::ServerCredentials> credentials_of(const ControlOptions& options) {
@@ -143,12 +145,12 @@ ListenAddress free_address(const ControlOptions& options) {
 
 }  // namespace
 
-class ControlServer::Parts {
+class ControlServer::Impl {
  public:
-  Parts(ControlOptions given, JobDescription job)
+  Impl(ControlOptions given, JobDescription job)
       : options_(prepared(std::move(given))),
         address_(free_address(options_)),
-        service_(options_, std::move(job), callers_of(address_, options_)) {
+        service_(options_, std::move(job), authenticator_of(address_, options_)) {
     service_.on_state_change([this] {
       if (auto* const health = live_health_.load()) health->update();
     });
@@ -160,7 +162,11 @@ class ControlServer::Parts {
         HealthReporter::Sources{
             .names = {{kControlHealthName, [this] { return service_.accepts_changes(); }},
                       {kProgressHealthName, [this] { return service_.is_progressing(); }}},
-            .tell_turns = [this] { service_.tell_turns(); }},
+            .looked =
+                [this] {
+                  service_.tell_turns();
+                  service_.leave_if_overdue();
+                }},
         interval);
     live_health_ = health_.get();
     health_->update();  // a call may have come before it was there
@@ -168,7 +174,7 @@ class ControlServer::Parts {
     run_folder::write_control_file(options_.run_dir, control_file());
   }
 
-  ~Parts() { shutdown(); }
+  ~Impl() { shutdown(); }
 
   void shutdown() {
     const std::lock_guard lock(shutdown_mutex_);
@@ -264,67 +270,71 @@ class ControlServer::Parts {
 };
 
 ControlServer::ControlServer(ControlOptions options, JobDescription job)
-    : parts_(std::make_unique<Parts>(std::move(options), std::move(job))) {}
+    : impl_(std::make_unique<Impl>(std::move(options), std::move(job))) {}
 
 ControlServer::~ControlServer() = default;
 
 changes::ControlPort& ControlServer::port() {
-  return parts_->service();
+  return impl_->service();
 }
 
 void ControlServer::set_state(JobState state, std::string_view reason) {
-  parts_->service().set_state(state, reason);
+  impl_->service().set_state(state, reason);
 }
 
 int64_t ControlServer::restored_changes() const {
-  return parts_->service().restored_changes();
+  return impl_->service().restored_changes();
 }
 
 changes::LeaveRequest ControlServer::leave_asked() const {
-  return parts_->service().leave_asked();
+  return impl_->service().leave_asked();
 }
 
 void ControlServer::set_ranks(const plan::RankDirectory* ranks) {
-  parts_->service().set_ranks(ranks);
+  impl_->service().set_ranks(ranks);
+}
+
+void ControlServer::set_orders(plan::RankOrders* orders) {
+  impl_->service().set_orders(orders);
 }
 
 void ControlServer::report_lost_rank(const plan::RankStatus& rank) {
-  parts_->service().report_lost_rank(rank);
+  impl_->service().report_lost_rank(rank);
 }
 
 void ControlServer::warn(std::string_view sentence) {
-  parts_->service().warn(sentence);
+  impl_->service().warn(sentence);
 }
 
 void ControlServer::offer_checkpoints(const std::vector<FoundCheckpoint>& found) {
-  parts_->service().offer_checkpoints(found);
+  impl_->service().offer_checkpoints(found);
 }
 void ControlServer::save_started(int64_t job_step) {
-  parts_->service().save_started(job_step);
+  impl_->service().save_started(job_step);
 }
 void ControlServer::save_refused(int64_t job_step) {
-  parts_->service().save_refused(job_step);
+  impl_->service().save_refused(job_step);
 }
 void ControlServer::checkpoint_durable(const CheckpointFacts& facts) {
-  parts_->service().checkpoint_durable(facts);
+  impl_->service().checkpoint_durable(facts);
 }
 void ControlServer::save_failed(int64_t job_step, std::string_view problem) {
-  parts_->service().save_failed(job_step, problem);
+  impl_->service().save_failed(job_step, problem);
 }
 void ControlServer::checkpoint_deleted(int64_t job_step) {
-  parts_->service().checkpoint_deleted(job_step);
+  impl_->service().checkpoint_deleted(job_step);
 }
 
 void ControlServer::record_metrics(int64_t job_step, std::span<const changes::Metric> metrics) {
-  parts_->service().record_metrics(job_step, metrics);
+  impl_->service().record_metrics(job_step, metrics);
 }
 
 std::string ControlServer::address() const {
-  return parts_->address();
+  return impl_->address();
 }
 
 void ControlServer::shutdown() noexcept {
-  parts_->shutdown();
+  impl_->shutdown();
 }
 
 }  // namespace fusedbun::control

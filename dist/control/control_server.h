@@ -23,6 +23,7 @@
 #include "fusedbun/core/options.h"
 #include "fusedbun/dist/changes/change_schedule.h"
 #include "fusedbun/dist/changes/control_port.h"
+#include "fusedbun/dist/plan/rank_orders.h"
 #include "fusedbun/dist/plan/rank_status.h"
 
 namespace fusedbun::control {
@@ -41,7 +42,7 @@ struct ControlOptions {
   /// What a client must show on a port of loopback, which every user of the machine can open
   /// ("authorization: Bearer TOKEN"). Empty: one is made. control.json has it, mode 0600.
   std::string token = {};
-  /// Folder with ca.pem, server.pem, server.key and roles (callers.h): TLS, with certificates on both
+  /// Folder with ca.pem, server.pem, server.key and roles (authenticator.h): TLS, with certificates on both
   /// sides. Files that change are read again. Empty: plaintext.
   std::filesystem::path credentials = {};
   /// With certificates a connection ends after a while, and its streams a little later, so that a certificate that has expired or
@@ -88,10 +89,11 @@ struct CheckpointFacts {
   int64_t written_us = 0;  ///< Unix time
 };
 
-/// In the order in which they come; from `succeeded` on they are final.
+/// In the order in which they come, except for `paused`; from `succeeded` on they are final.
 enum class JobState : uint8_t {
   starting,
   running,
+  paused,  ///< held between two steps; goes on as `running`
   draining,
   succeeded,
   failed,
@@ -131,7 +133,10 @@ class ControlServer {
   /// Who knows the ranks, for ListRanks, progress and the state DEGRADED; null (as at the start): nobody, and
   /// ListRanks is empty. It lives until shutdown() or until another is set.
   void set_ranks(const plan::RankDirectory* ranks);
-  /// Tells whoever watches the job.
+  /// Who reaches the ranks, for DumpDiagnostics, StopJob with force and DrainJob with a deadline; null (as at the start): nobody, and they
+  /// are refused. It lives as long as this object.
+  void set_orders(plan::RankOrders* orders);
+  /// Tells the job's watchers.
   void report_lost_rank(const plan::RankStatus& rank);
   void warn(std::string_view sentence);
   /// Adds what the training loop knows of its last finished step ("loss") to that step's sample of
@@ -160,8 +165,8 @@ class ControlServer {
   void shutdown() noexcept;
 
  private:
-  class Parts;
-  std::unique_ptr<Parts> parts_;
+  class Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace fusedbun::control

@@ -1,7 +1,7 @@
 #pragma once
 // Credentials: encryption and certificates of the control plane, from files that may change while the job runs.
 //
-// A folder for a server has ca.pem (who signs clients), server.pem, server.key and roles (callers.h); one for a client has ca.pem
+// A folder for a server has ca.pem (who signs clients), server.pem, server.key and roles (authenticator.h); one for a client has ca.pem
 // (who signs servers), client.pem and client.key. deploy/control_certificates.sh makes both.
 //
 // Thread safety: functions without state.

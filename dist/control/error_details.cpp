@@ -25,8 +25,6 @@ grpc::StatusCode code_of(changes::RefusalKind kind) {
       return grpc::StatusCode::RESOURCE_EXHAUSTED;
     case changes::RefusalKind::unavailable:
       return grpc::StatusCode::UNAVAILABLE;
-    case changes::RefusalKind::unimplemented:
-      return grpc::StatusCode::UNIMPLEMENTED;
     case changes::RefusalKind::unauthenticated:
       return grpc::StatusCode::UNAUTHENTICATED;
     case changes::RefusalKind::permission_denied:

@@ -19,7 +19,7 @@ namespace {
 
 constexpr std::chrono::milliseconds kLookInterval{500};
 constexpr std::chrono::milliseconds kFarewell{100};
-// A probe is one short call: whoever opens more finds little to use up.
+// A probe is one short call: a client that opens more finds little to use up.
 constexpr int kRequestBytesMax = 4 << 10;
 constexpr int kCallsPerConnectionMax = 8;
 constexpr size_t kQuotaBytesMax = 8 << 20;

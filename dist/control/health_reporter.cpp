@@ -34,7 +34,6 @@ void HealthReporter::stop() {
 }
 
 void HealthReporter::publish() {
-  sources_.tell_turns();
   // A watcher hears of every call of SetServingStatus, so only turns are told.
   for (size_t at = 0; at < serving_.size(); ++at) {
     const bool is_serving = sources_.names[at].is_serving();
@@ -47,6 +46,10 @@ void HealthReporter::publish() {
 void HealthReporter::run() {
   std::unique_lock lock(mutex_);
   while (!stopped_) {
+    lock.unlock();  // it may come to update()
+    sources_.looked();
+    lock.lock();
+    if (stopped_) return;
     publish();
     woken_.wait_for(lock, interval_);
   }

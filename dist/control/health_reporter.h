@@ -27,7 +27,7 @@ class HealthReporter {
   };
   struct Sources {
     std::vector<Name> names;
-    std::function<void()> tell_turns = [] {};  ///< called each time it looks
+    std::function<void()> looked = [] {};  ///< called each time, without the lock
   };
 
   /// Looks every `interval`, and at once on update(). `service` outlives this object.

@@ -1,5 +1,5 @@
 #pragma once
-// JobEvents: what happened to the job, for whoever watches it. A ring of the newest events; a reader that remembers the last
+// JobEvents: what happened to the job, for its watchers. A ring of the newest events; a reader that remembers the last
 // sequence it saw goes on from there without a gap, or learns that there is one.
 //
 // Thread safety: all members, from any thread. add() never waits for a reader.

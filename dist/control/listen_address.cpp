@@ -37,7 +37,7 @@ class Socket {
   int fd_;
 };
 
-/// The pid of whoever listens on the connected socket, as text for a message.
+/// The pid of the process that listens on the connected socket, as text for a message.
 std::string owner_of(int connected) {
   ucred owner{};
   socklen_t size = sizeof owner;

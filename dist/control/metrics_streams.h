@@ -1,5 +1,5 @@
 #pragma once
-// MetricsStreams: samples of finished steps, from the training loop to whoever reads along. Each reader has a ring of its own:
+// MetricsStreams: samples of finished steps, from the training loop to its readers. Each reader has a ring of its own:
 // a slow one loses the oldest and is told how many, and publish() never waits for one.
 //
 // Thread safety: all members, from any thread. A Reader belongs to one thread and does not outlive the streams.

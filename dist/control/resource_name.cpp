@@ -33,8 +33,8 @@ std::string job_name(std::string_view run_id) {
   return name;
 }
 
-std::variant<std::string_view, changes::Refusal> within_job(std::string_view name,
-                                                            std::string_view job) {
+std::variant<std::string_view, changes::Refusal> strip_job_prefix(std::string_view name,
+                                                                  std::string_view job) {
   for (const std::string_view known : {job, std::string_view("jobs/-")}) {
     if (name == known) return std::string_view{};
     if (name.starts_with(known) && name[known.size()] == '/') return name.substr(known.size() + 1);

@@ -18,8 +18,8 @@ namespace fusedbun::control {
 std::string job_name(std::string_view run_id);
 
 /// What follows the job in `name` ("" or "changes/3"), or NOT_FOUND UNKNOWN_JOB. `job` is what job_name() gave.
-std::variant<std::string_view, changes::Refusal> within_job(std::string_view name,
-                                                            std::string_view job);
+std::variant<std::string_view, changes::Refusal> strip_job_prefix(std::string_view name,
+                                                                  std::string_view job);
 
 /// The revision in "changes/{revision}", or NOT_FOUND UNKNOWN_CHANGE if that is not within [1, newest].
 std::variant<int64_t, changes::Refusal> change_revision(std::string_view within, int64_t newest);

@@ -40,21 +40,22 @@ Refusal refusal_of(const std::string& cell, const std::string& call) {
             "the job is about to leave and does not take " + call + " any more",
             {}};
   }
-  if (cell == "FAILED_PRECONDITION JOB_ENDED")
-    return {RefusalKind::failed_precondition, "JOB_ENDED", "the job has ended", {}};
-  FUSEDBUN_ASSERT(cell == "UNIMPLEMENTED NOT_IN_THIS_VERSION",
+  if (cell == "UNAVAILABLE PAUSED") {
+    return {RefusalKind::unavailable,
+            "PAUSED",
+            "the job is paused and takes no " + call + " until it is resumed",
+            {}};
+  }
+  FUSEDBUN_ASSERT(cell == "FAILED_PRECONDITION JOB_ENDED",
                   "rpc_policy.csv has the refusal " + cell);
-  return {RefusalKind::unimplemented,
-          "NOT_IN_THIS_VERSION",
-          call + " is in the contract, but this version of fusedbun does not serve it",
-          {}};
+  return {RefusalKind::failed_precondition, "JOB_ENDED", "the job has ended", {}};
 }
 
 std::vector<RpcPolicy> read_policies() {
   std::vector<RpcPolicy> policies;
   std::vector<std::string> lines = split(kRpcPolicyText, '\n');
   FUSEDBUN_ASSERT(
-      lines.size() == kRpcs + 1 && lines[0] == "call,role,STARTING,RUNNING,DRAINING,ENDED",
+      lines.size() == kRpcs + 1 && lines[0] == "call,role,STARTING,RUNNING,PAUSED,DRAINING,ENDED",
       "rpc_policy.csv has a line for each call");
   for (size_t i = 0; i < kRpcs; ++i) {
     const std::vector<std::string> cells = split(lines[i + 1], ',');
@@ -104,12 +105,7 @@ std::optional<Refusal> refused_for(Rpc rpc, Role role) {
 }
 
 std::optional<Refusal> refused_in(Rpc rpc, JobState state) {
-  return policy_of(rpc).refusals[is_final(state) ? 3 : static_cast<size_t>(state)];
-}
-
-bool is_served(Rpc rpc) {
-  const auto& refusals = policy_of(rpc).refusals;
-  return std::ranges::any_of(refusals, [](const auto& refusal) { return !refusal; });
+  return policy_of(rpc).refusals[is_final(state) ? 4 : static_cast<size_t>(state)];
 }
 
 }  // namespace fusedbun::control

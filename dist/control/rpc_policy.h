@@ -48,8 +48,8 @@ struct RpcPolicy {
   Rpc rpc{};
   std::string name;  ///< the contract's
   Role least = Role::admin;
-  /// Starting, running, draining, ended; empty: it is answered.
-  std::array<std::optional<changes::Refusal>, 4> refusals = {};
+  /// Starting, running, paused, draining, ended; empty: it is answered.
+  std::array<std::optional<changes::Refusal>, 5> refusals = {};
 };
 std::span<const RpcPolicy> rpc_policies();
 const RpcPolicy& policy_of(Rpc rpc);
@@ -58,7 +58,5 @@ const RpcPolicy& policy_of(Rpc rpc);
 std::optional<changes::Refusal> refused_for(Rpc rpc, Role role);
 /// Why it is not answered while the job is in this state.
 std::optional<changes::Refusal> refused_in(Rpc rpc, JobState state);
-/// In the contract, but not in this version: refused in every state.
-bool is_served(Rpc rpc);
 
 }  // namespace fusedbun::control

@@ -98,8 +98,8 @@ void TrainingControlService::fill_schedule(const changes::Settings& settings,
 
 grpc::Status TrainingControlService::GetHyperparameters(
     Context* context, const v1::GetHyperparametersRequest* request, v1::Hyperparameters* reply) {
-  const auto admitted = admit(Rpc::get_hyperparameters, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const auto authorized = authorize(Rpc::get_hyperparameters, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
   const std::lock_guard lock(ledger_mutex_);
   observe_progress();
   const int64_t next_step = commit_.next_step();
@@ -117,8 +117,8 @@ grpc::Status TrainingControlService::GetHyperparameters(
 grpc::Status TrainingControlService::ListHyperparameterSpecs(
     Context* context, const v1::ListHyperparameterSpecsRequest* request,
     v1::ListHyperparameterSpecsResponse* reply) {
-  const auto admitted = admit(Rpc::list_hyperparameter_specs, *context, request->parent());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const auto authorized = authorize(Rpc::list_hyperparameter_specs, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
   for (changes::FieldSpec spec : changes::field_specs()) {
     if (spec.field == changes::Field::max_grad_norm && !job_.capabilities.clips_gradients)
       spec.max = 0;
@@ -171,20 +171,20 @@ grpc::Status TrainingControlService::reply_with(int64_t revision, v1::Change* re
 changes::ChangeBatch::Answer TrainingControlService::commit(changes::ChangeRequest request,
                                                             const Context& context) {
   return commit_.commit(std::move(request),
-                        {.until = changes::ChangeCommit::Clock::now() + patience_of(context),
+                        {.until = changes::ChangeCommitter::Clock::now() + patience_of(context),
                          .gone = [&] { return context.IsCancelled(); }});
 }
 
 grpc::Status TrainingControlService::CreateChange(Context* context,
                                                   const v1::CreateChangeRequest* request,
                                                   v1::Change* reply) {
-  const auto admitted = admit(Rpc::create_change, *context, request->parent());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  const auto read = read_request(*request, std::get<Admitted>(admitted).caller.actor);
+  const auto authorized = authorize(Rpc::create_change, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
+  const auto read = read_request(*request, std::get<Authorized>(authorized).caller.actor);
   if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
   const auto& change = std::get<changes::ChangeRequest>(read);
-  if (request->validate_only()) return rehearse(change, reply);
-  if (const auto refusal = over_rate(change)) return to_status(*refusal);
+  if (request->validate_only()) return dry_run(change, reply);
+  if (const auto refusal = check_rate(change)) return to_status(*refusal);
 
   const changes::ChangeBatch::Answer answer = commit(change, *context);
   if (const auto* refusal = std::get_if<changes::Refusal>(&answer)) return to_status(*refusal);
@@ -196,10 +196,10 @@ grpc::Status TrainingControlService::CreateChange(Context* context,
   return status;
 }
 
-grpc::Status TrainingControlService::rehearse(const changes::ChangeRequest& request,
-                                              v1::Change* reply) {
+grpc::Status TrainingControlService::dry_run(const changes::ChangeRequest& request,
+                                             v1::Change* reply) {
   std::unique_lock lock(ledger_mutex_);
-  const auto verdict = commit_.rehearse(request);
+  const auto verdict = commit_.dry_run(request);
   if (const auto* refusal = std::get_if<changes::Refusal>(&verdict)) return to_status(*refusal);
   if (const auto* repeated = std::get_if<changes::ChangeLedger::Replay>(&verdict)) {
     lock.unlock();
@@ -218,9 +218,9 @@ grpc::Status TrainingControlService::rehearse(const changes::ChangeRequest& requ
 grpc::Status TrainingControlService::CancelChange(Context* context,
                                                   const v1::CancelChangeRequest* request,
                                                   v1::Change* reply) {
-  const auto admitted = admit(Rpc::cancel_change, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  const auto& [caller, within] = std::get<Admitted>(admitted);
+  const auto authorized = authorize(Rpc::cancel_change, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
+  const auto& [caller, within] = std::get<Authorized>(authorized);
   if (const auto refusal = check_request(*request)) return to_status(*refusal);
   const auto revision = change_revision(within, newest_revision());
   if (const auto* refusal = std::get_if<changes::Refusal>(&revision)) return to_status(*refusal);
@@ -230,7 +230,7 @@ grpc::Status TrainingControlService::CancelChange(Context* context,
   cancellation.actor = caller.actor;
   cancellation.request_id = request->request_id();
   cancellation.create_time_us = TimeUtil::TimestampToMicroseconds(TimeUtil::GetCurrentTime());
-  if (const auto refusal = over_rate(cancellation)) return to_status(*refusal);
+  if (const auto refusal = check_rate(cancellation)) return to_status(*refusal);
   const changes::ChangeBatch::Answer answer = commit(cancellation, *context);
   if (const auto* refusal = std::get_if<changes::Refusal>(&answer)) return to_status(*refusal);
   return reply_with(*cancellation.cancels, reply);
@@ -239,9 +239,10 @@ grpc::Status TrainingControlService::CancelChange(Context* context,
 grpc::Status TrainingControlService::GetChange(Context* context,
                                                const v1::GetChangeRequest* request,
                                                v1::Change* reply) {
-  const auto admitted = admit(Rpc::get_change, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  const auto revision = change_revision(std::get<Admitted>(admitted).within, observed_revision());
+  const auto authorized = authorize(Rpc::get_change, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
+  const auto revision =
+      change_revision(std::get<Authorized>(authorized).within, observed_revision());
   if (const auto* refusal = std::get_if<changes::Refusal>(&revision)) return to_status(*refusal);
   return reply_with(std::get<int64_t>(revision), reply);
 }
@@ -249,8 +250,8 @@ grpc::Status TrainingControlService::GetChange(Context* context,
 grpc::Status TrainingControlService::ListChanges(Context* context,
                                                  const v1::ListChangesRequest* request,
                                                  v1::ListChangesResponse* reply) {
-  const auto admitted = admit(Rpc::list_changes, *context, request->parent());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const auto authorized = authorize(Rpc::list_changes, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
   const auto filter = read_filter(request->filter());
   if (const auto* refusal = std::get_if<changes::Refusal>(&filter)) return to_status(*refusal);
   const auto read = read_page(request->page_size(), request->page_token(), 1);

@@ -130,10 +130,10 @@ CheckpointRecords::Answer TrainingControlService::checkpoint_answer(
 grpc::Status TrainingControlService::CreateCheckpoint(Context* context,
                                                       const v1::CreateCheckpointRequest* request,
                                                       v1::Checkpoint* reply) {
-  const auto admitted = admit(Rpc::create_checkpoint, *context, request->parent());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const auto authorized = authorize(Rpc::create_checkpoint, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
   if (const auto refusal = check_request(*request)) return to_status(*refusal);
-  const CheckpointRecords::Request asked{std::get<Admitted>(admitted).caller.actor,
+  const CheckpointRecords::Request asked{std::get<Authorized>(authorized).caller.actor,
                                          request->request_id(), request->reason()};
   const std::lock_guard lock(ledger_mutex_);
   const auto repeated = checkpoints_.repeated(asked);
@@ -163,9 +163,9 @@ grpc::Status TrainingControlService::CreateCheckpoint(Context* context,
 grpc::Status TrainingControlService::GetCheckpoint(Context* context,
                                                    const v1::GetCheckpointRequest* request,
                                                    v1::Checkpoint* reply) {
-  const auto admitted = admit(Rpc::get_checkpoint, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  const std::string& within = std::get<Admitted>(admitted).within;
+  const auto authorized = authorize(Rpc::get_checkpoint, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
+  const std::string& within = std::get<Authorized>(authorized).within;
   const auto step = checkpoint_step(within);
   const std::lock_guard lock(ledger_mutex_);
   const CheckpointRecord* record = step ? checkpoints_.find(*step) : nullptr;
@@ -177,8 +177,8 @@ grpc::Status TrainingControlService::GetCheckpoint(Context* context,
 grpc::Status TrainingControlService::ListCheckpoints(Context* context,
                                                      const v1::ListCheckpointsRequest* request,
                                                      v1::ListCheckpointsResponse* reply) {
-  const auto admitted = admit(Rpc::list_checkpoints, *context, request->parent());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const auto authorized = authorize(Rpc::list_checkpoints, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
   const auto read = read_page(request->page_size(), request->page_token(), 0);
   if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
   const auto& page = std::get<PageRequest>(read);

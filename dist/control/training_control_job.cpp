@@ -1,4 +1,4 @@
-// The RPCs about the job itself: what it is, and asking it to leave.
+// What the job is, for GetJob and for every answer and event that tells of it.
 #include <google/protobuf/util/time_util.h>
 
 #include "fusedbun/core/error.h"
@@ -16,6 +16,8 @@ v1::Job::State TrainingControlService::state_message(JobState state) {
       return v1::Job::STARTING;
     case JobState::running:
       return v1::Job::RUNNING;
+    case JobState::paused:
+      return v1::Job::PAUSED;
     case JobState::draining:
       return v1::Job::DRAINING;
     case JobState::succeeded:
@@ -58,84 +60,11 @@ v1::Job TrainingControlService::job_message(bool degraded) const {
 
 grpc::Status TrainingControlService::GetJob(Context* context, const v1::GetJobRequest* request,
                                             v1::Job* reply) {
-  const auto admitted = admit(Rpc::get_job, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const auto authorized = authorize(Rpc::get_job, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
   const bool degraded = is_degraded();
   const std::lock_guard lock(ledger_mutex_);
   *reply = job_message(degraded);
-  return grpc::Status::OK;
-}
-
-grpc::Status TrainingControlService::DrainJob(Context* context, const v1::DrainJobRequest* request,
-                                              v1::Job* reply) {
-  const auto admitted = admit(Rpc::drain_job, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  if (const auto refusal = check_request(*request)) return to_status(*refusal);
-  if (request->has_deadline()) {
-    return to_status({changes::RefusalKind::unimplemented,
-                      "NOT_IN_THIS_VERSION",
-                      "DrainJob with a deadline is not in this version: leave it out",
-                      {}});
-  }
-  return ask_to_leave({changes::LeaveRequest::drain, std::get<Admitted>(admitted).caller.actor,
-                       request->request_id(), request->reason(), request->preempted()},
-                      reply);
-}
-
-grpc::Status TrainingControlService::StopJob(Context* context, const v1::StopJobRequest* request,
-                                             v1::Job* reply) {
-  const auto admitted = admit(Rpc::stop_job, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  if (const auto refusal = check_request(*request)) return to_status(*refusal);
-  if (request->force()) {
-    return to_status(
-        {changes::RefusalKind::unimplemented,
-         "NOT_IN_THIS_VERSION",
-         "StopJob with force is not in this version: leave it out, or end the processes",
-         {}});
-  }
-  return ask_to_leave({changes::LeaveRequest::stop, std::get<Admitted>(admitted).caller.actor,
-                       request->request_id(), request->reason()},
-                      reply);
-}
-
-std::optional<changes::Refusal> TrainingControlService::check_leaving(
-    const Leaving& leaving) const {
-  changes::ChangeRequest sizes;
-  sizes.reason = leaving.reason;
-  sizes.request_id = leaving.request_id;
-  if (auto refusal = changes::check_size(sizes)) return refusal;
-  const auto known = leavings_.find({leaving.actor, leaving.request_id});
-  if (leaving.request_id.empty() || known == leavings_.end() || known->second == leaving)
-    return std::nullopt;
-  return changes::Refusal{changes::RefusalKind::invalid_argument,
-                          "REQUEST_ID_REUSED",
-                          "request_id was used for another request to leave: give each its own",
-                          {}};
-}
-
-std::string TrainingControlService::sentence_of(const Leaving& leaving) {
-  return std::string(leaving.leave == changes::LeaveRequest::stop ? "stop" : "drain") +
-         " asked by " + leaving.actor +
-         (leaving.preempted ? ", because the machine is about to be taken away" : "") +
-         (leaving.reason.empty() ? "" : ": " + leaving.reason);
-}
-
-grpc::Status TrainingControlService::ask_to_leave(const Leaving& leaving, v1::Job* reply) {
-  const bool degraded = is_degraded();
-  {
-    const std::lock_guard lock(ledger_mutex_);
-    if (const auto refusal = check_leaving(leaving)) return to_status(*refusal);
-    if (const auto refusal = refused_in(Rpc::drain_job, state_)) return to_status(*refusal);
-    if (!leaving.request_id.empty() && leavings_.size() < kLeavingsMax)
-      leavings_.emplace(std::pair(leaving.actor, leaving.request_id), leaving);
-    if (leaving.leave > leave_) {  // asking again, or to drain what stops already, changes nothing
-      leave_ = leaving.leave;
-      move_to(JobState::draining, sentence_of(leaving), degraded);
-    }
-    *reply = job_message(degraded);
-  }
-  if (observer_) observer_();
   return grpc::Status::OK;
 }
 

@@ -3,6 +3,7 @@
 #include <google/protobuf/util/time_util.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/changes/change_restore.h"
@@ -34,19 +35,21 @@ std::vector<changes::LedgerGroup> named_groups(const JobDescription& job) {
 }  // namespace
 
 TrainingControlService::TrainingControlService(const ControlOptions& options, JobDescription job,
-                                               std::unique_ptr<Callers> callers)
+                                               std::unique_ptr<Authenticator> callers)
     : job_(std::move(job)),
+      run_dir_(options.run_dir),
       run_id_(options.run_id),
+      notice_(options.notice),
       name_(job_name(options.run_id)),
-      callers_(std::move(callers)),
+      authenticator_(std::move(callers)),
       start_time_us_(run_folder::utc_now_us()),
       ledger_(named_groups(job_), job_.max_grad_norm, 0, job_.capabilities, job_.total_steps),
       log_(std::make_shared<changes::ChangeLog>(options.run_dir)),
       history_(std::make_shared<changes::ChangeHistory>(options.run_dir)),
       clock_(std::chrono::microseconds(options.stall_timeout).count()),
       rate_(options.changes_per_second),
-      watch_slots_(kStreamsMax, callers_->tells_apart() ? kStreamsMax / 2 : kStreamsMax),
-      metrics_slots_(kStreamsMax, callers_->tells_apart() ? kStreamsMax / 2 : kStreamsMax),
+      watch_slots_(kStreamsMax, authenticator_->tells_apart() ? kStreamsMax / 2 : kStreamsMax),
+      metrics_slots_(kStreamsMax, authenticator_->tells_apart() ? kStreamsMax / 2 : kStreamsMax),
       commit_(ledger_, ledger_mutex_, log_, history_, commit_hooks()) {
   const changes::LoggedRun run = log_->take_run();
   changes::require_same_changes(run, job_.known_revision, job_.chain_hash);
@@ -62,7 +65,7 @@ TrainingControlService::TrainingControlService(const ControlOptions& options, Jo
   has_scheduled_ = ledger_.has_scheduled();
 }
 
-changes::ChangeCommit::Hooks TrainingControlService::commit_hooks() {
+changes::ChangeCommitter::Hooks TrainingControlService::commit_hooks() {
   return {.observe = [this] { observe_progress(); },
           .refused_by_state = [this] { return refused_in(Rpc::create_change, state_); },
           .published = [this](int64_t revision) { change_published(revision); },
@@ -82,7 +85,43 @@ changes::ControlPort::Boundary TrainingControlService::close_step(int64_t job_st
   ledger_.close_step(job_step);
   return {.newest_revision = ledger_.newest_revision(),
           .leave = leave_,
-          .checkpoint = checkpoints_.take_request()};
+          .checkpoint = checkpoints_.take_request(),
+          .pause = pause_asked_};
+}
+
+changes::ControlPort::Boundary TrainingControlService::held() {
+  const bool degraded = is_degraded();
+  Boundary boundary;
+  std::string turned;
+  {
+    const std::lock_guard lock(ledger_mutex_);
+    boundary = {.leave = leave_, .pause = pause_asked_};
+    if (pause_asked_ && state_ == JobState::running) {
+      move_to(JobState::paused, {}, degraded);
+      const std::lock_guard progress(progress_mutex_);
+      held_since_us_ = steady_us();
+      turned =
+          "paused before step " + std::to_string(ledger_.current_step()) + ": " + state_reason_;
+    }
+  }
+  if (turned.empty()) return boundary;
+  if (notice_) notice_(turned);
+  if (observer_) observer_();
+  return boundary;
+}
+
+void TrainingControlService::hold_ended(changes::LeaveRequest leave) {
+  {
+    const std::lock_guard progress(progress_mutex_);
+    if (!held_since_us_) return;  // resumed before the ranks were held
+    const int64_t now = steady_us();
+    clock_.pause(now - *std::exchange(held_since_us_, std::nullopt), now);
+  }
+  if (leave == changes::LeaveRequest::none) {
+    if (notice_) notice_("resumed");
+  } else {
+    note_leaving();
+  }
 }
 
 std::vector<changes::ChangeEntry> TrainingControlService::entries(int64_t after, int64_t up_to) {
@@ -110,7 +149,8 @@ void TrainingControlService::note_leaving() {
   const bool degraded = is_degraded();
   {
     const std::lock_guard lock(ledger_mutex_);
-    if (state_ != JobState::running) return;  // asked over this service, which has said so
+    if (state_ != JobState::running && state_ != JobState::paused)
+      return;  // asked over this service, which has said so
     move_to(JobState::draining, "asked by a signal, or by the program itself", degraded);
   }
   if (observer_) observer_();
@@ -161,15 +201,15 @@ void TrainingControlService::end_run(JobState state, std::string_view reason, bo
     }
     move_to(state, reason, degraded);
   }
-  // The run ends all the same if this cannot be written: the changes are in the log, and what is missing is that some of them
+  // The run ends even if this cannot be written: the changes are in the log, and what is missing is that some of them
   // were never used.
   static_cast<void>(
-      commit_.append_end({.step = step,
-                          .state = v1::Job::State_Name(state_message(state)),
-                          .again = state != JobState::succeeded && state != JobState::stopped,
-                          .diverged = state == JobState::diverged,
-                          .rejected = std::move(rejected)},
-                         changes::ChangeCommit::Clock::now() + kEndPatience));
+      commit_.append_run_end({.step = step,
+                              .state = v1::Job::State_Name(state_message(state)),
+                              .again = state != JobState::succeeded && state != JobState::stopped,
+                              .diverged = state == JobState::diverged,
+                              .rejected = std::move(rejected)},
+                             changes::ChangeCommitter::Clock::now() + kEndPatience));
 }
 
 changes::LeaveRequest TrainingControlService::leave_asked() const {
@@ -179,7 +219,7 @@ changes::LeaveRequest TrainingControlService::leave_asked() const {
 
 bool TrainingControlService::accepts_changes() const {
   const std::lock_guard lock(ledger_mutex_);
-  return state_ == JobState::running;
+  return state_ == JobState::running || state_ == JobState::paused;
 }
 
 bool TrainingControlService::is_progressing() const {
@@ -187,7 +227,7 @@ bool TrainingControlService::is_progressing() const {
   const std::vector<plan::RankStatus> ranks = rank_statuses();
   if (!ranks.empty()) return ranks.front().liveness != plan::Liveness::stalled;
   const std::lock_guard lock(progress_mutex_);
-  return clock_.is_progressing(steady_us());
+  return held_since_us_ || clock_.is_progressing(steady_us());
 }
 
 void TrainingControlService::observe_progress() {
@@ -213,28 +253,27 @@ bool TrainingControlService::is_degraded() const {
   });
 }
 
-std::variant<TrainingControlService::Admitted, grpc::Status> TrainingControlService::admit(
+std::variant<TrainingControlService::Authorized, grpc::Status> TrainingControlService::authorize(
     Rpc rpc, const Context& context, const std::string& name) {
-  auto caller = callers_->identify(context);
+  auto caller = authenticator_->identify(context);
   if (const auto* refusal = std::get_if<changes::Refusal>(&caller)) return to_status(*refusal);
-  Admitted admitted{std::get<Caller>(std::move(caller)), {}};
-  if (const auto refusal = refused_for(rpc, admitted.caller.role)) return to_status(*refusal);
-  if (!is_served(rpc)) return to_status(*refused_in(rpc, JobState::running));
-  const auto within = within_job(name, name_);
+  Authorized authorized{std::get<Caller>(std::move(caller)), {}};
+  if (const auto refusal = refused_for(rpc, authorized.caller.role)) return to_status(*refusal);
+  const auto within = strip_job_prefix(name, name_);
   if (const auto* refusal = std::get_if<changes::Refusal>(&within)) return to_status(*refusal);
-  admitted.within = std::get<std::string_view>(within);
-  return admitted;
+  authorized.within = std::get<std::string_view>(within);
+  return authorized;
 }
 
 std::optional<grpc::Status> TrainingControlService::lost_role(Rpc rpc, const Context& context) {
-  if (!callers_->tells_apart()) return std::nullopt;
-  const auto caller = callers_->identify(context);
+  if (!authenticator_->tells_apart()) return std::nullopt;
+  const auto caller = authenticator_->identify(context);
   if (const auto* refusal = std::get_if<changes::Refusal>(&caller)) return to_status(*refusal);
   const auto refusal = refused_for(rpc, std::get<Caller>(caller).role);
   return refusal ? std::optional(to_status(*refusal)) : std::nullopt;
 }
 
-std::optional<changes::Refusal> TrainingControlService::over_rate(
+std::optional<changes::Refusal> TrainingControlService::check_rate(
     const changes::ChangeRequest& request) {
   {
     const std::lock_guard lock(ledger_mutex_);

@@ -4,7 +4,7 @@
 //
 // Invariants: 1. A change is in the log before anybody is told of it, the training loop included. 2. close_step is atomic
 // against CreateChange: a change accepted before it is in the boundary's revision, one after it waits for the next. 3. The
-// state only moves forward: starting, running, draining, then one of the final ones.
+// state only moves forward: starting, running (and paused, there and back), draining, then one of the final ones.
 //
 // Thread safety: all members, from any thread. Locks, always in this order: ledger_mutex_, progress_mutex_; neither is held
 // while a disk or a client is waited for.
@@ -22,12 +22,12 @@
 #include <vector>
 
 #include "fusedbun/control/v1/control.grpc.pb.h"
-#include "fusedbun/dist/changes/change_commit.h"
+#include "fusedbun/dist/changes/change_committer.h"
 #include "fusedbun/dist/changes/change_history.h"
 #include "fusedbun/dist/changes/change_ledger.h"
 #include "fusedbun/dist/changes/change_log.h"
 #include "fusedbun/dist/changes/control_port.h"
-#include "fusedbun/dist/control/callers.h"
+#include "fusedbun/dist/control/authenticator.h"
 #include "fusedbun/dist/control/checkpoint_records.h"
 #include "fusedbun/dist/control/control_server.h"
 #include "fusedbun/dist/control/job_events.h"
@@ -35,6 +35,7 @@
 #include "fusedbun/dist/control/rate_limit.h"
 #include "fusedbun/dist/control/rpc_policy.h"
 #include "fusedbun/dist/control/stream_slots.h"
+#include "fusedbun/dist/plan/rank_orders.h"
 #include "fusedbun/dist/plan/rank_status.h"
 #include "fusedbun/dist/plan/step_clock.h"
 
@@ -44,13 +45,15 @@ class TrainingControlService final : public v1::TrainingControl::Service,
                                      public changes::ControlPort {
  public:
   TrainingControlService(const ControlOptions& options, JobDescription job,
-                         std::unique_ptr<Callers> callers);
+                         std::unique_ptr<Authenticator> callers);
 
   // For the training loop.
   int64_t newest_revision() override;
   Boundary close_step(int64_t job_step) override;
   std::vector<changes::ChangeEntry> entries(int64_t after, int64_t up_to) override;
   void step_finished(const changes::StepReport& report) override;
+  Boundary held() override;
+  void hold_ended(changes::LeaveRequest leave) override;
   /// See ControlServer.
   void record_metrics(int64_t job_step, std::span<const changes::Metric> metrics);
 
@@ -64,6 +67,7 @@ class TrainingControlService final : public v1::TrainingControl::Service,
 
   // For the server.
   void set_ranks(const plan::RankDirectory* ranks);
+  void set_orders(plan::RankOrders* orders) { orders_ = orders; }
   void report_lost_rank(const plan::RankStatus& rank);
   void warn(std::string_view sentence);
   /// Streams send what is there, and end.
@@ -71,6 +75,8 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   void set_state(JobState state, std::string_view reason);
   /// Tells watchers when a rank's lateness has turned the job DEGRADED, or back. Asked for again and again.
   void tell_turns();
+  /// Ends the job's processes once a forced exit is due. Asked for again and again.
+  void leave_if_overdue();
   /// Changes that the run has from its earlier attempts.
   int64_t restored_changes() const { return restored_changes_; }
   bool accepts_changes() const;
@@ -118,11 +124,12 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   grpc::Status ListCheckpoints(Context* context, const v1::ListCheckpointsRequest* request,
                                v1::ListCheckpointsResponse* reply) override;
 
-  // Not in this version; each says so.
-  grpc::Status PauseJob(Context* context, const v1::PauseJobRequest*, v1::Job*) override;
-  grpc::Status ResumeJob(Context* context, const v1::ResumeJobRequest*, v1::Job*) override;
-  grpc::Status DumpDiagnostics(Context* context, const v1::DumpDiagnosticsRequest*,
-                               v1::Diagnostics*) override;
+  grpc::Status PauseJob(Context* context, const v1::PauseJobRequest* request,
+                        v1::Job* reply) override;
+  grpc::Status ResumeJob(Context* context, const v1::ResumeJobRequest* request,
+                         v1::Job* reply) override;
+  grpc::Status DumpDiagnostics(Context* context, const v1::DumpDiagnosticsRequest* request,
+                               v1::Diagnostics* reply) override;
 
  private:
   // With ledger_mutex_ held:
@@ -138,61 +145,72 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   /// The ranks have agreed to leave, and nobody asked for it over this service.
   void note_leaving();
   void end_run(JobState state, std::string_view reason, bool degraded);
-  changes::ChangeCommit::Hooks commit_hooks();
+  changes::ChangeCommitter::Hooks commit_hooks();
   // Take the lock:
   int64_t observed_revision();  ///< the newest, after the ledger has learned of the last step
   v1::Change::State state_of_change(int64_t revision) const;
   /// Reads without the lock: the file of the history may keep its reader waiting. Throws IoError.
   v1::Change find_change(int64_t revision);
   grpc::Status reply_with(int64_t revision, v1::Change* reply);
-  grpc::Status rehearse(const changes::ChangeRequest& request, v1::Change* reply);
+  grpc::Status dry_run(const changes::ChangeRequest& request, v1::Change* reply);
 
   // With progress_mutex_ held. A sample waits for what the training loop adds, at most for the next step's end.
   void begin_sample(const changes::StepReport& report, double step_seconds);
   void publish_sample();
 
-  /// Why a stream that was admitted must end: its client has lost the role since.
+  /// Why a stream that was authorized must end: its client has lost the role since.
   std::optional<grpc::Status> lost_role(Rpc rpc, const Context& context);
   std::vector<plan::RankStatus> rank_statuses() const;
   bool is_degraded() const;
   void tell_job(v1::Job job);
   void tell_change(v1::Change change);
   /// Every call begins with this: the caller's role, the contract's later parts, the job's name.
-  struct Admitted {
+  struct Authorized {
     Caller caller;
     std::string within;  ///< what follows the job in the name
   };
-  std::variant<Admitted, grpc::Status> admit(Rpc rpc, const Context& context,
-                                             const std::string& name);
+  std::variant<Authorized, grpc::Status> authorize(Rpc rpc, const Context& context,
+                                                   const std::string& name);
   /// A repeated request gets its first answer however often it comes.
-  std::optional<changes::Refusal> over_rate(const changes::ChangeRequest& request);
+  std::optional<changes::Refusal> check_rate(const changes::ChangeRequest& request);
   changes::ChangeBatch::Answer commit(changes::ChangeRequest request, const Context& context);
-  grpc::Status later(Rpc rpc, const Context& context);
-  /// DrainJob or StopJob.
-  struct Leaving {
-    changes::LeaveRequest leave = changes::LeaveRequest::none;
-    std::string actor;
-    std::string request_id;
-    std::string reason;
+  /// DrainJob, StopJob, PauseJob or ResumeJob.
+  struct JobRequest {
+    Rpc rpc{};
+    std::string actor = {};
+    std::string request_id = {};
+    std::string reason = {};
     bool preempted = false;
-    bool operator==(const Leaving&) const = default;
+    /// Then the processes end, whatever they do.
+    std::optional<int64_t> leave_within_us = {};
+    bool operator==(const JobRequest&) const = default;
   };
-  static constexpr size_t kLeavingsMax = 1024;
+  static constexpr size_t kJobRequestsMax = 1024;
+  struct ForcedExit {
+    int64_t at_us = 0;   ///< steady_us()
+    bool stops = false;  ///< for good; else to be run again
+    std::string reason = {};
+  };
   // With ledger_mutex_ held:
   v1::Checkpoint checkpoint_message(const CheckpointRecord& record) const;
   void tell_checkpoints(const CheckpointRecords::Turned& turned);
   CheckpointRecords::Answer checkpoint_answer(const CheckpointRecords::Request& request) const;
-  std::optional<changes::Refusal> check_leaving(const Leaving& leaving) const;
-  static std::string sentence_of(const Leaving& leaving);
-  grpc::Status ask_to_leave(const Leaving& leaving, v1::Job* reply);
+  std::optional<changes::Refusal> check_job_request(const JobRequest& request) const;
+  static std::string sentence_of(const JobRequest& request);
+  void obey(const JobRequest& request, bool degraded);
+  // Takes the lock:
+  grpc::Status ask(const JobRequest& request, v1::Job* reply);
+  plan::RankOrders* orders() const { return orders_; }
   void fill_schedule(const changes::Settings& settings, v1::Hyperparameters& message) const;
   std::string address_of_change(int64_t revision) const;
   std::string address_of_checkpoint(int64_t job_step) const;
 
   const JobDescription job_;
+  const std::filesystem::path run_dir_;
   const std::string run_id_;
+  const std::function<void(std::string_view)> notice_;
   const std::string name_;  ///< "jobs/..."
-  const std::unique_ptr<Callers> callers_;
+  const std::unique_ptr<Authenticator> authenticator_;
   const int64_t start_time_us_;
   std::function<void()> observer_;
   int64_t restored_changes_ = 0;
@@ -204,8 +222,10 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   /// ledger_.has_scheduled(), for those without the lock.
   std::atomic<bool> has_scheduled_ = false;
   changes::LeaveRequest leave_ = changes::LeaveRequest::none;
-  std::map<std::pair<std::string, std::string>, Leaving>
-      leavings_;  ///< [actor, request_id], the first of them
+  std::map<std::pair<std::string, std::string>, JobRequest>
+      job_requests_;  ///< [actor, request_id], the first of them
+  bool pause_asked_ = false;
+  std::optional<ForcedExit> forced_exit_;
   CheckpointRecords checkpoints_;
   bool offers_checkpoints_ = false;
   /// One is asked for and may not have begun, for those without the lock.
@@ -218,20 +238,22 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   plan::StepClock clock_;
   std::optional<changes::StepReport> last_report_;
   int64_t last_step_time_us_ = 0;
-  std::shared_ptr<TimedSample> sample_;  ///< of the last step, not yet published
+  std::optional<int64_t> held_since_us_ = {};  ///< steady_us(), while the ranks are held
+  std::shared_ptr<TimedSample> sample_;        ///< of the last step, not yet published
 
   std::mutex rate_mutex_;
   RateLimit rate_;
 
   mutable std::mutex ranks_mutex_;  ///< held while the directory is asked; no other lock with it
   const plan::RankDirectory* ranks_ = nullptr;
+  std::atomic<plan::RankOrders*> orders_ = nullptr;
 
   JobEvents events_;
   MetricsStreams metrics_;
   StreamSlots watch_slots_;
   StreamSlots metrics_slots_;
 
-  changes::ChangeCommit commit_;  ///< its thread uses what is above
+  changes::ChangeCommitter commit_;  ///< its thread uses what is above
 };
 
 }  // namespace fusedbun::control

@@ -105,8 +105,8 @@ void TrainingControlService::warn(std::string_view sentence) {
 grpc::Status TrainingControlService::ListRanks(Context* context,
                                                const v1::ListRanksRequest* request,
                                                v1::ListRanksResponse* reply) {
-  const auto admitted = admit(Rpc::list_ranks, *context, request->parent());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const auto authorized = authorize(Rpc::list_ranks, *context, request->parent());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
   const auto read = read_page(request->page_size(), request->page_token(), 0);
   if (const auto* refusal = std::get_if<changes::Refusal>(&read)) return to_status(*refusal);
   const auto& page = std::get<PageRequest>(read);
@@ -140,9 +140,9 @@ void TrainingControlService::end_streams() {
 
 grpc::Status TrainingControlService::WatchJob(Context* context, const v1::WatchJobRequest* request,
                                               grpc::ServerWriter<v1::JobEvent>* writer) {
-  const auto admitted = admit(Rpc::watch_job, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
-  const auto slot = watch_slots_.take(std::get<Admitted>(admitted).caller.actor);
+  const auto authorized = authorize(Rpc::watch_job, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
+  const auto slot = watch_slots_.take(std::get<Authorized>(authorized).caller.actor);
   if (!slot) return to_status(too_many_streams("WatchJob"));
   int64_t seen = request->after_sequence();
   while (!context->IsCancelled()) {
@@ -201,8 +201,8 @@ void TrainingControlService::record_metrics(int64_t job_step,
 grpc::Status TrainingControlService::StreamMetrics(Context* context,
                                                    const v1::StreamMetricsRequest* request,
                                                    grpc::ServerWriter<v1::MetricsSample>* writer) {
-  const auto admitted = admit(Rpc::stream_metrics, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&admitted)) return *refused;
+  const auto authorized = authorize(Rpc::stream_metrics, *context, request->name());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
   const google::protobuf::Duration& interval = request->min_interval();
   if (interval.seconds() < 0 || interval.seconds() > kIntervalSecondsMax || interval.nanos() < 0) {
     return to_status({changes::RefusalKind::invalid_argument,
@@ -211,7 +211,7 @@ grpc::Status TrainingControlService::StreamMetrics(Context* context,
                       {}});
   }
   const int64_t interval_us = TimeUtil::DurationToMicroseconds(interval);
-  const auto slot = metrics_slots_.take(std::get<Admitted>(admitted).caller.actor);
+  const auto slot = metrics_slots_.take(std::get<Authorized>(authorized).caller.actor);
   if (!slot) return to_status(too_many_streams("StreamMetrics"));
   MetricsStreams::Reader reader(metrics_);
   std::optional<int64_t> last_sent_us;

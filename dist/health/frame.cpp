@@ -8,7 +8,7 @@
 namespace fusedbun::health {
 namespace {
 
-constexpr uint16_t kVersion = 3;
+constexpr uint16_t kVersion = 4;
 
 struct Header {
   uint32_t body_bytes = 0;
@@ -62,7 +62,17 @@ struct LostBody {
 struct ByeBody {
   uint64_t reserved = 0;
 };
-static_assert(sizeof(LostBody) <= kBodyBytesMax);
+struct OrderBody {
+  uint64_t kind = 0;
+  uint64_t number = 0;
+  int64_t code = 0;
+  Text<Order::kTextBytesMax + 1> text = {};
+};
+struct OrderAnswerBody {
+  uint64_t number = 0;
+  Text<512> problem = {};
+};
+static_assert(sizeof(LostBody) <= kBodyBytesMax && sizeof(OrderBody) <= kBodyBytesMax);
 
 // These two are arrays of bytes, and travel as they are.
 Challenge body_of(const Challenge& challenge) {
@@ -72,7 +82,7 @@ Welcome body_of(const Welcome& welcome) {
   return welcome;
 }
 HelloBody body_of(const Hello& hello) {
-  const RankCard& card = hello.card;
+  const RankInfo& card = hello.card;
   return {card.rank,   card.local_rank, card.pid, Text<64>(card.host), Text<16>(card.device),
           hello.nonce, hello.proof};
 }
@@ -97,6 +107,13 @@ LostBody body_of(const plan::LostRank& lost) {
 }
 ByeBody body_of(const Bye&) {
   return {};
+}
+OrderBody body_of(const Order& order) {
+  return {static_cast<uint64_t>(order.kind), order.number, order.code,
+          Text<Order::kTextBytesMax + 1>(order.text)};
+}
+OrderAnswerBody body_of(const OrderAnswer& answer) {
+  return {answer.number, Text<512>(answer.problem)};
 }
 
 template <class Body>
@@ -139,6 +156,18 @@ Frame frame_of(const LostBody& body) {
                         .reason = body.reason.str()};
 }
 
+Frame frame_of(const OrderBody& body) {
+  FUSEDBUN_REQUIRE(body.kind <= static_cast<uint64_t>(Order::Kind::exit), DataError,
+                   "a heartbeat frame has no order that is known: " + std::to_string(body.kind));
+  return Order{.kind = static_cast<Order::Kind>(body.kind),
+               .number = body.number,
+               .code = static_cast<int>(body.code),
+               .text = body.text.str()};
+}
+Frame frame_of(const OrderAnswerBody& body) {
+  return OrderAnswer{body.number, body.problem.str()};
+}
+
 Frame read_frame(const std::string& bytes, const Header& header) {
   switch (header.kind) {
     case 0:
@@ -154,6 +183,10 @@ Frame read_frame(const std::string& bytes, const Header& header) {
     case 5:
       read<ByeBody>(bytes, header);
       return Bye{};
+    case 6:
+      return frame_of(read<OrderBody>(bytes, header));
+    case 7:
+      return frame_of(read<OrderAnswerBody>(bytes, header));
     default:
       throw DataError("a heartbeat frame has the unknown kind " + std::to_string(header.kind));
   }

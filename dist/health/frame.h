@@ -24,17 +24,17 @@ using Nonce = std::array<uint8_t, 16>;
 using Proof = std::array<uint8_t, 32>;
 
 /// Who a rank is; does not change.
-struct RankCard {
+struct RankInfo {
   int rank = 0;
   int local_rank = 0;
   int64_t pid = 0;
   std::string host = {};    ///< at most 63 bytes travel
   std::string device = {};  ///< "cpu" or "cuda:N"
 
-  bool operator==(const RankCard&) const = default;
+  bool operator==(const RankInfo&) const = default;
 };
 
-/// Rank 0's first frame to whoever connects.
+/// Rank 0's first frame to a process that connects.
 struct Challenge {
   Nonce nonce = {};
 
@@ -43,7 +43,7 @@ struct Challenge {
 
 /// The answer, and all that is read of a connection before its proof was checked.
 struct Hello {
-  RankCard card = {};
+  RankInfo card = {};
   Nonce nonce = {};
   Proof proof = {};  ///< that the sender knows the token
 
@@ -66,13 +66,35 @@ struct Beat {
   bool operator==(const Beat&) const = default;
 };
 
-/// I leave in peace.
+/// I leave cleanly.
 struct Bye {
   bool operator==(const Bye&) const = default;
 };
 
+/// Rank 0 to all others (plan::RankOrders).
+struct Order {
+  enum class Kind : uint8_t { dump = 0, exit = 1 };
+  static constexpr size_t kTextBytesMax = 895;
+
+  Kind kind = Kind::dump;
+  uint64_t number = 0;    ///< of a dump; the answer carries it
+  int code = 0;           ///< of an exit
+  std::string text = {};  ///< the folder, or the reason; cut to kTextBytesMax
+
+  bool operator==(const Order&) const = default;
+};
+
+/// To rank 0: a dump is written, or why it is not.
+struct OrderAnswer {
+  uint64_t number = 0;
+  std::string problem = {};
+
+  bool operator==(const OrderAnswer&) const = default;
+};
+
 /// plan::LostRank: the job cannot go on. Of another rank, of the receiver, or, as `failed`, of the sender.
-using Frame = std::variant<Challenge, Hello, Welcome, Beat, plan::LostRank, Bye>;
+using Frame =
+    std::variant<Challenge, Hello, Welcome, Beat, plan::LostRank, Bye, Order, OrderAnswer>;
 
 inline constexpr size_t kHeaderBytes = 8;
 inline constexpr size_t kBodyBytesMax = 1024;

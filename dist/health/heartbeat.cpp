@@ -5,14 +5,14 @@
 namespace fusedbun::health {
 
 Heartbeat::Heartbeat(HeartbeatOptions options, ListeningSocket listener, const Token& token) {
-  const RankCard me = options.me;
+  const RankInfo me = options.me;
   loop_ = std::make_unique<Loop>(std::move(options), std::move(listener.descriptor), token,
                                  std::map<int, Connection>{}, std::vector{me});
 }
 
-Heartbeat::Heartbeat(HeartbeatOptions options, const Invitation& invitation,
+Heartbeat::Heartbeat(HeartbeatOptions options, const Rendezvous& invitation,
                      std::chrono::milliseconds budget) {
-  const RankCard me = options.me;
+  const RankInfo me = options.me;
   std::map<int, Connection> peers;
   peers.emplace(0, join(invitation, me, budget));
   loop_ = std::make_unique<Loop>(std::move(options), Descriptor(), invitation.token,
@@ -43,6 +43,14 @@ std::optional<plan::LostRank> Heartbeat::wait_lost(std::chrono::milliseconds tim
 
 std::vector<plan::RankStatus> Heartbeat::ranks() const {
   return loop_->ranks();
+}
+
+std::vector<Heartbeat::DumpAnswer> Heartbeat::dump(const std::string& folder, int64_t timeout_ms) {
+  return loop_->dump(folder, timeout_ms);
+}
+
+void Heartbeat::exit_all(int code, const std::string& reason) {
+  loop_->exit_all(code, reason);
 }
 
 }  // namespace fusedbun::health

@@ -21,13 +21,14 @@
 #include "fusedbun/dist/health/frame.h"
 #include "fusedbun/dist/health/join.h"
 #include "fusedbun/dist/health/socket.h"
+#include "fusedbun/dist/plan/rank_orders.h"
 #include "fusedbun/dist/plan/rank_status.h"
 #include "fusedbun/dist/plan/rank_watch.h"
 
 namespace fusedbun::health {
 
 struct HeartbeatOptions {
-  RankCard me;
+  RankInfo me;
   int world_size = 1;
   plan::HealthLimits limits = {};
   /// What this rank's signs of life say; asked once per interval.
@@ -37,14 +38,26 @@ struct HeartbeatOptions {
   /// This process has not left `leave_us` after on_lost, or after fail().
   std::function<void()> on_overdue = [] {};
   int64_t leave_us = 10'000'000;
+
+  // The orders of plan::RankOrders, each carried out on every rank.
+  /// What this rank is doing, in words. Takes at most a few seconds; called on a thread of its own.
+  std::function<std::string()> describe = [] { return std::string(); };
+  /// Writes that to a folder. Returns why it could not, or nothing. On a thread that leave() does not wait for, since a disk may hang: it
+  /// uses nothing of the caller's that may be gone by then.
+  std::function<std::string(const std::string& folder, const std::string& text)> write_dump =
+      [](const std::string&, const std::string&) { return std::string(); };
+  /// Ends this process.
+  std::function<void(int code, const std::string& reason)> exit = [](int, const std::string&) {};
+  /// Rank 0: another rank was told to end and has not (it is stopped).
+  std::function<void(const RankInfo&)> end_forcibly = [](const RankInfo&) {};
 };
 
-class Heartbeat final : public plan::RankDirectory {
+class Heartbeat final : public plan::RankDirectory, public plan::RankOrders {
  public:
   /// Rank 0: the others may join from now on. `listener` may be closed when there are none.
   Heartbeat(HeartbeatOptions options, ListeningSocket listener, const Token& token);
   /// Another rank: joins rank 0. Throws UnavailableError when it cannot within `budget`.
-  Heartbeat(HeartbeatOptions options, const Invitation& invitation,
+  Heartbeat(HeartbeatOptions options, const Rendezvous& invitation,
             std::chrono::milliseconds budget);
   ~Heartbeat() override;                 ///< leave()
   Heartbeat(const Heartbeat&) = delete;  // owns a thread
@@ -62,6 +75,10 @@ class Heartbeat final : public plan::RankDirectory {
   std::optional<plan::LostRank> wait_lost(std::chrono::milliseconds timeout) const;
   /// On rank 0 all ranks; elsewhere what this rank knows.
   std::vector<plan::RankStatus> ranks() const override;
+
+  // Rank 0's. One dump at a time; the next caller waits for its turn.
+  std::vector<DumpAnswer> dump(const std::string& folder, int64_t timeout_ms) override;
+  void exit_all(int code, const std::string& reason) override;
 
  private:
   class Loop;

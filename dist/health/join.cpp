@@ -19,7 +19,7 @@ constexpr std::chrono::milliseconds kAgainAfter{20};
 /// One address of rank 0, from a connection in progress to the proof that rank 0 is behind it.
 class Attempt {
  public:
-  Attempt(std::string address, const Invitation& invitation, const RankCard& me)
+  Attempt(std::string address, const Rendezvous& invitation, const RankInfo& me)
       : address_(std::move(address)), invitation_(invitation), me_(me) {
     start();
   }
@@ -40,7 +40,7 @@ class Attempt {
   /// What was awaited has come.
   void advance() {
     if (!is_connected_) return finish_connecting();
-    // No byte behind the Welcome: those are for whoever gets the connection.
+    // No byte behind the Welcome: those are for the one who gets the connection.
     for (const Frame& frame : connection_.receive(kWelcomeBytes)) {
       if (const auto* challenge = std::get_if<Challenge>(&frame)) {
         answer(*challenge);
@@ -90,8 +90,8 @@ class Attempt {
   }
 
   std::string address_;
-  const Invitation& invitation_;
-  const RankCard& me_;
+  const Rendezvous& invitation_;
+  const RankInfo& me_;
   Connection connection_{Descriptor()};
   bool is_connected_ = false;
   bool is_welcome_ = false;
@@ -101,7 +101,7 @@ class Attempt {
   std::optional<Clock::time_point> again_at_;
 };
 
-std::string why_not(const std::vector<Attempt>& attempts, const Invitation& invitation) {
+std::string why_not(const std::vector<Attempt>& attempts, const Rendezvous& invitation) {
   std::string text = "no heartbeat connection to rank 0 on " + invitation.rank_0.host + " (";
   for (const Attempt& attempt : attempts) {
     if (&attempt != &attempts.front()) text += "; ";
@@ -112,7 +112,7 @@ std::string why_not(const std::vector<Attempt>& attempts, const Invitation& invi
 
 }  // namespace
 
-Connection join(const Invitation& invitation, const RankCard& me,
+Connection join(const Rendezvous& invitation, const RankInfo& me,
                 std::chrono::milliseconds budget) {
   const Clock::time_point deadline = Clock::now() + budget;
   std::vector<Attempt> attempts;

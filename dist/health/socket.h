@@ -40,7 +40,7 @@ ListeningSocket listen_on_free_port(bool loopback_only);
 struct Accepted {
   Descriptor descriptor;  ///< does not block; closed if nobody waits
   bool is_out_of_descriptors =
-      false;  ///< this process or host has none left: whoever waits goes on waiting
+      false;  ///< this process or host has none left: the waiting process goes on waiting
 };
 /// The next connection that waits, not blocking.
 Accepted accept_from(const Descriptor& listener);

@@ -8,10 +8,10 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/host_name.h"
-#include "fusedbun/dist/comm/broken_pipes.h"
 #include "fusedbun/dist/comm/gloo.h"
 #include "fusedbun/dist/comm/local.h"
 #include "fusedbun/dist/comm/object_collectives.h"
+#include "fusedbun/dist/comm/sigpipe.h"
 #include "fusedbun/dist/job/capability.h"
 #ifdef FUSEDBUN_HAS_MPI
 #include "fusedbun/dist/comm/mpi.h"
@@ -107,7 +107,7 @@ void Connections::set_timeout(std::chrono::milliseconds host_timeout,
 }
 
 Connections connect(const plan::Identity& identity, const ConnectOptions& options) {
-  comm::ignore_broken_pipes();  // whatever the backend
+  comm::ignore_sigpipe();  // whatever the backend
   // Before NCCL reads it, and before there are threads that might read the environment.
   if (options.gpu.use && options.gpu.share) ::setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1", 1);
   Connections connections;

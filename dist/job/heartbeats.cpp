@@ -16,7 +16,7 @@ namespace {
 
 /// What rank 0 tells the others.
 struct Offer {
-  health::Invitation invitation;  ///< port 0: rank 0 cannot listen
+  health::Rendezvous invitation;  ///< port 0: rank 0 cannot listen
   std::string run_dir;            ///< absolute; empty: none
 };
 
@@ -32,8 +32,8 @@ Offer broadcast_offer(comm::Communicator& host, const Offer& of_rank_0) {
     int32_t local_rank;
     uint16_t port;
   };
-  const health::Invitation& offered = of_rank_0.invitation;
-  const health::RankCard& card = offered.rank_0;
+  const health::Rendezvous& offered = of_rank_0.invitation;
+  const health::RankInfo& card = offered.rank_0;
   const Numbers numbers = comm::broadcast_object(
       host, Numbers{offered.token, card.pid, card.local_rank, offered.port}, 0);
   std::vector<std::string> texts = {card.host, card.device, of_rank_0.run_dir};

@@ -16,7 +16,7 @@
 // max(lost limit, 5 s) is ended with exit code 76 (after its own failure with that one's). 5. A rank
 // that lives is waited for: only heartbeats, or hang_us (then 124), end a job.
 //
-// Thread safety: one thread at a time, but for ranks().
+// Thread safety: one thread at a time, except for ranks().
 #include <chrono>
 #include <filesystem>
 #include <functional>
@@ -52,7 +52,7 @@ struct JobOptions {
   /// Folder with ca.pem, server.pem, server.key and roles: TLS with certificates on both sides,
   /// which an address off loopback needs.
   std::filesystem::path control_credentials = {};
-  bool insecure_control = false;  ///< plaintext off loopback all the same; warns each minute
+  bool insecure_control = false;  ///< plaintext off loopback nevertheless; warns each minute
   double control_rate = 50;       ///< changes per second of one actor; 0: any number
   /// Changes of hyperparameters that are known before the first step (TOML, changes/changes_file.h);
   /// read by rank 0. Used with and without a control plane.
@@ -90,7 +90,7 @@ class Job {
   const Placement& placement() const;
   Channels channels();
 
-  /// What this rank does outside the optimizer, for whoever watches: validate, save. Returns what it
+  /// What this rank does outside the optimizer, for those who watch: validate, save. Returns what it
   /// did before, to go back to. Such a phase is no stall; a job in which no rank ends a step or changes
   /// its phase for `health.hang_us` is ended.
   plan::Phase enter(plan::Phase phase);
@@ -133,8 +133,8 @@ class Job {
   [[noreturn]] void fail(const std::exception& error);
 
  private:
-  class Parts;
-  std::unique_ptr<Parts> parts_;
+  class Impl;
+  std::unique_ptr<Impl> impl_;
 };
 
 }  // namespace fusedbun

@@ -7,7 +7,7 @@
 #include "fusedbun/dist/checkpoint/checkpoint_reader.h"
 #include "fusedbun/dist/comm/object_collectives.h"
 #include "fusedbun/dist/health/socket.h"
-#include "fusedbun/dist/job/job_parts.h"
+#include "fusedbun/dist/job/job_impl.h"
 #include "fusedbun/dist/run_folder/utc_time.h"
 
 namespace fusedbun {
@@ -100,7 +100,7 @@ control::ControlServer::FoundCheckpoint found_checkpoint(const std::filesystem::
 
 }  // namespace
 
-bool Job::Parts::may_serve() const {
+bool Job::Impl::may_serve() const {
   if (!options.control) return false;
 #ifdef FUSEDBUN_HAS_CONTROL
   if (options.run_dir.empty()) notice("no run folder was given, so there is no control plane");
@@ -111,7 +111,7 @@ bool Job::Parts::may_serve() const {
 #endif
 }
 
-changes::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
+changes::ControlPort* Job::Impl::open_port(const ShardedFusedbun& optimizer) {
   std::vector<changes::ScheduledChange> changes;
   if (!options.changes.empty()) changes = changes::read_changes_file(options.changes);
   const bool serving = may_serve();
@@ -123,6 +123,7 @@ changes::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
     server = std::make_unique<control::ControlServer>(
         std::move(control), describe(optimizer, options, identity, connections.data().backend()));
     server->set_ranks(heartbeats.heartbeat.get());
+    server->set_orders(heartbeats.heartbeat.get());
     live_server = server.get();
     offer_checkpoints();
     server->set_state(control::JobState::running);
@@ -134,7 +135,7 @@ changes::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
   }
 #endif
   if (serving || changes.empty())
-    return nullptr;  // changes that the checkpoint had scheduled are used all the same
+    return nullptr;  // changes that the checkpoint had scheduled are used nevertheless
   // From step 0 on, also where the job goes on after a checkpoint: the file's changes count from there.
   schedule = std::make_unique<changes::ChangeSchedule>(
       changes::ChangeLedger(groups_of(optimizer), optimizer.max_grad_norm(), 0,
@@ -150,7 +151,7 @@ changes::ControlPort* Job::Parts::open_port(const ShardedFusedbun& optimizer) {
   return schedule.get();
 }
 
-void Job::Parts::offer_checkpoints() {
+void Job::Impl::offer_checkpoints() {
 #ifdef FUSEDBUN_HAS_CONTROL
   if (!server || !checkpointer || identity.rank != 0) return;
   const checkpoint::CheckpointFolder folder(checkpointer->folder());
@@ -163,7 +164,7 @@ void Job::Parts::offer_checkpoints() {
 }
 
 // live_server, since the thread that writes may tell of a save that began before there was a server.
-void Job::Parts::tell(const CheckpointEvent& event) {
+void Job::Impl::tell(const CheckpointEvent& event) {
 #ifdef FUSEDBUN_HAS_CONTROL
   if (control::ControlServer* const serving = live_server.load()) {
     if (const auto* started = std::get_if<SaveStarted>(&event)) {
@@ -183,7 +184,7 @@ void Job::Parts::tell(const CheckpointEvent& event) {
   if (saved != nullptr && options.checkpoint_saved) options.checkpoint_saved(*saved);
 }
 
-void Job::Parts::serve(ShardedFusedbun& optimizer) {
+void Job::Impl::serve(ShardedFusedbun& optimizer) {
   shard_bytes = optimizer.state_bytes();
   comm::rethrow_on_all_ranks(*connections.host, [&] {
     if (identity.rank == 0) port = open_port(optimizer);
@@ -191,7 +192,7 @@ void Job::Parts::serve(ShardedFusedbun& optimizer) {
   optimizer.set_control(port);
 }
 
-bool Job::Parts::finish(changes::LeaveRequest left, bool has_result) {
+bool Job::Impl::finish(changes::LeaveRequest left, bool has_result) {
   if (!heartbeats.heartbeat) {
     // A rank may still save, and nothing is left that waiting could cost: the transport tells of one whose process ends.
     const std::chrono::milliseconds hang(options.health.hang_us / 1000);

@@ -76,7 +76,7 @@ std::vector<int64_t> LoadForecast::loads(const PlanOptions& options) {
   for (const int parameter : matrices_) {
     const ParameterSpec& spec = parameters_[parameter];
     const int64_t stacked = spec.stacked_matrices();
-    if (slice_of(spec, options) == SliceKind::split) {
+    if (slice_of(spec, options) == SliceKind::row_sharded) {
       even.deal(spec.rows(), spec.columns());
     } else if (stacked == 0) {
       placed.emplace_back(1, spec.elements());

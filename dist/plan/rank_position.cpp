@@ -11,15 +11,16 @@ constexpr int kPhaseBits = 8;
 constexpr int kBucketBits = 16;
 constexpr uint64_t kStepMax = (uint64_t{1} << (64 - kBucketBits - kPhaseBits)) - 1;
 
-constexpr std::array<std::string_view, 10> kNames = {
-    "starting",   "forward_backward", "reduce_scatter", "agreement", "update",
-    "all_gather", "step_message",     "idle",           "save",      "validate"};
+constexpr std::array<std::string_view, kPhaseCount> kNames = {
+    "starting", "forward_backward", "reduce_scatter", "agreement",
+    "update",   "all_gather",       "step_message",   "idle",
+    "save",     "validate",         "paused"};
 
 }  // namespace
 
 bool takes_no_steps(Phase phase) {
   return phase == Phase::starting || phase == Phase::idle || phase == Phase::save ||
-         phase == Phase::validate;
+         phase == Phase::validate || phase == Phase::paused;
 }
 
 std::string_view name_of(Phase phase) {

@@ -22,9 +22,10 @@ enum class Phase : uint8_t {
   idle = 7,              ///< its last step is done
   save = 8,              ///< writes files
   validate = 9,          ///< the loss on text or images held back
+  paused = 10,           ///< held between two steps, on request
 };
 
-inline constexpr int kPhaseCount = 10;
+inline constexpr int kPhaseCount = 11;
 
 /// In these phases nobody expects a step to end: a rank is not stalled, however long they last.
 bool takes_no_steps(Phase phase);

@@ -1,5 +1,5 @@
 #pragma once
-// RankStatus: what is known of one rank at one moment, for people. RankDirectory: who knows it. On rank 0 whoever listens to
+// RankStatus: what is known of one rank at one moment, for people. RankDirectory: who knows it. On rank 0 the listener to
 // the ranks' heartbeats implements the directory, and dist/control shows what it says (ListRanks, state DEGRADED).
 //
 // Thread safety: RankStatus is a value; a RankDirectory is called from any thread and guards itself.
@@ -20,7 +20,7 @@ enum class Liveness : uint8_t {
   lost,     ///< given up: no heartbeat for longer than the lost limit, or its connection broke
 };
 
-/// What a rank has used since it started; numbers that only grow, but for the memory.
+/// What a rank has used since it started; numbers that only grow, except for the memory.
 struct RankUsage {
   std::array<int64_t, kPhaseCount> phase_us = {};  ///< [Phase], of phases that have ended
   /// Bytes of messages to other ranks; nothing where they are not counted (NCCL). What ranks read in shared memory is no message.

@@ -89,9 +89,11 @@ void RankWatch::expect(int rank, int64_t now_us) {
   ranks_[rank].last_sign_us = now_us;
 }
 
-void RankWatch::heard(int rank, const RankPosition& position, int64_t now_us) {
+void RankWatch::on_heartbeat(int rank, const RankPosition& position, int64_t now_us) {
   Watched& watched = ranks_[rank];
-  if (!watched.heard || position != watched.position) moved_us_ = now_us;
+  // A job that is held on request does not hang, however long.
+  if (!watched.heard || position != watched.position || position.phase == Phase::paused)
+    moved_us_ = now_us;
   if (takes_no_steps(watched.position.phase)) {
     watched.steps.pause(now_us - watched.last_sign_us, now_us);
   }
@@ -103,15 +105,15 @@ void RankWatch::heard(int rank, const RankPosition& position, int64_t now_us) {
   watched.position = position;
 }
 
-void RankWatch::gone(int rank) {
+void RankWatch::on_disconnect(int rank) {
   ranks_[rank].gone = true;
 }
 
-void RankWatch::left(int rank) {
+void RankWatch::on_goodbye(int rank) {
   ranks_[rank].left = true;
 }
 
-void RankWatch::look(int64_t now_us) {
+void RankWatch::tick(int64_t now_us) {
   if (const int64_t asleep_us = now_us - now_us_; asleep_us >= limits_.late_us()) {
     for (Watched& rank : ranks_) {
       rank.last_sign_us = std::min(rank.last_sign_us + asleep_us, now_us);

@@ -3,8 +3,8 @@
 // microseconds of any steady clock of the caller's.
 //
 // Invariants: 1. Only time in which the watcher itself ran counts as silence: a watcher that was stopped does not
-// accuse the others when it goes on. 2. A rank that left in peace is never lost. 3. What is lost stays lost. 4. A rank in a
-// phase that takes no steps (starting, validate, save, idle) is not stalled.
+// accuse the others when it goes on. 2. A rank that left cleanly is never lost. 3. What is lost stays lost. 4. A rank in a
+// phase that takes no steps (starting, validate, save, idle, paused) is not stalled. 5. A job with a rank in `paused` does not hang.
 //
 // Thread safety: none.
 #include <cstdint>
@@ -35,7 +35,7 @@ void validate(const HealthLimits& limits);
 struct RankSigns {
   int64_t silence_us = 0;   ///< since its last sign of life
   bool has_gone = false;    ///< its connection broke
-  bool has_left = false;    ///< it said that it leaves in peace
+  bool has_left = false;    ///< it said that it leaves cleanly
   bool is_stalled = false;  ///< StepClock::is_stalled
 };
 Liveness liveness_of(const RankSigns& signs, const HealthLimits& limits);
@@ -71,12 +71,12 @@ class RankWatch {
 
   /// From now on the rank must give signs of life.
   void expect(int rank, int64_t now_us);
-  void heard(int rank, const RankPosition& position, int64_t now_us);
-  void gone(int rank);
-  void left(int rank);
+  void on_heartbeat(int rank, const RankPosition& position, int64_t now_us);
+  void on_disconnect(int rank);
+  void on_goodbye(int rank);
 
   /// To be called at least once per heartbeat.
-  void look(int64_t now_us);
+  void tick(int64_t now_us);
   /// The rest speak of the time of the last look.
   Liveness liveness(int rank) const;
   /// Nothing if it was never heard.

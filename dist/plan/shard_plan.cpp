@@ -45,7 +45,7 @@ class Assignment {
       assign_packs(plan_.buckets[b]);
       for (int parameter : plan_.buckets[b].parameters) {
         if (plan_.buckets_of[parameter].begin != b) continue;  // a later part of a spread one
-        if (plan_.slices[parameter] == SliceKind::split) assign_split(parameter);
+        if (plan_.slices[parameter] == SliceKind::row_sharded) assign_split(parameter);
         if (is_even_stack(parameter)) assign_stack(parameter);
       }
     }
@@ -70,7 +70,7 @@ class Assignment {
 
   /// True for a stack of at least as many matrices as ranks.
   bool is_even_stack(int parameter) const {
-    return plan_.slices[parameter] == SliceKind::stack &&
+    return plan_.slices[parameter] == SliceKind::stacked &&
            plan_.parameters[parameter].stacked_matrices() >= world_size_;
   }
 
@@ -101,7 +101,7 @@ class Assignment {
   void assign_packs(const Bucket& bucket) {
     std::map<int, std::vector<int>> packs;  // by group
     for (int parameter : bucket.parameters) {
-      if (plan_.slices[parameter] == SliceKind::pack)
+      if (plan_.slices[parameter] == SliceKind::flattened)
         packs[plan_.parameters[parameter].group].push_back(parameter);
     }
     for (const auto& [group, members] : packs) {
@@ -128,14 +128,14 @@ class Assignment {
     for (size_t b = bucket_begin; b < plan_.buckets.size(); ++b) {
       std::ranges::copy_if(
           plan_.buckets[b].parameters, std::back_inserter(wholes), [&](int parameter) {
-            return plan_.slices[parameter] == SliceKind::whole ||
-                   (plan_.slices[parameter] == SliceKind::stack && !is_even_stack(parameter));
+            return plan_.slices[parameter] == SliceKind::single_owner ||
+                   (plan_.slices[parameter] == SliceKind::stacked && !is_even_stack(parameter));
           });
     }
     std::ranges::stable_sort(wholes, std::ranges::greater{},
                              [&](int parameter) { return plan_.parameters[parameter].elements(); });
     for (int parameter : wholes) {
-      if (plan_.slices[parameter] == SliceKind::stack) {
+      if (plan_.slices[parameter] == SliceKind::stacked) {
         assign_short_stack(parameter);
         continue;
       }
@@ -184,8 +184,8 @@ class Assignment {
 int64_t parts_of(const ParameterSpec& parameter, const PlanOptions& options) {
   int64_t units = 0;  // that the rank with the fewest owns
   const SliceKind slice = slice_of(parameter, options);
-  if (slice == SliceKind::split) units = parameter.rows() / options.world_size;
-  if (slice == SliceKind::stack) units = parameter.stacked_matrices() / options.world_size;
+  if (slice == SliceKind::row_sharded) units = parameter.rows() / options.world_size;
+  if (slice == SliceKind::stacked) units = parameter.stacked_matrices() / options.world_size;
   const int64_t bytes = parameter.elements() * arithmetic_bytes_of(parameter.type);
   return std::max<int64_t>(std::min(units, bytes / options.bucket_bytes), 1);
 }
@@ -224,11 +224,12 @@ std::vector<Bucket> fill_buckets(const ShardPlan& plan, int first) {
 }  // namespace
 
 SliceKind slice_of(const ParameterSpec& parameter, const PlanOptions& options) {
-  if (parameter.is_vector()) return SliceKind::pack;
-  if (parameter.stacked_matrices() > 0) return SliceKind::stack;
+  if (parameter.is_vector()) return SliceKind::flattened;
+  if (parameter.stacked_matrices() > 0) return SliceKind::stacked;
   // Divided, not multiplied: min_rows_per_rank may be huge, to keep every matrix whole.
-  return parameter.rows() / options.world_size >= options.min_rows_per_rank ? SliceKind::split
-                                                                            : SliceKind::whole;
+  return parameter.rows() / options.world_size >= options.min_rows_per_rank
+             ? SliceKind::row_sharded
+             : SliceKind::single_owner;
 }
 
 int64_t Bucket::elements() const {

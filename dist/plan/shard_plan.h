@@ -46,7 +46,7 @@ struct PlanOptions {
   int64_t bucket_bytes = 25 << 20;
 };
 
-enum class SliceKind : uint8_t { split, whole, pack, stack };
+enum class SliceKind : uint8_t { row_sharded, single_owner, flattened, stacked };
 
 /// Rows of one parameter on one rank that travel in one bucket, and where they lie in the rank's portion of it.
 struct Segment {

@@ -130,14 +130,14 @@ std::string slice_text(const ShardPlan& plan, int parameter) {
                             std::to_string(plan.options.world_size) + ")";
   const std::string rows = std::to_string(owners.range.rows_total) + " rows ";
   switch (plan.slices[parameter]) {
-    case SliceKind::split:
+    case SliceKind::row_sharded:
       return "split  " + split_text(plan, owners.range) + " (" + rows + ">= " + limit;
-    case SliceKind::whole:
+    case SliceKind::single_owner:
       return "whole  " + ranks(owners.first, owners.last) + ", the least loaded (" + rows + "< " +
              limit;
-    case SliceKind::stack:
+    case SliceKind::stacked:
       return "stack  " + stack_text(plan, parameter);
-    case SliceKind::pack:
+    case SliceKind::flattened:
       return "pack   " + ranks(owners.first, owners.last) + " (a vector is cut anywhere)";
   }
   return {};

@@ -75,7 +75,8 @@ ColumnLayout column_layout(const ShardPlan& plan, std::span<const Options> group
   for (size_t p = 0; p < count; ++p) {
     const ParameterSpec& parameter = plan.parameters[p];
     const Options& options = options_of(parameter, group_options);
-    const bool has_columns = plan.slices[p] == SliceKind::split && !plan.buckets_of[p].empty();
+    const bool has_columns =
+        plan.slices[p] == SliceKind::row_sharded && !plan.buckets_of[p].empty();
     if (!has_columns || options.accumulator == Accumulator::full) continue;
     const bool maxima = options.accumulator == Accumulator::sm3;
     int64_t& entries = maxima ? layout.max_entries : layout.sum_entries;

@@ -1,7 +1,7 @@
 #pragma once
 // Where the rows that a rank owns lie in whole tensors: as boxes, which is how files of tensors cut them.
 //
-// A range of rows is a box of its tensor, but for stacked matrices ([layers, experts, n, m] with matrix_view = last_two), whose
+// A range of rows is a box of its tensor, except for stacked matrices ([layers, experts, n, m] with matrix_view = last_two), whose
 // ranges may begin and end inside an index of the first dimension: those are several boxes, one after the other in memory.
 //
 // Thread safety: values and pure functions.

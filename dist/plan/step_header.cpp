@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/plan/hexadecimal.h"
+#include "fusedbun/dist/plan/hex.h"
 
 namespace fusedbun::plan {
 namespace {
@@ -19,7 +19,7 @@ std::string decimal(uint64_t value) {
 }
 
 std::string hash_text(uint64_t value) {
-  return "0x" + hexadecimal(value);
+  return "0x" + to_hex(value);
 }
 
 /// A field that must be equal. In order of the table the first difference explains the later ones.

@@ -21,13 +21,14 @@ struct StepHeader {
   uint64_t chain_hash = 0;      ///< of all changes known here; must be equal
   uint64_t state_digest = 0;    ///< of step counts and effective hyperparameters; must be equal
   int64_t skipped_steps = 0;    ///< must be equal
-  uint32_t flags = 0;           ///< kLeaving, kStopping, kSaving
+  uint32_t flags = 0;           ///< kLeaving, kStopping, kSaving, kPausing
   uint32_t rank = 0;            ///< sender, equal to its place
   int64_t reserved = 0;         ///< 0
 
   static constexpr uint32_t kLeaving = 1;   ///< this rank was asked to leave after the next step
   static constexpr uint32_t kStopping = 2;  ///< the same, for good (StopJob)
   static constexpr uint32_t kSaving = 4;    ///< it was asked for a checkpoint after the next step
+  static constexpr uint32_t kPausing = 8;   ///< it was asked to hold the job after the next step
 };
 static_assert(sizeof(StepHeader) == 64);
 

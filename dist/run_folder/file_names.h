@@ -2,6 +2,8 @@
 // The names of all files in a run folder; README.md of this folder says what each is.
 //
 // Thread safety: constants.
+#include <string>
+
 namespace fusedbun::run_folder {
 
 inline constexpr const char* kLockName = "run.lock";
@@ -19,5 +21,10 @@ inline constexpr const char* kErrorName = "error.json";
 inline constexpr const char* kControlName = "control.json";
 inline constexpr const char* kSocketName = "control.sock";
 inline constexpr const char* kChangesName = "changes.log";
+/// A folder in it for each time that somebody asked.
+inline constexpr const char* kDiagnosticsName = "diagnostics";
+inline std::string diagnostics_name(int rank) {
+  return "rank-" + std::to_string(rank) + ".txt";
+}
 
 }  // namespace fusedbun::run_folder

@@ -120,6 +120,14 @@ void remove_earlier_run(const fs::path& run_dir) {
   remove_error_files(run_dir);
 }
 
+void write_record(const std::filesystem::path& run_dir, const std::vector<Attempt>& attempts) {
+  Json array = Json::array();
+  for (const Attempt& attempt : attempts) array.push_back(to_json(attempt));
+  AtomicFile file(run_dir / kRecordName);
+  file.write(text_of({{"format", kFormat}, {"version", kVersion}, {"attempts", array}}));
+  file.commit();
+}
+
 }  // namespace
 
 std::string name_of(RunState state) {
@@ -181,14 +189,28 @@ void RunRecorder::end(RunState state, int exit_code, std::string reason) {
 
 void RunRecorder::write() noexcept {
   try {
-    Json attempts = Json::array();
-    for (const Attempt& attempt : earlier_) attempts.push_back(to_json(attempt));
-    attempts.push_back(to_json(attempt_));
-    AtomicFile file(run_dir_ / kRecordName);
-    file.write(text_of({{"format", kFormat}, {"version", kVersion}, {"attempts", attempts}}));
-    file.commit();
+    std::vector<Attempt> attempts = earlier_;
+    attempts.push_back(attempt_);
+    write_record(run_dir_, attempts);
   } catch (const std::exception& error) {
     notice_(std::string(error.what()) + "; the run goes on without its record");
+  }
+}
+
+void end_newest_attempt(const std::filesystem::path& run_dir, RunState state, int exit_code,
+                        const std::string& reason, int64_t steps) noexcept {
+  try {
+    std::vector<Attempt> attempts = read_run_record(run_dir);
+    if (attempts.empty()) return;
+    Attempt& newest = attempts.back();
+    newest.state = state;
+    newest.exit_code = exit_code;
+    newest.reason = reason;
+    newest.steps = steps;
+    newest.model.clear();
+    newest.ended = utc_text(std::time(nullptr));
+    write_record(run_dir, attempts);
+  } catch (const std::exception&) {  // its readers see that the process is gone
   }
 }
 

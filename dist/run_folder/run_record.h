@@ -108,4 +108,9 @@ class RunRecorder {
   Attempt attempt_;
 };
 
+/// The newest attempt has ended so: by the process that holds the folder's lock, when it is ended by force and its RunRecorder's thread may
+/// hang. A record that is missing or cannot be written stays as it is.
+void end_newest_attempt(const std::filesystem::path& run_dir, RunState state, int exit_code,
+                        const std::string& reason, int64_t steps) noexcept;
+
 }  // namespace fusedbun::run_folder

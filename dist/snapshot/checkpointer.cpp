@@ -466,8 +466,8 @@ std::optional<Loaded> Checkpointer::load(const CheckpointContents& contents,
   const std::string manifest = checkpoint::format_manifest(reader->manifest());
   comm::verify_equal_across_ranks(
       host_,
-      std::vector<std::string>{
-          "manifest " + hexadecimal(checkpoint::digest_of(std::as_bytes(std::span(manifest))))},
+      std::vector<std::string>{"manifest " +
+                               to_hex(checkpoint::digest_of(std::as_bytes(std::span(manifest))))},
       "the ranks read different checkpoints: the folder must be the same for all of them");
   optimizer->restore(state,
                      [&](const OptimizerAccess::OwnedRows& rows) { loading->read_rows(rows); });

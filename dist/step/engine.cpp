@@ -55,6 +55,10 @@ void StepEngine::perform_step(const StepOptions& options) {
   collector_.end_step();
   loss_scaler_.end_step();
   update_.drop_hessian_diagonals();
+  if (consensus_.is_to_hold()) {
+    progress_.enter(plan::Phase::paused);
+    consensus_.hold();
+  }
   progress_.enter(plan::Phase::forward_backward);
 }
 

@@ -20,7 +20,7 @@
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/sharded_model.h"
 #include "fusedbun/dist/step/step_consensus.h"
-#include "fusedbun/dist/step/step_message.h"
+#include "fusedbun/dist/step/step_epilogue.h"
 #include "fusedbun/dist/step/step_progress.h"
 
 namespace fusedbun {
@@ -145,7 +145,7 @@ class StepEngine {
       gradient_stream_;  ///< gradients, rows and columns; on a GPU the channel itself
   std::unique_ptr<comm::Communicator> control_stream_;  ///< agreements, headers, changes
   StepProgress progress_;
-  StepMessage message_;
+  StepEpilogue message_;
   std::unique_ptr<DeviceUpdate> device_;  ///< null on CPUs
   LossScaler loss_scaler_;
   GradientCollector collector_;

@@ -13,7 +13,7 @@
 #include "fusedbun/core/segment_step.h"
 #include "fusedbun/dist/comm/host_window.h"
 #include "fusedbun/dist/comm/object_collectives.h"
-#include "fusedbun/dist/plan/hexadecimal.h"
+#include "fusedbun/dist/plan/hex.h"
 #include "fusedbun/dist/step/engine.h"
 
 namespace fusedbun {
@@ -90,7 +90,7 @@ plan::Agreement StepEngine::agree(const StepOptions& options) {
     if (!diagonal.defined()) continue;
     std::string& event = events[model_.name(p)];
     event += (event.empty() ? "got" : " and got") + std::string(" a Hessian diagonal (values ") +
-             plan::hexadecimal(sampled_hash(diagonal)) + ")";
+             plan::to_hex(sampled_hash(diagonal)) + ")";
   }
   plan::RankFacts facts = facts_of(plan::OptimizerCall::step);
   facts.equal.writes = ProgramChanges::hash(events);

@@ -28,7 +28,7 @@
 
 #include "fusedbun/core/tensor_snapshot.h"
 #include "fusedbun/dist/comm/work.h"
-#include "fusedbun/dist/plan/schedule.h"
+#include "fusedbun/dist/plan/bucket_launch_order.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/sharded_model.h"
 #include "fusedbun/dist/step/step_progress.h"
@@ -114,7 +114,7 @@ class GradientCollector {
   const ShardedOptions& options_;
   ShardedModel& model_;
   const std::function<void(int)> start_;
-  plan::Schedule order_;
+  plan::BucketLaunchOrder order_;
 
   mutable std::mutex mutex_;  ///< guards what hooks touch
   int no_sync_depth_ = 0;

@@ -1,6 +1,6 @@
 #include "fusedbun/dist/step/program_changes.h"
 
-#include "fusedbun/dist/plan/hexadecimal.h"
+#include "fusedbun/dist/plan/hex.h"
 
 #define XXH_INLINE_ALL
 #include <xxhash.h>
@@ -12,7 +12,7 @@ namespace fusedbun {
 
 namespace {
 
-// `now`, but for what decides which tensors there are: that is as `made`.
+// `now`, except for what decides which tensors there are: that is as `made`.
 Options stored_as(const Options& made, Options now) {
   now.accumulator = made.accumulator;
   now.matrix_view = made.matrix_view;
@@ -65,7 +65,7 @@ ProgramChanges::Events ProgramChanges::find_writes(std::string& problem) {
     }
     events[model_.name(p)] =
         std::string(difference == Difference::storage ? "got new memory" : "was written") +
-        " (values " + plan::hexadecimal(sampled_hash(matrix.parameter())) + ")";
+        " (values " + plan::to_hex(sampled_hash(matrix.parameter())) + ")";
   }
   return events;
 }

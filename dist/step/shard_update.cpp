@@ -228,7 +228,7 @@ void ShardUpdate::drop_hessian_diagonals() {
 }
 
 void ShardUpdate::absorb_columns() {
-  message_.settle_columns();
+  message_.wait_columns();
   if (steps_on_device_) {
     const bool with_squares = std::exchange(squares_in_flight_, false);
     message_.settle_squares();

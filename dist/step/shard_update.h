@@ -18,7 +18,7 @@
 #include "fusedbun/dist/step/device_update.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/sharded_model.h"
-#include "fusedbun/dist/step/step_message.h"
+#include "fusedbun/dist/step/step_epilogue.h"
 
 namespace fusedbun {
 
@@ -36,7 +36,7 @@ class ShardUpdate {
   };
 
   /// `message` carries the columns; all outlive this. `device` is null on CPUs.
-  ShardUpdate(ShardedModel& model, StepMessage& message, DeviceUpdate* device)
+  ShardUpdate(ShardedModel& model, StepEpilogue& message, DeviceUpdate* device)
       : model_(model), message_(message), device_(device) {}
   /// Makes the state of the rows that were added to the model.
   void extend();
@@ -130,7 +130,7 @@ class ShardUpdate {
   bool is_scaled_by_rms(int parameter) const { return columns_.square_offset[parameter] >= 0; }
 
   ShardedModel& model_;
-  StepMessage& message_;
+  StepEpilogue& message_;
   plan::ColumnLayout columns_;
   std::vector<OwnedState> owned_;                    ///< in the order of buckets
   std::vector<std::vector<OwnedSegment>> segments_;  ///< [bucket]

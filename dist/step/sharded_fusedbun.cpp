@@ -209,6 +209,9 @@ const changes::StepReport& ShardedFusedbun::report() const {
 changes::LeaveRequest ShardedFusedbun::leave_request() const {
   return engine_->consensus().leave_request();
 }
+double ShardedFusedbun::held_seconds() const {
+  return engine_->consensus().held_seconds();
+}
 bool ShardedFusedbun::checkpoint_requested() const {
   return engine_->consensus().checkpoint_requested();
 }

@@ -35,14 +35,14 @@
 
 namespace fusedbun {
 
-class PositionBoard;
+class RankPositionCell;
 
 /// The two ways a job's ranks talk. On CPUs they may be the same object.
 struct Channels {
   comm::Communicator* data =
       nullptr;  ///< gradients and parameters; its device is where the parameters live
   comm::Communicator* host = nullptr;  ///< headers and changes: host memory, never NCCL
-  PositionBoard* board = nullptr;      ///< told where this rank stands; none: nobody watches
+  RankPositionCell* board = nullptr;   ///< told where this rank stands; none: nobody watches
   /// Where this rank's parameters are; none: the CPU, or, where `data` moves GPU memory, the current GPU.
   std::optional<Placement> placement = {};
 };
@@ -200,7 +200,7 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   void set_control(changes::ControlPort* port);
   /// What the last step looked like; on every rank.
   const changes::StepReport& report() const;
-  /// Set on all ranks at the same step when the job was asked to leave: the loop ends.
+  /// Set on all ranks at the same step when the job was asked to leave, also while it was paused: the loop ends.
   changes::LeaveRequest leave_request() const;
   /// Asks all ranks to leave (a signal arrived here); takes effect on all at the same step.
   /// Async-signal-safe.
@@ -209,6 +209,8 @@ class ShardedFusedbun : public torch::optim::Optimizer {
   /// True after one step on all ranks, the same one, when somebody asked for a checkpoint (fusedbun checkpoint save): the loop
   /// saves one before the next step, `if (optimizer.checkpoint_requested()) job.save(contents);`.
   bool checkpoint_requested() const;
+  /// For how long step() has held this job by now, because somebody paused it (fusedbun pause): no time of training.
+  double held_seconds() const;
 
   double max_grad_norm() const;  ///< as constructed; 0: off
   changes::JobCapabilities capabilities() const;

@@ -6,16 +6,18 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <set>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/option_fields.h"
 #include "fusedbun/dist/comm/object_collectives.h"
-#include "fusedbun/dist/step/change_feed.h"
+#include "fusedbun/dist/step/broadcast_changes.h"
 
 namespace fusedbun {
 namespace {
@@ -114,7 +116,7 @@ int64_t StepConsensus::highest(int64_t value) {
 
 void StepConsensus::finish_previous() {
   if (!message_.header_under_way()) return;
-  const std::vector<plan::StepHeader>& headers = message_.settle_header();
+  const std::vector<plan::StepHeader>& headers = message_.receive_headers();
   if (const auto difference = plan::disagreement(headers)) {
     comm::wait_until_all_have_heard(control_);
     throw DivergedError(*difference);
@@ -122,6 +124,7 @@ void StepConsensus::finish_previous() {
   accept_changes(headers[0].newest_revision);
   for (const plan::StepHeader& header : headers) {
     if (header.flags & plan::StepHeader::kSaving) asked_for_checkpoint_ = true;
+    if (header.flags & plan::StepHeader::kPausing) asked_to_pause_ = true;
     if (header.flags & plan::StepHeader::kStopping) {
       leaving_ = changes::LeaveRequest::stop;
     } else if ((header.flags & plan::StepHeader::kLeaving) &&
@@ -134,7 +137,7 @@ void StepConsensus::finish_previous() {
 bool StepConsensus::accept_changes(int64_t newest_revision) {
   const int64_t known = changes_.known_revision();
   if (newest_revision <= known) return false;
-  changes_.accept(receive_changes(control_, port_, known, newest_revision));
+  changes_.accept(broadcast_changes(control_, port_, known, newest_revision));
   return true;
 }
 
@@ -154,15 +157,41 @@ uint64_t StepConsensus::close_step(const StepOutcome& outcome, std::span<const u
   if (requested == changes::LeaveRequest::drain) header.flags |= plan::StepHeader::kLeaving;
   if (requested == changes::LeaveRequest::stop) header.flags |= plan::StepHeader::kStopping;
   if (boundary.checkpoint) header.flags |= plan::StepHeader::kSaving;
+  if (boundary.pause) header.flags |= plan::StepHeader::kPausing;
   message_.send_header(header);
 
   // Not when the header is read: that may be between two steps, for a save.
   checkpoint_requested_ = std::exchange(asked_for_checkpoint_, false);
+  // The program saves after this step, so the job is held after the next one.
+  is_to_hold_ = asked_to_pause_ && !checkpoint_requested_;
+  if (!checkpoint_requested_) asked_to_pause_ = false;
   make_report(outcome);
   if (port_ != nullptr) port_->step_finished(report_);
   ++model_.job_step;
   enter_next_step();
   return header.state_digest;
+}
+
+void StepConsensus::hold() {
+  is_to_hold_ = false;
+  if (leaving_ != changes::LeaveRequest::none) return;
+  const auto begin = std::chrono::steady_clock::now();
+  enum : size_t { kGoesOn, kLeave };
+  for (;;) {
+    std::array<int64_t, 2> wishes = {0, leave_requested_.load()};
+    if (model_.rank == 0) {
+      const changes::ControlPort::Boundary boundary =
+          port_ != nullptr ? port_->held() : changes::ControlPort::Boundary{};
+      wishes[kGoesOn] = boundary.pause ? 0 : 1;
+      wishes[kLeave] = std::max(wishes[kLeave], static_cast<int64_t>(boundary.leave));
+    }
+    control_.all_reduce(comm::Buffer::of(std::span<int64_t>(wishes)), comm::ReduceOp::max).wait();
+    leaving_ = static_cast<changes::LeaveRequest>(wishes[kLeave]);
+    if (wishes[kGoesOn] != 0 || leaving_ != changes::LeaveRequest::none) break;
+    std::this_thread::sleep_for(kHoldTick);
+  }
+  held_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  if (port_ != nullptr) port_->hold_ended(leaving_);
 }
 
 uint64_t StepConsensus::state_digest(std::span<const uint64_t> scaled_by,

@@ -5,7 +5,8 @@
 //   with clipping                      global_norm(): the sum of squares of the averaged gradient
 //   at the end of a step               close_step(): a header per rank leaves; hyperparameters of the next step take effect
 //   in the next step                   finish_previous(): headers are compared (79 if ranks differ), changes that rank 0 accepted
-//                                      are broadcast, requests to leave take effect on all ranks at the same step
+//                                      are broadcast, requests to leave or to pause take effect on all ranks at the same step
+//   after a step that ends in a pause  hold(): until rank 0 is told to go on, or any rank to leave
 //
 // It has a separate communicator, so that a small message never waits behind gradients, and its operations come in one
 // order on every rank.
@@ -14,6 +15,7 @@
 #include <torch/serialize/archive.h>
 
 #include <atomic>
+#include <chrono>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,14 +25,14 @@
 #include "fusedbun/dist/step/program_changes.h"
 #include "fusedbun/dist/step/sharded_fusedbun.h"
 #include "fusedbun/dist/step/sharded_model.h"
-#include "fusedbun/dist/step/step_message.h"
+#include "fusedbun/dist/step/step_epilogue.h"
 
 namespace fusedbun {
 
 class StepConsensus {
  public:
   /// `control` is this object's alone; it, the message and the model outlive it.
-  StepConsensus(comm::Communicator& control, StepMessage& message, ShardedModel& model,
+  StepConsensus(comm::Communicator& control, StepEpilogue& message, ShardedModel& model,
                 const ShardedOptions& options)
       : control_(control), message_(message), model_(model), options_(options) {}
 
@@ -63,6 +65,14 @@ class StepConsensus {
   /// told; `scaled_by` are the bits of what scaled the gradients. Returns the digest of the state, equal on all ranks.
   uint64_t close_step(const StepOutcome& outcome, std::span<const uint64_t> scaled_by,
                       const std::vector<int64_t>& step_counts);
+
+  /// After close_step(): rank 0 was asked to hold the job, and nothing else is to be done first (a checkpoint, leaving).
+  bool is_to_hold() const { return is_to_hold_; }
+  /// Holds all ranks; collective. Signals of life go on, and a request to leave is found within kHoldTick on any rank.
+  void hold();
+  /// Of all holds so far.
+  double held_seconds() const { return held_seconds_; }
+  static constexpr std::chrono::milliseconds kHoldTick{100};
 
   void set_control(changes::ControlPort* port);
   void request_leave(changes::LeaveRequest request) noexcept {
@@ -100,7 +110,7 @@ class StepConsensus {
   void enter_next_step();
 
   comm::Communicator& control_;
-  StepMessage& message_;
+  StepEpilogue& message_;
   ShardedModel& model_;
   const ShardedOptions& options_;
   changes::ControlPort* port_ = nullptr;
@@ -110,6 +120,9 @@ class StepConsensus {
   std::atomic<uint8_t> leave_requested_{0};
   bool asked_for_checkpoint_ = false;  ///< by the last header that was read
   bool checkpoint_requested_ = false;  ///< after the last step
+  bool asked_to_pause_ = false;        ///< by the last header that was read
+  bool is_to_hold_ = false;
+  double held_seconds_ = 0;
   int64_t skipped_steps_ = 0;
   bool has_control_ = false;
 };

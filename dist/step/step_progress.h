@@ -5,7 +5,7 @@
 // Thread safety: one thread at a time; the board may be read by any.
 #include "fusedbun/dist/comm/work.h"
 #include "fusedbun/dist/plan/rank_position.h"
-#include "fusedbun/dist/step/position_board.h"
+#include "fusedbun/dist/step/rank_position_cell.h"
 #include "fusedbun/dist/step/sharded_model.h"
 #include "fusedbun/dist/step/step_trace.h"
 
@@ -20,7 +20,7 @@ struct InFlight {
 class StepProgress {
  public:
   /// `board` and `trace` may be null.
-  StepProgress(const ShardedModel& model, PositionBoard* board, StepTrace* trace)
+  StepProgress(const ShardedModel& model, RankPositionCell* board, StepTrace* trace)
       : model_(model), board_(board != nullptr ? *board : own_board_), trace_(trace) {}
 
   void enter(plan::Phase phase, int bucket = plan::RankPosition::kNoBucket);
@@ -31,8 +31,8 @@ class StepProgress {
 
  private:
   const ShardedModel& model_;
-  PositionBoard own_board_;
-  PositionBoard& board_;
+  RankPositionCell own_board_;
+  RankPositionCell& board_;
   StepTrace* trace_;
 };
 

@@ -12,7 +12,7 @@
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/job/capability.h"
 #include "fusedbun/dist/job/device_error.h"
-#include "fusedbun/launcher/bench/own_ranks.h"
+#include "fusedbun/launcher/bench/local_launch.h"
 #include "fusedbun/launcher/bench/rank_bench.h"
 #include "fusedbun/launcher/bench/step_bench.h"
 #include "fusedbun/launcher/cli/torch_program.h"

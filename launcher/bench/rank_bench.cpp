@@ -180,7 +180,7 @@ Json train_rows(Job& job, const RankBenchOptions& options) {
       losses.push_back(loop.forward_backward());
       step->step();
     };
-    launcher::keep_freed_memory();
+    launcher::disable_malloc_trim();
     for (int i = 0; i < kWarmUps; ++i) train();
     const int64_t state_bytes = largest(host, step->state_bytes());
     const int64_t peak =

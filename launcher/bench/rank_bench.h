@@ -7,8 +7,8 @@
 
 #include "fusedbun/dist/job/job.h"
 #include "fusedbun/launcher/bench/bench_model.h"
-#include "fusedbun/launcher/bench/contestants.h"
 #include "fusedbun/launcher/bench/report.h"
+#include "fusedbun/launcher/bench/strategies.h"
 
 namespace fusedbun::bench {
 

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "fusedbun/launcher/bench/spread.h"
+#include "fusedbun/launcher/bench/quartiles.h"
 
 namespace fusedbun::bench {
 

@@ -13,7 +13,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/core/fusedbun.h"
-#include "fusedbun/launcher/bench/stream_limit.h"
+#include "fusedbun/launcher/bench/memory_roofline.h"
 
 namespace fusedbun::bench {
 namespace {

@@ -14,8 +14,8 @@ namespace {
 void exit_as_our_bug(int) {
   rlimit core{};
   if (::getrlimit(RLIMIT_CORE, &core) == 0 && core.rlim_cur > 0) {
-    // _Fork, not fork: fork takes every lock that pthread_atfork knows and the allocator's, and whoever was interrupted or aborted (a
-    // damaged heap does) may hold one. The process would wait for itself.
+    // _Fork, not fork: fork takes every lock that pthread_atfork knows and the allocator's, and the interrupted thread may hold one (a
+    // damaged heap aborts under it). The process would wait for itself.
     const pid_t copy = ::_Fork();
     if (copy == 0) {
       std::signal(SIGABRT, SIG_DFL);

@@ -19,7 +19,7 @@ const std::map<std::string, std::string> kNames = {
     {"control", "fusedbun.control.v1.TrainingControl"},
     {"progress", "fusedbun.progress"}};
 
-std::string text_of(ControlClient::Health health) {
+std::string name_of(ControlClient::Health health) {
   switch (health) {
     case ControlClient::Health::serving:
       return "SERVING";
@@ -37,7 +37,7 @@ void run(const std::string& only, const control::JobLocation& location, OutputFo
   std::string bad;
   for (const auto& [name, service] : kNames) {
     if (only != "all" && only != name) continue;
-    const std::string answer = text_of(client.health(service));
+    const std::string answer = name_of(client.health(service));
     answers[name] = answer;
     if (answer != "SERVING") bad += (bad.empty() ? "" : ", ") + name + " is " + answer;
   }

@@ -1,5 +1,6 @@
 #pragma once
-// `fusedbun drain` and `fusedbun stop`: a running job leaves at a step boundary, to be run again (75) or for good (0).
+// `fusedbun drain` and `fusedbun stop`: a running job leaves at a step boundary, to be run again (75) or for good (0); by force, or after a
+// deadline, wherever it is.
 #include <CLI/App.hpp>
 
 namespace fusedbun::launcher {

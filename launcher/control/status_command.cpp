@@ -7,6 +7,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "fusedbun/dist/changes/change.h"
 #include "fusedbun/launcher/cli/output_format.h"
 #include "fusedbun/launcher/cli/table.h"
 #include "fusedbun/launcher/control/ended_run.h"
@@ -63,6 +64,24 @@ std::string learning_rate_text(const control::v1::ParamGroup& group, double scal
          text_of(scale) + ")";
 }
 
+/// ", eps 1e-08, ..., use_rms": in the optimizer's words; of switches those that are on.
+std::string values_text(const control::v1::HyperparameterValues& values) {
+  const auto* const reflection = values.GetReflection();
+  std::string text;
+  for (const changes::FieldSpec& spec : changes::field_specs()) {
+    if (spec.get == nullptr || spec.field == changes::Field::learning_rate) continue;
+    const auto* const field =
+        values.GetDescriptor()->FindFieldByNumber(static_cast<int>(spec.field));
+    const std::string name(spec.option_name);
+    if (!spec.is_bool) {
+      text += ", " + name + " " + text_of(reflection->GetDouble(values, field));
+    } else if (reflection->GetBool(values, field)) {
+      text += ", " + name;
+    }
+  }
+  return text;
+}
+
 void print_hyperparameters(const Hyperparameters& all, int64_t revision_in_use) {
   line("changes", "newest " + std::to_string(all.revision()) + ", in use " +
                       std::to_string(revision_in_use) + "; values from step " +
@@ -70,10 +89,7 @@ void print_hyperparameters(const Hyperparameters& all, int64_t revision_in_use) 
   for (const auto& group : all.groups()) {
     const auto& values = group.values();
     line(group.name(),
-         learning_rate_text(group, all.job_values().lr_scale()) + ", Lambda " +
-             text_of(values.weight_decay()) + ", eps " + text_of(values.eps()) + ", beta_decay " +
-             text_of(values.beta_decay()) + ", momentum_beta " + text_of(values.momentum_beta()) +
-             (values.centralize() ? ", centralize" : "") + (values.use_rms() ? ", use_rms" : ""));
+         learning_rate_text(group, all.job_values().lr_scale()) + values_text(values));
   }
   const double norm = all.job_values().max_grad_norm();
   line("clipping", norm > 0 ? "max_grad_norm " + text_of(norm) : "off");

@@ -3,7 +3,7 @@
 // `tokenizers` package reads, and chat templates are Jinja2's; both are Python's to run.
 //
 // Messages go to its standard input and come from its standard output: 32 bits, little endian, that say how many bytes follow, then
-// those. The script leaves with 0; for what the caller or the data is to blame, with 65, 74 or 78, and one sentence as the last line of its
+// those. The script exits with 0; for what the caller or the data is to blame, with 65, 74 or 78, and one sentence as the last line of its
 // standard error.
 //
 // Thread safety: none.

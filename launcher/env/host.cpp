@@ -110,7 +110,7 @@ ResidentMemory resident_memory() {
   return memory;
 }
 
-void keep_freed_memory() {
+void disable_malloc_trim() {
 #if defined(__GLIBC__)
   ::mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
   ::mallopt(M_MMAP_MAX, 0);  // memory mapped for one allocation goes with it

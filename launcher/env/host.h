@@ -41,7 +41,7 @@ ResidentMemory resident_memory();
 /// again for the same hundreds of megabytes; given back, each page is a fault and 4 kB of zeros per step: 10 % of a whole step of
 /// 124 M parameters on two cores. Called before the first step, when what the set-up needed has been given back. It is for
 /// programs, not for libraries, to decide.
-void keep_freed_memory();
+void disable_malloc_trim();
 /// The other way round: from now on a block of 1 MiB or more goes back to the host when it is freed (glibc), so this process holds no more
 /// than it uses. Memory that is kept has holes, since tensors come and go in another order in backward than in forward: a step with
 /// activation checkpointing was found to hold twice what it used.

@@ -223,7 +223,7 @@ void ProcessLoop::serve_signals() {
       continue;
     }
     // A second request that comes when the ranks have ended is about their output, whichever is seen first. Before the
-    // first one it is the other way round: whoever signals the whole tree does not want another attempt.
+    // first one it is the other way round: a signal to the whole tree means that its sender does not want another attempt.
     if (!finished_ && supervision_.asked_to_stop()) reap();
     if (finished_) {
       abandon_output_ = true;

@@ -30,7 +30,7 @@ class ProcessLoop {
   ProcessLoop(const ProcessLoop&) = delete;  // owns processes
 
   /// Returns when all ranks are done. Otherwise says who failed first, with process, host and log files, what was lost and how to go
-  /// on, all but the last of these lines on standard error, and throws Error with that one and the exit code to leave with. What
+  /// on, all but the last of these lines on standard error, and throws Error with that one and the exit code to exit with. What
   /// start_rank and free_port throw passes through.
   void run();
 

@@ -117,7 +117,7 @@ RankProcess start_rank(const std::vector<std::string>& command,
   for (const int descriptor : {out.write, err.write, failure.write}) close_if_open(descriptor);
   int error = pid < 0 ? fork_error : 0;
   if (pid > 0) {
-    ::setpgid(pid, pid);  // whoever is first: a signal may be sent before the child has run
+    ::setpgid(pid, pid);  // both processes do it: a signal may be sent before the child has run
     while (::read(failure.read, &error, sizeof(error)) < 0 && errno == EINTR) {
     }
   }

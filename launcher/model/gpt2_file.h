@@ -1,5 +1,5 @@
 #pragma once
-// A GPT-2 whose file stands alone: its sizes are the shapes of its tensors, but for the number of heads, which no shape shows. We write that
+// A GPT-2 whose file stands alone: its sizes are the shapes of its tensors, except for the number of heads, which no shape shows. We write that
 // as metadata; for files without it the caller must give it.
 //
 // Thread safety: pure functions.

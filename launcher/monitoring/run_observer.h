@@ -1,5 +1,5 @@
 #pragma once
-// RunObserver: whoever is told, on rank 0, of each step and each validation of a run: a file, an HTTP endpoint. What one of them cannot
+// RunObserver: an object that is told, on rank 0, of each step and each validation of a run: a file, an HTTP endpoint. What one of them cannot
 // do (a full disk) costs the run nothing.
 //
 // Thread safety: the training thread calls.

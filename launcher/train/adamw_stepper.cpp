@@ -104,7 +104,7 @@ class AdamwStepper : public Stepper {
     return bytes;
   }
 
-  std::string way() const override { return "messages: all-reduce"; }
+  std::string describe_transport() const override { return "messages: all-reduce"; }
   plan::GradientTransport transport() const override { return plan::GradientTransport::collective; }
   std::string plan() const override { return "every rank keeps the state of all parameters\n"; }
 

@@ -101,6 +101,7 @@ class FusedbunStepper : public Stepper {
   void request_leave(changes::LeaveRequest request) noexcept override {
     optimizer_.request_leave(request);
   }
+  double held_seconds() const override { return optimizer_.held_seconds(); }
   bool checkpoint_requested() const override { return optimizer_.checkpoint_requested(); }
   int64_t job_step() const override { return optimizer_.job_step(); }
   SaveStart save(const CheckpointTexts& values) override { return job_.save(contents(values)); }
@@ -114,7 +115,7 @@ class FusedbunStepper : public Stepper {
                ? plan::GradientTransport::point_to_point
                : plan::GradientTransport::collective;
   }
-  std::string way() const override {
+  std::string describe_transport() const override {
     std::string way =
         optimizer_.shares_memory()
             ? "host window: one replica of the parameters, gradients read where they are written"

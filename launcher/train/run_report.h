@@ -1,7 +1,7 @@
 #pragma once
 // What a run says about itself at its start and at its end.
 //
-// Thread safety: pure functions, but for the streams and files given.
+// Thread safety: pure functions, except for the streams and files given.
 #include <filesystem>
 #include <optional>
 #include <ostream>

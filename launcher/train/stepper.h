@@ -68,6 +68,8 @@ class Stepper {
   virtual changes::LeaveRequest leave_request() const = 0;
   virtual void request_leave(changes::LeaveRequest request) noexcept = 0;
 
+  /// For how long step() has held this job by now, because somebody paused it.
+  virtual double held_seconds() const { return 0; }
   /// After one step, on all ranks alike: somebody asked for a checkpoint.
   virtual bool checkpoint_requested() const = 0;
 
@@ -78,9 +80,9 @@ class Stepper {
 
   /// True if a step with NaN or inf gradients changes nothing.
   virtual bool skips_nonfinite() const = 0;
-  virtual int64_t planned_state_bytes() const = 0;  ///< by the formula, this rank
-  virtual int64_t state_bytes() const = 0;          ///< of the tensors there are, this rank
-  virtual std::string way() const = 0;              ///< how gradients and rows travel; one line
+  virtual int64_t planned_state_bytes() const = 0;     ///< by the formula, this rank
+  virtual int64_t state_bytes() const = 0;             ///< of the tensors there are, this rank
+  virtual std::string describe_transport() const = 0;  ///< how gradients and rows travel; one line
   virtual plan::GradientTransport transport()
       const = 0;                         ///< the same for programs; never automatic
   virtual std::string plan() const = 0;  ///< who owns what; many lines

@@ -78,7 +78,7 @@ void set_threads(int asked, int local_ranks) {
   }
 }
 
-/// Of what computes, but for dropout.
+/// Of what computes, except for dropout.
 int64_t digest_of(model::ModelConfig config) {
   model::set_dropout(config, 0);
   const std::string text = model::hf_config_text(config, "");
@@ -368,7 +368,7 @@ class Run {
     if (options_.checkpoints_activations) {
       launcher::return_freed_memory();  // who asks for it wants memory more than time
     } else {
-      launcher::keep_freed_memory();
+      launcher::disable_malloc_trim();
     }
     if (keeps_checkpoints()) {
       checkpoints_.emplace(*stepper, job_, options_.checkpoint_every, values, options_.batch,
@@ -668,7 +668,7 @@ class Run {
                   std::to_string(at::get_num_threads()) + " threads each; " +
                   job_.backend().reason);
     progress_.say("optimizer: " + describe(options_.optimizer));
-    if (job_.world_size() > 1) progress_.say("gradients: " + stepper.way());
+    if (job_.world_size() > 1) progress_.say("gradients: " + stepper.describe_transport());
     progress_.say("optimizer state by the plan: " + bytes_per_rank(planned_bytes));
     progress_.say("memory by forecast: " + describe(forecast));
     try {

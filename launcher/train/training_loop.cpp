@@ -98,6 +98,7 @@ void TrainingLoop::one_step(int64_t job_step) {
   parts_.stepper.begin(learning_rate(options_.schedule, job_step));
   const double local_loss = compute_gradients(job_step);
   const auto gradients_done = Progress::Clock::now();
+  const double held_before = parts_.stepper.held_seconds();
   const StepOutcome outcome = parts_.stepper.step();
   // In the message of the loss, so that they cost none: rank 0's clock says when a checkpoint is due, and how many tokens the next step
   // predicts is known before its first backward pass.
@@ -113,7 +114,9 @@ void TrainingLoop::one_step(int64_t job_step) {
   const auto seconds_to = [&](auto end) {
     return std::chrono::duration<double>(end - start).count();
   };
-  report(job_step, loss, outcome, {seconds_to(Progress::Clock::now()), seconds_to(gradients_done)});
+  const double held = parts_.stepper.held_seconds() - held_before;
+  report(job_step, loss, outcome,
+         {seconds_to(Progress::Clock::now()) - held, seconds_to(gradients_done)});
   require_finite(job_step, loss, outcome);
   if (outcome.loss_scale) follow_loss_scale(job_step, outcome);
 }

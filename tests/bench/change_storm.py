@@ -5,7 +5,7 @@
 
 Trains a small GPT with `fusedbun launch`, lets it run for a while, sends changes of eps, lets it run again, and drains it. Steps
 before and after are compared with those during the storm. Leaves with 1 if a change was lost, ranks differed or a step was
-skipped. Ranks compare a hash of every change in every step, and leave with 79 where it differs.
+skipped. Ranks compare a hash of every change in every step, and exit with 79 where it differs.
 """
 
 import json

@@ -23,7 +23,7 @@ class Watching:
     """A context: `fusedbun watch` on a terminal of its own, of which all is read."""
 
     def __init__(self, training):
-        # Whoever watches does so from another machine; here he gets what the rank leaves.
+        # A person who watches does so from another machine; here he gets what the rank leaves.
         self._words = ["nice", "-n", "19", training.binary, "watch", "--run-dir", training.run_dir]
 
     def __enter__(self):

@@ -119,7 +119,7 @@ void expect_found(ElementType type, Stored good, const std::vector<Stored>& bad_
           EXPECT_FALSE(squares_are_finite(type, values.data(), count, set)) << place;
           EXPECT_FALSE(copy_and_test(type, values.data(), type, copy.data(), count, set)) << place;
           EXPECT_EQ(std::memcmp(copy.data(), values.data(), count * sizeof(Stored)), 0)
-              << "it is copied all the same";
+              << "it is copied nevertheless";
         }
       }
     }

@@ -53,7 +53,7 @@ inline std::vector<Options> hessian_options() {
       Options options = preset(name, 1e-2);
       options.prepare_hessian = true;
       options.hessian_source = bits & 1 ? HessianSource::raw : HessianSource::same;
-      options.use_rms = bits & 2;  // normalised all the same
+      options.use_rms = bits & 2;  // normalised nevertheless
       options.centralize = bits & 4;
       options.bias_correction = bits & 8;
       if (bits & 8 && options.momentum_beta > 0) options.momentum_dtype = MomentumDtype::bf16;
@@ -132,7 +132,7 @@ struct RandomMatrix {
   Memory moment, hessian;
   std::vector<uint8_t> momentum;
   double divisor = 3, scale = 0.75;  ///< of the gradient
-  const void* summand = nullptr;     ///< the gradient of the rows at hand
+  const void* summand = nullptr;     ///< the gradient of the given rows
 
   RandomMatrix(const Options& chosen, int64_t rows, int64_t columns, bool is_vector)
       : options(chosen), range{0, rows, rows, columns, is_vector} {

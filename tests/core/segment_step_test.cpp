@@ -69,7 +69,7 @@ testing::AssertionResult near(const torch::Tensor& have, const torch::Tensor& wa
                                      << ", the reference has " << b[i].item<double>();
 }
 
-// Both paths do the same operations but for where they divide by corrections and multiply by lr, and in which order
+// Both paths do the same operations except for where they divide by corrections and multiply by lr, and in which order
 // they add up means: a few roundings per step. A rounding that falls on the edge between two bfloat16 values changes
 // the stored momentum by 2^-8 of itself, in float32 often enough to be met here. Centring leaves the rounding of a row's mean in
 // an element that is thousands of times smaller, and the root brings that element back to size 1.

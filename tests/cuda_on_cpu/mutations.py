@@ -4,7 +4,7 @@
     mutations.py [--list] [--only TEXT] [--skip N] [--json FILE]
 
 Works on a copy of the tree in build/mutations, which it builds once (some minutes); a mutation then takes the better part of one. A line
-that stands in UNSEEN may go unnoticed, for the reason given there. Prints a line per mutation; leaves with 1 if one was not noticed, or a
+that stands in UNSEEN may go unnoticed, for the reason given there. Prints a line per mutation; exits with 1 if one was not noticed, or a
 line of UNSEEN is noticed or gone.
 """
 
@@ -24,7 +24,7 @@ TESTS = ["step_cuda_test", "fusedbun_device_test", "sharded_device_test"]
 
 # Where the order of a GPU's work is decided: streams, events, barriers of a block, what is kept alive, what counts and what does not.
 FILES = ["core/gpu/*.cu", "core/gpu/*.cuh", "core/gpu/device_*.cpp", "core/gpu/fusedbun_device.cpp", "core/gpu/steps_under_way.cpp",
-         "dist/step/device_*.cpp", "dist/step/engine*.cpp", "dist/step/shard_update.cpp", "dist/step/step_message.cpp", "dist/comm/nccl*.cpp"]
+         "dist/step/device_*.cpp", "dist/step/engine*.cpp", "dist/step/shard_update.cpp", "dist/step/step_epilogue.cpp", "dist/comm/nccl*.cpp"]
 # A whole statement on one line, and what it must hold to be one of them.
 STATEMENT = re.compile(r"^(\s*)((?:if \([^;]*\) |return )?)([^;{}]*;)(\s*//.*)?$")
 ORDER = re.compile(r"\bwait_on\(|cuda_stream_wait_event\(|\bwait_for\(|->wait\(\)|__syncthreads\(\)|free_slot_of\(|join_streams\(|let_go\(|forget_gradients\(|"

@@ -1,4 +1,4 @@
-"""The stages that measure, but for the largest model: times, and what they are beside others of the same run."""
+"""The stages that measure, except for the largest model: times, and what they are beside others of the same run."""
 
 import json
 import statistics

@@ -3,7 +3,7 @@
 
     kernel_resources.py CUOBJDUMP LIBRARY
 
-Prints one line per kernel and architecture, and leaves with 1 if one keeps anything on a stack (spilled registers, arrays that are indexed
+Prints one line per kernel and architecture, and exits with 1 if one keeps anything on a stack (spilled registers, arrays that are indexed
 by a variable: both are traffic that no byte count of the step knows), or takes more registers than the blocks need that it is meant for.
 """
 import re

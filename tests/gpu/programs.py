@@ -107,7 +107,7 @@ class Build:
 
 
 def run(words, seconds, settings=None):
-    """Runs a program with environment variables `settings`; returns what it printed. Failed with its last words if it does not leave with 0."""
+    """Runs a program with environment variables `settings`; returns what it printed. Failed with its last words if it does not exit with 0."""
     limit = seconds_left(seconds)
     try:
         done = subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=limit, cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The largest size that fits, in few trials. Pure, but for the trials."""
+"""The largest size that fits, in few trials. Pure, except for the trials."""
 
 
 def largest_that_fits(trial, first, most):

@@ -97,7 +97,7 @@ def outcomes_of(case):
         # A rank that has not come to its handlers is ended by the signal, and the others are told.
         return these(*drained, number, 76, 69, 128 + signal.SIGTERM, saved=None)
     if case.fault in ("signal", "pause", "flood", "disk", "pipe"):
-        # torchrun is a Python program, which leaves with 120 when nobody takes its last words.
+        # torchrun is a Python program, which exits with 120 when nobody takes its last words.
         return these(*drained, *({120} if case.launcher == "torchrun" and case.fault == "pipe" else ()), saved=True)
     # kill, stop. A rank that has done its part may be gone already; a job that is just starting has no heartbeats yet, and an engine
     # that ends the others at once leaves them no time for a sentence.
@@ -184,7 +184,7 @@ class Job:
                 os.kill(pid, number)
 
     def ports(self):
-        """The TCP ports on which ranks listen, but for the store's, which is torch's. Under mpirun they are Open MPI's."""
+        """The TCP ports on which ranks listen, except for the store's, which is torch's. Under mpirun they are Open MPI's."""
         if self.case.launcher == "mpirun":
             return []
         inodes = set()

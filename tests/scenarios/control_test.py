@@ -26,7 +26,7 @@ class Control(TrainingTestCase):
             first = int(change["effective_step"])
             self.wait_for_steps(first + 5)
             job.signal(signal.SIGTERM)
-            # Ranks that switched at different steps would hold different digests and leave with 79.
+            # Ranks that switched at different steps would hold different digests and exit with 79.
             self.assertEqual(job.result().code, 75)
         lines = steps(self.run_dir)
         self.assertTrue(all(line["revision"] == 0 for line in lines[:first]))

@@ -1,4 +1,4 @@
-"""A rank that dies or stops is named by all others, who leave with 76 in time (P1, P2 of the reliability list, thinned)."""
+"""A rank that dies or stops is named by all others, who exit with 76 in time (P1, P2 of the reliability list, thinned)."""
 
 import json
 import os

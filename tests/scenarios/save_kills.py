@@ -250,7 +250,7 @@ class KilledRun:
         if not goes_on and self.job.code() != 0:
             return [f"it did not go on:\n{self.job.last_words()}"]
         if self.job.said(r"is SUCCEEDED after \d+ steps, and nothing is left to do"):
-            self.is_over = True  # all was done but for this save, which was held
+            self.is_over = True  # all was done except for this save, which was held
             return []
         problems = []
         begun = [int(found[1]) for found in self.job.said(GOES_ON)]

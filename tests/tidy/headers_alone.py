@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Every header stands alone: whoever includes it needs nothing before it.
+"""Every header stands alone: a source that includes it needs nothing before it.
 
     headers_alone.py BUILD_FOLDER [HEADER...]          all headers, or those named (core/options.h)
 

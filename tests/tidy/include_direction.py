@@ -3,7 +3,7 @@
 
     include_direction.py [ROOT]
 
-Prints `file:line: text` and the rule for each violation and leaves with 1. The tables below are the rules; DESIGN-level words
+Prints `file:line: text` and the rule for each violation and exits with 1. The tables below are the rules; DESIGN-level words
 for them stand in the README of each folder.
 """
 import re

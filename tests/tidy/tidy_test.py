@@ -12,6 +12,7 @@ import headers_alone
 import include_direction
 import readmes
 import rpc_policy
+import words
 from source_files import SOURCE_ROOT, code_lines
 
 HERE = Path(__file__).resolve().parent
@@ -197,6 +198,19 @@ class HeadersAlone(TreeTest):
         code, words = self.compile_all()
         self.assertEqual(code, 1)
         self.assertIn("no source tells how", words)
+
+
+class Words(TreeTest):
+    def test_a_banned_word_is_named_with_what_says_it(self):
+        self.write("README.md", "# a\n\nIt exits with 76.\n")
+        self.write("dist/health/a.h", "// Ends cleanly.\n")
+        self.assertEqual(self.said(words.main, self.root)[0], 0)
+        self.write("dist/health/b.h", "int a;\n// It ends in " + "peace.\n")
+        self.write("README.md", "It leaves " + "with 76.\n")
+        code, printed = self.said(words.main, self.root)
+        self.assertEqual(code, 1)
+        self.assertIn("dist/health/b.h:2: 'in " + "peace': say cleanly", printed)
+        self.assertIn("README.md:1: 'leaves " + "with 7': say exits with", printed)
 
 
 class Readmes(TreeTest):

@@ -169,7 +169,7 @@ TEST_F(Restored, ARunThatDivergedWithLiveChangesDoesNotUseThemAgain) {
   begin_attempt();
   go_to_step(3);
   make(request_of("*", Field::learning_rate, 10));  // used from step 5 on
-  log_->append_end({.step = 9, .state = "FAILED", .again = true, .diverged = true});
+  log_->append_run_end({.step = 9, .state = "FAILED", .again = true, .diverged = true});
   try {
     begin_attempt();
     ADD_FAILURE() << "it would diverge again";
@@ -183,14 +183,14 @@ TEST_F(Restored, ARunThatDivergedWithLiveChangesDoesNotUseThemAgain) {
 
 TEST_F(Restored, ARunThatDivergedOfItsOwnValuesOrThatOnlyFailedGoesOn) {
   begin_attempt();
-  log_->append_end({.step = 9, .state = "FAILED", .again = true, .diverged = true});
+  log_->append_run_end({.step = 9, .state = "FAILED", .again = true, .diverged = true});
   begin_attempt();
   go_to_step(20);
   make(request_of("*", Field::learning_rate, 10));  // used from step 22 on, which never came
-  log_->append_end({.step = 21, .state = "FAILED", .again = true, .diverged = true});
+  log_->append_run_end({.step = 21, .state = "FAILED", .again = true, .diverged = true});
   begin_attempt();
   go_to_step(30);
-  log_->append_end({.step = 31, .state = "FAILED", .again = true});
+  log_->append_run_end({.step = 31, .state = "FAILED", .again = true});
   begin_attempt();
   EXPECT_EQ(ledger_->newest_revision(), 1);
 }

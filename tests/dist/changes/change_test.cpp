@@ -6,6 +6,7 @@
 #include <limits>
 #include <set>
 
+#include "fusedbun/core/option_fields.h"
 #include "fusedbun/tests/dist/plan/random_model.h"
 
 namespace fusedbun::changes {
@@ -256,7 +257,7 @@ TEST(FieldSpecs, AllowTheirRange) {
   EXPECT_FALSE(allowed("unpin_learning_rate", 0));
 }
 
-/// What the table lets through must not be refused by the optimizer's own judge, but for beta_decay with decay ema.
+/// What the table lets through must not be refused by the optimizer's own judge, except for beta_decay with decay ema.
 TEST(FieldSpecs, AgreeWithValidateOfOptions) {
   for (double value : {0.0, 1e-300, 0.5, 0.999, 1.0, 2.0, 1e300}) {
     for (const FieldSpec& spec : field_specs()) {
@@ -270,6 +271,19 @@ TEST(FieldSpecs, AgreeWithValidateOfOptions) {
       EXPECT_NO_THROW(validate(options)) << spec.name << " = " << value;
     }
   }
+}
+
+// What the recipe for a hyperparameter says: core/options.h, this table, the contract (whose fields contract_test compares).
+TEST(FieldSpecs, EveryHyperparameterOfTheOptimizerHasARowThatReadsAndSetsIt) {
+  Options options;
+  visit_hyperparameters(options, [&](const char* name, auto& field) {
+    const auto spec = find_field(name);
+    ASSERT_TRUE(spec && spec->get != nullptr && spec->set != nullptr) << name;
+    field = {};
+    spec->set(options, 1);
+    EXPECT_EQ(static_cast<double>(field), 1) << name;
+    EXPECT_EQ(spec->get(options), 1) << name;
+  });
 }
 
 }  // namespace

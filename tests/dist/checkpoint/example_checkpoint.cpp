@@ -190,7 +190,7 @@ std::vector<std::filesystem::path> files_of(const std::filesystem::path& folder)
 std::string signed_again(const std::string& text) {
   const size_t end = text.rfind(",\n  \"xxh3_128\"");
   const std::string body = text.substr(0, end);
-  return body + ",\n  \"xxh3_128\": \"" + hexadecimal(digest_of(std::as_bytes(std::span(body)))) +
+  return body + ",\n  \"xxh3_128\": \"" + to_hex(digest_of(std::as_bytes(std::span(body)))) +
          "\"\n}\n";
 }
 

@@ -32,7 +32,7 @@ Manifest with_a_file() {
 
 TEST(Digest, IsXxh3With128Bits) {
   // From the reference implementation (xxhsum -H2).
-  EXPECT_EQ(hexadecimal(digest_of({})), "99aa06d3014798d86001c324468d497f");
+  EXPECT_EQ(to_hex(digest_of({})), "99aa06d3014798d86001c324468d497f");
   const std::string text(1000, 'x');
   RunningDigest running;
   for (size_t begin = 0; begin < text.size(); begin += 7)
@@ -231,8 +231,7 @@ TEST(Manifest, IsReadByPeople) {
 TEST(Manifest, EndsWithTheDigestThatFormatMdSays) {
   const std::string text = format_manifest(with_a_file());
   const std::string body = text.substr(0, text.size() - 53);
-  EXPECT_EQ(text.substr(text.size() - 36, 32),
-            hexadecimal(digest_of(std::as_bytes(std::span(body)))));
+  EXPECT_EQ(text.substr(text.size() - 36, 32), to_hex(digest_of(std::as_bytes(std::span(body)))));
   EXPECT_THAT(body, testing::EndsWith("\n  ]"));
 }
 

@@ -111,10 +111,10 @@ TEST_P(Breakage, AnErrorThatUnwindsDropsOperationsSafely) {
   });
 }
 
-using Call = std::function<Work(World&, Communicator&, Array<float>&)>;
+using CollectiveCall = std::function<Work(World&, Communicator&, Array<float>&)>;
 struct Mismatch {
-  Call of_last_rank;
-  Call of_others;
+  CollectiveCall of_last_rank;
+  CollectiveCall of_others;
   std::string of_last_rank_text;
   std::string of_others_text;
 };
@@ -124,25 +124,27 @@ Work sum_of(Communicator& comm, Array<float>& data, int64_t count) {
 }
 
 std::vector<Mismatch> mismatches() {
-  const Call barrier = [](World&, Communicator& comm, Array<float>&) { return comm.barrier(); };
-  const Call short_sum = [](World&, Communicator& comm, Array<float>& data) {
+  const CollectiveCall barrier = [](World&, Communicator& comm, Array<float>&) {
+    return comm.barrier();
+  };
+  const CollectiveCall short_sum = [](World&, Communicator& comm, Array<float>& data) {
     return sum_of(comm, data, 100);
   };
-  const Call other_sum = [](World&, Communicator& comm, Array<float>& data) {
+  const CollectiveCall other_sum = [](World&, Communicator& comm, Array<float>& data) {
     return sum_of(comm, data, 101);
   };
-  const Call long_sum = [](World&, Communicator& comm, Array<float>& data) {
+  const CollectiveCall long_sum = [](World&, Communicator& comm, Array<float>& data) {
     return sum_of(comm, data, 1'000'000);
   };
   // Only the last rank and rank 0 exchange; rank 0 expects less than is sent.
-  const Call sends_more = [](World&, Communicator& comm, Array<float>& data) {
+  const CollectiveCall sends_more = [](World&, Communicator& comm, Array<float>& data) {
     return comm.exchange({{0, static_cast<std::byte*>(data.all().data), 4000}}, {});
   };
-  const Call expects_less = [](World&, Communicator& comm, Array<float>& data) {
+  const CollectiveCall expects_less = [](World&, Communicator& comm, Array<float>& data) {
     if (comm.rank() != 0) return comm.exchange({}, {});
     return comm.exchange({}, {{comm.size() - 1, static_cast<std::byte*>(data.all().data), 400}});
   };
-  const Call expects_nothing = [](World&, Communicator& comm, Array<float>&) {
+  const CollectiveCall expects_nothing = [](World&, Communicator& comm, Array<float>&) {
     return comm.exchange({}, {});
   };
   const std::string sum_text = "called all_reduce(f32, 100, sum)";

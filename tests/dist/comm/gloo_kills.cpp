@@ -1,6 +1,6 @@
 // Kills one of three ranks by SIGKILL inside long messages, again and again: every survivor must be told of a lost
 // peer within seconds, wherever the dead rank stands in the order of ranks and wherever in a message it dies.
-// Usage: comm_gloo_kills ROUNDS [SEED]. Prints the seed and the longest time to the news; leaves with 1 at the first
+// Usage: comm_gloo_kills ROUNDS [SEED]. Prints the seed and the longest time to the news; exits with 1 at the first
 // failure.
 #include <signal.h>
 #include <sys/mman.h>

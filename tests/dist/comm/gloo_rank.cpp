@@ -1,5 +1,5 @@
 // One rank of a Gloo job, for tests that kill ranks: adds a megabyte up with the others until something breaks, and
-// leaves with the error's exit code. Usage: comm_gloo_rank RANK SIZE PORT TIMEOUT_MS
+// exits with the error's exit code. Usage: comm_gloo_rank RANK SIZE PORT TIMEOUT_MS
 #include <cstdio>
 #include <cstdlib>
 #include <string>

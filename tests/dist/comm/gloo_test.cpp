@@ -109,7 +109,7 @@ TEST(Gloo, RanksThatDisagreeAboutTheSizeAreRefused) {
               HasSubstr("which has 2 ranks"));
 }
 
-// Whoever comes first sets the size, so rank 0, with which the store goes, is the one refused in about half of the
+// The first one sets the size, so rank 0, with which the store goes, is the one refused in about half of the
 // rounds.
 TEST(Gloo, RanksThatDisagreeAllLeaveWithOneSentence) {
   for (int round = 0; round < 6; ++round) {

@@ -168,7 +168,7 @@ TEST(HostWindow, ARankThatSteppedAsideIsNamedToThoseThatWaitForIt) {
       EXPECT_LT(std::chrono::steady_clock::now() - begin, 10s);
     }
     communicator.barrier().wait();
-    // Once both have been aside they go on, whoever is back first.
+    // Once both have been aside they go on, in either order.
     if (communicator.rank() == 0) window.step_aside("finish() was called after step 9");
     communicator.barrier().wait();
     window.post(1, 2);

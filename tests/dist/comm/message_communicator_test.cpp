@@ -191,19 +191,21 @@ TEST(Rounds, SendsAndReceivesMatch) {
       std::multiset<std::tuple<int, int, int64_t>> sent;  // from, to, bytes
       std::multiset<std::tuple<int, int, int64_t>> received;
       for (int rank = 0; rank < size; ++rank) {
-        const Caller caller{"memory", rank, size};
+        const CallSite caller{"memory", rank, size};
         const Buffer all{memory.data(), total, DataType::f32};
         const Buffer mine{memory.data(), counts[static_cast<size_t>(rank)], DataType::f32};
-        const Call calls[] = {
-            Call::reduce_scatter(caller, all, mine, counts),
-            Call::all_gather(caller, mine, all, counts),
-            Call::all_reduce(caller, {memory.data(), 5, DataType::f64}, ReduceOp::sum),
-            Call::all_reduce(caller, {memory.data(), 5, DataType::i64}, ReduceOp::max),
-            Call::all_reduce(caller, {memory.data(), 30'001, DataType::f64}, ReduceOp::sum),
-            Call::barrier()};
-        const Call call =
-            variant < 6 ? calls[variant]
-                        : Call::broadcast(caller, {memory.data(), 9, DataType::u8}, variant - 6);
+        const CollectiveCall calls[] = {
+            CollectiveCall::reduce_scatter(caller, all, mine, counts),
+            CollectiveCall::all_gather(caller, mine, all, counts),
+            CollectiveCall::all_reduce(caller, {memory.data(), 5, DataType::f64}, ReduceOp::sum),
+            CollectiveCall::all_reduce(caller, {memory.data(), 5, DataType::i64}, ReduceOp::max),
+            CollectiveCall::all_reduce(caller, {memory.data(), 30'001, DataType::f64},
+                                       ReduceOp::sum),
+            CollectiveCall::barrier()};
+        const CollectiveCall call =
+            variant < 6
+                ? calls[variant]
+                : CollectiveCall::broadcast(caller, {memory.data(), 9, DataType::u8}, variant - 6);
         for (const Round& round : rounds_of(call, rank, size)) {
           for (const Message& each : round.sends) sent.insert({rank, each.peer, each.bytes});
           for (const Message& each : round.receives) received.insert({each.peer, rank, each.bytes});
@@ -220,7 +222,7 @@ struct Most {
   int64_t messages = 0;
   int64_t bytes = 0;
 };
-Most most_of(int size, const std::function<Call(const Caller&)>& call_of) {
+Most most_of(int size, const std::function<CollectiveCall(const CallSite&)>& call_of) {
   Most most;
   for (int rank = 0; rank < size; ++rank) {
     Most mine;
@@ -247,23 +249,25 @@ TEST(Rounds, MessagesOfShortOperationsGrowWithTheLogarithmOfTheRanks) {
   for (const int size : {2, 3, 8, 9, 16, 64, 100, 512, 1000, 1024}) {
     const int steps = size <= kDirectRanks ? size - 1 : steps_of(size);
     const Buffer number{memory.data(), 1000, DataType::f64};
-    const Most sum = most_of(size, [&](const Caller& caller) {
-      return Call::all_reduce(caller, number, ReduceOp::sum);
+    const Most sum = most_of(size, [&](const CallSite& caller) {
+      return CollectiveCall::all_reduce(caller, number, ReduceOp::sum);
     });
     EXPECT_LE(sum.messages, steps)
         << size;  // down; rank 0, which has the most children, sends nothing up
     EXPECT_LE(sum.bytes, std::max<int64_t>(steps, size / 2 + steps) * kBytes) << size;
-    const Most max = most_of(size, [&](const Caller& caller) {
-      return Call::all_reduce(caller, {memory.data(), 1000, DataType::i64}, ReduceOp::max);
+    const Most max = most_of(size, [&](const CallSite& caller) {
+      return CollectiveCall::all_reduce(caller, {memory.data(), 1000, DataType::i64},
+                                        ReduceOp::max);
     });
     EXPECT_EQ(max.messages, steps) << size;
     EXPECT_EQ(max.bytes, steps * kBytes) << size;
-    const Most barrier = most_of(size, [](const Caller&) { return Call::barrier(); });
+    const Most barrier = most_of(size, [](const CallSite&) { return CollectiveCall::barrier(); });
     EXPECT_EQ(barrier.messages, steps) << size;
     EXPECT_EQ(barrier.bytes, steps) << size;
-    const Most gather = most_of(size, [&](const Caller& caller) {
-      return Call::all_gather(caller, {memory.data(), kBytes, DataType::u8},
-                              {memory.data(), kBytes * size, DataType::u8}, Counts(size, kBytes));
+    const Most gather = most_of(size, [&](const CallSite& caller) {
+      return CollectiveCall::all_gather(caller, {memory.data(), kBytes, DataType::u8},
+                                        {memory.data(), kBytes * size, DataType::u8},
+                                        Counts(size, kBytes));
     });
     EXPECT_LE(gather.messages, size <= kDirectRanks ? steps : 2 * steps)
         << size;  // two around the end

@@ -1,4 +1,4 @@
-// How jobs under the real mpirun end: in peace, by an abort, a missed deadline, an error, a death.
+// How jobs under the real mpirun end: cleanly, by an abort, a missed deadline, an error, a death.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 

@@ -60,43 +60,38 @@ v1::CreateChangeRequest change_request() {
   return request;
 }
 
+/// Of a job without heartbeats, in which DumpDiagnostics reaches nobody.
 constexpr ExpectedPolicy kExpected[] = {
-    {"GetJob", Rpc::get_job, Role::viewer, {"", "", "", ""}},
-    {"WatchJob", Rpc::watch_job, Role::viewer, {"", "", "", ""}},
-    {"ListRanks", Rpc::list_ranks, Role::viewer, {"", "", "", ""}},
-    {"GetHyperparameters", Rpc::get_hyperparameters, Role::viewer, {"", "", "", ""}},
-    {"ListHyperparameterSpecs", Rpc::list_hyperparameter_specs, Role::viewer, {"", "", "", ""}},
+    {"GetJob", Rpc::get_job, Role::viewer, {"", "", "", "", ""}},
+    {"WatchJob", Rpc::watch_job, Role::viewer, {"", "", "", "", ""}},
+    {"ListRanks", Rpc::list_ranks, Role::viewer, {"", "", "", "", ""}},
+    {"GetHyperparameters", Rpc::get_hyperparameters, Role::viewer, {"", "", "", "", ""}},
+    {"ListHyperparameterSpecs", Rpc::list_hyperparameter_specs, Role::viewer, {"", "", "", "", ""}},
     {"CreateChange",
      Rpc::create_change,
      Role::operator_,
-     {"STARTING", "", "DRAINING", "JOB_ENDED"}},
-    {"GetChange", Rpc::get_change, Role::viewer, {"", "", "", ""}},
-    {"ListChanges", Rpc::list_changes, Role::viewer, {"", "", "", ""}},
+     {"STARTING", "", "", "DRAINING", "JOB_ENDED"}},
+    {"GetChange", Rpc::get_change, Role::viewer, {"", "", "", "", ""}},
+    {"ListChanges", Rpc::list_changes, Role::viewer, {"", "", "", "", ""}},
     {"CancelChange",
      Rpc::cancel_change,
      Role::operator_,
-     {"STARTING", "", "DRAINING", "JOB_ENDED"}},
+     {"STARTING", "", "", "DRAINING", "JOB_ENDED"}},
     {"CreateCheckpoint",
      Rpc::create_checkpoint,
      Role::operator_,
-     {"STARTING", "", "DRAINING", "JOB_ENDED"}},
-    {"GetCheckpoint", Rpc::get_checkpoint, Role::viewer, {"", "", "", ""}},
-    {"ListCheckpoints", Rpc::list_checkpoints, Role::viewer, {"", "", "", ""}},
-    {"DrainJob", Rpc::drain_job, Role::admin, {"", "", "", "JOB_ENDED"}},
-    {"StopJob", Rpc::stop_job, Role::admin, {"", "", "", "JOB_ENDED"}},
-    {"StreamMetrics", Rpc::stream_metrics, Role::viewer, {"", "", "", ""}},
-    {"PauseJob",
-     Rpc::pause_job,
-     Role::operator_,
-     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
-    {"ResumeJob",
-     Rpc::resume_job,
-     Role::operator_,
-     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
+     {"STARTING", "", "PAUSED", "DRAINING", "JOB_ENDED"}},
+    {"GetCheckpoint", Rpc::get_checkpoint, Role::viewer, {"", "", "", "", ""}},
+    {"ListCheckpoints", Rpc::list_checkpoints, Role::viewer, {"", "", "", "", ""}},
+    {"DrainJob", Rpc::drain_job, Role::admin, {"", "", "", "", "JOB_ENDED"}},
+    {"StopJob", Rpc::stop_job, Role::admin, {"", "", "", "", "JOB_ENDED"}},
+    {"StreamMetrics", Rpc::stream_metrics, Role::viewer, {"", "", "", "", ""}},
+    {"PauseJob", Rpc::pause_job, Role::operator_, {"STARTING", "", "", "DRAINING", "JOB_ENDED"}},
+    {"ResumeJob", Rpc::resume_job, Role::operator_, {"STARTING", "", "", "DRAINING", "JOB_ENDED"}},
     {"DumpDiagnostics",
      Rpc::dump_diagnostics,
      Role::admin,
-     {"NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION", "NOT_IN_THIS_VERSION"}},
+     {"NO_HEARTBEATS", "NO_HEARTBEATS", "NO_HEARTBEATS", "NO_HEARTBEATS", "NO_HEARTBEATS"}},
 };
 
 }  // namespace
@@ -107,10 +102,11 @@ std::span<const ExpectedPolicy> expected_policies() {
 
 grpc::StatusCode code_of_reason(std::string_view reason) {
   if (reason.empty()) return grpc::StatusCode::OK;
-  if (reason == "STARTING" || reason == "DRAINING") return grpc::StatusCode::UNAVAILABLE;
-  if (reason == "JOB_ENDED") return grpc::StatusCode::FAILED_PRECONDITION;
-  FUSEDBUN_ASSERT(reason == "NOT_IN_THIS_VERSION", "every reason of the table has a code");
-  return grpc::StatusCode::UNIMPLEMENTED;
+  if (reason == "STARTING" || reason == "PAUSED" || reason == "DRAINING")
+    return grpc::StatusCode::UNAVAILABLE;
+  FUSEDBUN_ASSERT(reason == "JOB_ENDED" || reason == "NO_HEARTBEATS",
+                  "every reason of the table has a code");
+  return grpc::StatusCode::FAILED_PRECONDITION;
 }
 
 grpc::Status call(Stub& stub, Rpc rpc, int64_t cancelled) {

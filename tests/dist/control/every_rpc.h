@@ -24,7 +24,7 @@ struct ExpectedPolicy {
   Rpc rpc;
   Role least;
   /// Reasons of the refusals in STARTING, RUNNING, DRAINING, and after the end; empty: it is answered.
-  const char* reasons[4];
+  const char* reasons[5];
 };
 std::span<const ExpectedPolicy> expected_policies();
 /// The gRPC code that a refusal of the table with this reason has; OK for an empty one.

@@ -4,7 +4,7 @@
 #include <grpcpp/create_channel.h>
 #include <gtest/gtest.h>
 
-#include "fusedbun/dist/control/callers.h"
+#include "fusedbun/dist/control/authenticator.h"
 #include "fusedbun/dist/control/control_client.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/dist/control/rate_limit.h"
@@ -67,7 +67,7 @@ TEST(RpcPolicy, InEveryStateEveryRpcAnswersAsTheTableSays) {
       const auto stub = v1::TrainingControl::NewStub(
           grpc::CreateChannel(server.address(), grpc::InsecureChannelCredentials()));
       const grpc::Status status = call(*stub, policy.rpc);
-      const std::string expected = policy.reasons[is_final(job_state) ? 3 : state];
+      const std::string expected = policy.reasons[is_final(job_state) ? 4 : state];
       EXPECT_EQ(status.error_code(), code_of_reason(expected)) << status.error_message();
       EXPECT_EQ(reason_of(status).reason, expected);
       if (!expected.empty()) {
@@ -77,7 +77,7 @@ TEST(RpcPolicy, InEveryStateEveryRpcAnswersAsTheTableSays) {
   }
 }
 
-TEST(Callers, RolesAreReadLineByLine) {
+TEST(Authenticator, RolesAreReadLineByLine) {
   const auto roles = parse_roles("# comment\n\n viewer a # why\nadmin\tb\n", "roles");
   EXPECT_EQ(roles.at("a"), Role::viewer);
   EXPECT_EQ(roles.at("b"), Role::admin);

@@ -246,7 +246,8 @@ TEST_F(Streams, ReadersThatDoNotReadHoldNobodyUp) {
   EXPECT_LE(resident_mib() - before_mib, 64) << "MiB, with what the twelve others have in flight";
 #endif
   // Of tens of thousands, so a machine that is busy does not move it.
-  EXPECT_LT(times[times.size() / 2], milliseconds(1)) << "microseconds, whoever does not read";
+  EXPECT_LT(times[times.size() / 2], milliseconds(1))
+      << "microseconds, even if a client does not read";
   enough = true;
   readers.clear();
   EXPECT_GT(dropped, 1000);

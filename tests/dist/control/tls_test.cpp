@@ -14,7 +14,7 @@
 #include <thread>
 
 #include "fusedbun/core/error.h"
-#include "fusedbun/dist/control/callers.h"
+#include "fusedbun/dist/control/authenticator.h"
 #include "fusedbun/dist/control/control_client.h"
 #include "fusedbun/dist/control/error_details.h"
 #include "fusedbun/tests/dist/control/every_rpc.h"
@@ -97,7 +97,7 @@ TEST_F(Tls, EveryKindOfClientGetsWhatTheTableSaysFromEveryRpc) {
       if (kind.role) {
         expected = *kind.role < policy.least
                        ? grpc::StatusCode::PERMISSION_DENIED
-                       : code_of_reason(policy.reasons[state == JobState::draining ? 2 : 1]);
+                       : code_of_reason(policy.reasons[state == JobState::draining ? 3 : 1]);
         if (expected == grpc::StatusCode::OK && policy.rpc == Rpc::drain_job)
           state = JobState::draining;
       }

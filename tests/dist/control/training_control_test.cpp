@@ -341,21 +341,6 @@ TEST_F(TrainingControl, AScheduledChangeIsTakenBack) {
   EXPECT_THROW(client_.cancel_change(cancel), ConfigError) << "was used";
 }
 
-TEST_F(TrainingControl, WhatIsNotInThisVersionSaysSo) {
-  const auto code_of = [](auto call) {
-    grpc::ClientContext context;
-    const grpc::Status status = call(context);
-    EXPECT_THAT(status.error_message(), HasSubstr("does not serve it"));
-    return status.error_code();
-  };
-  v1::Job job;
-  constexpr auto kCode = grpc::StatusCode::UNIMPLEMENTED;
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->PauseJob(&c, {}, &job); }), kCode);
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->ResumeJob(&c, {}, &job); }), kCode);
-  v1::Diagnostics diagnostics;
-  EXPECT_EQ(code_of([&](auto& c) { return stub_->DumpDiagnostics(&c, {}, &diagnostics); }), kCode);
-}
-
 TEST(TrainingControlStart, ChangesWaitUntilTheJobRuns) {
   const TemporaryFolder folder;
   ControlServer server(options_in(folder.path()), two_group_job());

@@ -19,10 +19,11 @@ std::vector<Frame> one_of_each() {
             .nonce = {4, 5, 6},
             .proof = {1, 2, 3}},
       Welcome{.proof = {0xFF, 0xFE}},
-      Beat{{41, plan::Phase::update, 2},
-           0x0123456789ABCDEF,
-           1 << 20,
-           {.phase_us = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10}, .sent_bytes = 0, .resident_bytes = 11}},
+      Beat{
+          {41, plan::Phase::update, 2},
+          0x0123456789ABCDEF,
+          1 << 20,
+          {.phase_us = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11}, .sent_bytes = 0, .resident_bytes = 11}},
       Beat{.usage = {.sent_bytes = {}, .resident_bytes = 12}},
       plan::LostRank{.rank = 2,
                      .host = "node2",
@@ -32,7 +33,10 @@ std::vector<Frame> one_of_each() {
                      .silence_us = 17,
                      .code = 74,
                      .reason = "the disk is full"},
-      Bye{}};
+      Bye{},
+      Order{.kind = Order::Kind::dump, .number = 3, .text = "/runs/a/diagnostics/now"},
+      Order{.kind = Order::Kind::exit, .code = 75, .text = "drained"},
+      OrderAnswer{.number = 3, .problem = "no space left on device"}};
 }
 
 TEST(Frame, ComesBackFromItsBytes) {
@@ -79,8 +83,8 @@ TEST(Frame, WhatCannotBeIsRefused) {
 /// What the comment of frame.h says of the bytes, told without it.
 enum class Verdict { whole, awaited, refused };
 Verdict judge(const std::string& bytes) {
-  constexpr size_t kBodyBytes[] = {16, 144, 32, 120, 616, 8};  // by kind
-  constexpr uint16_t kLost = 4;
+  constexpr size_t kBodyBytes[] = {16, 144, 32, 128, 616, 8, 920, 520};  // by kind
+  constexpr uint16_t kLost = 4, kOrder = 6;
   constexpr size_t kCauseAt = 8 + 32;
   if (bytes.size() < 8) return Verdict::awaited;
   uint32_t length = 0;
@@ -89,9 +93,12 @@ Verdict judge(const std::string& bytes) {
   std::memcpy(&length, &bytes[0], 4);
   std::memcpy(&kind, &bytes[4], 2);
   std::memcpy(&version, &bytes[6], 2);
-  if (version != 3 || length > 1024) return Verdict::refused;
+  if (version != 4 || length > 1024) return Verdict::refused;
   if (bytes.size() < 8 + length) return Verdict::awaited;
   if (kind >= std::size(kBodyBytes) || length != kBodyBytes[kind]) return Verdict::refused;
+  uint64_t order = 0;
+  if (kind == kOrder) std::memcpy(&order, &bytes[8], 8);
+  if (order > 1) return Verdict::refused;
   uint64_t cause = 0;
   if (kind == kLost) std::memcpy(&cause, &bytes[kCauseAt], 8);
   return cause <= 3 ? Verdict::whole : Verdict::refused;

@@ -3,8 +3,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <unistd.h>
+
 #include <atomic>
+#include <future>
+#include <iostream>
 #include <optional>
+#include <set>
 #include <thread>
 
 #include "fusedbun/dist/health/proof.h"
@@ -234,6 +239,93 @@ TEST(Heartbeat, AProcessThatDoesNotLeaveIsReminded) {
   ranks.told_soon(0);
   EXPECT_TRUE(soon([&] { return ranks.overdue == 1; }));
   EXPECT_EQ(ranks.told(0).size(), 1U);
+}
+
+// ---- orders --------------------------------------------------------------------------------------
+
+TEST(Orders, EachRankWritesWhatItIsDoingAndSaysWhyItCannot) {
+  Ranks ranks(4, kPatient);
+  std::mutex mutex;
+  std::set<std::string> written;
+  ranks.write_dump = [&](const std::string& folder, const std::string& text) -> std::string {
+    if (text == "rank 2") return "the disk is full";
+    const std::lock_guard lock(mutex);
+    written.insert(folder + ": " + text);
+    return {};
+  };
+  ranks.start(1);
+  ranks.start(2);
+  const Connection silent = ranks.bare(3);
+  ranks.watch();
+  ASSERT_TRUE(ranks.all_met());
+  const auto answers = ranks[0].dump("/diagnostics", 500);
+  EXPECT_THAT(written, ::testing::ElementsAre("/diagnostics: rank 0", "/diagnostics: rank 1"));
+  ASSERT_EQ(answers.size(), 4U);
+  for (const int rank : {0, 1}) {
+    EXPECT_TRUE(answers[rank].has_answered) << rank;
+    EXPECT_EQ(answers[rank].problem, "") << rank;
+  }
+  EXPECT_EQ(answers[2].problem, "the disk is full");
+  EXPECT_FALSE(answers[3].has_answered) << "it reads nothing";
+}
+
+TEST(Orders, ADiskThatHangsHoldsUpNeitherTheBeatsNorTheNextDumpNorTheEnd) {
+  std::promise<void> mended;
+  {
+    Ranks ranks(2, kQuick);
+    ranks.write_dump = [hangs = mended.get_future().share()](const std::string& folder,
+                                                             const std::string& text) {
+      if (folder == "/hung" && text == "rank 1") hangs.wait();
+      return std::string();
+    };
+    ranks.start_all();
+    ASSERT_TRUE(ranks.all_met());
+    EXPECT_FALSE(ranks[0].dump("/hung", 400)[1].has_answered);
+    EXPECT_EQ(ranks[0].lost(), std::nullopt) << "400 ms are longer than the lost limit";
+    EXPECT_TRUE(ranks[0].dump("/whole", 10'000)[1].has_answered);
+  }
+  mended.set_value();
+}
+
+TEST(Orders, AFolderWithTooLongANameIsRefusedAndNotCut) {
+  Ranks ranks(2, kPatient);
+  ranks.start_all();
+  for (const auto& answer : ranks[0].dump(std::string(Order::kTextBytesMax + 1, 'x'), 10'000))
+    EXPECT_THAT(answer.problem, HasSubstr("too long"));
+}
+
+// In a process of its own: it ends.
+TEST(OrdersDeathTest, AllEndAndTheOneThatOrdersItLast) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto order = [] {
+    std::atomic<int> ended = 0;
+    const auto rank = [&](int number) {
+      return HeartbeatOptions{
+          .me = Ranks::card(number),
+          .world_size = 3,
+          .limits = kPatient,
+          .beat = [] { return Beat{}; },
+          .on_lost =
+              [](const plan::LostRank& lost) { std::cerr << plan::sentence_of(lost) << std::endl; },
+          .exit =
+              [&ended, number](int code, const std::string& reason) {
+                std::cerr << reason + ' ' + std::to_string(number) + '\n' << std::flush;
+                if (number == 0) ::_exit(code + (ended == 2 ? 0 : 100));
+                ++ended;
+                for (;;) std::this_thread::sleep_for(1h);
+              }};
+    };
+    ListeningSocket listener = listen_on_free_port(/*loopback_only=*/true);
+    const Rendezvous invitation{{"127.0.0.1"}, listener.port, random_token(), Ranks::card(0)};
+    Heartbeat first(rank(0), std::move(listener), invitation.token);
+    Heartbeat second(rank(1), invitation, 10s);
+    Heartbeat third(rank(2), invitation, 10s);
+    for (Heartbeat* each : {&first, &second, &third}) each->watch();
+    first.exit_all(75, "out of time");
+    std::this_thread::sleep_for(20s);
+  };
+  EXPECT_EXIT(order(), testing::ExitedWithCode(75),
+              "out of time [12]\nout of time [12]\nout of time 0");
 }
 
 }  // namespace

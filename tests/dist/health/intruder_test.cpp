@@ -152,7 +152,7 @@ TEST_F(Intruder, NobodyTakesARankThatIsThere) {
   EXPECT_THROW(join(ranks_.invitation(), Ranks::card(1), 300ms), UnavailableError);
   EXPECT_THROW(join(ranks_.invitation(), Ranks::card(0), 300ms), UnavailableError);
   EXPECT_THROW(join(ranks_.invitation(), Ranks::card(3), 300ms), UnavailableError);
-  Invitation stolen = ranks_.invitation();
+  Rendezvous stolen = ranks_.invitation();
   stolen.token[15] ^= 1;
   EXPECT_THROW(join(stolen, Ranks::card(2), 300ms), UnavailableError);
   expect_that_nothing_happened();

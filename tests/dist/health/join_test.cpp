@@ -23,7 +23,7 @@ using Clock = std::chrono::steady_clock;
 const std::string kNobody = "192.0.2.1";
 
 /// Why nobody could be joined; that it took no longer than the budget.
-std::string refusal(const Invitation& invitation, std::chrono::milliseconds budget) {
+std::string refusal(const Rendezvous& invitation, std::chrono::milliseconds budget) {
   const auto begin = Clock::now();
   std::string text = "joined";
   try {
@@ -35,7 +35,7 @@ std::string refusal(const Invitation& invitation, std::chrono::milliseconds budg
   return text;
 }
 
-Invitation invitation_to(uint16_t port) {
+Rendezvous invitation_to(uint16_t port) {
   return {{"127.0.0.1"}, port, {}, {.host = "node0"}};
 }
 
@@ -44,7 +44,7 @@ TEST(Join, FindsRankZeroBehindAnyOfItsAddresses) {
                                             {"127.0.0.1", kNobody, "::1"}};
   for (const std::vector<std::string>& addresses : lists) {
     const Ranks ranks(2, kPatient);
-    Invitation invitation = ranks.invitation();
+    Rendezvous invitation = ranks.invitation();
     invitation.addresses = addresses;
     const auto begin = Clock::now();
     EXPECT_TRUE(join(invitation, Ranks::card(1), 10s).is_open());
@@ -85,7 +85,7 @@ TEST(Join, AnotherServiceIsNotBelieved) {
   EXPECT_THAT(refusal(invitation_to(silent.port), 300ms), HasSubstr("says nothing"));
 
   ListeningSocket impostor = listen_on_free_port(true);
-  const Invitation invitation{{"127.0.0.1"}, impostor.port, random_token(), {.host = "node0"}};
+  const Rendezvous invitation{{"127.0.0.1"}, impostor.port, random_token(), {.host = "node0"}};
   std::thread answers([&] {
     std::optional<Connection> connection;
     EXPECT_TRUE(soon([&] {

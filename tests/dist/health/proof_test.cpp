@@ -31,12 +31,12 @@ const Hello kHello{
 
 // Python's hmac over the side, the challenge's nonce and the Hello as it travels, with zeros for its proof:
 //   body = struct.pack("<iiq", 3, 1, 4711) + b"node3".ljust(64, b"\0") + b"cpu".ljust(16, b"\0") + bytes(range(32, 48)) + bytes(32)
-//   hmac.new(bytes(range(16)), bytes([side]) + bytes(range(16, 32)) + struct.pack("<IHH", len(body), 1, 3) + body, "sha256")
+//   hmac.new(bytes(range(16)), bytes([side]) + bytes(range(16, 32)) + struct.pack("<IHH", len(body), 1, 4) + body, "sha256")
 TEST(Proof, IsHmacSha256OverWhatBothHaveSaid) {
   EXPECT_EQ(proof_of(kToken, Side::joining, kChallenge, kHello),
-            from_hex("e8f3e805a2d5cb26745b46db2ce913cad130938ef03a76bb2d2e3499a0fc5d1a"));
+            from_hex("92918e174d2eeb12438cc73039285c9938012bab5c95184b376d7c488f36c486"));
   EXPECT_EQ(proof_of(kToken, Side::listening, kChallenge, kHello),
-            from_hex("f0e15361d66e1534b82fb3caf19300006ac4e2d2976e900d8079ee56baff31a2"));
+            from_hex("3aea8637deed0d6a393701b1b77af2d5ecf751900dd119cfc7ac446ca2ed42b3"));
 }
 
 TEST(Proof, FitsNothingElse) {

@@ -6,8 +6,10 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -62,7 +64,7 @@ class Ranks {
 
   Heartbeat& operator[](int rank) { return *ranks_[rank]; }
   void stop(int rank) { ranks_[rank].reset(); }
-  const Invitation& invitation() const { return invitation_; }
+  const Rendezvous& invitation() const { return invitation_; }
 
   void stand(int rank, const plan::RankPosition& position) {
     const std::lock_guard lock(mutex_);
@@ -85,10 +87,13 @@ class Ranks {
       return true;
     });
   }
-  static RankCard card(int rank) {
+  static RankInfo card(int rank) {
     return {.rank = rank, .local_rank = rank, .pid = 1000 + rank, .host = "here", .device = "cpu"};
   }
   std::atomic<int> overdue = 0;
+  /// What ranks do with a dump: returns why it cannot be written.
+  std::function<std::string(const std::string& folder, const std::string& text)> write_dump =
+      [](const std::string&, const std::string&) { return std::string(); };
 
  private:
   HeartbeatOptions options(int rank) {
@@ -106,12 +111,15 @@ class Ranks {
                   told_[rank].push_back(lost);
                 },
             .on_overdue = [this] { ++overdue; },
-            .leave_us = 50'000};
+            .leave_us = 50'000,
+            .describe = [rank] { return "rank " + std::to_string(rank); },
+            .write_dump = [this](const std::string& folder,
+                                 const std::string& text) { return write_dump(folder, text); }};
   }
 
   int world_size_;
   plan::HealthLimits limits_;
-  Invitation invitation_;
+  Rendezvous invitation_;
   std::mutex mutex_;
   std::vector<Beat> beats_;
   std::vector<std::vector<plan::LostRank>> told_;

@@ -16,7 +16,7 @@
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/job/job.h"
-#include "fusedbun/dist/step/position_board.h"
+#include "fusedbun/dist/step/rank_position_cell.h"
 
 namespace fusedbun {
 namespace {
@@ -31,7 +31,7 @@ plan::Phase phase_named(const std::string& name) {
 }
 
 /// Watches the board from a thread of its own: the training thread is wherever it is when the signal comes.
-void strike_in(plan::Phase phase, int signal, const PositionBoard& board,
+void strike_in(plan::Phase phase, int signal, const RankPositionCell& board,
                const std::atomic<bool>& ended) {
   while (!ended) {
     const plan::RankPosition position = board.position();

@@ -1,4 +1,4 @@
-"""A rank of four that is killed or stopped in a given phase of the step is named by all others, who leave with 76 (P1, P2).
+"""A rank of four that is killed or stopped in a given phase of the step is named by all others, who exit with 76 (P1, P2).
 
 Each phase has one victim, by turns; FUSEDBUN_EVERY_VICTIM=1 takes every victim in every phase.
 """

@@ -60,22 +60,22 @@ TEST(HealthLimits, TheImpossibleIsRefusedByName) {
 RankWatch watch_of_one() {
   RankWatch watch(2, kLimits, 0);
   watch.expect(1, 0);
-  watch.heard(1, {7, Phase::update, 2}, 0);
+  watch.on_heartbeat(1, {7, Phase::update, 2}, 0);
   return watch;
 }
 
 TEST(RankWatch, SilenceMakesARankLateThenLost) {
   RankWatch watch = watch_of_one();
   for (int64_t now = 0; now < 30; now += 10) {
-    watch.look(now);
+    watch.tick(now);
     EXPECT_EQ(watch.liveness(1), Liveness::alive);
   }
   for (int64_t now = 30; now < 100; now += 10) {
-    watch.look(now);
+    watch.tick(now);
     EXPECT_EQ(watch.liveness(1), Liveness::late) << now;
     EXPECT_FALSE(watch.lost());
   }
-  watch.look(100);
+  watch.tick(100);
   ASSERT_TRUE(watch.lost());
   EXPECT_EQ(watch.lost()->rank, 1);
   EXPECT_EQ(watch.lost()->cause, Cause::silent);
@@ -85,43 +85,43 @@ TEST(RankWatch, SilenceMakesARankLateThenLost) {
 
 TEST(RankWatch, ALateHeartbeatMakesItAliveAgain) {
   RankWatch watch = watch_of_one();
-  for (int64_t now = 0; now <= 90; now += 10) watch.look(now);
+  for (int64_t now = 0; now <= 90; now += 10) watch.tick(now);
   EXPECT_EQ(watch.liveness(1), Liveness::late);
-  watch.heard(1, {7, Phase::update, 2}, 95);
-  watch.look(96);
+  watch.on_heartbeat(1, {7, Phase::update, 2}, 95);
+  watch.tick(96);
   EXPECT_EQ(watch.liveness(1), Liveness::alive);
   EXPECT_EQ(watch.silence_us(1), 1);
 }
 
 TEST(RankWatch, AWatcherThatSleptAccusesNobody) {
   RankWatch watch = watch_of_one();
-  watch.look(10);
-  watch.look(100'000);
+  watch.tick(10);
+  watch.tick(100'000);
   EXPECT_EQ(watch.liveness(1), Liveness::alive);
-  for (int64_t now = 100'010; now <= 100'080; now += 10) watch.look(now);
+  for (int64_t now = 100'010; now <= 100'080; now += 10) watch.tick(now);
   EXPECT_EQ(watch.liveness(1), Liveness::late) << "what it was silent before counts on";
-  watch.look(100'090);
+  watch.tick(100'090);
   EXPECT_TRUE(watch.lost());
 }
 
 TEST(RankWatch, ABrokenConnectionIsALossAtOnceUnlessItLeftInPeace) {
   RankWatch broken = watch_of_one();
-  broken.gone(1);
-  broken.look(1);
+  broken.on_disconnect(1);
+  broken.tick(1);
   ASSERT_TRUE(broken.lost());
   EXPECT_EQ(broken.lost()->cause, Cause::gone);
 
   RankWatch peaceful = watch_of_one();
-  peaceful.left(1);
-  peaceful.gone(1);
-  for (int64_t now = 0; now <= 1000; now += 10) peaceful.look(now);
+  peaceful.on_goodbye(1);
+  peaceful.on_disconnect(1);
+  for (int64_t now = 0; now <= 1000; now += 10) peaceful.tick(now);
   EXPECT_FALSE(peaceful.lost());
 }
 
 TEST(RankWatch, OneThatNeverCameIsLost) {
   RankWatch watch(3, kLimits, 0);
   watch.expect(2, 0);
-  for (int64_t now = 0; now <= 100; now += 10) watch.look(now);
+  for (int64_t now = 0; now <= 100; now += 10) watch.tick(now);
   ASSERT_TRUE(watch.lost());
   EXPECT_EQ(watch.lost()->rank, 2);
   EXPECT_FALSE(watch.silence_us(2));
@@ -131,10 +131,10 @@ TEST(RankWatch, TheFirstLossIsKept) {
   RankWatch watch(3, kLimits, 0);
   watch.expect(1, 0);
   watch.expect(2, 0);
-  watch.gone(2);
-  watch.look(1);
-  watch.gone(1);
-  watch.look(2);
+  watch.on_disconnect(2);
+  watch.tick(1);
+  watch.on_disconnect(1);
+  watch.tick(2);
   EXPECT_EQ(watch.lost()->rank, 2);
 }
 
@@ -142,21 +142,21 @@ TEST(RankWatch, HeartbeatsWithoutStepsAreAStall) {
   RankWatch watch = watch_of_one();
   int64_t now = 0;
   for (int64_t step = 8; step < 12; ++step) {
-    watch.heard(1, {step, Phase::update, 0}, now += 10);
-    watch.look(now);
+    watch.on_heartbeat(1, {step, Phase::update, 0}, now += 10);
+    watch.tick(now);
     EXPECT_EQ(watch.liveness(1), Liveness::alive);
   }
   // Ten medians of 10 are longer than the 50 of the limit.
   for (const int64_t end = now + 100; now < end;) {
-    watch.heard(1, {11, Phase::forward_backward}, now += 10);
-    watch.look(now);
+    watch.on_heartbeat(1, {11, Phase::forward_backward}, now += 10);
+    watch.tick(now);
     EXPECT_EQ(watch.liveness(1), Liveness::alive) << now;
   }
-  watch.heard(1, {11, Phase::forward_backward}, now += 10);
-  watch.look(now);
+  watch.on_heartbeat(1, {11, Phase::forward_backward}, now += 10);
+  watch.tick(now);
   EXPECT_EQ(watch.liveness(1), Liveness::stalled);
-  watch.heard(1, {12, Phase::update, 0}, now += 10);
-  watch.look(now);
+  watch.on_heartbeat(1, {12, Phase::update, 0}, now += 10);
+  watch.tick(now);
   EXPECT_EQ(watch.liveness(1), Liveness::alive);
 }
 
@@ -166,8 +166,8 @@ TEST(RankWatch, PhasesThatTakeNoStepsAreNoStall) {
     RankWatch watch = watch_of_one();
     int64_t now = 0;
     const auto stands = [&](const RankPosition& position) {
-      watch.heard(1, position, now += 10);
-      watch.look(now);
+      watch.on_heartbeat(1, position, now += 10);
+      watch.tick(now);
       return watch.liveness(1);
     };
     for (int64_t step = 8; step < 12; ++step) stands({step, Phase::update, 0});
@@ -188,9 +188,9 @@ TEST(RankWatch, AJobHangsWhenNoRankMoves) {
   RankPosition works{41, Phase::forward_backward};
   const auto beat = [&] {
     now += 10;
-    for (const int rank : {0, 2, 3}) watch.heard(rank, waits, now);
-    watch.heard(1, works, now);
-    watch.look(now);
+    for (const int rank : {0, 2, 3}) watch.on_heartbeat(rank, waits, now);
+    watch.on_heartbeat(1, works, now);
+    watch.tick(now);
   };
   for (int i = 0; i < 50; ++i) beat();
   works.bucket = 7;  // one rank that moves is enough
@@ -216,16 +216,16 @@ TEST(RankWatch, AJobHangsWhenNoRankMoves) {
 TEST(RankWatch, NothingHangsWhileTheWatcherSleepsNorWithoutALimitNorOnceAllOthersHaveLeft) {
   constexpr HealthLimits kHangs{.heartbeat_us = 10, .lost_us = 100, .stall_us = 50, .hang_us = 500};
   RankWatch slept(2, kHangs, 0);
-  slept.look(10);
-  slept.look(100'000);
+  slept.tick(10);
+  slept.tick(100'000);
   EXPECT_FALSE(slept.hung());
 
   RankWatch endless(2, {.heartbeat_us = 10, .lost_us = 100, .stall_us = 50, .hang_us = 0}, 0);
   RankWatch left(2, kHangs, 0);
-  left.left(1);
+  left.on_goodbye(1);
   for (int64_t now = 0; now <= 1000; now += 10) {
-    endless.look(now);
-    left.look(now);
+    endless.tick(now);
+    left.tick(now);
   }
   EXPECT_FALSE(endless.hung());
   EXPECT_FALSE(left.hung());
@@ -251,6 +251,23 @@ TEST(LostRank, IsTold) {
       sentence_of(lost),
       "rank 2 (pid 4711 on node3) failed with exit code 74 in update of bucket 1, job step 41: "
       "the disk is full");
+}
+
+TEST(RankWatch, APausedJobNeitherHangsNorStallsHoweverLong) {
+  constexpr HealthLimits kHangs{.heartbeat_us = 10, .lost_us = 100, .stall_us = 50, .hang_us = 500};
+  RankWatch watch(2, kHangs, 0);
+  for (const int rank : {0, 1}) watch.expect(rank, 0);
+  for (int64_t now = 0; now < 5'000; now += 10) {
+    for (const int rank : {0, 1}) watch.on_heartbeat(rank, {7, Phase::paused}, now);
+    watch.tick(now);
+    EXPECT_FALSE(watch.hung()) << now;
+    EXPECT_EQ(watch.liveness(1), Liveness::alive) << now;
+  }
+  for (int64_t now = 5'000; !watch.hung(); now += 10) {  // resumed, and then it hangs
+    ASSERT_LT(now, 6'000);
+    for (const int rank : {0, 1}) watch.on_heartbeat(rank, {7, Phase::forward_backward}, now);
+    watch.tick(now);
+  }
 }
 
 }  // namespace

@@ -267,13 +267,13 @@ void check_balance(const ShardPlan& plan, const Owners& owners) {
       std::vector<int64_t> rows(plan.options.world_size);
       for (int rank : owners[p]) {
         ++rows[rank];
-        if (plan.slices[p] == SliceKind::pack) ++packs[plan.parameters[p].group][rank];
+        if (plan.slices[p] == SliceKind::flattened) ++packs[plan.parameters[p].group][rank];
       }
-      if (plan.slices[p] == SliceKind::split) {
+      if (plan.slices[p] == SliceKind::row_sharded) {
         EXPECT_LE(spread(rows), 1);
         EXPECT_GE(*std::min_element(rows.begin(), rows.end()), plan.options.min_rows_per_rank);
       }
-      if (plan.slices[p] == SliceKind::whole) {
+      if (plan.slices[p] == SliceKind::single_owner) {
         EXPECT_EQ(std::count(rows.begin(), rows.end(), 0), plan.options.world_size - 1);
       }
     }

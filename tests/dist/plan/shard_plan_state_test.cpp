@@ -128,7 +128,7 @@ TEST(ColumnLayout, FillsTheMessagesWithoutGapOrOverlap) {
     for (size_t p = 0; p < plan.parameters.size(); ++p) {
       const ParameterSpec& parameter = plan.parameters[p];
       const Options& own = options[parameter.group];
-      const bool travels = parameter.elements() > 0 && plan.slices[p] == SliceKind::split &&
+      const bool travels = parameter.elements() > 0 && plan.slices[p] == SliceKind::row_sharded &&
                            own.accumulator != Accumulator::full;
       const bool as_maximum = own.accumulator == Accumulator::sm3;
       const int64_t count = parameter.columns() * (own.prepare_hessian ? 2 : 1);

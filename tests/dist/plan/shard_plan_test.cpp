@@ -77,8 +77,8 @@ TEST(ParameterSpec, KnowsBytesAndNamesOfTypes) {
 TEST(ShardPlan, SplitsFromMinRowsTimesRanksOn) {
   const ShardPlan plan = make_plan(std::vector<ParameterSpec>{{"at", {8, 3}}, {"below", {7, 3}}},
                                    {.world_size = 2, .min_rows_per_rank = 4});
-  EXPECT_EQ(plan.slices[0], SliceKind::split);
-  EXPECT_EQ(plan.slices[1], SliceKind::whole);
+  EXPECT_EQ(plan.slices[0], SliceKind::row_sharded);
+  EXPECT_EQ(plan.slices[1], SliceKind::single_owner);
 }
 
 TEST(ShardPlan, GivesTheFirstRanksTheLongerSegments) {

@@ -199,7 +199,7 @@ TEST(ResumePlain, AfterAnyStepIsTheRunThatWasNotStopped) {
   }
 }
 
-/// Gives parameters the names p0, p1, ..., whoever holds them.
+/// Gives parameters the names p0, p1, ..., in any holder.
 struct Named : torch::nn::Module {
   explicit Named(const torch::OrderedDict<std::string, torch::Tensor>& parameters) {
     for (const auto& item : parameters) register_parameter(item.key(), item.value());

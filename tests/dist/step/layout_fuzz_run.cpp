@@ -330,7 +330,7 @@ class Program {
 
 using Communicators = std::vector<std::unique_ptr<comm::Communicator>>;
 
-/// Calls body(rank) on a thread per rank; whoever fails tells the others.
+/// Calls body(rank) on a thread per rank; one that fails tells the others.
 std::vector<std::exception_ptr> on_threads(Communicators& communicators,
                                            const std::function<void(int)>& body) {
   std::vector<std::exception_ptr> errors(communicators.size());

@@ -77,7 +77,7 @@ class RecordedWait final : public comm::PendingOperation {
   void wait_on(comm::Stream stream, std::chrono::milliseconds) override {
     streams_.push_back(stream.handle());
   }
-  bool aborted() const noexcept override { return false; }
+  bool may_drop() const noexcept override { return false; }
 
  private:
   std::vector<void*>& streams_;

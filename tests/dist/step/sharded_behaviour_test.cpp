@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <limits>
 #include <sstream>
+#include <thread>
 
 #include "fusedbun/core/error.h"
 #include "fusedbun/dist/changes/change_schedule.h"
@@ -875,6 +876,127 @@ TEST(ShardedFusedbun, ACheckpointIsAskedForOnAllRanksAfterTheSameStep) {
     });
     EXPECT_THAT(asked_after, ::testing::Each(::testing::ElementsAre(5))) << saves_every_step;
   }
+}
+
+/// Asks for a pause with the header of step `asks_at`, and holds the job for three looks; then `leave`.
+class AsksForAPause : public changes::ControlPort {
+ public:
+  int64_t newest_revision() override { return 0; }
+  Boundary close_step(int64_t job_step) override {
+    closed = job_step;
+    return {.checkpoint = checkpoint_at == job_step, .pause = job_step == asks_at};
+  }
+  std::vector<changes::ChangeEntry> entries(int64_t, int64_t) override { return {}; }
+  void step_finished(const changes::StepReport&) override {}
+  Boundary held() override {
+    held_after.push_back(closed);
+    const bool is_over = held_after.size() % 3 == 0;
+    return {.leave = is_over ? leave : changes::LeaveRequest::none, .pause = !is_over || keeps};
+  }
+  void hold_ended(changes::LeaveRequest left) override { ended.push_back(left); }
+
+  int64_t asks_at = 3, checkpoint_at = -1, closed = -1;
+  changes::LeaveRequest leave = changes::LeaveRequest::none;
+  bool keeps = false;  ///< the pause is not taken back
+  std::vector<int64_t> held_after;
+  std::vector<changes::LeaveRequest> ended;
+};
+
+/// Job steps done by each rank.
+std::vector<int64_t> run_paused(AsksForAPause& control, std::vector<double>* held = nullptr) {
+  std::vector<int64_t> steps(3);
+  run_ranks(3, [&](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr));
+    const int rank = communicator.rank();
+    optimizer.set_control(rank == 0 ? &control : nullptr);
+    for (int step = 0; step < 8 && optimizer.leave_request() == changes::LeaveRequest::none;
+         ++step) {
+      model.loss(batch(step, 4)).backward();
+      optimizer.step();
+      if (rank == 0) {
+        EXPECT_EQ(control.held_after.size(), step < 4 ? 0U : 3U) << step;
+      }
+    }
+    steps[rank] = optimizer.job_step();
+    if (held != nullptr) held->at(rank) = optimizer.held_seconds();
+    optimizer.finish();
+  });
+  return steps;
+}
+
+TEST(ShardedFusedbun, APauseHoldsAllRanksAfterTheStepThatReadsOfIt) {
+  AsksForAPause control;
+  std::vector<double> held(3);
+  EXPECT_THAT(run_paused(control, &held), ::testing::Each(8));
+  EXPECT_THAT(control.held_after, ::testing::ElementsAre(4, 4, 4));
+  EXPECT_THAT(control.ended, ::testing::ElementsAre(changes::LeaveRequest::none));
+  EXPECT_THAT(held, ::testing::Each(::testing::Ge(0.2)));  // two ticks of 0.1 s
+}
+
+TEST(ShardedFusedbun, AJobMayBeAskedToLeaveOutOfAPause) {
+  for (const auto leave : {changes::LeaveRequest::drain, changes::LeaveRequest::stop}) {
+    AsksForAPause control;
+    control.leave = leave;
+    control.keeps = true;
+    EXPECT_THAT(run_paused(control), ::testing::Each(5)) << "no step is done after it";
+    EXPECT_THAT(control.ended, ::testing::ElementsAre(leave));
+  }
+}
+
+TEST(ShardedFusedbun, ASignalOnAnyRankEndsAPause) {
+  AsksForAPause control;
+  control.keeps = true;
+  std::vector<int64_t> steps(3);
+  run_ranks(3, [&](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr));
+    const int rank = communicator.rank();
+    optimizer.set_control(rank == 0 ? &control : nullptr);
+    std::thread signal;
+    for (int step = 0; step < 8 && optimizer.leave_request() == changes::LeaveRequest::none;
+         ++step) {
+      if (step == 4 && rank == 2) {
+        signal = std::thread([&] {
+          std::this_thread::sleep_for(std::chrono::milliseconds(500));
+          optimizer.request_leave(changes::LeaveRequest::drain);
+        });
+      }
+      model.loss(batch(step, 4)).backward();
+      optimizer.step();
+    }
+    if (signal.joinable()) signal.join();
+    steps[rank] = optimizer.job_step();
+    EXPECT_EQ(optimizer.leave_request(), changes::LeaveRequest::drain);
+    optimizer.finish();
+  });
+  EXPECT_THAT(steps, ::testing::Each(5));
+}
+
+// Both are asked for at the same boundary: the program saves after step 4, so the job is held after step 5.
+TEST(ShardedFusedbun, ACheckpointComesBeforeAPause) {
+  AsksForAPause control;
+  control.checkpoint_at = 3;
+  std::vector<int64_t> saved_after;
+  run_ranks(2, [&](comm::Communicator& communicator) {
+    TinyModel model;
+    ShardedFusedbun optimizer(both(communicator), model.parameters,
+                              FusedbunOptions::recommended(kLr));
+    optimizer.set_control(communicator.rank() == 0 ? &control : nullptr);
+    for (int step = 0; step < 8; ++step) {
+      model.loss(batch(step, 4)).backward();
+      optimizer.step();
+      if (communicator.rank() == 0 && optimizer.checkpoint_requested()) {
+        EXPECT_TRUE(control.held_after.empty());
+        saved_after.push_back(step);
+      }
+    }
+    optimizer.finish();
+  });
+  EXPECT_THAT(saved_after, ::testing::ElementsAre(4));
+  EXPECT_THAT(control.held_after, ::testing::ElementsAre(5, 5, 5));
 }
 
 // A pinned rate, a scale and a clip limit that people set while the job ran belong to its state.

@@ -55,7 +55,7 @@ bool run_rank(const Case& golden, Precision precision, comm::Communicator& commu
                         << *wrong;
   }
   optimizer.finish();
-  return std::ranges::count(optimizer.shard_plan().slices, plan::SliceKind::split) > 0;
+  return std::ranges::count(optimizer.shard_plan().slices, plan::SliceKind::row_sharded) > 0;
 }
 
 TEST(ShardedGolden, EveryCaseOverTwoAndThreeRanks) {

@@ -236,7 +236,7 @@ TEST_P(UserGradients, AreStillThereAfterARefusedStep) {
     model.backward(2 * rank.gradient());
     for (const at::Tensor& parameter : model.tensors()) parameter.mutable_grad().mul_(0.5);
     expect_refused([&] { optimizer.step(); }, names_a_parameter());
-    optimizer.step();  // whoever calls it again means what stands in p.grad
+    optimizer.step();  // calling it again means what stands in p.grad
     model.expect_values(-rank.mean_gradient());
   });
 }

@@ -196,7 +196,7 @@ INSTANTIATE_TEST_SUITE_P(Everywhere, UserGroups, ::testing::ValuesIn(testing::al
 
 class UserLoops : public testing::UserProgram {};
 
-// A rank's data ended earlier. Both sides name both, so that whoever reads one log knows.
+// A rank's data ended earlier. Both sides name both, so that the reader of one log knows.
 TEST_P(UserLoops, WithUnevenBatchesAreNamedOnBothSides) {
   on_ranks([](Rank& rank) {
     Model model(rank.type(), 0);

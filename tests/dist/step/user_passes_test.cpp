@@ -105,7 +105,7 @@ TEST_P(UserPasses, NestedGuardsCountTheirPassOnce) {
   });
 }
 
-// Passes for different parts of a model are passes all the same, as the sum is one of losses.
+// Passes for different parts of a model are passes too, as the sum is one of losses.
 TEST_P(UserPasses, OverDifferentParametersCountEach) {
   on_ranks([](Rank& rank) {
     Program program(rank);

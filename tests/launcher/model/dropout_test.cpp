@@ -47,7 +47,7 @@ struct OpenLlama : LlamaImpl {
 // So wide that a row without a value that both of two masks leave out is one in four thousand.
 constexpr int64_t kWidth = 128;
 
-/// A GPT-2 all of whose weights are 0, but for norms, and those that `set` sets by name.
+/// A GPT-2 all of whose weights are 0, except for norms, and those that `set` sets by name.
 std::shared_ptr<OpenGpt2> blank_gpt2(
     const DropoutRates& rates,
     const std::function<void(torch::OrderedDict<std::string, Tensor>&)>& set) {
@@ -190,7 +190,7 @@ std::vector<Tensor> gradients(CausalLm& model, const Tensor& positions, bool che
   const Tensor tokens = some_tokens();
   const Tensor first = model.loss(tokens, tokens.roll(1, 1), positions, {}, 11);
   const Tensor second = model.loss(tokens, tokens.roll(1, 1), positions, {}, 12);
-  at::rand({5});  // of whoever else draws
+  at::rand({5});  // of other users
   first.backward();
   second.backward();
   std::vector<Tensor> found;

@@ -22,7 +22,7 @@ TEST(Crc32c, IsCastagnolis) {
 }
 
 // As `tensorboard.summary.writer.record_writer.RecordWriter` frames the message b"\x1a\x0dbrain.Event:2" with wall_time 0 and step 0 left out,
-// but for those two fields, which are written here.
+// except for those two fields, which are written here.
 TEST(EventRecords, AreFramed) {
   const std::string record = version_record(1.5);
   uint64_t length = 0;

@@ -60,7 +60,7 @@ int64_t peak_activations(const Shape& shape, Precision precision, bool checkpoin
                           /*packs_documents=*/false);
 }
 
-// Float32 is exact but for some kilobytes; in shorter types oneDNN allocates work space, which depends on the machine.
+// Float32 is exact except for some kilobytes; in shorter types oneDNN allocates work space, which depends on the machine.
 TEST(ActivationMemoryTest, IsAsForecast) {
   for (const Shape& shape : kShapes) {
     for (const Precision precision :

@@ -28,7 +28,7 @@ class PublishedModel(TrainingTestCase):
         oracle.make(cls.models)
 
     def tokens(self, count=20_000):
-        """A sequence that can be learned: each token tells the next, but for one in twenty, which begins anew anywhere."""
+        """A sequence that can be learned: each token tells the next, except for one in twenty, which begins anew anywhere."""
         path = self.folder / "tokens.bin"
         random = numpy.random.default_rng(1)
         tokens = numpy.zeros(count, numpy.uint16)

@@ -104,7 +104,7 @@ class Precision(TrainTestCase):
 
     def test_bf16_without_masters_learns_as_well(self):
         expected = self.smooth(self.losses_in("bf16", 150))
-        # Found: 0.6 % apart. Remainders take the masters' steps, but for parameters half way between two values, a few in each step.
+        # Found: 0.6 % apart. Remainders take the masters' steps, except for parameters half way between two values, a few in each step.
         for kept in ("remainder", "stochastic"):
             with self.subTest(low_precision=kept):
                 found = self.smooth(self.losses_in("bf16", 150, "--low-precision", kept))
