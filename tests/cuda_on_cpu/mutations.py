@@ -28,7 +28,7 @@ FILES = ["core/gpu/*.cu", "core/gpu/*.cuh", "core/gpu/device_*.cpp", "core/gpu/f
 # A whole statement on one line, and what it must hold to be one of them.
 STATEMENT = re.compile(r"^(\s*)((?:if \([^;]*\) |return )?)([^;{}]*;)(\s*//.*)?$")
 ORDER = re.compile(r"\bwait_on\(|cuda_stream_wait_event\(|\bwait_for\(|->wait\(\)|__syncthreads\(\)|free_slot_of\(|join_streams\(|let_go\(|forget_gradients\(|"
-                   r"\bhear\(/\*all|take_back_skips\(|settle_(columns|squares)\(\);|[^_]settle\(\);|stream_waits_for\(|add_squares\(|test_gradients\(\);")
+                   r"\bhear\(/\*all|take_back_skips\(|(?:wait_columns|settle_squares)\(\);|[^_]settle\(\);|stream_waits_for\(|add_squares\(|test_gradients\(\);")
 # An argument that says after what an operation comes.
 STREAM = re.compile(r",\s*(?:comm::Stream\(stream\.handle\(\)\)|current_stream\((?:model_\.)?device_?\))(?=\);|\)\.wait)")
 # Guards: the branch is never taken.
