@@ -247,7 +247,7 @@ TEST(Orders, EachRankWritesWhatItIsDoingAndSaysWhyItCannot) {
   Ranks ranks(4, kPatient);
   std::mutex mutex;
   std::set<std::string> written;
-  ranks.write_dump = [&](const std::string& folder, const std::string& text) -> std::string {
+  *ranks.write_dump = [&](const std::string& folder, const std::string& text) -> std::string {
     if (text == "rank 2") return "the disk is full";
     const std::lock_guard lock(mutex);
     written.insert(folder + ": " + text);
@@ -273,8 +273,8 @@ TEST(Orders, ADiskThatHangsHoldsUpNeitherTheBeatsNorTheNextDumpNorTheEnd) {
   std::promise<void> mended;
   {
     Ranks ranks(2, kQuick);
-    ranks.write_dump = [hangs = mended.get_future().share()](const std::string& folder,
-                                                             const std::string& text) {
+    *ranks.write_dump = [hangs = mended.get_future().share()](const std::string& folder,
+                                                              const std::string& text) {
       if (folder == "/hung" && text == "rank 1") hangs.wait();
       return std::string();
     };

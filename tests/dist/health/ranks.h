@@ -91,9 +91,10 @@ class Ranks {
     return {.rank = rank, .local_rank = rank, .pid = 1000 + rank, .host = "here", .device = "cpu"};
   }
   std::atomic<int> overdue = 0;
-  /// What ranks do with a dump: returns why it cannot be written.
-  std::function<std::string(const std::string& folder, const std::string& text)> write_dump =
-      [](const std::string&, const std::string&) { return std::string(); };
+  /// What ranks do with a dump: returns why it cannot be written. Shared, for it may be called when this object is gone.
+  using WriteDump = std::function<std::string(const std::string& folder, const std::string& text)>;
+  std::shared_ptr<WriteDump> write_dump = std::make_shared<WriteDump>(
+      [](const std::string&, const std::string&) { return std::string(); });
 
  private:
   HeartbeatOptions options(int rank) {
@@ -113,8 +114,9 @@ class Ranks {
             .on_overdue = [this] { ++overdue; },
             .leave_us = 50'000,
             .describe = [rank] { return "rank " + std::to_string(rank); },
-            .write_dump = [this](const std::string& folder,
-                                 const std::string& text) { return write_dump(folder, text); }};
+            .write_dump = [write = write_dump](
+                              const std::string& folder,
+                              const std::string& text) { return (*write)(folder, text); }};
   }
 
   int world_size_;
