@@ -146,9 +146,9 @@ class Communicator {
   /// Bytes of the messages that this rank has sent to others, over its groups too; nothing where they are not counted. Any thread may ask.
   virtual std::optional<int64_t> sent_bytes() const { return std::nullopt; }
 
-  /// One sentence per operation that has not ended, over its groups too, for somebody who looks into a job that hangs: "gloo operation 12
+  /// One sentence per pending operation, those of its groups included, to diagnose a job that hangs: "gloo operation 12
   /// of 2 ranks, all_reduce(...), called 3.2 s ago, waits for its rank 1". Any thread may ask.
-  virtual std::vector<std::string> under_way() const { return {}; }
+  virtual std::vector<std::string> pending_operations() const { return {}; }
 
  private:
   std::chrono::milliseconds timeout_ = std::chrono::seconds(60);

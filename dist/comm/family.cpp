@@ -31,11 +31,12 @@ std::optional<Failure> Family::failure() const {
   return failure_;
 }
 
-std::vector<std::string> Family::under_way() const {
+std::vector<std::string> Family::pending_operations() const {
   const std::lock_guard lock(members_mutex_);
   std::vector<std::string> operations;
   for (const Member* member : members_) {
-    for (std::string& operation : member->under_way()) operations.push_back(std::move(operation));
+    for (std::string& operation : member->pending_operations())
+      operations.push_back(std::move(operation));
   }
   return operations;
 }

@@ -22,7 +22,7 @@ class Family {
     /// Tells the peers and closes the connections. By any thread, perhaps more than once.
     virtual void break_with(const Failure& failure) noexcept = 0;
     /// One sentence per operation that has not ended. Any thread may ask.
-    virtual std::vector<std::string> under_way() const = 0;
+    virtual std::vector<std::string> pending_operations() const = 0;
   };
 
   /// A member that joins a broken family is broken at once.
@@ -39,7 +39,7 @@ class Family {
   int64_t sent_bytes() const { return sent_bytes_.load(std::memory_order_relaxed); }
 
   /// Of all members.
-  std::vector<std::string> under_way() const;
+  std::vector<std::string> pending_operations() const;
 
   /// The lowest group number that this process has not used.
   int64_t next_group() const;

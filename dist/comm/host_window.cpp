@@ -309,7 +309,7 @@ class WindowWait : public PendingOperation {
       : window_(std::move(window)), event_(event), round_(round) {}
   void wait(std::chrono::milliseconds timeout) override { window_->wait(event_, round_, timeout); }
   void wait_on(Stream, std::chrono::milliseconds timeout) override { wait(timeout); }
-  bool may_drop() const noexcept override { return true; }  // nothing of it is under way in memory
+  bool may_drop() const noexcept override { return true; }  // no memory is in use by it
 
  private:
   const std::shared_ptr<const HostWindow> window_;

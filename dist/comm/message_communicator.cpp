@@ -111,7 +111,9 @@ class MessageCommunicator final : public Communicator {
   }
   std::optional<Failure> failure() const override { return queue_->family().failure(); }
   std::optional<int64_t> sent_bytes() const override { return queue_->family().sent_bytes(); }
-  std::vector<std::string> under_way() const override { return queue_->family().under_way(); }
+  std::vector<std::string> pending_operations() const override {
+    return queue_->family().pending_operations();
+  }
 
  private:
   CallSite caller() const { return {backend(), rank(), size()}; }

@@ -194,7 +194,9 @@ class NcclCommunicator final : public Communicator {
     session_->fail({ExitCode::peer_lost, reason});
   }
   std::optional<Failure> failure() const override { return session_->failure(); }
-  std::vector<std::string> under_way() const override { return session_->under_way(); }
+  std::vector<std::string> pending_operations() const override {
+    return session_->pending_operations();
+  }
 
  private:
   CallSite caller() const { return {"nccl", rank(), size()}; }

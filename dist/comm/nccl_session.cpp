@@ -362,7 +362,7 @@ std::optional<Failure> NcclSession::failure() const {
   return failure_;
 }
 
-std::vector<std::string> NcclSession::under_way() const {
+std::vector<std::string> NcclSession::pending_operations() const {
   const std::lock_guard lock(mutex_);
   std::vector<std::string> operations;
   for (const auto& operation : unfinished_) operations.push_back("nccl " + operation->what());

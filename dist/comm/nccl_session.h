@@ -69,7 +69,7 @@ class NcclSession {
   void wait_for_abort() noexcept;
   std::optional<Failure> failure() const;
   /// Of the operations that are not seen to have ended.
-  std::vector<std::string> under_way() const;
+  std::vector<std::string> pending_operations() const;
 
   // Every return code passes one of these; they throw DeviceError, or PeerLostError when NCCL blames a peer.
   void check(ncclResult_t result, const char* call) const;

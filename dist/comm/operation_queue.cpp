@@ -223,7 +223,7 @@ std::optional<WatchedOperations::Waiting> OperationQueue::waiting() const {
   return Waiting{entry.number, entry.call, progress_.peer(), Clock::now() - since};
 }
 
-std::vector<std::string> OperationQueue::under_way() const {
+std::vector<std::string> OperationQueue::pending_operations() const {
   const std::lock_guard lock(mutex_);
   const auto seconds_since = [now = Clock::now()](Clock::time_point time) {
     std::ostringstream text;

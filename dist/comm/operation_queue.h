@@ -64,7 +64,7 @@ class OperationQueue final : private WatchedOperations, private Family::Member {
   std::shared_ptr<const CollectiveCall> find(uint64_t number) const override;
   uint64_t next_number() const override;
   void break_with(const Failure& failure) noexcept override;
-  std::vector<std::string> under_way() const override;
+  std::vector<std::string> pending_operations() const override;
 
   void run();
   std::optional<Failure> finish(Entry& entry);

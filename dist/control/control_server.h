@@ -133,7 +133,7 @@ class ControlServer {
   /// Who knows the ranks, for ListRanks, progress and the state DEGRADED; null (as at the start): nobody, and
   /// ListRanks is empty. It lives until shutdown() or until another is set.
   void set_ranks(const plan::RankDirectory* ranks);
-  /// Who reaches the ranks, for DumpDiagnostics, StopJob with force and DrainJob with a deadline; null (as at the start): nobody, and they
+  /// The interface that reaches the ranks, for DumpDiagnostics, StopJob with force and DrainJob with a deadline; null (as at the start): nobody, and they
   /// are refused. It lives as long as this object.
   void set_orders(plan::RankOrders* orders);
   /// Tells the job's watchers.

@@ -32,13 +32,24 @@ changes::Refusal no_heartbeats(const std::string& call) {
 
 }  // namespace
 
+template <class Message>
+std::variant<TrainingControlService::JobRequest, grpc::Status>
+TrainingControlService::read_job_request(Rpc rpc, const Context& context, const Message& message) {
+  const auto authorized = authorize(rpc, context, message.name());
+  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
+  if (const auto refusal = check_request(message)) return to_status(*refusal);
+  JobRequest request{.rpc = rpc,
+                     .actor = std::get<Authorized>(authorized).caller.actor,
+                     .request_id = message.request_id()};
+  if constexpr (requires { message.reason(); }) request.reason = message.reason();
+  return request;
+}
+
 grpc::Status TrainingControlService::DrainJob(Context* context, const v1::DrainJobRequest* request,
                                               v1::Job* reply) {
-  const auto authorized = authorize(Rpc::drain_job, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
-  if (const auto refusal = check_request(*request)) return to_status(*refusal);
-  JobRequest asked{Rpc::drain_job, std::get<Authorized>(authorized).caller.actor,
-                   request->request_id(), request->reason()};
+  auto read = read_job_request(Rpc::drain_job, *context, *request);
+  if (const auto* refused = std::get_if<grpc::Status>(&read)) return *refused;
+  auto& asked = std::get<JobRequest>(read);
   asked.preempted = request->preempted();
   if (request->has_deadline()) {
     const google::protobuf::Duration& deadline = request->deadline();
@@ -57,34 +68,26 @@ grpc::Status TrainingControlService::DrainJob(Context* context, const v1::DrainJ
 
 grpc::Status TrainingControlService::StopJob(Context* context, const v1::StopJobRequest* request,
                                              v1::Job* reply) {
-  const auto authorized = authorize(Rpc::stop_job, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
-  if (const auto refusal = check_request(*request)) return to_status(*refusal);
-  JobRequest asked{Rpc::stop_job, std::get<Authorized>(authorized).caller.actor,
-                   request->request_id(), request->reason()};
+  auto read = read_job_request(Rpc::stop_job, *context, *request);
+  if (const auto* refused = std::get_if<grpc::Status>(&read)) return *refused;
+  auto& asked = std::get<JobRequest>(read);
   if (request->force()) asked.leave_within_us = kAnswerUs;
   return ask(asked, reply);
 }
 
 grpc::Status TrainingControlService::PauseJob(Context* context, const v1::PauseJobRequest* request,
                                               v1::Job* reply) {
-  const auto authorized = authorize(Rpc::pause_job, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
-  if (const auto refusal = check_request(*request)) return to_status(*refusal);
-  return ask({Rpc::pause_job, std::get<Authorized>(authorized).caller.actor, request->request_id(),
-              request->reason()},
-             reply);
+  const auto read = read_job_request(Rpc::pause_job, *context, *request);
+  if (const auto* refused = std::get_if<grpc::Status>(&read)) return *refused;
+  return ask(std::get<JobRequest>(read), reply);
 }
 
 grpc::Status TrainingControlService::ResumeJob(Context* context,
                                                const v1::ResumeJobRequest* request,
                                                v1::Job* reply) {
-  const auto authorized = authorize(Rpc::resume_job, *context, request->name());
-  if (const auto* refused = std::get_if<grpc::Status>(&authorized)) return *refused;
-  if (const auto refusal = check_request(*request)) return to_status(*refusal);
-  return ask(
-      {Rpc::resume_job, std::get<Authorized>(authorized).caller.actor, request->request_id(), {}},
-      reply);
+  const auto read = read_job_request(Rpc::resume_job, *context, *request);
+  if (const auto* refused = std::get_if<grpc::Status>(&read)) return *refused;
+  return ask(std::get<JobRequest>(read), reply);
 }
 
 std::optional<changes::Refusal> TrainingControlService::check_job_request(
@@ -122,7 +125,7 @@ grpc::Status TrainingControlService::ask(const JobRequest& request, v1::Job* rep
       const bool stops = request.rpc == Rpc::stop_job;
       return to_status(no_heartbeats(stops ? "StopJob with force" : "DrainJob with a deadline"));
     }
-    // A request that is repeated must not pause again a job that somebody has resumed since.
+    // A repeated PauseJob must not pause the job again after ResumeJob.
     const std::pair id(request.actor, request.request_id);
     if (request.request_id.empty() || !job_requests_.contains(id)) obey(request, degraded);
     if (!request.request_id.empty() && job_requests_.size() < kJobRequestsMax)
@@ -157,7 +160,9 @@ void TrainingControlService::obey(const JobRequest& request, bool degraded) {
   }
   if (!request.leave_within_us) return;
   const int64_t at_us = steady_us() + *request.leave_within_us;
-  if (!forced_exit_ || at_us < forced_exit_->at_us) {
+  const bool is_first = !forced_exit_ || stops > forced_exit_->stops ||
+                        (stops == forced_exit_->stops && at_us < forced_exit_->at_us);
+  if (is_first) {  // to stop wins over to drain, else the earlier
     forced_exit_ = ForcedExit{
         .at_us = at_us,
         .stops = stops,
@@ -172,6 +177,7 @@ void TrainingControlService::leave_if_overdue() {
     const std::lock_guard lock(ledger_mutex_);
     if (!forced_exit_ || steady_us() < forced_exit_->at_us) return;
     exit = *std::exchange(forced_exit_, std::nullopt);
+    exit.stops |= leave_ == changes::LeaveRequest::stop;  // asked after a drain with this deadline
     if (is_final(state_)) return;  // it has left, and only waits for its ranks
   }
   set_state(exit.stops ? JobState::stopped : JobState::drained, exit.reason);

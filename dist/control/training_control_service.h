@@ -188,13 +188,17 @@ class TrainingControlService final : public v1::TrainingControl::Service,
   static constexpr size_t kJobRequestsMax = 1024;
   struct ForcedExit {
     int64_t at_us = 0;   ///< steady_us()
-    bool stops = false;  ///< for good; else to be run again
+    bool stops = false;  ///< permanently (exit code 0); else to be started again (75)
     std::string reason = {};
   };
   // With ledger_mutex_ held:
   v1::Checkpoint checkpoint_message(const CheckpointRecord& record) const;
   void tell_checkpoints(const CheckpointRecords::Turned& turned);
   CheckpointRecords::Answer checkpoint_answer(const CheckpointRecords::Request& request) const;
+  /// The caller may make it, and it is well formed.
+  template <class Message>
+  std::variant<JobRequest, grpc::Status> read_job_request(Rpc rpc, const Context& context,
+                                                          const Message& message);
   std::optional<changes::Refusal> check_job_request(const JobRequest& request) const;
   static std::string sentence_of(const JobRequest& request);
   void obey(const JobRequest& request, bool degraded);

@@ -82,8 +82,8 @@ Welcome body_of(const Welcome& welcome) {
   return welcome;
 }
 HelloBody body_of(const Hello& hello) {
-  const RankInfo& card = hello.card;
-  return {card.rank,   card.local_rank, card.pid, Text<64>(card.host), Text<16>(card.device),
+  const RankInfo& info = hello.info;
+  return {info.rank,   info.local_rank, info.pid, Text<64>(info.host), Text<16>(info.device),
           hello.nonce, hello.proof};
 }
 BeatBody body_of(const Beat& beat) {
@@ -127,7 +127,7 @@ Body read(const std::string& bytes, const Header& header) {
 }
 
 Frame frame_of(const HelloBody& body) {
-  return Hello{.card = {.rank = body.rank,
+  return Hello{.info = {.rank = body.rank,
                         .local_rank = body.local_rank,
                         .pid = body.pid,
                         .host = body.host.str(),

@@ -43,7 +43,7 @@ struct Challenge {
 
 /// The answer, and all that is read of a connection before its proof was checked.
 struct Hello {
-  RankInfo card = {};
+  RankInfo info = {};
   Nonce nonce = {};
   Proof proof = {};  ///< that the sender knows the token
 

@@ -10,13 +10,13 @@ Heartbeat::Heartbeat(HeartbeatOptions options, ListeningSocket listener, const T
                                  std::map<int, Connection>{}, std::vector{me});
 }
 
-Heartbeat::Heartbeat(HeartbeatOptions options, const Rendezvous& invitation,
+Heartbeat::Heartbeat(HeartbeatOptions options, const Rendezvous& rendezvous,
                      std::chrono::milliseconds budget) {
   const RankInfo me = options.me;
   std::map<int, Connection> peers;
-  peers.emplace(0, join(invitation, me, budget));
-  loop_ = std::make_unique<Loop>(std::move(options), Descriptor(), invitation.token,
-                                 std::move(peers), std::vector{invitation.rank_0, me});
+  peers.emplace(0, join(rendezvous, me, budget));
+  loop_ = std::make_unique<Loop>(std::move(options), Descriptor(), rendezvous.token,
+                                 std::move(peers), std::vector{rendezvous.rank_0, me});
 }
 
 Heartbeat::~Heartbeat() = default;

@@ -57,7 +57,7 @@ class Heartbeat final : public plan::RankDirectory, public plan::RankOrders {
   /// Rank 0: the others may join from now on. `listener` may be closed when there are none.
   Heartbeat(HeartbeatOptions options, ListeningSocket listener, const Token& token);
   /// Another rank: joins rank 0. Throws UnavailableError when it cannot within `budget`.
-  Heartbeat(HeartbeatOptions options, const Rendezvous& invitation,
+  Heartbeat(HeartbeatOptions options, const Rendezvous& rendezvous,
             std::chrono::milliseconds budget);
   ~Heartbeat() override;                 ///< leave()
   Heartbeat(const Heartbeat&) = delete;  // owns a thread

@@ -54,7 +54,7 @@ Heartbeat::Loop::Loop(HeartbeatOptions options, Descriptor listener, const Token
   outbox_->wake = Descriptor(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   FUSEDBUN_REQUIRE(outbox_->wake.is_open(), IoError, "no eventfd for the heartbeat");
   for (int rank = 0; rank < options_.world_size; ++rank) infos_[rank].rank = rank;
-  for (const RankInfo& card : infos) infos_[card.rank] = card;
+  for (const RankInfo& info : infos) infos_[info.rank] = info;
   thread_ = std::thread([this] { run(); });
 }
 
@@ -114,12 +114,12 @@ std::vector<plan::RankStatus> Heartbeat::Loop::ranks() {
 plan::RankStatus Heartbeat::Loop::status_of(int rank) const {
   const bool is_me = rank == options_.me.rank;
   const Beat beat = is_me ? options_.beat() : beats_[rank];
-  const RankInfo& card = infos_[rank];
+  const RankInfo& info = infos_[rank];
   plan::RankStatus status{.rank = rank,
-                          .local_rank = card.local_rank,
-                          .host = card.host,
-                          .pid = card.pid,
-                          .device = card.device,
+                          .local_rank = info.local_rank,
+                          .host = info.host,
+                          .pid = info.pid,
+                          .device = info.device,
                           .shard_bytes = beat.shard_bytes,
                           .job_step = beat.position.job_step,
                           .phase = beat.position.phase,
@@ -248,12 +248,12 @@ bool Heartbeat::Loop::authenticate(UnauthenticatedPeer& peer) {
       hello != nullptr &&
       is_same(hello->proof, proof_of(token_, Side::joining, peer.challenge, *hello));
   if (!knows_token) return true;
-  const int rank = hello->card.rank;
+  const int rank = hello->info.rank;
   if (rank <= 0 || rank >= options_.world_size || peers_.contains(rank)) return true;
   peer.connection.send(Welcome{proof_of(token_, Side::listening, peer.challenge, *hello)});
   {
     const std::lock_guard lock(mutex_);
-    infos_[rank] = hello->card;
+    infos_[rank] = hello->info;
     disconnected_.erase(rank);
   }
   peers_.emplace(rank, std::move(peer.connection));
@@ -341,7 +341,7 @@ void Heartbeat::Loop::give_orders() {
   }
   for (const Order& order : orders) {
     for (auto& [rank, peer] : peers_) peer.send(order);
-    if (order.kind == Order::Kind::exit) end_all(order);
+    if (order.kind == Order::Kind::exit) wait_for_ends();
     obey(order);
   }
 }
@@ -352,7 +352,7 @@ void Heartbeat::Loop::obey(const Order& order) {
   FUSEDBUN_ASSERT(false, "HeartbeatOptions::exit ends the process");
 }
 
-void Heartbeat::Loop::end_all(const Order& order) {
+void Heartbeat::Loop::wait_for_ends() {
   const auto is_open = [](const auto& peer) { return peer.second.is_open(); };
   for (const int64_t end_us = now_in_us() + kExitUs;
        now_in_us() < end_us && std::ranges::any_of(peers_, is_open);) {
@@ -367,12 +367,10 @@ void Heartbeat::Loop::end_all(const Order& order) {
   for (const auto& [rank, peer] : peers_) {
     if (peer.is_open()) options_.end_forcibly(infos_[static_cast<size_t>(rank)]);
   }
-  options_.exit(order.code, order.text);
-  FUSEDBUN_ASSERT(false, "HeartbeatOptions::exit ends the process");
 }
 
 void Heartbeat::Loop::start_dump(const Order& order) {
-  if (is_describing_->exchange(true)) {
+  if (is_describing_.exchange(true)) {
     const std::lock_guard lock(outbox_->mutex);
     outbox_->answers.push_back({order.number, "the dump before is still under way"});
     return;
@@ -385,10 +383,10 @@ void Heartbeat::Loop::start_dump(const Order& order) {
     outbox->answers.push_back({asked.number, problem});
     ::eventfd_write(outbox->wake.value(), 1);
   };
-  describing_ = std::thread([this, order, write, is_describing = is_describing_] {
+  describing_ = std::thread([this, order, write] {
     const std::string text = options_.describe();
     std::thread(write, order, text).detach();
-    is_describing->store(false);
+    is_describing_.store(false);
   });
 }
 

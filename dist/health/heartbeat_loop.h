@@ -70,8 +70,8 @@ class Heartbeat::Loop {
   void obey(const Order& order);
   void start_dump(const Order& order);
   void send_answers();
-  /// Rank 0: all others are told to end, and waited for a little.
-  [[noreturn]] void end_all(const Order& order);
+  /// Rank 0 has told all others to end: waits for them a little.
+  void wait_for_ends();
 
   // With mutex_ held:
   void take(int rank, const Frame& frame, int64_t now_us);
@@ -92,7 +92,7 @@ class Heartbeat::Loop {
   int64_t told_at_us_ = 0;  ///< when on_lost was called; 0: not yet
   bool overdue_told_ = false;
   std::thread describing_;  ///< a dump
-  std::shared_ptr<std::atomic<bool>> is_describing_ = std::make_shared<std::atomic<bool>>(false);
+  std::atomic<bool> is_describing_ = false;
 
   std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;

@@ -19,8 +19,8 @@ constexpr std::chrono::milliseconds kAgainAfter{20};
 /// One address of rank 0, from a connection in progress to the proof that rank 0 is behind it.
 class Attempt {
  public:
-  Attempt(std::string address, const Rendezvous& invitation, const RankInfo& me)
-      : address_(std::move(address)), invitation_(invitation), me_(me) {
+  Attempt(std::string address, const Rendezvous& rendezvous, const RankInfo& me)
+      : address_(std::move(address)), rendezvous_(rendezvous), me_(me) {
     start();
   }
 
@@ -28,7 +28,7 @@ class Attempt {
   bool is_welcome() const { return is_welcome_; }
   Connection take_connection() { return std::move(connection_); }
   std::string describe() const {
-    return address_ + " port " + std::to_string(invitation_.port) + ": " + problem_;
+    return address_ + " port " + std::to_string(rendezvous_.port) + ": " + problem_;
   }
 
   pollfd awaited() const {
@@ -58,7 +58,7 @@ class Attempt {
     again_at_.reset();
     is_connected_ = false;
     problem_ = "no answer";
-    connection_ = Connection(start_connecting(address_, invitation_.port));
+    connection_ = Connection(start_connecting(address_, rendezvous_.port));
     if (!connection_.is_open()) fail(std::strerror(errno));
   }
 
@@ -72,15 +72,15 @@ class Attempt {
 
   void answer(const Challenge& challenge) {
     challenge_ = challenge;
-    hello_ = {.card = me_, .nonce = random_nonce()};
-    hello_.proof = proof_of(invitation_.token, Side::joining, challenge_, hello_);
+    hello_ = {.info = me_, .nonce = random_nonce()};
+    hello_.proof = proof_of(rendezvous_.token, Side::joining, challenge_, hello_);
     connection_.send(hello_);
   }
 
   void believe_if_proven(const Welcome* welcome) {
     is_welcome_ =
         welcome != nullptr &&
-        is_same(welcome->proof, proof_of(invitation_.token, Side::listening, challenge_, hello_));
+        is_same(welcome->proof, proof_of(rendezvous_.token, Side::listening, challenge_, hello_));
     if (!is_welcome_) fail("what listens there does not know this job");
   }
 
@@ -90,7 +90,7 @@ class Attempt {
   }
 
   std::string address_;
-  const Rendezvous& invitation_;
+  const Rendezvous& rendezvous_;
   const RankInfo& me_;
   Connection connection_{Descriptor()};
   bool is_connected_ = false;
@@ -101,8 +101,8 @@ class Attempt {
   std::optional<Clock::time_point> again_at_;
 };
 
-std::string why_not(const std::vector<Attempt>& attempts, const Rendezvous& invitation) {
-  std::string text = "no heartbeat connection to rank 0 on " + invitation.rank_0.host + " (";
+std::string why_not(const std::vector<Attempt>& attempts, const Rendezvous& rendezvous) {
+  std::string text = "no heartbeat connection to rank 0 on " + rendezvous.rank_0.host + " (";
   for (const Attempt& attempt : attempts) {
     if (&attempt != &attempts.front()) text += "; ";
     text += attempt.describe();
@@ -112,20 +112,20 @@ std::string why_not(const std::vector<Attempt>& attempts, const Rendezvous& invi
 
 }  // namespace
 
-Connection join(const Rendezvous& invitation, const RankInfo& me,
+Connection join(const Rendezvous& rendezvous, const RankInfo& me,
                 std::chrono::milliseconds budget) {
   const Clock::time_point deadline = Clock::now() + budget;
   std::vector<Attempt> attempts;
-  attempts.reserve(invitation.addresses.size());
-  for (const std::string& address : invitation.addresses) {
-    attempts.emplace_back(address, invitation, me);
+  attempts.reserve(rendezvous.addresses.size());
+  for (const std::string& address : rendezvous.addresses) {
+    attempts.emplace_back(address, rendezvous, me);
   }
   std::vector<pollfd> waits;
   for (;;) {
     const Clock::time_point now = Clock::now();
     const bool all_failed = std::ranges::all_of(attempts, &Attempt::has_failed);
     FUSEDBUN_REQUIRE(now < deadline && !all_failed, UnavailableError,
-                     why_not(attempts, invitation));
+                     why_not(attempts, rendezvous));
     waits.clear();
     for (Attempt& attempt : attempts) {
       attempt.start_again_if_due(now);

@@ -22,6 +22,6 @@ struct Rendezvous {
 
 /// A connection on which both sides have proven themselves. Throws UnavailableError, which says of each address why not,
 /// when there is none within `budget`.
-Connection join(const Rendezvous& invitation, const RankInfo& me, std::chrono::milliseconds budget);
+Connection join(const Rendezvous& rendezvous, const RankInfo& me, std::chrono::milliseconds budget);
 
 }  // namespace fusedbun::health

@@ -1,6 +1,6 @@
 #pragma once
 // Proofs that both ends of a heartbeat connection know the job's token, which itself never travels on it: HMAC-SHA-256
-// (OpenSSL's) over what both have said, so that no proof fits another connection, the other direction or another card.
+// (OpenSSL's) over what both have said, so that no proof fits another connection, the other direction or another info.
 //
 // Thread safety: functions without state.
 #include "fusedbun/dist/health/frame.h"

@@ -16,7 +16,7 @@ namespace {
 
 /// What rank 0 tells the others.
 struct Offer {
-  health::Rendezvous invitation;  ///< port 0: rank 0 cannot listen
+  health::Rendezvous rendezvous;  ///< port 0: rank 0 cannot listen
   std::string run_dir;            ///< absolute; empty: none
 };
 
@@ -32,14 +32,14 @@ Offer broadcast_offer(comm::Communicator& host, const Offer& of_rank_0) {
     int32_t local_rank;
     uint16_t port;
   };
-  const health::Rendezvous& offered = of_rank_0.invitation;
-  const health::RankInfo& card = offered.rank_0;
+  const health::Rendezvous& offered = of_rank_0.rendezvous;
+  const health::RankInfo& info = offered.rank_0;
   const Numbers numbers = comm::broadcast_object(
-      host, Numbers{offered.token, card.pid, card.local_rank, offered.port}, 0);
-  std::vector<std::string> texts = {card.host, card.device, of_rank_0.run_dir};
+      host, Numbers{offered.token, info.pid, info.local_rank, offered.port}, 0);
+  std::vector<std::string> texts = {info.host, info.device, of_rank_0.run_dir};
   texts.insert(texts.end(), offered.addresses.begin(), offered.addresses.end());
   texts = comm::broadcast_texts(host, texts, 0);
-  return {.invitation = {.addresses = {texts.begin() + 3, texts.end()},
+  return {.rendezvous = {.addresses = {texts.begin() + 3, texts.end()},
                          .port = numbers.port,
                          .token = numbers.token,
                          .rank_0 = {.rank = 0,
@@ -80,17 +80,17 @@ Heartbeats start_heartbeats(Connections& connections, health::HeartbeatOptions o
         listener = health::listen_on_free_port(connections.one_host);
       }
       const health::Token token = health::random_token();
-      offer.invitation = {.port = listener.port, .token = token, .rank_0 = options.me};
-      if (!connections.one_host) offer.invitation.addresses = health::addresses_of_this_host();
+      offer.rendezvous = {.port = listener.port, .token = token, .rank_0 = options.me};
+      if (!connections.one_host) offer.rendezvous.addresses = health::addresses_of_this_host();
       started.heartbeat = std::make_unique<health::Heartbeat>(options, std::move(listener), token);
     });
   }
   offer = broadcast_offer(host, offer);
-  if (host.rank() != 0 && offer.invitation.port != 0) {
-    if (connections.with_rank_0) offer.invitation.addresses.emplace_back("127.0.0.1");
+  if (host.rank() != 0 && offer.rendezvous.port != 0) {
+    if (connections.with_rank_0) offer.rendezvous.addresses.emplace_back("127.0.0.1");
     attempt([&] {
       started.heartbeat =
-          std::make_unique<health::Heartbeat>(options, offer.invitation, joining_budget(timeout));
+          std::make_unique<health::Heartbeat>(options, offer.rendezvous, joining_budget(timeout));
     });
   }
   for (const std::string& each : comm::all_gather_text(host, problem)) {

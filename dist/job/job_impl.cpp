@@ -201,7 +201,7 @@ std::string Job::Impl::describe_rank() const {
        << "in " << plan::describe(board.position()) << '\n';
   for (const auto* const channel : {connections.host.get(), connections.device.get()}) {
     if (channel == nullptr) continue;
-    for (const std::string& operation : channel->under_way())
+    for (const std::string& operation : channel->pending_operations())
       text << "under way: " << operation << '\n';
     if (const auto failure = channel->failure()) text << "broken: " << failure->text << '\n';
   }

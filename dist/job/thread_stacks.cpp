@@ -44,6 +44,7 @@ std::atomic<pid_t> wanted{0};
 std::atomic<bool> is_done{false};
 std::array<void*, kFramesMax> frames;
 int frame_count = 0;
+bool handler_hangs = false;  ///< the askers'
 
 pid_t own_id() {
   return static_cast<pid_t>(::syscall(SYS_gettid));
@@ -59,23 +60,26 @@ void note_frames(int) {
   errno = saved_errno;
 }
 
-/// For good: a signal that a thread blocks now may come to it later, and must not end the process.
-void install_handler() {
-  static std::once_flag once;
-  std::call_once(once, [] {
+/// For good: a signal that a thread blocks now may come to it later, and must not end the process. False if the program uses the signal.
+bool install_handler() {
+  static const bool is_ours = [] {
     std::array<void*, 1> ignored;
     ::backtrace(ignored.data(), 1);  // loads the unwinder, which a handler may not
+    struct sigaction present = {};
+    ::sigaction(stack_signal(), nullptr, &present);
+    if ((present.sa_flags & SA_SIGINFO) != 0 || present.sa_handler != SIG_DFL) return false;
     struct sigaction action = {};
     action.sa_handler = note_frames;
     action.sa_flags = SA_RESTART;
     ::sigfillset(&action.sa_mask);
-    ::sigaction(stack_signal(), &action, nullptr);
-  });
+    return ::sigaction(stack_signal(), &action, nullptr) == 0;
+  }();
+  return is_ours;
 }
 
-std::string first_line(const std::string& path) {
+std::string line_of(const std::string& proc_file) {
   std::string line;
-  std::getline(std::ifstream(path) >> std::ws, line);
+  std::getline(std::ifstream(proc_file), line);
   return line;
 }
 
@@ -113,8 +117,11 @@ bool ask(pid_t thread, Clock::time_point until) {
   }
   pid_t expected = thread;
   if (wanted.compare_exchange_strong(expected, 0)) return false;
-  while (!is_done.load()) std::this_thread::sleep_for(kLookInterval);  // it writes already
-  return true;
+  // It writes already. If it does not come back from that, nobody is asked any more: the frames are its own.
+  while (!is_done.load() && Clock::now() < until + kThreadPatience)
+    std::this_thread::sleep_for(kLookInterval);
+  handler_hangs = !is_done.load();
+  return !handler_hangs;
 }
 
 std::string name_of_function(const char* symbol) {
@@ -144,18 +151,21 @@ std::string describe_frame(void* address) {
 std::string thread_stacks() {
   static std::mutex one_at_a_time;
   const std::lock_guard lock(one_at_a_time);
-  install_handler();
+  const bool may_ask = install_handler();
   const Clock::time_point end = Clock::now() + kPatience;
   std::ostringstream text;
+  if (!may_ask)
+    text << "no frames: the program has a handler of SIGRTMIN + 6, by which threads are asked\n";
   for (const pid_t thread : threads_of_this_process()) {
     if (thread == own_id()) continue;  // it writes this
     const std::string folder = folder_of(thread);
-    text << "thread " << thread << " \"" << first_line(folder + "/comm") << '"';
-    const std::string waits_in = first_line(folder + "/wchan");
+    text << "thread " << thread << " \"" << line_of(folder + "/comm") << '"';
+    const std::string waits_in = line_of(folder + "/wchan");
     if (!waits_in.empty() && waits_in != "0") text << ", waits in the kernel's " << waits_in;
-    const bool is_asked = !blocks_the_signal(thread);
-    if (!is_asked || !ask(thread, std::min(end, Clock::now() + kThreadPatience))) {
-      text << (is_asked ? ": did not answer\n" : ": blocks signals\n");
+    const bool blocks = blocks_the_signal(thread);
+    if (blocks || !may_ask || handler_hangs ||
+        !ask(thread, std::min(end, Clock::now() + kThreadPatience))) {
+      text << (blocks ? ": blocks signals\n" : may_ask ? ": did not answer\n" : "\n");
       continue;
     }
     text << '\n';

@@ -8,7 +8,8 @@
 namespace fusedbun {
 
 /// A paragraph per thread: name, id, what the kernel waits for, and its frames, the innermost first. Functions that the program does not
-/// export are told as file+offset, as addr2line takes them. A thread that blocks the signal, or does not run within a fifth of a second
+/// export are told as file+offset, as addr2line takes them. A program that handles the signal itself keeps its handler, and no
+/// thread has frames then. A thread that blocks the signal, or does not run within a fifth of a second
 /// (it is stopped, or waits in the kernel for a disk), is told without frames. Takes at most two seconds.
 std::string thread_stacks();
 

@@ -120,6 +120,13 @@ void remove_earlier_run(const fs::path& run_dir) {
   remove_error_files(run_dir);
 }
 
+void mark_ended(Attempt& attempt, RunState state, int exit_code, std::string reason) {
+  attempt.state = state;
+  attempt.exit_code = exit_code;
+  attempt.reason = std::move(reason);
+  attempt.ended = utc_text(std::time(nullptr));
+}
+
 void write_record(const std::filesystem::path& run_dir, const std::vector<Attempt>& attempts) {
   Json array = Json::array();
   for (const Attempt& attempt : attempts) array.push_back(to_json(attempt));
@@ -180,10 +187,7 @@ RunRecorder::RunRecorder(fs::path run_dir, Attempt attempt, Reuse reuse, Notice 
 }
 
 void RunRecorder::end(RunState state, int exit_code, std::string reason) {
-  attempt_.state = state;
-  attempt_.exit_code = exit_code;
-  attempt_.reason = std::move(reason);
-  attempt_.ended = utc_text(std::time(nullptr));
+  mark_ended(attempt_, state, exit_code, std::move(reason));
   write();
 }
 
@@ -203,12 +207,9 @@ void end_newest_attempt(const std::filesystem::path& run_dir, RunState state, in
     std::vector<Attempt> attempts = read_run_record(run_dir);
     if (attempts.empty()) return;
     Attempt& newest = attempts.back();
-    newest.state = state;
-    newest.exit_code = exit_code;
-    newest.reason = reason;
+    mark_ended(newest, state, exit_code, reason);
     newest.steps = steps;
     newest.model.clear();
-    newest.ended = utc_text(std::time(nullptr));
     write_record(run_dir, attempts);
   } catch (const std::exception&) {  // its readers see that the process is gone
   }

@@ -163,8 +163,8 @@ uint64_t StepConsensus::close_step(const StepOutcome& outcome, std::span<const u
   // Not when the header is read: that may be between two steps, for a save.
   checkpoint_requested_ = std::exchange(asked_for_checkpoint_, false);
   // The program saves after this step, so the job is held after the next one.
-  is_to_hold_ = asked_to_pause_ && !checkpoint_requested_;
-  if (!checkpoint_requested_) asked_to_pause_ = false;
+  is_to_hold_ = !checkpoint_requested_ && std::exchange(asked_to_pause_, false) &&
+                leaving_ == changes::LeaveRequest::none;
   make_report(outcome);
   if (port_ != nullptr) port_->step_finished(report_);
   ++model_.job_step;
@@ -173,8 +173,6 @@ uint64_t StepConsensus::close_step(const StepOutcome& outcome, std::span<const u
 }
 
 void StepConsensus::hold() {
-  is_to_hold_ = false;
-  if (leaving_ != changes::LeaveRequest::none) return;
   const auto begin = std::chrono::steady_clock::now();
   enum : size_t { kGoesOn, kLeave };
   for (;;) {

@@ -204,6 +204,30 @@ TEST_F(JobRequests, DrainWithADeadlineEndsTheProcessesThatHaveNotLeftByThen) {
   EXPECT_EQ(client_.job().state(), v1::Job::STOPPED);
 }
 
+// A launcher that starts jobs again after 75 must not do so with one that a person has stopped.
+TEST_F(JobRequests, AStopAfterADrainWithADeadlineIsForGood) {
+  server_.set_orders(&ranks_);
+  client_.drain("spot", 0.5);
+  client_.stop("good enough");
+  ASSERT_TRUE(soon([&] { return !ranks_.exits().empty(); }));
+  EXPECT_EQ(ranks_.exits().front().first, 0);
+}
+
+TEST_F(JobRequests, AStopWithForceWinsOverADeadlineThatComesFirst) {
+  server_.set_orders(&ranks_);
+  client_.drain("spot", 0.28);  // a little before the force
+  client_.stop("", /*force=*/true);
+  ASSERT_TRUE(soon([&] { return !ranks_.exits().empty(); }));
+  EXPECT_EQ(ranks_.exits().front().first, 0);
+}
+
+TEST_F(JobRequests, AskedTwiceTheFirstReasonStays) {
+  client_.pause("lunch");
+  EXPECT_THAT(client_.pause("dinner").state_reason(), HasSubstr("lunch"));
+  client_.resume();
+  EXPECT_EQ(client_.resume().state(), v1::Job::RUNNING);
+}
+
 TEST_F(JobRequests, WhoHasLeftByItsDeadlineIsNotEnded) {
   server_.set_orders(&ranks_);
   client_.drain("spot", 0.3);

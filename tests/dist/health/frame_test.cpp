@@ -15,7 +15,7 @@ namespace {
 std::vector<Frame> one_of_each() {
   return {
       Challenge{.nonce = {7, 8, 9}},
-      Hello{.card = {.rank = 3, .local_rank = 1, .pid = 4711, .host = "node3", .device = "cpu"},
+      Hello{.info = {.rank = 3, .local_rank = 1, .pid = 4711, .host = "node3", .device = "cpu"},
             .nonce = {4, 5, 6},
             .proof = {1, 2, 3}},
       Welcome{.proof = {0xFF, 0xFE}},

@@ -301,7 +301,7 @@ TEST(OrdersDeathTest, AllEndAndTheOneThatOrdersItLast) {
     std::atomic<int> ended = 0;
     const auto rank = [&](int number) {
       return HeartbeatOptions{
-          .me = Ranks::card(number),
+          .me = Ranks::info(number),
           .world_size = 3,
           .limits = kPatient,
           .beat = [] { return Beat{}; },
@@ -316,10 +316,10 @@ TEST(OrdersDeathTest, AllEndAndTheOneThatOrdersItLast) {
               }};
     };
     ListeningSocket listener = listen_on_free_port(/*loopback_only=*/true);
-    const Rendezvous invitation{{"127.0.0.1"}, listener.port, random_token(), Ranks::card(0)};
-    Heartbeat first(rank(0), std::move(listener), invitation.token);
-    Heartbeat second(rank(1), invitation, 10s);
-    Heartbeat third(rank(2), invitation, 10s);
+    const Rendezvous rendezvous{{"127.0.0.1"}, listener.port, random_token(), Ranks::info(0)};
+    Heartbeat first(rank(0), std::move(listener), rendezvous.token);
+    Heartbeat second(rank(1), rendezvous, 10s);
+    Heartbeat third(rank(2), rendezvous, 10s);
     for (Heartbeat* each : {&first, &second, &third}) each->watch();
     first.exit_all(75, "out of time");
     std::this_thread::sleep_for(20s);

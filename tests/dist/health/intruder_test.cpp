@@ -71,7 +71,7 @@ class Intruder : public ::testing::Test {
  protected:
   Ranks ranks_{3, kPatient};
   Connection rank_1_ = ranks_.bare(1);
-  const uint16_t port_ = ranks_.invitation().port;
+  const uint16_t port_ = ranks_.rendezvous().port;
 
   void expect_that_nothing_happened() {
     ranks_.start(2);
@@ -149,12 +149,12 @@ TEST_F(Intruder, WhoSaysNothingKeepsNobodyOut) {
 }
 
 TEST_F(Intruder, NobodyTakesARankThatIsThere) {
-  EXPECT_THROW(join(ranks_.invitation(), Ranks::card(1), 300ms), UnavailableError);
-  EXPECT_THROW(join(ranks_.invitation(), Ranks::card(0), 300ms), UnavailableError);
-  EXPECT_THROW(join(ranks_.invitation(), Ranks::card(3), 300ms), UnavailableError);
-  Rendezvous stolen = ranks_.invitation();
+  EXPECT_THROW(join(ranks_.rendezvous(), Ranks::info(1), 300ms), UnavailableError);
+  EXPECT_THROW(join(ranks_.rendezvous(), Ranks::info(0), 300ms), UnavailableError);
+  EXPECT_THROW(join(ranks_.rendezvous(), Ranks::info(3), 300ms), UnavailableError);
+  Rendezvous stolen = ranks_.rendezvous();
   stolen.token[15] ^= 1;
-  EXPECT_THROW(join(stolen, Ranks::card(2), 300ms), UnavailableError);
+  EXPECT_THROW(join(stolen, Ranks::info(2), 300ms), UnavailableError);
   expect_that_nothing_happened();
 }
 

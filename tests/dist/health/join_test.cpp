@@ -23,11 +23,11 @@ using Clock = std::chrono::steady_clock;
 const std::string kNobody = "192.0.2.1";
 
 /// Why nobody could be joined; that it took no longer than the budget.
-std::string refusal(const Rendezvous& invitation, std::chrono::milliseconds budget) {
+std::string refusal(const Rendezvous& rendezvous, std::chrono::milliseconds budget) {
   const auto begin = Clock::now();
   std::string text = "joined";
   try {
-    join(invitation, Ranks::card(1), budget);
+    join(rendezvous, Ranks::info(1), budget);
   } catch (const UnavailableError& error) {
     text = error.what();
   }
@@ -44,10 +44,10 @@ TEST(Join, FindsRankZeroBehindAnyOfItsAddresses) {
                                             {"127.0.0.1", kNobody, "::1"}};
   for (const std::vector<std::string>& addresses : lists) {
     const Ranks ranks(2, kPatient);
-    Rendezvous invitation = ranks.invitation();
-    invitation.addresses = addresses;
+    Rendezvous rendezvous = ranks.rendezvous();
+    rendezvous.addresses = addresses;
     const auto begin = Clock::now();
-    EXPECT_TRUE(join(invitation, Ranks::card(1), 10s).is_open());
+    EXPECT_TRUE(join(rendezvous, Ranks::info(1), 10s).is_open());
     EXPECT_LT(Clock::now() - begin, 2s);
   }
 }
@@ -85,7 +85,7 @@ TEST(Join, AnotherServiceIsNotBelieved) {
   EXPECT_THAT(refusal(invitation_to(silent.port), 300ms), HasSubstr("says nothing"));
 
   ListeningSocket impostor = listen_on_free_port(true);
-  const Rendezvous invitation{{"127.0.0.1"}, impostor.port, random_token(), {.host = "node0"}};
+  const Rendezvous rendezvous{{"127.0.0.1"}, impostor.port, random_token(), {.host = "node0"}};
   std::thread answers([&] {
     std::optional<Connection> connection;
     EXPECT_TRUE(soon([&] {
@@ -103,7 +103,7 @@ TEST(Join, AnotherServiceIsNotBelieved) {
       return false;
     }));
   });
-  EXPECT_THAT(refusal(invitation, 10s), HasSubstr("does not know this job"));
+  EXPECT_THAT(refusal(rendezvous, 10s), HasSubstr("does not know this job"));
   answers.join();
 }
 

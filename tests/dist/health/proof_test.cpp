@@ -26,7 +26,7 @@ Proof from_hex(const std::string& text) {
 const Token kToken = counting_from<Token>(0);
 const Challenge kChallenge{counting_from<Nonce>(16)};
 const Hello kHello{
-    .card = {.rank = 3, .local_rank = 1, .pid = 4711, .host = "node3", .device = "cpu"},
+    .info = {.rank = 3, .local_rank = 1, .pid = 4711, .host = "node3", .device = "cpu"},
     .nonce = counting_from<Nonce>(32)};
 
 // Python's hmac over the side, the challenge's nonce and the Hello as it travels, with zeros for its proof:
@@ -55,7 +55,7 @@ TEST(Proof, FitsNothingElse) {
   hello.nonce[0] ^= 1;
   EXPECT_NE(proof_of(kToken, Side::joining, kChallenge, hello), proof);
   hello = kHello;
-  hello.card.rank = 4;
+  hello.info.rank = 4;
   EXPECT_NE(proof_of(kToken, Side::joining, kChallenge, hello), proof);
 }
 

@@ -37,14 +37,14 @@ class Ranks {
   Ranks(int world_size, const plan::HealthLimits& limits)
       : world_size_(world_size), limits_(limits), beats_(world_size), told_(world_size) {
     ListeningSocket listener = listen_on_free_port(/*loopback_only=*/true);
-    invitation_ = {{"127.0.0.1"}, listener.port, random_token(), card(0)};
+    rendezvous_ = {{"127.0.0.1"}, listener.port, random_token(), info(0)};
     ranks_.resize(world_size);
-    ranks_[0] = std::make_unique<Heartbeat>(options(0), std::move(listener), invitation_.token);
+    ranks_[0] = std::make_unique<Heartbeat>(options(0), std::move(listener), rendezvous_.token);
   }
 
   void start(int rank) {
     ranks_[rank] =
-        std::make_unique<Heartbeat>(options(rank), invitation_, std::chrono::seconds(10));
+        std::make_unique<Heartbeat>(options(rank), rendezvous_, std::chrono::seconds(10));
   }
   void start_all() {
     for (int rank = 1; rank < world_size_; ++rank) start(rank);
@@ -57,14 +57,14 @@ class Ranks {
   }
   /// Joins and sends one beat.
   Connection bare(int rank) {
-    Connection connection = join(invitation_, card(rank), std::chrono::seconds(10));
+    Connection connection = join(rendezvous_, info(rank), std::chrono::seconds(10));
     connection.send(Beat{{5, plan::Phase::reduce_scatter, 3}, 0, 0});
     return connection;
   }
 
   Heartbeat& operator[](int rank) { return *ranks_[rank]; }
   void stop(int rank) { ranks_[rank].reset(); }
-  const Rendezvous& invitation() const { return invitation_; }
+  const Rendezvous& rendezvous() const { return rendezvous_; }
 
   void stand(int rank, const plan::RankPosition& position) {
     const std::lock_guard lock(mutex_);
@@ -87,7 +87,7 @@ class Ranks {
       return true;
     });
   }
-  static RankInfo card(int rank) {
+  static RankInfo info(int rank) {
     return {.rank = rank, .local_rank = rank, .pid = 1000 + rank, .host = "here", .device = "cpu"};
   }
   std::atomic<int> overdue = 0;
@@ -98,7 +98,7 @@ class Ranks {
 
  private:
   HeartbeatOptions options(int rank) {
-    return {.me = card(rank),
+    return {.me = info(rank),
             .world_size = world_size_,
             .limits = limits_,
             .beat =
@@ -121,7 +121,7 @@ class Ranks {
 
   int world_size_;
   plan::HealthLimits limits_;
-  Rendezvous invitation_;
+  Rendezvous rendezvous_;
   std::mutex mutex_;
   std::vector<Beat> beats_;
   std::vector<std::vector<plan::LostRank>> told_;
