@@ -90,6 +90,31 @@ class Static(ClusterTestCase):
         self.assertEqual(steps(self.run_dir)[-1]["step"], 149)
 
 
+    def ask(self, *words):
+        """`fusedbun <words>` on rank 0's host."""
+        with OnHost(self.hosts[0], BINARY, *words, "--run-dir", self.run_dir) as command:
+            result = command.result(30)
+        self.assertEqual(result.code, 0, result)
+        return result
+
+    def test_a_pause_a_dump_and_a_forced_stop_reach_the_ranks_of_the_other_host(self):
+        jobs = [self.static(number, *self.train(1_000_000)) for number in (0, 1)]
+        self.wait_for_steps(3)
+        self.ask("pause", "--wait", "--timeout", "20")
+        done = steps_done(self.run_dir)
+        texts = [Path(line).read_text() for line in self.ask("dump").out.splitlines()]
+        self.assertEqual(len(texts), 4)
+        for rank, text in enumerate(texts):
+            self.assertRegex(text, rf"\Arank {rank} of 4, pid \d+ on node-{rank // 2}, ")
+            self.assertIn("\nin paused, job step ", text)
+        self.assertEqual(steps_done(self.run_dir), done)
+        self.ask("resume")
+        self.wait_for_steps(done + 3)
+        self.ask("stop", "--force")
+        for job in jobs:
+            self.assertEqual(job.result(20).code, 0)
+
+
 class LittleSharedMemory(ClusterTestCase):
     shm_mebibytes = 64  # of /dev/shm, as containers have it
 
